@@ -1,0 +1,67 @@
+# One word per task. Everything happens in .venv; nothing outside the folder is touched.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip install --quiet --constraint constraints.txt
+EXAMPLE ?= out
+SEED ?= 7
+
+.PHONY: help try-on test check format generate bench strip clean
+.DEFAULT_GOAL := help
+
+help: ## show these words
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
+
+$(VENV)/.created:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "vtryon needs Python 3.11 or newer; this is %s. Name another: make PYTHON=python3.12 ..." % sys.version.split()[0])'
+	@echo "setting up $(VENV) ..."
+	@$(PYTHON) -m venv $(VENV)
+	@$(BIN)/python -m pip install --quiet --upgrade 'pip>=25.1'
+	@touch $@
+
+$(VENV)/.product: $(VENV)/.created pyproject.toml constraints.txt
+	@echo "installing vtryon[cli,server] ..."
+	@$(PIP) --editable '.[cli,server]'
+	@touch $@
+
+$(VENV)/.dev: $(VENV)/.product
+	@echo "installing what the tests need ..."
+	@$(PIP) --editable '.[cli,server]' --group dev
+	@touch $@
+
+try-on: $(VENV)/.product ## draw a person and a garment, and put one on the other (EXAMPLE=folder SEED=n)
+	@$(BIN)/vtryon example-pair --seed $(SEED) --out $(EXAMPLE)
+	@$(BIN)/vtryon try-on $(EXAMPLE)/person.png $(EXAMPLE)/garment.png -o $(EXAMPLE)/result.png \
+		--prompt "$$(cat $(EXAMPLE)/prompt.txt)" --seed $(SEED) --previews $(EXAMPLE)/previews
+	@$(BIN)/vtryon contact-sheet $(EXAMPLE)/person.png $(EXAMPLE)/garment.png $(EXAMPLE)/previews $(EXAMPLE)/result.png \
+		-o $(EXAMPLE)/contact-sheet.png
+
+test: $(VENV)/.dev ## run the tests
+	@$(BIN)/python -m pytest $(PYTEST)
+
+check: $(VENV)/.dev ## lint, types, layers, contracts, spelling
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(BIN)/buf lint
+	$(BIN)/buf format --diff --exit-code
+	@git rev-parse --verify --quiet HEAD~1:buf.yaml >/dev/null && $(BIN)/buf breaking --against '.git#ref=HEAD~1' || true
+	$(BIN)/codespell
+	@$(BIN)/python protos/generate.py --check
+
+format: $(VENV)/.dev ## format Python and protos
+	$(BIN)/ruff check --fix --quiet . ; $(BIN)/ruff format .
+	$(BIN)/buf format --write
+
+generate: $(VENV)/.dev ## make sdk/vtryon/v1 from protos
+	$(BIN)/python protos/generate.py
+
+bench: $(VENV)/.dev ## measure: tensor streaming against raw gRPC bytes
+	$(BIN)/python -m vtryon_loadtests.tensor_streaming
+
+strip: $(VENV)/.product ## draw the strip of held-out examples in the README
+	$(BIN)/python -m vtryon_services.mannequin.strip --rows 10 -o docs/strip.png
+
+clean: ## remove everything that was set up or made
+	rm -rf $(VENV) out .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache dist

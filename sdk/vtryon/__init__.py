@@ -1,0 +1,112 @@
+"""The SDK of vtryon: two pictures and a sentence in, one picture out.
+
+    async with vtryon.Client("localhost:50050") as client:
+        result = await client.try_on("person.png", "garment.png", seed=7)
+        result.picture.save("result.png")
+"""
+
+from vtryon.channel import Channel, Tls
+from vtryon.client import Client
+from vtryon.errors import (
+    AccessError,
+    CancelledError,
+    DeadlineError,
+    OverloadedError,
+    ProtocolError,
+    Reason,
+    RequestError,
+    SettingsError,
+    StageError,
+    UnavailableError,
+    Violation,
+    VtryonError,
+)
+from vtryon.events import (
+    Accepted,
+    Event,
+    Finished,
+    Fit,
+    Hop,
+    Ledger,
+    Preview,
+    Queued,
+    StageFinished,
+    StageStarted,
+    StepFinished,
+)
+from vtryon.pictures import Picture
+from vtryon.run import Result, Run
+from vtryon.stages import (
+    Conditioning,
+    Decoding,
+    Embeddings,
+    LatentEncoder,
+    Sampling,
+    TextEncoder,
+)
+from vtryon.tensors import Tensor
+from vtryon.types import (
+    GuidanceNorm,
+    ImageFormat,
+    Numerics,
+    PreviewPolicy,
+    Priority,
+    Profile,
+    ResizeFilter,
+    RopeLayout,
+    SampleStart,
+    SigmaSchedule,
+    Stage,
+)
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "Accepted",
+    "AccessError",
+    "CancelledError",
+    "Channel",
+    "Client",
+    "Conditioning",
+    "DeadlineError",
+    "Decoding",
+    "Embeddings",
+    "Event",
+    "Finished",
+    "Fit",
+    "GuidanceNorm",
+    "Hop",
+    "ImageFormat",
+    "LatentEncoder",
+    "Ledger",
+    "Numerics",
+    "OverloadedError",
+    "Picture",
+    "Preview",
+    "PreviewPolicy",
+    "Priority",
+    "Profile",
+    "ProtocolError",
+    "Queued",
+    "Reason",
+    "RequestError",
+    "ResizeFilter",
+    "Result",
+    "RopeLayout",
+    "Run",
+    "SampleStart",
+    "Sampling",
+    "SettingsError",
+    "SigmaSchedule",
+    "Stage",
+    "StageError",
+    "StageFinished",
+    "StageStarted",
+    "StepFinished",
+    "Tensor",
+    "TextEncoder",
+    "Tls",
+    "UnavailableError",
+    "Violation",
+    "VtryonError",
+]

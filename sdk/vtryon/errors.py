@@ -1,0 +1,204 @@
+"""What can go wrong, raised alike by clients and by servers.
+
+    VtryonError                     .reason .metadata
+    ├── SettingsError               the program or server is set up wrongly: settings, checkpoint
+    ├── RequestError                correct the request; .violations names each field
+    ├── AccessError                 not who may do this
+    ├── OverloadedError             try again after .retry_after_seconds
+    ├── UnavailableError            the server can't be reached, or is going away
+    ├── DeadlineError               out of time; .completed_steps
+    ├── CancelledError              the caller left its own call
+    ├── StageError                  a stage failed; .stage names it
+    └── ProtocolError               the other end broke the grammar of the stream
+
+`REASONS` is the one table of reason, class and status. Servers read it forwards, clients backwards.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import ClassVar, NamedTuple
+
+import grpc
+
+
+class Reason(StrEnum):
+    """error_reason.proto, without the prefix."""
+
+    FIELD_INVALID = "FIELD_INVALID"
+    NUMERICS_UNSUPPORTED = "NUMERICS_UNSUPPORTED"
+    PAYLOAD_TOO_LARGE = "PAYLOAD_TOO_LARGE"
+    PAYLOAD_INVALID = "PAYLOAD_INVALID"
+    TENSOR_NOT_FINITE = "TENSOR_NOT_FINITE"
+    PICTURE_TOO_LARGE = "PICTURE_TOO_LARGE"
+    PICTURE_FORMAT_UNSUPPORTED = "PICTURE_FORMAT_UNSUPPORTED"
+    PICTURE_UNREADABLE = "PICTURE_UNREADABLE"
+    STREAM_OUT_OF_ORDER = "STREAM_OUT_OF_ORDER"
+    STREAM_INCOMPLETE = "STREAM_INCOMPLETE"
+    MESSAGE_MALFORMED = "MESSAGE_MALFORMED"
+    QUEUE_FULL = "QUEUE_FULL"
+    STAGE_UNAVAILABLE = "STAGE_UNAVAILABLE"
+    SHUTTING_DOWN = "SHUTTING_DOWN"
+    DEADLINE_PASSED = "DEADLINE_PASSED"
+    CHECKPOINT_NOT_FOUND = "CHECKPOINT_NOT_FOUND"
+    CHECKPOINT_UNSAFE = "CHECKPOINT_UNSAFE"
+    CHECKPOINT_CORRUPT = "CHECKPOINT_CORRUPT"
+    CHECKPOINT_UNSUPPORTED = "CHECKPOINT_UNSUPPORTED"
+    UNAUTHENTICATED = "UNAUTHENTICATED"
+    PERMISSION_DENIED = "PERMISSION_DENIED"
+    STAGE_FAILED = "STAGE_FAILED"
+    CANCELLED = "CANCELLED"
+
+
+@dataclass(frozen=True, slots=True)
+class Violation:
+    """One field that does not hold, and why."""
+
+    field: str
+    description: str
+
+
+class VtryonError(Exception):
+    """Base of everything that vtryon raises on purpose.
+
+    Attributes:
+        reason: what a program may act on; None where the other end gave none.
+        metadata: short facts by name, such as the stage or a limit.
+    """
+
+    default_reason: ClassVar[Reason | None] = None
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        reason: Reason | None = None,
+        metadata: Mapping[str, str] | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.message = message
+        self.reason = reason or self.default_reason
+        self.metadata = dict(metadata or {})
+
+    @property
+    def stage(self) -> str | None:
+        """Name of the stage that failed, where it is known."""
+        return self.metadata.get("stage")
+
+
+class SettingsError(VtryonError):
+    """The program or a server is set up wrongly."""
+
+
+class RequestError(VtryonError):
+    """The request can't be served as it is; the same one will fail again."""
+
+    default_reason = Reason.FIELD_INVALID
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        reason: Reason | None = None,
+        metadata: Mapping[str, str] | None = None,
+        violations: tuple[Violation, ...] = (),
+    ) -> None:
+        super().__init__(message, reason=reason, metadata=metadata)
+        self.violations = violations
+
+
+class AccessError(VtryonError):
+    """Credentials are missing, wrong, or not enough."""
+
+    default_reason = Reason.UNAUTHENTICATED
+
+
+class OverloadedError(VtryonError):
+    """There is no room now."""
+
+    default_reason = Reason.QUEUE_FULL
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        reason: Reason | None = None,
+        metadata: Mapping[str, str] | None = None,
+        retry_after_seconds: float = 1.0,
+    ) -> None:
+        super().__init__(message, reason=reason, metadata=metadata)
+        self.retry_after_seconds = retry_after_seconds
+
+
+class UnavailableError(VtryonError):
+    """The server can't be reached, or is going away."""
+
+    default_reason = Reason.STAGE_UNAVAILABLE
+
+
+class DeadlineError(VtryonError):
+    """Out of time."""
+
+    default_reason = Reason.DEADLINE_PASSED
+
+    @property
+    def completed_steps(self) -> int:
+        """Denoise steps that were done when time ran out."""
+        return int(self.metadata.get("completed_steps", "0"))
+
+
+class CancelledError(VtryonError):
+    """The caller left its own call."""
+
+    default_reason = Reason.CANCELLED
+
+
+class StageError(VtryonError):
+    """A stage failed; its log has the cause."""
+
+    default_reason = Reason.STAGE_FAILED
+
+
+class ProtocolError(VtryonError):
+    """The other end broke the grammar of the stream."""
+
+    default_reason = Reason.STREAM_OUT_OF_ORDER
+
+
+class Row(NamedTuple):
+    """What a reason is raised as, and the status that carries it."""
+
+    error: type[VtryonError]
+    status: grpc.StatusCode
+
+
+_INVALID = grpc.StatusCode.INVALID_ARGUMENT
+_SETUP = Row(SettingsError, grpc.StatusCode.FAILED_PRECONDITION)
+
+REASONS: dict[Reason, Row] = {
+    Reason.FIELD_INVALID: Row(RequestError, _INVALID),
+    Reason.NUMERICS_UNSUPPORTED: Row(RequestError, _INVALID),
+    Reason.PAYLOAD_TOO_LARGE: Row(RequestError, _INVALID),
+    Reason.PAYLOAD_INVALID: Row(RequestError, _INVALID),
+    Reason.TENSOR_NOT_FINITE: Row(RequestError, _INVALID),
+    Reason.PICTURE_TOO_LARGE: Row(RequestError, _INVALID),
+    Reason.PICTURE_FORMAT_UNSUPPORTED: Row(RequestError, _INVALID),
+    Reason.PICTURE_UNREADABLE: Row(RequestError, _INVALID),
+    Reason.STREAM_OUT_OF_ORDER: Row(ProtocolError, _INVALID),
+    Reason.STREAM_INCOMPLETE: Row(ProtocolError, _INVALID),
+    Reason.MESSAGE_MALFORMED: Row(ProtocolError, _INVALID),
+    Reason.QUEUE_FULL: Row(OverloadedError, grpc.StatusCode.RESOURCE_EXHAUSTED),
+    Reason.STAGE_UNAVAILABLE: Row(UnavailableError, grpc.StatusCode.UNAVAILABLE),
+    Reason.SHUTTING_DOWN: Row(UnavailableError, grpc.StatusCode.UNAVAILABLE),
+    Reason.DEADLINE_PASSED: Row(DeadlineError, grpc.StatusCode.DEADLINE_EXCEEDED),
+    Reason.CHECKPOINT_NOT_FOUND: _SETUP,
+    Reason.CHECKPOINT_UNSAFE: _SETUP,
+    Reason.CHECKPOINT_CORRUPT: _SETUP,
+    Reason.CHECKPOINT_UNSUPPORTED: _SETUP,
+    Reason.UNAUTHENTICATED: Row(AccessError, grpc.StatusCode.UNAUTHENTICATED),
+    Reason.PERMISSION_DENIED: Row(AccessError, grpc.StatusCode.PERMISSION_DENIED),
+    Reason.STAGE_FAILED: Row(StageError, grpc.StatusCode.INTERNAL),
+    Reason.CANCELLED: Row(CancelledError, grpc.StatusCode.CANCELLED),
+}

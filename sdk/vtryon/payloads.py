@@ -1,0 +1,63 @@
+"""Payloads: cutting them into chunks, and putting chunks together again."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterable, AsyncIterator, Iterator, Sequence
+from dataclasses import dataclass
+
+from vtryon.events import Chunk
+from vtryon.grammar import DEFAULT_CHUNK_BYTES
+from vtryon.types import Payload
+
+Buffer = bytes | bytearray | memoryview
+
+
+@dataclass(frozen=True, slots=True)
+class Outgoing:
+    """A payload to send: its declaration, and its bytes, whole or as they come."""
+
+    payload: Payload
+    data: Buffer | AsyncIterable[bytes]
+
+
+async def chunks(
+    outgoing: Sequence[Outgoing], size: int = DEFAULT_CHUNK_BYTES
+) -> AsyncIterator[Chunk]:
+    """Cut payloads into chunks, one payload after the other.
+
+    Bytes that arrive in pieces are sent on in the same pieces: nothing is joined or cut again.
+    """
+    for index, item in enumerate(outgoing):
+        if isinstance(item.data, (bytes, bytearray, memoryview)):
+            for offset, piece in cut(item.data, size):
+                yield Chunk(index, offset, piece)
+        else:
+            offset = 0
+            async for piece in item.data:
+                yield Chunk(index, offset, piece)
+                offset += len(piece)
+
+
+def cut(data: Buffer, size: int = DEFAULT_CHUNK_BYTES) -> Iterator[tuple[int, bytes]]:
+    """Cut bytes into pieces of at most `size`, each with its offset."""
+    view = memoryview(data).cast("B")
+    for offset in range(0, len(view), size):
+        yield offset, bytes(view[offset : offset + size])
+
+
+class Assembler:
+    """Puts the chunks of declared payloads together, each payload in one buffer.
+
+    Keeps nothing but the payloads themselves. The order of chunks is the grammar's to check.
+    """
+
+    __slots__ = ("buffers", "payloads")
+
+    def __init__(self, payloads: Sequence[Payload]) -> None:
+        self.payloads = tuple(payloads)
+        self.buffers = [bytearray(payload.byte_length) for payload in payloads]
+
+    def add(self, chunk: Chunk) -> None:
+        """Copy a chunk to its place."""
+        end = chunk.offset + len(chunk.data)
+        self.buffers[chunk.payload][chunk.offset : end] = chunk.data

@@ -1,0 +1,221 @@
+"""Clients of the single stages, for running and looking at each alone."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, TypeVar
+
+from vtryon.channel import Channel
+from vtryon.errors import ProtocolError
+from vtryon.payloads import Outgoing
+from vtryon.pictures import Picture, read_picture
+from vtryon.run import Received, Run
+from vtryon.stream import DECODE, ENCODE_LATENTS, ENCODE_TEXT, SAMPLE, Method, StreamCall
+from vtryon.tensors import Tensor
+from vtryon.types import (
+    DecodeStart,
+    EncodedImage,
+    EncodeLatentsStart,
+    EncodeTextStart,
+    ImageFormat,
+    Numerics,
+    Payload,
+    PayloadKind,
+    SampleStart,
+    Start,
+)
+
+if TYPE_CHECKING:
+    from vtryon.pictures import PictureSource
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class Embeddings:
+    """What the text encoder gives: (tokens, width) for the prompt, and for the negative prompt."""
+
+    positive: Tensor
+    negative: Tensor | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Conditioning:
+    """What the sampler works from.
+
+    Attributes:
+        embeddings: of the prompt and, for guidance, of the negative prompt.
+        references: latents of the pictures, (channels, height / 8, width / 8), the person first.
+        noise: the starting noise in the target's shape, in place of a seed.
+        resume_latents: where an earlier attempt stopped, with `SampleStart.resume`.
+    """
+
+    embeddings: Embeddings
+    references: Sequence[Tensor]
+    noise: Tensor | None = None
+    resume_latents: Tensor | None = None
+
+    def outgoing(self) -> list[Outgoing]:
+        """Declare everything that is there, in the order of sampling.proto."""
+        tensors = [
+            (PayloadKind.EMBEDDINGS, self.embeddings.positive),
+            (PayloadKind.NEGATIVE_EMBEDDINGS, self.embeddings.negative),
+            *((PayloadKind.REFERENCE_LATENTS, reference) for reference in self.references),
+            (PayloadKind.NOISE, self.noise),
+            (PayloadKind.RESUME_LATENTS, self.resume_latents),
+        ]
+        return [tensor.outgoing(kind) for kind, tensor in tensors if tensor is not None]
+
+
+class _StageClient:
+    method: Method
+
+    def __init__(self, channel: Channel) -> None:
+        self.channel = channel
+
+    def open(
+        self,
+        start: Start,
+        outgoing: Sequence[Outgoing],
+        *,
+        timeout_seconds: float | None = None,
+        request_id: str | None = None,
+    ) -> StreamCall:
+        """Make the bare call: events as they come, chunks among them."""
+        return StreamCall(
+            self.channel,
+            self.method,
+            start,
+            outgoing,
+            timeout_seconds=timeout_seconds,
+            request_id=request_id,
+        )
+
+
+class LatentEncoder(_StageClient):
+    """Pictures to latents."""
+
+    method = ENCODE_LATENTS
+
+    def encode(
+        self,
+        picture: PictureSource,
+        *,
+        numerics: Numerics | None = None,
+        timeout_seconds: float | None = None,
+    ) -> Run[Tensor]:
+        """Encode one picture.
+
+        Shapes:
+            result: (channels, height / 8, width / 8), FP32, normalised.
+        """
+
+        async def open_call() -> StreamCall:
+            outgoing = [await image_payload(PayloadKind.IMAGE, picture)]
+            start = EncodeLatentsStart(numerics=numerics)
+            return self.open(start, outgoing, timeout_seconds=timeout_seconds)
+
+        return Run(open_call, lambda received: _tensor(received, PayloadKind.LATENTS))
+
+
+class TextEncoder(_StageClient):
+    """A prompt and its pictures to embeddings."""
+
+    method = ENCODE_TEXT
+
+    def encode(
+        self,
+        prompt: str,
+        pictures: Sequence[PictureSource],
+        *,
+        negative_prompt: str | None = None,
+        numerics: Numerics | None = None,
+        timeout_seconds: float | None = None,
+    ) -> Run[Embeddings]:
+        """Encode a prompt with the pictures it speaks of.
+
+        Shapes:
+            result: (tokens, width) each, the checkpoint's element type.
+        """
+
+        async def open_call() -> StreamCall:
+            outgoing = [await image_payload(PayloadKind.IMAGE, picture) for picture in pictures]
+            start = EncodeTextStart(
+                numerics=numerics, prompt=prompt, negative_prompt=negative_prompt
+            )
+            return self.open(start, outgoing, timeout_seconds=timeout_seconds)
+
+        return Run(open_call, _embeddings)
+
+
+class Sampling(_StageClient):
+    """Noise to latents."""
+
+    method = SAMPLE
+
+    def sample(
+        self,
+        start: SampleStart,
+        given: Conditioning,
+        *,
+        timeout_seconds: float | None = None,
+    ) -> Run[Tensor]:
+        """Denoise, one event per step; leaving the run frees the slot before the next step.
+
+        Shapes:
+            result: (channels, start.height / 8, start.width / 8), FP32.
+        """
+
+        async def open_call() -> StreamCall:
+            return self.open(start, given.outgoing(), timeout_seconds=timeout_seconds)
+
+        return Run(open_call, lambda received: _tensor(received, PayloadKind.LATENTS))
+
+
+class Decoding(_StageClient):
+    """Latents to a picture."""
+
+    method = DECODE
+
+    def decode(
+        self,
+        latents: Tensor,
+        *,
+        format: ImageFormat | None = None,  # noqa: A002
+        quality: int | None = None,
+        timeout_seconds: float | None = None,
+    ) -> Run[Picture]:
+        """Decode latents.
+
+        Shapes:
+            latents: (channels, height / 8, width / 8), FP32.
+        """
+
+        async def open_call() -> StreamCall:
+            outgoing = [latents.outgoing(PayloadKind.LATENTS)]
+            start = DecodeStart(format=format, quality=quality)
+            return self.open(start, outgoing, timeout_seconds=timeout_seconds)
+
+        return Run(open_call, Received.picture)
+
+
+async def image_payload(kind: PayloadKind, source: PictureSource) -> Outgoing:
+    """Read a picture and declare it, without blocking the event loop."""
+    data = await asyncio.to_thread(read_picture, source)
+    return Outgoing(Payload(kind, len(data), image=EncodedImage()), data)
+
+
+def _tensor(received: Received, kind: PayloadKind) -> Tensor:
+    for payload, buffer in zip(received.payloads, received.buffers, strict=True):
+        if payload.kind is kind and payload.tensor is not None:
+            return Tensor(payload.tensor, buffer)
+    raise ProtocolError(f"the output has no {kind.value}")
+
+
+def _embeddings(received: Received) -> Embeddings:
+    positive = _tensor(received, PayloadKind.EMBEDDINGS)
+    if len(received.payloads) == 1:
+        return Embeddings(positive)
+    return Embeddings(positive, _tensor(received, PayloadKind.NEGATIVE_EMBEDDINGS))

@@ -1,0 +1,127 @@
+"""Errors to gRPC statuses with google.rpc details, and back."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
+
+import grpc
+from google.protobuf import any_pb2, duration_pb2
+from google.protobuf.message import DecodeError, Message
+from google.rpc import error_details_pb2, status_pb2
+
+from vtryon.errors import (
+    REASONS,
+    OverloadedError,
+    Reason,
+    RequestError,
+    StageError,
+    Violation,
+    VtryonError,
+)
+
+DOMAIN = "vtryon"
+DETAILS_KEY = "grpc-status-details-bin"
+
+# What a status without our details is raised as: from proxies, and from gRPC itself.
+_PLAIN = {
+    row.status: reason
+    for reason, row in reversed(REASONS.items())
+    if row.status not in {grpc.StatusCode.INVALID_ARGUMENT, grpc.StatusCode.FAILED_PRECONDITION}
+}
+
+
+class RpcStatus(NamedTuple):
+    """What ends a call."""
+
+    code: grpc.StatusCode
+    message: str
+    trailing_metadata: tuple[tuple[str, bytes], ...]
+
+
+def to_rpc(error: VtryonError) -> RpcStatus:
+    """Make the status of an error; an error without a reason is a failure of the stage."""
+    reason = error.reason or Reason.STAGE_FAILED
+    code = REASONS[reason].status
+    details: list[Message] = [
+        error_details_pb2.ErrorInfo(reason=reason.value, domain=DOMAIN, metadata=error.metadata)
+    ]
+    if isinstance(error, RequestError) and error.violations:
+        details.append(_bad_request(error.violations))
+    if isinstance(error, OverloadedError):
+        details.append(_retry_info(error.retry_after_seconds))
+    status = status_pb2.Status(code=code.value[0], message=error.message)
+    for detail in details:
+        packed = any_pb2.Any()
+        packed.Pack(detail)
+        status.details.append(packed)
+    return RpcStatus(code, error.message, ((DETAILS_KEY, status.SerializeToString()),))
+
+
+def from_rpc(
+    code: grpc.StatusCode, message: str, trailing_metadata: Iterable[tuple[str, str | bytes]] | None
+) -> VtryonError:
+    """Make the error of a failed call."""
+    details = _details(trailing_metadata or ())
+    reason = _reason(details, code, message)
+    metadata = dict(details.info.metadata)
+    cls = REASONS[reason].error
+    if issubclass(cls, RequestError):
+        return cls(message, reason=reason, metadata=metadata, violations=details.violations)
+    if issubclass(cls, OverloadedError):
+        wait = details.retry_after_seconds
+        return cls(message, reason=reason, metadata=metadata, retry_after_seconds=wait)
+    if not details.info.reason:
+        metadata["status"] = code.name
+    return cls(message, reason=reason, metadata=metadata)
+
+
+def from_aio_error(error: grpc.aio.AioRpcError) -> VtryonError:
+    """Make the error of grpc.aio's exception."""
+    return from_rpc(error.code(), error.details() or error.code().name, error.trailing_metadata())
+
+
+class _Details(NamedTuple):
+    info: error_details_pb2.ErrorInfo
+    violations: tuple[Violation, ...]
+    retry_after_seconds: float
+
+
+def _details(trailing_metadata: Iterable[tuple[str, str | bytes]]) -> _Details:
+    status = status_pb2.Status()
+    packed = next((value for key, value in trailing_metadata if key == DETAILS_KEY), b"")
+    try:
+        status.ParseFromString(packed if isinstance(packed, bytes) else packed.encode())
+    except DecodeError:
+        status.Clear()
+    info = error_details_pb2.ErrorInfo()
+    bad = error_details_pb2.BadRequest()
+    retry = error_details_pb2.RetryInfo(retry_delay=duration_pb2.Duration(seconds=1))
+    for detail in status.details:
+        for message in (info, bad, retry):
+            detail.Unpack(message)
+    violations = tuple(Violation(v.field, v.description) for v in bad.field_violations)
+    return _Details(info, violations, retry.retry_delay.ToTimedelta().total_seconds())
+
+
+def _reason(details: _Details, code: grpc.StatusCode, message: str) -> Reason:
+    if details.info.domain == DOMAIN and details.info.reason in Reason.__members__:
+        return Reason[details.info.reason]
+    if code is grpc.StatusCode.RESOURCE_EXHAUSTED and "larger than max" in message:
+        return Reason.PAYLOAD_TOO_LARGE
+    if code is grpc.StatusCode.INVALID_ARGUMENT:
+        return Reason.FIELD_INVALID
+    return _PLAIN.get(code, StageError.default_reason)
+
+
+def _bad_request(violations: Sequence[Violation]) -> error_details_pb2.BadRequest:
+    bad = error_details_pb2.BadRequest()
+    for violation in violations:
+        bad.field_violations.add(field=violation.field, description=violation.description)
+    return bad
+
+
+def _retry_info(seconds: float) -> error_details_pb2.RetryInfo:
+    delay = duration_pb2.Duration()
+    delay.FromMilliseconds(round(seconds * 1000))
+    return error_details_pb2.RetryInfo(retry_delay=delay)

@@ -1,0 +1,206 @@
+"""The client's end of one streaming call."""
+
+from __future__ import annotations
+
+import asyncio
+import uuid
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import replace
+from typing import Any, NamedTuple, Self
+
+import grpc
+from google.protobuf.message import DecodeError, Message
+from opentelemetry import propagate, trace
+
+from vtryon import events, status
+from vtryon.channel import Channel
+from vtryon.errors import (
+    CancelledError,
+    ProtocolError,
+    Reason,
+    RequestError,
+    StageError,
+    VtryonError,
+)
+from vtryon.events import Chunk, Event
+from vtryon.grammar import Requests, Responses
+from vtryon.payloads import Outgoing, chunks
+from vtryon.types import Start
+from vtryon.v1 import (
+    decoding_pb2,
+    latent_encoder_pb2,
+    pipeline_pb2,
+    sampling_pb2,
+    stream_pb2,
+    text_encoder_pb2,
+)
+
+REQUEST_ID_KEY = "x-request-id"
+_tracer = trace.get_tracer("vtryon")
+
+
+class Method(NamedTuple):
+    """A streaming RPC: its path, and the message of its requests."""
+
+    path: str
+    request: type[Message]
+
+
+ENCODE_LATENTS = Method(
+    "/vtryon.v1.LatentEncoderService/Encode", latent_encoder_pb2.EncodeLatentsRequest
+)
+ENCODE_TEXT = Method("/vtryon.v1.TextEncoderService/Encode", text_encoder_pb2.EncodeTextRequest)
+SAMPLE = Method("/vtryon.v1.SamplingService/Sample", sampling_pb2.SampleRequest)
+DECODE = Method("/vtryon.v1.DecodingService/Decode", decoding_pb2.DecodeRequest)
+TRY_ON = Method("/vtryon.v1.PipelineService/TryOn", pipeline_pb2.TryOnRequest)
+
+
+class StreamCall:
+    """Sends start and payloads, gives events, and owns the call.
+
+    An async context manager and an async iterator. Leaving the context, closing the iteration or an
+    error on either side cancels the call; the server then frees the slot before its next step.
+
+    Args:
+        channel: where to.
+        method: which RPC.
+        start: the start message; its payloads are filled in from `outgoing`.
+        outgoing: the payloads, in order.
+        timeout_seconds: the call's deadline; None leaves it to the server.
+        request_id: what logs and traces call this request; None makes one up.
+    """
+
+    def __init__(
+        self,
+        channel: Channel,
+        method: Method,
+        start: Start,
+        outgoing: Sequence[Outgoing] = (),
+        *,
+        timeout_seconds: float | None = None,
+        request_id: str | None = None,
+    ) -> None:
+        self._channel = channel
+        self._method = method
+        self._start = replace(start, payloads=tuple(item.payload for item in outgoing))
+        self._outgoing = outgoing
+        self._timeout_seconds = timeout_seconds
+        self.request_id = request_id or uuid.uuid4().hex
+        self._span = trace.INVALID_SPAN
+        self._call: Any = None
+        self._send_error: BaseException | None = None
+
+    async def __aenter__(self) -> Self:
+        first = _first_message(self._method, self._start)
+        self._span = _tracer.start_span(self._method.path[1:], kind=trace.SpanKind.CLIENT)
+        open_call = self._channel.grpc.stream_stream(
+            self._method.path, request_serializer=_serialize, response_deserializer=None
+        )
+        self._call = open_call(
+            self._send(first), timeout=self._timeout_seconds, metadata=self._metadata()
+        )
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        self.cancel()
+        self._span.end()
+
+    def cancel(self) -> None:
+        """Leave the call; does nothing where it has ended."""
+        if self._call is not None:
+            self._call.cancel()
+
+    async def __aiter__(self) -> AsyncIterator[Event]:
+        """Give the events as they come, each checked against the grammar.
+
+        Raises:
+            VtryonError: the call failed; the tree in `vtryon.errors` says how.
+        """
+        grammar = Responses()
+        try:
+            async for raw in self._call:
+                event = _parse(raw)
+                _check(grammar, event)
+                yield event
+            if not grammar.ended:
+                raise ProtocolError("the server closed the stream before `finished`")
+            self._span.set_status(trace.StatusCode.OK)
+        except grpc.aio.AioRpcError as error:
+            raise self._failed(status.from_aio_error(error)) from None
+        except asyncio.CancelledError:
+            if not self._call.cancelled() or _being_cancelled():
+                self._span.set_status(trace.StatusCode.ERROR, "CANCELLED")
+                raise
+            raise self._failed(self._why_cancelled()) from self._send_error
+        except VtryonError as error:
+            raise self._failed(error) from error.__cause__
+        finally:
+            self.cancel()
+
+    async def _send(self, first: Message) -> AsyncIterator[Message]:
+        grammar = Requests()
+        try:
+            grammar.declare(self._start.payloads)
+            yield first
+            async for chunk in chunks(self._outgoing):
+                grammar.chunk(chunk.payload, chunk.offset, len(chunk.data))
+                yield self._method.request(
+                    chunk={"payload": chunk.payload, "offset": chunk.offset, "data": chunk.data}
+                )
+            grammar.message("half-close")
+        except Exception as error:  # grpc.aio would only log it and cancel the call
+            self._send_error = error
+            raise
+
+    def _metadata(self) -> tuple[tuple[str, str], ...]:
+        carrier: dict[str, str] = {}
+        propagate.inject(carrier, trace.set_span_in_context(self._span))
+        own = (*self._channel.metadata(), (REQUEST_ID_KEY, self.request_id))
+        return (*own, *carrier.items())
+
+    def _why_cancelled(self) -> VtryonError:
+        if isinstance(self._send_error, VtryonError):
+            return self._send_error
+        if self._send_error is not None:
+            return StageError(f"the payloads could not be sent: {self._send_error!r}")
+        return CancelledError("the call was cancelled")
+
+    def _failed(self, error: VtryonError) -> VtryonError:
+        reason = error.reason or Reason.STAGE_FAILED
+        self._span.set_status(trace.StatusCode.ERROR, reason.value)
+        self._span.set_attribute("vtryon.reason", reason.value)
+        return error
+
+
+def _being_cancelled() -> bool:
+    task = asyncio.current_task()
+    return task is not None and task.cancelling() > 0
+
+
+def _serialize(message: Message) -> bytes:
+    return message.SerializeToString()
+
+
+def _first_message(method: Method, start: Start) -> Message:
+    try:
+        return method.request(start=start.to_proto())
+    except (ValueError, TypeError) as error:
+        raise RequestError(f"a value does not fit its field: {error}") from error
+
+
+def _parse(raw: bytes) -> Event:
+    try:
+        return events.from_proto(stream_pb2.Event.FromString(raw))
+    except (DecodeError, ValueError) as error:
+        message = f"a response that can't be read: {error}"
+        raise ProtocolError(message, reason=Reason.MESSAGE_MALFORMED) from error
+
+
+def _check(grammar: Responses, event: Event) -> None:
+    match event:
+        case Chunk(payload, offset, data):
+            grammar.chunk(payload, offset, len(data))
+        case events.Output(payloads):
+            grammar.declare(payloads)
+        case _:
+            grammar.message(events.name_of(event))

@@ -1,0 +1,1 @@
+"""Generated from protos/vtryon/v1: `make generate`."""

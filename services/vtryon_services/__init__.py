@@ -1,0 +1,1 @@
+"""The services of vtryon: the four stages, the pipeline, and what they stand on."""

@@ -1,0 +1,35 @@
+"""Stage four: latents to a picture."""
+
+from __future__ import annotations
+
+import torch
+from PIL import Image
+
+from vtryon_services.engine import pictures
+from vtryon_services.engine.checkpoint import Checkpoint
+from vtryon_services.engine.placement import Placement
+from vtryon_services.engine.still_vae import StillVae
+
+
+class Decoder:
+    """The VAE's decoder."""
+
+    def __init__(self, vae: StillVae, max_target_area: int, digest: str) -> None:
+        self._vae = vae
+        self.channels = vae.channels
+        self.max_target_area = max_target_area
+        self.digest = digest
+
+    @classmethod
+    def load(cls, checkpoint: Checkpoint, placement: Placement) -> Decoder:
+        """Load `vae/`."""
+        vae = StillVae.load(checkpoint, placement)
+        return cls(vae, checkpoint.geometry.max_target_area, checkpoint.digest("vae"))
+
+    def decode(self, latents: torch.Tensor) -> Image.Image:
+        """Decode one picture.
+
+        Shapes:
+            latents: (channels, height / 8, width / 8), float32, normalised.
+        """
+        return pictures.to_picture(self._vae.decode(latents[None])[0])

@@ -1,0 +1,89 @@
+"""Sizes a checkpoint works at: `geometry.json` beside its `model_index.json`.
+
+diffusers keeps these as constants of a pipeline module; they belong to the checkpoint.
+"""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from vtryon.errors import Reason, SettingsError
+from vtryon.types import Profile
+
+FILE_NAME = "geometry.json"
+
+
+class Size(NamedTuple):
+    """Width and height in pixels."""
+
+    width: int
+    height: int
+
+    def __str__(self) -> str:
+        return f"{self.width}×{self.height}"
+
+
+class Defaults(BaseModel):
+    """What a request gets that asks for nothing."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    steps: int = Field(ge=1, le=200)
+    true_cfg_scale: float = Field(ge=0, le=30)
+
+
+class PreviewMap(BaseModel):
+    """A linear map from the channels of x0 to RGB in 0 to 1, fitted when the model was trained."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    weights: tuple[tuple[float, float, float], ...]
+    bias: tuple[float, float, float]
+
+
+class Geometry(BaseModel):
+    """Areas in pixels, sides in multiples; without a file, those of Qwen-Image-Edit."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    fit: Literal["area", "pad"] = "area"
+    size: Size | None = None
+    reference_area: int = Field(default=1024 * 1024, gt=0)
+    condition_area: int = Field(default=384 * 384, gt=0)
+    reference_multiple: int = Field(default=32, gt=0, multiple_of=16)
+    max_target_area: int = Field(default=2048 * 2048, gt=0)
+    defaults: dict[Profile, Defaults] = {}
+    preview: PreviewMap | None = None
+
+    @classmethod
+    def load(cls, folder: Path) -> Geometry:
+        """Read the file, or take the defaults where there is none.
+
+        Raises:
+            SettingsError: the file can't be read or does not hold.
+        """
+        path = folder / FILE_NAME
+        if not path.exists():
+            return cls()
+        try:
+            return cls.model_validate_json(path.read_bytes())
+        except (OSError, ValidationError) as error:
+            raise SettingsError(
+                f"{FILE_NAME} of the checkpoint does not hold: {error}",
+                reason=Reason.CHECKPOINT_CORRUPT,
+            ) from error
+
+
+def size_of_area(area: int, aspect: float, multiple: int) -> Size:
+    """Give the size of about `area` pixels at an aspect, each side the nearest multiple.
+
+    Source: `calculate_dimensions` of diffusers' QwenImageEditPlusPipeline.
+    """
+    width = math.sqrt(area * aspect)
+    height = width / aspect
+    width, height = (max(multiple, round(side / multiple) * multiple) for side in (width, height))
+    return Size(width, height)

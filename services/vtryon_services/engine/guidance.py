@@ -1,0 +1,50 @@
+"""Classifier-free guidance with a real negative prediction, and what keeps it in bounds."""
+
+from __future__ import annotations
+
+import torch
+
+from vtryon.types import GuidanceNorm
+
+PATCH = 4  # 2×2 latent pixels packed into one token
+
+
+def guide(
+    positive: torch.Tensor,
+    negative: torch.Tensor,
+    latents: torch.Tensor,
+    sigma: float,
+    scale: float,
+    norm: GuidanceNorm,
+) -> torch.Tensor:
+    """Combine two velocities: n + s·(p − n), brought back to length.
+
+    Shapes:
+        all: (tokens, 64), packed.
+
+    Source: "Classifier-Free Diffusion Guidance", Ho and Salimans 2022, eq. 6. The norms are those
+    of diffusers' QwenImageEditPlusPipeline (velocity) and of ComfyUI's CFGNorm node (x0).
+    """
+    guided = negative + scale * (positive - negative)
+    match norm:
+        case GuidanceNorm.NONE:
+            return guided
+        case GuidanceNorm.VELOCITY:
+            return guided * (positive.norm(dim=-1, keepdim=True) / guided.norm(dim=-1, keepdim=True))
+        case GuidanceNorm.X0:
+            return _bound_x0(positive, guided, latents, sigma)
+
+
+def _bound_x0(
+    positive: torch.Tensor, guided: torch.Tensor, latents: torch.Tensor, sigma: float
+) -> torch.Tensor:
+    wanted = _pixels(latents - sigma * positive)
+    x0 = _pixels(latents - sigma * guided)
+    scale = wanted.norm(dim=-2, keepdim=True) / (x0.norm(dim=-2, keepdim=True) + 1e-8)
+    bounded = (x0 * scale.clamp(0, 1)).flatten(-2)
+    return (latents - bounded) / sigma
+
+
+def _pixels(packed: torch.Tensor) -> torch.Tensor:
+    """(tokens, 64) → (tokens, 16, 4): channels by the four latent pixels of a token."""
+    return packed.unflatten(-1, (-1, PATCH))

@@ -1,0 +1,55 @@
+"""Stage one: pictures to latents."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from PIL import Image
+
+from vtryon.events import Fit
+from vtryon_services.engine import pictures
+from vtryon_services.engine.checkpoint import Checkpoint
+from vtryon_services.engine.geometry import Geometry
+from vtryon_services.engine.numerics import Resolved
+from vtryon_services.engine.placement import Placement
+from vtryon_services.engine.still_vae import StillVae
+
+
+class EncodedLatents(NamedTuple):
+    """Latents of a picture, and how it was brought to size."""
+
+    latents: torch.Tensor
+    fit: Fit
+
+
+class LatentEncoder:
+    """The VAE's encoder, and the checkpoint's reference size."""
+
+    def __init__(self, vae: StillVae, geometry: Geometry, digest: str) -> None:
+        self._vae = vae
+        self._geometry = geometry
+        self.digest = digest
+
+    @classmethod
+    def load(cls, checkpoint: Checkpoint, placement: Placement) -> LatentEncoder:
+        """Load `vae/`."""
+        vae = StillVae.load(checkpoint, placement)
+        return cls(vae, checkpoint.geometry, checkpoint.digest("vae"))
+
+    def encode(self, picture: Image.Image, numerics: Resolved) -> EncodedLatents:
+        """Bring a picture to size and encode it.
+
+        Shapes:
+            result.latents: (channels, height / 8, width / 8), float32, normalised.
+        """
+        geometry = self._geometry
+        fitted = pictures.bring_to_size(
+            picture,
+            geometry.reference_area,
+            geometry.reference_multiple,
+            geometry,
+            numerics.resize,
+        )
+        latents = self._vae.encode(pictures.to_tensor(fitted)[None])[0]
+        return EncodedLatents(latents, pictures.describe_fit(picture, fitted, geometry))

@@ -1,0 +1,35 @@
+"""Where and in which element type a stage computes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+
+from vtryon.errors import SettingsError
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+DtypeName = Literal["fp32", "bf16", "fp16"]
+
+
+@dataclass(frozen=True, slots=True)
+class Placement:
+    """A device, and the element type of the weights."""
+
+    device: torch.device
+    dtype: torch.dtype
+
+    @classmethod
+    def of(cls, device: str, dtype: DtypeName) -> Placement:
+        """Check that the device is there.
+
+        Raises:
+            SettingsError: it is not, or is no device.
+        """
+        try:
+            torch.empty(0, device=device)
+        except (RuntimeError, AssertionError) as error:
+            reason = str(error).splitlines()[0]
+            raise SettingsError(f"the device {device!r} can't be used: {reason}") from error
+        return cls(torch.device(device), DTYPES[dtype])

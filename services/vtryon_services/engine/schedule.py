@@ -1,0 +1,65 @@
+"""Noise levels: how far to denoise in each step."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from diffusers import FlowMatchEulerDiscreteScheduler
+
+from vtryon.types import SigmaSchedule
+from vtryon_services.engine.numerics import Resolved
+
+
+def flow_shift(t: np.ndarray, shift: float) -> np.ndarray:
+    """Move noise levels towards 1: s·t / (1 + (s − 1)·t).
+
+    Source: "Scaling Rectified Flow Transformers", Esser et al. 2024, eq. 23.
+    """
+    return shift * t / (1 + (shift - 1) * t)
+
+
+def mu_of(scheduler: FlowMatchEulerDiscreteScheduler, target_tokens: int) -> float:
+    """Exponent of the dynamic shift: linear in the target's tokens.
+
+    Source: `calculate_shift` of diffusers' Qwen-Image pipelines, with the checkpoint's numbers.
+    """
+    config = scheduler.config
+    slope = (config.max_shift - config.base_shift) / (
+        config.max_image_seq_len - config.base_image_seq_len
+    )
+    return float(config.base_shift + slope * (target_tokens - config.base_image_seq_len))
+
+
+def sigmas_for(
+    scheduler: FlowMatchEulerDiscreteScheduler, numerics: Resolved, steps: int, target_tokens: int
+) -> tuple[float, ...]:
+    """Give steps + 1 falling noise levels, the last one 0."""
+    shift = numerics.shift or 1.0
+    match numerics.schedule:
+        case SigmaSchedule.DYNAMIC:
+            return _dynamic(scheduler, steps, target_tokens)
+        case SigmaSchedule.SIMPLE:
+            table = flow_shift(np.arange(1, 1001) / 1000, shift)
+            picked = [table[-(1 + int(k * 1000 / steps))] for k in range(steps)]
+        case SigmaSchedule.LINEAR:
+            picked = flow_shift(np.linspace(1, 1 / steps, steps), shift).tolist()
+    return (*map(float, picked), 0.0)
+
+
+def _dynamic(
+    scheduler: FlowMatchEulerDiscreteScheduler, steps: int, target_tokens: int
+) -> tuple[float, ...]:
+    mu = mu_of(scheduler, target_tokens) if scheduler.config.use_dynamic_shifting else None
+    scheduler.set_timesteps(sigmas=np.linspace(1, 1 / steps, steps), mu=mu)
+    return tuple(scheduler.sigmas.tolist())
+
+
+def shorten(sigmas: Sequence[float], strength: float) -> tuple[float, ...]:
+    """Keep the last `strength` of the steps, at least one.
+
+    Source: `get_timesteps` of diffusers' image-to-image pipelines.
+    """
+    steps = len(sigmas) - 1
+    kept = min(steps, max(1, int(steps * strength)))
+    return tuple(sigmas[steps - kept :])
