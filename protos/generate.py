@@ -31,7 +31,9 @@ def generate(out: Path) -> None:
         if "\nservice " not in proto.read_text():
             for stub in package.glob(f"{proto.stem}_pb2_grpc.*"):
                 stub.unlink()
-    (package / "__init__.py").write_text('"""Generated from protos/vtryon/v1: `make generate`."""\n')
+    (package / "__init__.py").write_text(
+        '"""Generated from protos/vtryon/v1: `make generate`."""\n'
+    )
 
 
 def main() -> int:

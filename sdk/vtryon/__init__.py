@@ -1,8 +1,8 @@
 """The SDK of vtryon: two pictures and a sentence in, one picture out.
 
-    async with vtryon.Client("localhost:50050") as client:
-        result = await client.try_on("person.png", "garment.png", seed=7)
-        result.picture.save("result.png")
+async with vtryon.Client("localhost:50050") as client:
+    result = await client.try_on("person.png", "garment.png", seed=7)
+    result.picture.save("result.png")
 """
 
 from vtryon.channel import Channel, Tls

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Self
 
 from vtryon.channel import Channel, Tls, Token
-from vtryon.errors import RequestError, SettingsError
+from vtryon.errors import ProtocolError, RequestError, SettingsError
 from vtryon.run import Received, Result, Run
 from vtryon.stages import Decoding, LatentEncoder, Sampling, TextEncoder, image_payload
 from vtryon.stream import TRY_ON, StreamCall
@@ -175,8 +175,15 @@ class Client:
 def _result(received: Received) -> Result:
     finished, accepted = received.finished, received.accepted
     if finished.ledger is None:
-        raise SettingsError("the server sent no ledger")
-    return Result(received.picture(), accepted.seed, accepted, finished.ledger, finished.fits)
+        raise ProtocolError("the server sent no ledger")
+    return Result(
+        received.picture(),
+        accepted.seed,
+        accepted,
+        received.stages,
+        finished.ledger,
+        finished.fits,
+    )
 
 
 def _numerics(profile: Profile | str | None, numerics: Numerics | None) -> Numerics | None:

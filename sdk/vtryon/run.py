@@ -2,16 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Awaitable, Callable, Generator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Generic, Self, TypeVar
 
 from vtryon.errors import CancelledError, ProtocolError, RequestError
-from vtryon.events import Accepted, Chunk, Event, Finished, Fit, Ledger, Output
+from vtryon.events import (
+    Accepted,
+    Chunk,
+    Event,
+    Finished,
+    Fit,
+    Ledger,
+    Output,
+    StageStarted,
+)
 from vtryon.payloads import Assembler
 from vtryon.pictures import Picture
 from vtryon.stream import StreamCall
-from vtryon.types import Payload
+from vtryon.types import Payload, Stage
 
 T = TypeVar("T")
 
@@ -24,6 +33,7 @@ class Received:
     payloads: Sequence[Payload]
     buffers: Sequence[bytearray]
     finished: Finished
+    stages: Mapping[Stage, Accepted]
 
     def picture(self) -> Picture:
         """Give the one picture of the output.
@@ -45,11 +55,14 @@ class Result:
         seed: what the noise was drawn from; the same request with it gives the same picture.
         ledger: where the time went.
         fits: how the pictures were brought to the checkpoint's size.
+        accepted: what the pipeline chose.
+        stages: what each stage chose: sigmas and size by sampling, the digests of the models.
     """
 
     picture: Picture
     seed: int | None
     accepted: Accepted
+    stages: Mapping[Stage, Accepted]
     ledger: Ledger
     fits: tuple[Fit, ...]
 
@@ -132,6 +145,7 @@ class _Receiver:
         self._accepted: Accepted | None = None
         self._assembler = Assembler(())
         self._finished: Finished | None = None
+        self._stages: dict[Stage, Accepted] = {}
 
     def keep(self, event: Event) -> bool:
         match event:
@@ -145,6 +159,8 @@ class _Receiver:
                 self._accepted = event
             case Finished():
                 self._finished = event
+            case StageStarted(Stage() as stage, _, Accepted() as accepted):
+                self._stages[stage] = accepted
             case _:
                 pass
         return True
@@ -154,4 +170,6 @@ class _Receiver:
         assert self._accepted is not None
         assert self._finished is not None
         assembler = self._assembler
-        return Received(self._accepted, assembler.payloads, assembler.buffers, self._finished)
+        return Received(
+            self._accepted, assembler.payloads, assembler.buffers, self._finished, self._stages
+        )

@@ -262,4 +262,14 @@ class TryOnStart(ProtoType):
     options: TryOnOptions | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class TryOnInline(ProtoType):
+    """The one request of `PipelineService.TryOnInline`."""
+
+    proto = pipeline_pb2.TryOnInlineRequest
+    person: bytes = b""
+    garments: tuple[bytes, ...] = ()
+    options: TryOnOptions | None = None
+
+
 Start = EncodeLatentsStart | EncodeTextStart | SampleStart | DecodeStart | TryOnStart

@@ -1,8 +1,8 @@
 """A checkpoint: a folder in diffusers layout, safetensors only.
 
-    model_index.json  vae/  text_encoder/  tokenizer/  processor/  transformer/  scheduler/
-    geometry.json     sizes and preview map (optional)
-    digests.json      {"files": {path: sha256}}, checked where there is one
+model_index.json  vae/  text_encoder/  tokenizer/  processor/  transformer/  scheduler/
+geometry.json     sizes and preview map (optional)
+digests.json      {"files": {path: sha256}}, checked where there is one
 """
 
 from __future__ import annotations
@@ -182,12 +182,8 @@ def _read_json(path: Path) -> dict[str, Any]:
 
 
 def _corrupt(message: str) -> SettingsError:
-    return SettingsError(
-        f"the checkpoint is damaged: {message}", reason=Reason.CHECKPOINT_CORRUPT
-    )
+    return SettingsError(f"the checkpoint is damaged: {message}", reason=Reason.CHECKPOINT_CORRUPT)
 
 
 def _dtype_argument(model: type) -> str:
     return "torch_dtype" if model.__module__.startswith("diffusers") else "dtype"
-
-

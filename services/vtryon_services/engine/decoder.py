@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from PIL import Image
 
-from vtryon_services.engine import pictures
+from vtryon_services.engine import fitting
 from vtryon_services.engine.checkpoint import Checkpoint
 from vtryon_services.engine.placement import Placement
 from vtryon_services.engine.still_vae import StillVae
@@ -32,4 +32,4 @@ class Decoder:
         Shapes:
             latents: (channels, height / 8, width / 8), float32, normalised.
         """
-        return pictures.to_picture(self._vae.decode(latents[None])[0])
+        return fitting.to_picture(self._vae.decode(latents[None])[0])

@@ -30,7 +30,9 @@ def guide(
         case GuidanceNorm.NONE:
             return guided
         case GuidanceNorm.VELOCITY:
-            return guided * (positive.norm(dim=-1, keepdim=True) / guided.norm(dim=-1, keepdim=True))
+            return guided * (
+                positive.norm(dim=-1, keepdim=True) / guided.norm(dim=-1, keepdim=True)
+            )
         case GuidanceNorm.X0:
             return _bound_x0(positive, guided, latents, sigma)
 

@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 
 from vtryon.events import Fit
-from vtryon_services.engine import pictures
+from vtryon_services.engine import fitting
 from vtryon_services.engine.checkpoint import Checkpoint
 from vtryon_services.engine.geometry import Geometry
 from vtryon_services.engine.numerics import Resolved
@@ -44,12 +44,12 @@ class LatentEncoder:
             result.latents: (channels, height / 8, width / 8), float32, normalised.
         """
         geometry = self._geometry
-        fitted = pictures.bring_to_size(
+        fitted = fitting.bring_to_size(
             picture,
             geometry.reference_area,
             geometry.reference_multiple,
             geometry,
             numerics.resize,
         )
-        latents = self._vae.encode(pictures.to_tensor(fitted)[None])[0]
-        return EncodedLatents(latents, pictures.describe_fit(picture, fitted, geometry))
+        latents = self._vae.encode(fitting.to_tensor(fitted)[None])[0]
+        return EncodedLatents(latents, fitting.describe_fit(picture, fitted, geometry))

@@ -8,6 +8,7 @@ from vtryon.errors import Reason, RequestError
 from vtryon.types import GuidanceNorm, Numerics, Profile, ResizeFilter, RopeLayout, SigmaSchedule
 from vtryon_services.engine.geometry import Defaults
 
+
 @dataclass(frozen=True, slots=True)
 class Resolved:
     """Numerics with nothing left open."""

@@ -1,4 +1,4 @@
-"""Pictures: safe decoding, bringing to size, encoding.
+"""Pictures: safe decoding and encoding.
 
 The header is read first: nothing is decompressed before format and size are known to be within the
 limits. A picture that passes is decoded to RGB, first frame, upright, laid over white.
@@ -10,13 +10,10 @@ import io
 import warnings
 
 import numpy as np
-import torch
 from PIL import Image, ImageOps
 
 from vtryon.errors import Reason, RequestError
-from vtryon.events import Fit
-from vtryon.types import FitMethod, ImageFormat, ResizeFilter
-from vtryon_services.engine.geometry import Geometry, Size, size_of_area
+from vtryon.types import ImageFormat
 
 MAX_PIXELS = 25_000_000
 MAX_SIDE = 8192
@@ -88,72 +85,6 @@ def _to_rgb(picture: Image.Image) -> Image.Image:
     coloured = picture.convert("RGBA")
     ground = Image.new("RGBA", coloured.size, "white")
     return Image.alpha_composite(ground, coloured).convert("RGB")
-
-
-def bring_to_size(
-    picture: Image.Image, area: int, multiple: int, geometry: Geometry, resize: ResizeFilter
-) -> Image.Image:
-    """Scale a picture to an area at its own aspect, or pad it to the checkpoint's one size."""
-    if geometry.fit == "pad" and geometry.size is not None:
-        return _pad(picture, geometry.size, resize)
-    size = size_of_area(area, picture.width / picture.height, multiple)
-    return _scale(picture, size, resize)
-
-
-def describe_fit(picture: Image.Image, fitted: Image.Image, geometry: Geometry) -> Fit:
-    """Say what `bring_to_size` did."""
-    method = FitMethod.PAD if geometry.fit == "pad" else FitMethod.AREA
-    return Fit("", *picture.size, *fitted.size, method)
-
-
-def _scale(picture: Image.Image, size: Size, resize: ResizeFilter) -> Image.Image:
-    if resize is ResizeFilter.LANCZOS:
-        return picture.resize(size, Image.Resampling.LANCZOS)
-    pixels = torch.from_numpy(np.array(picture)).permute(2, 0, 1)[None].float()
-    scaled = torch.nn.functional.interpolate(pixels, (size.height, size.width), mode="area")
-    return Image.fromarray(scaled[0].permute(1, 2, 0).round().to(torch.uint8).numpy())
-
-
-def _pad(picture: Image.Image, size: Size, resize: ResizeFilter) -> Image.Image:
-    if picture.size == size:
-        return picture
-    factor = min(size.width / picture.width, size.height / picture.height)
-    inner = Size(
-        max(1, round(picture.width * factor)),
-        max(1, round(picture.height * factor)),
-    )
-    scaled = _scale(picture, inner, resize)
-    ground = Image.new("RGB", size, _border_colour(scaled))
-    ground.paste(scaled, ((size.width - inner.width) // 2, (size.height - inner.height) // 2))
-    return ground
-
-
-def _border_colour(picture: Image.Image) -> tuple[int, int, int]:
-    pixels = np.asarray(picture)
-    edges = np.concatenate([pixels[0], pixels[-1], pixels[:, 0], pixels[:, -1]])
-    red, green, blue = np.median(edges, axis=0).astype(int)
-    return int(red), int(green), int(blue)
-
-
-def to_tensor(picture: Image.Image) -> torch.Tensor:
-    """Give pixels as the VAE takes them.
-
-    Shapes:
-        result: (3, height, width), float32 in −1 to 1.
-    """
-    pixels = torch.from_numpy(np.array(picture)).permute(2, 0, 1).float()
-    return pixels / 127.5 - 1.0
-
-
-def to_picture(pixels: torch.Tensor) -> Image.Image:
-    """Give a picture of pixels as the VAE makes them.
-
-    Shapes:
-        pixels: (3, height, width), in −1 to 1.
-    """
-    unit = (pixels.float() / 2 + 0.5).clamp(0, 1)
-    array = (unit.permute(1, 2, 0).cpu().numpy() * 255).round().astype(np.uint8)
-    return Image.fromarray(array)
 
 
 def encode(picture: Image.Image, format: ImageFormat, quality: int | None = None) -> bytes:  # noqa: A002

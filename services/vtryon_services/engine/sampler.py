@@ -15,41 +15,9 @@ from vtryon_services.engine.geometry import Defaults, Geometry
 from vtryon_services.engine.guidance import guide
 from vtryon_services.engine.numerics import DEFAULTS, Resolved
 from vtryon_services.engine.placement import Placement
+from vtryon_services.engine.plan import TOKEN_PIXELS, Plan
 from vtryon_services.engine.rope import Rope, Shape
 from vtryon_services.engine.schedule import shorten, sigmas_for
-
-TOKEN_PIXELS = 16  # 8 by the VAE, 2 by packing
-
-
-@dataclass(frozen=True, slots=True)
-class Plan:
-    """A request's numbers, all decided before the first step.
-
-    Attributes:
-        width, height: of the target in pixels.
-        sigmas: falling noise levels, one more than steps; the last one 0.
-        first_step: steps that an earlier attempt has done.
-        from_reference: the starting point is the noised first reference, not pure noise.
-    """
-
-    numerics: Resolved
-    width: int
-    height: int
-    sigmas: tuple[float, ...]
-    true_cfg_scale: float
-    seed: int
-    first_step: int = 0
-    from_reference: bool = False
-
-    @property
-    def steps(self) -> int:
-        """How many there are in all."""
-        return len(self.sigmas) - 1
-
-    @property
-    def latent_size(self) -> tuple[int, int]:
-        """Height and width of the target's latents."""
-        return self.height // 8, self.width // 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -184,9 +152,7 @@ class Sampler:
         sample.tokens = sample.tokens + (below - sigma) * velocity
         sample.step += 1
 
-    def _velocity(
-        self, sample: Sample, embeddings: torch.Tensor, sigma: float
-    ) -> torch.Tensor:
+    def _velocity(self, sample: Sample, embeddings: torch.Tensor, sigma: float) -> torch.Tensor:
         model = self._transformer
         self._rope.layout = sample.plan.numerics.rope_layout
         target = sample.tokens.to(model.dtype)

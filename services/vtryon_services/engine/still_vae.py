@@ -29,9 +29,7 @@ class LastTapConv(QwenImageCausalConv3d):
 
     def forward(self, x: torch.Tensor, cache_x: torch.Tensor | None = None) -> torch.Tensor:
         """Convolve one frame; there is no earlier one to remember."""
-        frame = nn.functional.conv2d(
-            x[:, :, 0], self.weight, self.bias, self.stride, self.padding
-        )
+        frame = nn.functional.conv2d(x[:, :, 0], self.weight, self.bias, self.stride, self.padding)
         return frame.unsqueeze(2)
 
 

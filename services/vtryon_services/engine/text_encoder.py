@@ -12,7 +12,7 @@ from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLIm
 
 from vtryon.errors import Reason, RequestError, SettingsError
 from vtryon.types import ResizeFilter
-from vtryon_services.engine import pictures
+from vtryon_services.engine import fitting
 from vtryon_services.engine.checkpoint import Checkpoint
 from vtryon_services.engine.geometry import Geometry
 from vtryon_services.engine.numerics import Resolved
@@ -61,9 +61,7 @@ class TextEncoder:
     @classmethod
     def load(cls, checkpoint: Checkpoint, placement: Placement) -> TextEncoder:
         """Load `text_encoder/`, `tokenizer/` and the picture half of `processor/`."""
-        model = checkpoint.load_model(
-            "text_encoder", Qwen2_5_VLForConditionalGeneration, placement
-        )
+        model = checkpoint.load_model("text_encoder", Qwen2_5_VLForConditionalGeneration, placement)
         tokenizer = Qwen2Tokenizer.from_pretrained(
             checkpoint.part("tokenizer"), local_files_only=True
         )
@@ -105,7 +103,7 @@ class TextEncoder:
     def _fit(self, image: Image.Image, resize: ResizeFilter) -> Image.Image:
         area = self._geometry.condition_area
         multiple = 1 if resize is ResizeFilter.AREA else 32
-        return pictures.bring_to_size(image, area, multiple, self._geometry, resize)
+        return fitting.bring_to_size(image, area, multiple, self._geometry, resize)
 
     @torch.inference_mode()
     def _hidden(self, prompt: str, seen: dict[str, torch.Tensor] | None) -> torch.Tensor:

@@ -1,0 +1,161 @@
+"""No model: results drawn from a digest of the input, in set times.
+
+For tests that are about the mesh, and for measuring the mesh alone. Equal input gives equal output.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import struct
+import zlib
+from collections.abc import AsyncGenerator, Iterable, Sequence
+
+from vtryon.events import Fit
+from vtryon.pictures import Picture
+from vtryon.stages import Conditioning, Embeddings
+from vtryon.tensors import Buffer, Tensor, byte_length
+from vtryon.types import (
+    DataType,
+    EncodedImage,
+    FitMethod,
+    ImageFormat,
+    PreviewPolicy,
+    TensorSpec,
+)
+from vtryon_services.backends.protocols import Latents, StepDone
+from vtryon_services.engine.geometry import Defaults
+from vtryon_services.engine.numerics import Resolved
+from vtryon_services.engine.plan import Plan
+
+CHANNELS = 16
+EMBEDDING_WIDTH = 128
+MAX_TARGET_AREA = 8192 * 8192
+_WIDTH, _HEIGHT = 96, 128
+_DIGEST = hashlib.sha256(b"vtryon scripted backend").hexdigest()
+
+
+class ScriptedLatentEncoder:
+    """Gives latents of the reference size."""
+
+    digest = _DIGEST
+
+    def __init__(self, seconds: float) -> None:
+        self._seconds = seconds
+
+    async def encode(self, picture: bytes | bytearray, numerics: Resolved) -> Latents:
+        """Draw latents from the picture's bytes, which need not be a picture."""
+        await asyncio.sleep(self._seconds)
+        shape = (CHANNELS, _HEIGHT // 8, _WIDTH // 8)
+        fit = Fit("", _WIDTH, _HEIGHT, _WIDTH, _HEIGHT, FitMethod.PAD)
+        return Latents(_draw(shape, [picture]), fit)
+
+
+class ScriptedTextEncoder:
+    """Gives one embedding per word."""
+
+    digest = _DIGEST
+
+    def __init__(self, seconds: float) -> None:
+        self._seconds = seconds
+
+    async def encode(
+        self,
+        prompt: str,
+        negative_prompt: str | None,
+        pictures: Sequence[bytes | bytearray],
+        numerics: Resolved,
+    ) -> Embeddings:
+        """Draw embeddings from the prompt and the pictures' bytes."""
+        await asyncio.sleep(self._seconds)
+        positive = self._embed(prompt, pictures)
+        if negative_prompt is None:
+            return Embeddings(positive)
+        return Embeddings(positive, self._embed(negative_prompt, pictures))
+
+    def _embed(self, prompt: str, pictures: Sequence[bytes | bytearray]) -> Tensor:
+        shape = (len(prompt.split()) + 1, EMBEDDING_WIDTH)
+        return _draw(shape, [prompt.encode(), *pictures])
+
+
+class ScriptedSampling:
+    """Gives latents drawn from everything that went in."""
+
+    digest = _DIGEST
+    channels = CHANNELS
+    width = EMBEDDING_WIDTH
+    max_target_area = MAX_TARGET_AREA
+
+    def __init__(self, seconds: float) -> None:
+        self._seconds = seconds
+
+    def defaults(self, numerics: Resolved) -> Defaults:
+        """Four steps, no guidance."""
+        return Defaults(steps=4, true_cfg_scale=1.0)
+
+    def sigmas(
+        self, numerics: Resolved, steps: int, width: int, height: int, strength: float
+    ) -> tuple[float, ...]:
+        """Evenly from 1 to 0."""
+        return tuple(1 - step / steps for step in range(steps + 1))
+
+    async def sample(
+        self, plan: Plan, given: Conditioning, previews: PreviewPolicy | None
+    ) -> AsyncGenerator[StepDone, None]:
+        """Sleep for each step."""
+        for step in range(plan.first_step + 1, plan.steps + 1):
+            await asyncio.sleep(self._seconds)
+            wanted = previews is not None and previews.every_steps
+            preview = _picture(12, 16, step) if wanted and step % wanted == 0 else None
+            latents = self._latents(plan, given) if step == plan.steps else None
+            yield StepDone(step, self._seconds, preview, latents)
+
+    def _latents(self, plan: Plan, given: Conditioning) -> Tensor:
+        sources: list[Buffer] = [item.data for item in given.outgoing()]  # type: ignore[misc]
+        return _draw((CHANNELS, *plan.latent_size), [*sources, str(plan.seed).encode()])
+
+
+class ScriptedDecoding:
+    """Gives a picture of one grey, drawn from the latents. PNG only, whatever is asked."""
+
+    digest = _DIGEST
+    channels = CHANNELS
+    max_target_area = MAX_TARGET_AREA
+
+    def __init__(self, seconds: float) -> None:
+        self._seconds = seconds
+
+    async def decode(self, latents: Tensor, format: ImageFormat, quality: int | None) -> Picture:  # noqa: A002
+        """Draw the grey from the latents' bytes."""
+        await asyncio.sleep(self._seconds)
+        grey = (await asyncio.to_thread(_digest, [latents.data]))[0]
+        _, height, width = latents.spec.shape
+        return await asyncio.to_thread(_picture, width * 8, height * 8, grey)
+
+
+def _draw(shape: tuple[int, ...], sources: Iterable[Buffer]) -> Tensor:
+    spec = TensorSpec(DataType.FP32, shape)
+    pattern = bytes(byte & 0x3F for byte in _digest(sources))  # small positive floats, never NaN
+    length = byte_length(spec)
+    return Tensor(spec, (pattern * (length // len(pattern) + 1))[:length])
+
+
+def _digest(sources: Iterable[Buffer]) -> bytes:
+    digest = hashlib.sha256()
+    for source in sources:
+        digest.update(source)
+    return digest.digest()
+
+
+def _picture(width: int, height: int, grey: int) -> Picture:
+    row = b"\0" + bytes([grey & 0xFF]) * width
+    header = struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0)
+    packed = zlib.compress(row * height, 1)
+    parts = [_png(b"IHDR", header), _png(b"IDAT", packed), _png(b"IEND", b"")]
+    data = b"\x89PNG\r\n\x1a\n" + b"".join(parts)
+    return Picture(EncodedImage(ImageFormat.PNG, width, height), data)
+
+
+def _png(kind: bytes, body: bytes) -> bytes:
+    check = zlib.crc32(kind + body)
+    return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", check)

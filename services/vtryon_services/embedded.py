@@ -1,0 +1,41 @@
+"""The whole mesh inside a program: the same servicers, on a private socket."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+from vtryon.types import Stage
+from vtryon_services.host import make_services
+from vtryon_services.pipeline.settings import PipelineSettings
+from vtryon_services.runtime.serve import Server
+from vtryon_services.runtime.telemetry import set_up_logs
+
+
+@asynccontextmanager
+async def embedded_mesh(**given: Any) -> AsyncIterator[str]:
+    """Start all services in this process; gives the target for `vtryon.Client`.
+
+    The socket lies in a folder that only this user can enter, and goes with it.
+
+    Args:
+        given: settings of the services, such as `checkpoint`, `device` or `backend`.
+
+    Raises:
+        SettingsError: something is set up wrongly.
+    """
+    own = {name: value for name, value in given.items() if name in PipelineSettings.model_fields}
+    settings = PipelineSettings.load(**{"log_level": "error", "drain_grace_seconds": 2.0, **own})
+    set_up_logs(settings)
+    with tempfile.TemporaryDirectory(prefix="vtryon-") as folder:
+        target = f"unix:{Path(folder) / 'mesh.sock'}"
+        server = Server(settings)
+        server.bind(target)
+        await server.start(await make_services(list(Stage), target, **given))
+        try:
+            yield target
+        finally:
+            await server.drain()

@@ -1,0 +1,40 @@
+"""A sampling request's numbers, all decided before the first step."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from vtryon_services.engine.numerics import Resolved
+
+TOKEN_PIXELS = 16  # 8 by the VAE, 2 by packing
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What to sample.
+
+    Attributes:
+        width, height: of the target in pixels.
+        sigmas: falling noise levels, one more than steps; the last one 0.
+        first_step: steps that an earlier attempt has done.
+        from_reference: the starting point is the noised first reference, not pure noise.
+    """
+
+    numerics: Resolved
+    width: int
+    height: int
+    sigmas: tuple[float, ...]
+    true_cfg_scale: float
+    seed: int
+    first_step: int = 0
+    from_reference: bool = False
+
+    @property
+    def steps(self) -> int:
+        """How many there are in all."""
+        return len(self.sigmas) - 1
+
+    @property
+    def latent_size(self) -> tuple[int, int]:
+        """Height and width of the target's latents."""
+        return self.height // 8, self.width // 8

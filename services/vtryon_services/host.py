@@ -1,0 +1,61 @@
+"""Several services in one process, on one address."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Any, NamedTuple
+
+from vtryon.types import Stage
+from vtryon_services.pipeline.service import make_service as make_pipeline
+from vtryon_services.pipeline.settings import PipelineSettings
+from vtryon_services.runtime.adapter import Service
+from vtryon_services.runtime.settings import ServiceSettings
+from vtryon_services.stages.decoding.service import make_service as make_decoding
+from vtryon_services.stages.decoding.settings import DecodingSettings
+from vtryon_services.stages.latent_encoder.service import make_service as make_latent_encoder
+from vtryon_services.stages.latent_encoder.settings import LatentEncoderSettings
+from vtryon_services.stages.sampling.service import make_service as make_sampling
+from vtryon_services.stages.sampling.settings import SamplingSettings
+from vtryon_services.stages.text_encoder.service import make_service as make_text_encoder
+from vtryon_services.stages.text_encoder.settings import TextEncoderSettings
+
+
+class Kind(NamedTuple):
+    """How a service is set up and made."""
+
+    settings: type[ServiceSettings]
+    make: Callable[[Any], Awaitable[Service]]
+
+
+KINDS: dict[Stage, Kind] = {
+    Stage.LATENT_ENCODER: Kind(LatentEncoderSettings, make_latent_encoder),
+    Stage.TEXT_ENCODER: Kind(TextEncoderSettings, make_text_encoder),
+    Stage.SAMPLING: Kind(SamplingSettings, make_sampling),
+    Stage.DECODING: Kind(DecodingSettings, make_decoding),
+    Stage.PIPELINE: Kind(PipelineSettings, make_pipeline),
+}
+
+
+async def make_services(stages: Sequence[Stage], own_address: str, **given: Any) -> list[Service]:
+    """Make services for one process; the pipeline finds those beside it at `own_address`.
+
+    Args:
+        given: settings that come before the environment, for every service that has them.
+
+    Raises:
+        SettingsError: a service is set up wrongly.
+    """
+    services = [_make(stage, stages, own_address, given) for stage in stages]
+    return list(await asyncio.gather(*services))
+
+
+async def _make(
+    stage: Stage, beside: Sequence[Stage], own_address: str, given: dict[str, Any]
+) -> Service:
+    kind = KINDS[stage]
+    if stage is Stage.PIPELINE:
+        targets = {f"{other.name.lower()}_target": own_address for other in beside}
+        given = {**targets, **given}
+    known = {name: value for name, value in given.items() if name in kind.settings.model_fields}
+    return await kind.make(kind.settings.load(**known))

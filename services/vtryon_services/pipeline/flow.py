@@ -1,0 +1,227 @@
+"""One try-on through the stages.
+
+    person ─┬─▶ latent encoder ─┐
+            ├─▶ text encoder ───┼─▶ sampling ─▶ decoding ─▶ caller
+    garment ┴─▶ latent encoder ─┘
+
+Every arrow is a relay of chunks. The stages run as tasks of one group: if one fails, the others are
+cancelled, and with them their calls.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, Sequence
+from dataclasses import dataclass
+
+from vtryon.channel import Channel
+from vtryon.errors import VtryonError
+from vtryon.events import Chunk, Event, Finished, Fit, Hop, Ledger, Output, Preview
+from vtryon.payloads import Outgoing
+from vtryon.stages import Decoding, LatentEncoder, Sampling, TextEncoder
+from vtryon.stream import StreamCall
+from vtryon.types import (
+    DecodeStart,
+    EncodeLatentsStart,
+    EncodeTextStart,
+    Payload,
+    PayloadKind,
+    SampleStart,
+    Stage,
+    Start,
+    TryOnOptions,
+)
+from vtryon_services.pipeline.relay import Fanout
+from vtryon_services.pipeline.stage_run import StageRun, as_kind
+from vtryon_services.runtime.adapter import Call, Incoming
+
+_EVENTS_HELD = 64
+Client = LatentEncoder | TextEncoder | Sampling | Decoding
+
+
+@dataclass(frozen=True, slots=True)
+class StageClients:
+    """The four stages, each by its client."""
+
+    latent_encoder: LatentEncoder
+    text_encoder: TextEncoder
+    sampling: Sampling
+    decoding: Decoding
+
+    @classmethod
+    def connect(cls, targets: Sequence[str]) -> StageClients:
+        """Connect to four targets, in the order of the fields; connections open when needed."""
+        encoder, text, sampling, decoding = (Channel(target) for target in targets)
+        return cls(
+            LatentEncoder(encoder), TextEncoder(text), Sampling(sampling), Decoding(decoding)
+        )
+
+
+class Flow:
+    """One try-on on its way."""
+
+    def __init__(
+        self, stages: StageClients, options: TryOnOptions, incoming: Incoming, call: Call
+    ) -> None:
+        self._stages = stages
+        self._options = options
+        self._incoming = incoming
+        self._call = call
+        self._runs: list[StageRun] = []
+        self._events: asyncio.Queue[Event | None] = asyncio.Queue(_EVENTS_HELD)
+
+    async def events(self) -> AsyncGenerator[Event, None]:
+        """Run the stages, and give what they say; closing the generator cancels them.
+
+        Raises:
+            VtryonError: the first failure of a stage, or of the caller's stream.
+        """
+        work = asyncio.create_task(self._work())
+        try:
+            while (event := await self._events.get()) is not None:
+                yield event
+            await work
+        except BaseExceptionGroup as group:
+            raise _first_cause(group) from None
+        finally:
+            work.cancel()
+            await asyncio.wait([work])
+
+    async def _work(self) -> None:
+        try:
+            async with asyncio.TaskGroup() as group:
+                await self._run_stages(group)
+            await self._emit(self._finished())
+        finally:
+            # The reader learns of a failure by `work`; it only must not wait for ever.
+            while self._events.full():
+                self._events.get_nowait()
+            self._events.put_nowait(None)
+
+    async def _run_stages(self, group: asyncio.TaskGroup) -> None:
+        pictures = Fanout(self._incoming.payloads)
+        given = await self._encode(group, pictures)
+        latents = await self._sample(group, given)
+        [picture] = await self._decode(group, latents)
+        await self._emit(Output((picture.payload,)))
+        offset = 0
+        async for piece in picture.data:  # type: ignore[union-attr]
+            await self._emit(Chunk(0, offset, piece))
+            offset += len(piece)
+
+    async def _encode(self, group: asyncio.TaskGroup, pictures: Fanout) -> list[Outgoing]:
+        options, declared = self._options, self._incoming.payloads
+        subjects = _subjects(declared)
+        encoders = []
+        for index, (payload, subject) in enumerate(zip(declared, subjects, strict=True)):
+            image = as_kind(Outgoing(payload, pictures.relay(index)), PayloadKind.IMAGE)
+            start = EncodeLatentsStart(numerics=options.numerics)
+            encoders.append(self._open(group, Stage.LATENT_ENCODER, subject, start, [image]))
+        images = [
+            as_kind(Outgoing(payload, pictures.relay(index)), PayloadKind.IMAGE)
+            for index, payload in enumerate(declared)
+        ]
+        text = EncodeTextStart(
+            numerics=options.numerics,
+            prompt=options.prompt,
+            negative_prompt=options.negative_prompt,
+        )
+        texts = self._open(group, Stage.TEXT_ENCODER, "", text, images)
+        group.create_task(self._pass_on(pictures))
+        embeddings = await texts.output
+        latents = [output for encoder in encoders for output in await encoder.output]
+        references = [as_kind(one, PayloadKind.REFERENCE_LATENTS) for one in latents]
+        return [*embeddings, *references]
+
+    async def _pass_on(self, pictures: Fanout) -> None:
+        async for chunk in self._incoming.chunks:
+            await pictures.pass_on(chunk)
+
+    async def _sample(self, group: asyncio.TaskGroup, given: Sequence[Outgoing]) -> list[Outgoing]:
+        options = self._options
+        width, height = self._target_size(given)
+        start = SampleStart(
+            numerics=options.numerics,
+            width=width,
+            height=height,
+            steps=options.steps,
+            true_cfg_scale=options.true_cfg_scale,
+            seed=options.seed,
+            strength=options.strength,
+            sigmas=options.sigmas,
+            previews=options.previews,
+            priority=options.priority,
+        )
+        return await self._open(group, Stage.SAMPLING, "", start, given).output
+
+    def _target_size(self, given: Sequence[Outgoing]) -> tuple[int, int]:
+        """By default the person's size, as it was encoded: the first reference."""
+        if self._options.width and self._options.height:
+            return self._options.width, self._options.height
+        person = next(
+            item.payload.tensor
+            for item in given
+            if item.payload.kind is PayloadKind.REFERENCE_LATENTS and item.payload.tensor
+        )
+        _, height, width = person.shape
+        return width * 8, height * 8
+
+    async def _decode(
+        self, group: asyncio.TaskGroup, latents: Sequence[Outgoing]
+    ) -> list[Outgoing]:
+        start = DecodeStart(format=self._options.format, quality=self._options.quality)
+        return await self._open(group, Stage.DECODING, "", start, latents).output
+
+    def _open(
+        self,
+        group: asyncio.TaskGroup,
+        stage: Stage,
+        subject: str,
+        start: Start,
+        outgoing: Sequence[Outgoing],
+    ) -> StageRun:
+        client: Client = getattr(self._stages, stage.name.lower())
+        call: StreamCall = client.open(
+            start,
+            outgoing,
+            timeout_seconds=max(0.001, self._call.remaining_seconds),
+            request_id=self._call.request_id or None,
+        )
+        run = StageRun(stage, subject, self._call, self._emit)
+        self._runs.append(run)
+        group.create_task(run.run(call))
+        return run
+
+    async def _emit(self, event: Event) -> None:
+        if isinstance(event, Preview) and self._events.full():
+            return  # a slow reader costs previews, never steps
+        await self._events.put(event)
+
+    def _finished(self) -> Finished:
+        encoders = [
+            run for run in self._runs if run.stage in {Stage.LATENT_ENCODER, Stage.TEXT_ENCODER}
+        ]
+        last = max(encoders, key=lambda run: run.output_at)
+        hops = [run.hop(critical=run is last or run not in encoders) for run in self._runs]
+        fits: tuple[Fit, ...] = tuple(fit for run in self._runs for fit in run.fits)
+        return Finished(_with_own_share(hops, self._call.elapsed_seconds), fits)
+
+
+def _with_own_share(hops: list[Hop], wall_seconds: float) -> Ledger:
+    """Add the pipeline's own hop, so that the critical ones sum to the wall time."""
+    accounted = sum(hop.total_seconds for hop in hops if hop.critical)
+    own = Hop(Stage.PIPELINE, transfer_seconds=max(0.0, wall_seconds - accounted))
+    return Ledger(max(wall_seconds, accounted), (*hops, own))
+
+
+def _subjects(payloads: Sequence[Payload]) -> list[str]:
+    garments = [f"garment {number}" for number in range(2, len(payloads))]
+    return ["person", "garment", *garments][: len(payloads)]
+
+
+def _first_cause(group: BaseExceptionGroup[BaseException]) -> BaseException:
+    """Give a failure of ours where there is one: the others followed from it."""
+    flat: list[BaseException] = []
+    for error in group.exceptions:
+        flat += [_first_cause(error)] if isinstance(error, BaseExceptionGroup) else [error]
+    return next((error for error in flat if isinstance(error, VtryonError)), flat[0])

@@ -1,0 +1,127 @@
+"""What the pipeline takes: checks a request, chooses what it leaves open, lets it flow."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import aclosing
+from dataclasses import replace
+
+from vtryon.errors import Reason, RequestError
+from vtryon.events import Event
+from vtryon.payloads import Outgoing, chunks
+from vtryon.types import (
+    MAX_INLINE_BYTES,
+    EncodedImage,
+    Payload,
+    PayloadKind,
+    Stage,
+    TryOnInline,
+    TryOnOptions,
+    TryOnStart,
+)
+from vtryon_services.engine.numerics import resolve
+from vtryon_services.pipeline.flow import Flow, StageClients
+from vtryon_services.pipeline.settings import PipelineSettings
+from vtryon_services.runtime.adapter import Call, Incoming, accepted
+from vtryon_services.runtime.ranges import (
+    EncodingRanges,
+    PromptRanges,
+    SamplingRanges,
+    SizeRanges,
+    check_ranges,
+)
+
+STAGE = Stage.PIPELINE
+
+
+class Pipeline:
+    """Serves both calls of `PipelineService` with one flow."""
+
+    def __init__(self, stages: StageClients, settings: PipelineSettings) -> None:
+        self._stages = stages
+        self._max_garments = settings.max_garments
+
+    async def try_on(
+        self, start: TryOnStart, incoming: Incoming, call: Call
+    ) -> AsyncGenerator[Event, None]:
+        """Serve `PipelineService.TryOn`."""
+        self._check_kinds(start.payloads)
+        async with aclosing(self._flow(start.options, incoming, call)) as events:
+            async for event in events:
+                yield event
+
+    async def try_on_inline(
+        self, request: TryOnInline, _incoming: Incoming, call: Call
+    ) -> AsyncGenerator[Event, None]:
+        """Serve `PipelineService.TryOnInline`."""
+        total = len(request.person) + sum(map(len, request.garments))
+        if total > MAX_INLINE_BYTES:
+            raise RequestError(
+                f"the pictures have {total} bytes together; an inline request takes "
+                f"{MAX_INLINE_BYTES}: use TryOn",
+                reason=Reason.PAYLOAD_TOO_LARGE,
+            )
+        outgoing = _inline_payloads(request)
+        self._check_kinds([item.payload for item in outgoing])
+        incoming = Incoming([item.payload for item in outgoing], chunks(outgoing))
+        async with aclosing(self._flow(request.options, incoming, call)) as events:
+            async for event in events:
+                yield event
+
+    async def _flow(
+        self, options: TryOnOptions | None, incoming: Incoming, call: Call
+    ) -> AsyncGenerator[Event, None]:
+        chosen = _choose(options or TryOnOptions())
+        yield accepted(
+            STAGE,
+            call,
+            numerics=resolve(chosen.numerics).to_wire(),
+            seed=chosen.seed,
+            steps=chosen.steps,
+            true_cfg_scale=chosen.true_cfg_scale,
+            width=chosen.width,
+            height=chosen.height,
+        )
+        flow = Flow(self._stages, chosen, incoming, call)
+        async with aclosing(flow.events()) as events:
+            async for event in events:
+                yield event
+
+    def _check_kinds(self, payloads: Sequence[Payload]) -> None:
+        kinds = [payload.kind for payload in payloads]
+        garments = kinds[1:]
+        if (
+            kinds[:1] != [PayloadKind.PERSON_IMAGE]
+            or set(garments) - {PayloadKind.GARMENT_IMAGE}
+            or len(garments) > self._max_garments
+            or any(payload.image is None for payload in payloads)
+        ):
+            raise RequestError(
+                "a try-on takes one payload of kind PERSON_IMAGE, then up to "
+                f"{self._max_garments} of kind GARMENT_IMAGE",
+                reason=Reason.PAYLOAD_INVALID,
+            )
+
+
+def _choose(options: TryOnOptions) -> TryOnOptions:
+    """Check the options, and draw a seed where there is none."""
+    check_ranges(options, PromptRanges, SamplingRanges, EncodingRanges)
+    resolve(options.numerics)
+    if (options.width is None) != (options.height is None):
+        raise RequestError("width and height go together; give both or neither")
+    if options.width is not None:
+        check_ranges(options, SizeRanges)
+    seed = secrets.randbelow(2**63) if options.seed is None else options.seed
+    return replace(options, seed=seed)
+
+
+def _inline_payloads(request: TryOnInline) -> list[Outgoing]:
+    pictures = [(PayloadKind.PERSON_IMAGE, request.person)]
+    pictures += [(PayloadKind.GARMENT_IMAGE, garment) for garment in request.garments]
+    for kind, data in pictures:
+        if not data:
+            raise RequestError(f"the {kind} is empty", reason=Reason.PAYLOAD_INVALID)
+    return [
+        Outgoing(Payload(kind, len(data), image=EncodedImage()), data) for kind, data in pictures
+    ]

@@ -1,0 +1,23 @@
+"""Settings of the pipeline."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+from pydantic import Field
+
+from vtryon.types import Stage
+from vtryon_services.runtime.settings import ServiceSettings
+
+
+class PipelineSettings(ServiceSettings):
+    """VTRYON_PIPELINE_…"""
+
+    service: ClassVar[Stage] = Stage.PIPELINE
+
+    listen: str = "127.0.0.1:50050"
+    latent_encoder_target: str = Field(default="127.0.0.1:50051", description="host:port.")
+    text_encoder_target: str = Field(default="127.0.0.1:50052", description="host:port.")
+    sampling_target: str = Field(default="127.0.0.1:50053", description="host:port.")
+    decoding_target: str = Field(default="127.0.0.1:50054", description="host:port.")
+    max_garments: int = Field(default=3, ge=0, le=8, description="Garments of one try-on.")

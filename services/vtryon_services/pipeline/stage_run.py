@@ -1,0 +1,131 @@
+"""One stage's part in a try-on, as the pipeline sees it."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from dataclasses import replace
+
+from vtryon.errors import CancelledError, Reason, UnavailableError, VtryonError
+from vtryon.events import (
+    Accepted,
+    Chunk,
+    Event,
+    Finished,
+    Fit,
+    Hop,
+    Output,
+    Preview,
+    Queued,
+    StageFinished,
+    StageStarted,
+    StepFinished,
+)
+from vtryon.payloads import Outgoing
+from vtryon.stream import StreamCall
+from vtryon.types import PayloadKind, Stage
+from vtryon_services.pipeline.relay import Fanout
+from vtryon_services.runtime.adapter import Call
+
+Emit = Callable[[Event], Awaitable[None]]
+
+
+class StageRun:
+    """Runs one call of a stage: events go to `emit`, the result's bytes to relays.
+
+    Attributes:
+        output: the result's payloads with their relays, as soon as the stage has declared them.
+        fits: what the stage said about sizes.
+    """
+
+    def __init__(self, stage: Stage, subject: str, request: Call, emit: Emit) -> None:
+        self.stage = stage
+        self.subject = subject
+        self.output: asyncio.Future[list[Outgoing]] = asyncio.get_running_loop().create_future()
+        self.fits: tuple[Fit, ...] = ()
+        self._request = request
+        self._emit = emit
+        self._started_at = request.elapsed_seconds
+        self._output_at = self._started_at
+        self._own: Hop | None = None
+
+    async def run(self, call: StreamCall) -> None:
+        """Make the call and see it through.
+
+        Raises:
+            VtryonError: it failed; the metadata names the stage.
+        """
+        try:
+            async with call:
+                async for event in call:
+                    await self._take(event)
+        except VtryonError as error:
+            raise self._name(error) from None
+        finally:
+            self.output.cancel()
+
+    def hop(self, *, critical: bool) -> Hop:
+        """Give this stage's line in the ledger: up to its output, so that hops don't overlap."""
+        own = self._own or Hop(self.stage)
+        total = self._output_at - self._started_at
+        rest = total - own.queue_seconds - own.compute_seconds
+        return Hop(
+            self.stage,
+            self.subject,
+            start_seconds=self._started_at,
+            queue_seconds=own.queue_seconds,
+            transfer_seconds=max(0.0, rest),
+            compute_seconds=own.compute_seconds,
+            critical=critical,
+        )
+
+    @property
+    def output_at(self) -> float:
+        """When the result was declared, in seconds since the request began."""
+        return self._output_at
+
+    async def _take(self, event: Event) -> None:
+        match event:
+            case Accepted():
+                await self._emit(StageStarted(self.stage, self.subject, event))
+            case Queued() | StepFinished() | Preview():
+                await self._emit(event)
+            case Output():
+                await self._declare(event)
+            case Chunk():
+                await self._fanout.pass_on(event)
+            case Finished(ledger, fits):
+                self._own = ledger.hops[0] if ledger and ledger.hops else None
+                self.fits = tuple(replace(fit, subject=self.subject) for fit in fits)
+            case _:
+                pass
+
+    async def _declare(self, output: Output) -> None:
+        self._output_at = self._request.elapsed_seconds
+        self._fanout = Fanout(output.payloads)
+        elapsed = self._output_at - self._started_at
+        await self._emit(StageFinished(self.stage, self.subject, elapsed))
+        self.output.set_result(
+            [
+                Outgoing(payload, self._fanout.relay(index))
+                for index, payload in enumerate(output.payloads)
+            ]
+        )
+
+    def _name(self, error: VtryonError) -> VtryonError:
+        stage = {"stage": self.stage.value}
+        if isinstance(error, CancelledError):
+            return UnavailableError(
+                f"{self.stage} ended the call, it is going away",
+                reason=Reason.SHUTTING_DOWN,
+                metadata=stage,
+            )
+        if isinstance(error, UnavailableError) and "status" in error.metadata:
+            return UnavailableError(f"{self.stage} can't be reached", metadata=stage)
+        error.metadata = {**stage, **error.metadata}
+        return error
+
+
+def as_kind(outgoing: Outgoing, kind: PayloadKind) -> Outgoing:
+    """Declare the same bytes as a payload of another kind."""
+    return replace(outgoing, payload=replace(outgoing.payload, kind=kind))

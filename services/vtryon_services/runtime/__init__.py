@@ -1,0 +1,1 @@
+"""What every service stands on: settings, serving, the wire, telemetry. It knows no model."""

@@ -1,0 +1,87 @@
+"""A server interceptor: one span and one log line per call, whatever its outcome."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import grpc
+import structlog
+from opentelemetry import propagate, trace
+
+from vtryon.stream import REQUEST_ID_KEY
+
+_log = structlog.get_logger("vtryon.rpc")
+_tracer = trace.get_tracer("vtryon")
+Behaviour = Callable[[Any, grpc.aio.ServicerContext], Awaitable[None]]
+
+
+class TelemetryInterceptor(grpc.aio.ServerInterceptor):
+    """Watches the calls of vtryon's own services."""
+
+    async def intercept_service(
+        self,
+        continuation: Callable[[grpc.HandlerCallDetails], Awaitable[grpc.RpcMethodHandler]],
+        handler_call_details: grpc.HandlerCallDetails,
+    ) -> grpc.RpcMethodHandler:
+        """Wrap the handler of a call."""
+        handler = await continuation(handler_call_details)
+        method = handler_call_details.method
+        if handler is None or not method.startswith("/vtryon."):
+            return handler
+        metadata = dict(handler_call_details.invocation_metadata or ())
+        if handler.stream_stream is not None:
+            return grpc.stream_stream_rpc_method_handler(
+                _observed(handler.stream_stream, method, metadata)
+            )
+        return grpc.unary_stream_rpc_method_handler(
+            _observed(handler.unary_stream, method, metadata)
+        )
+
+
+def _observed(behaviour: Behaviour, method: str, metadata: dict[str, Any]) -> Behaviour:
+    async def observed(request: Any, context: grpc.aio.ServicerContext) -> None:
+        structlog.contextvars.bind_contextvars(request_id=metadata.get(REQUEST_ID_KEY, ""))
+        started = time.monotonic()
+        with _tracer.start_as_current_span(
+            method[1:],
+            context=propagate.extract(metadata),
+            kind=trace.SpanKind.SERVER,
+            record_exception=False,
+            set_status_on_exception=False,
+        ) as span:
+            code = grpc.StatusCode.UNKNOWN
+            try:
+                await behaviour(request, context)
+                code = grpc.StatusCode.OK
+            except asyncio.CancelledError:
+                code = grpc.StatusCode.CANCELLED
+                raise
+            except grpc.aio.AbortError:
+                code = _status_code(context)
+                raise
+            finally:
+                _conclude(span, code)
+                seconds = round(time.monotonic() - started, 4)
+                _log.info("rpc", method=method, code=code.name, seconds=seconds)
+
+    return observed
+
+
+def _status_code(context: grpc.aio.ServicerContext) -> grpc.StatusCode:
+    code = context.code()
+    if isinstance(code, grpc.StatusCode):
+        return code
+    return next(
+        (known for known in grpc.StatusCode if known.value[0] == code), grpc.StatusCode.UNKNOWN
+    )
+
+
+def _conclude(span: trace.Span, code: grpc.StatusCode) -> None:
+    span.set_attribute("rpc.grpc.status_code", code.value[0])
+    ok = code is grpc.StatusCode.OK
+    span.set_status(
+        trace.StatusCode.OK if ok else trace.StatusCode.ERROR, None if ok else code.name
+    )

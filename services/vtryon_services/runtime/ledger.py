@@ -1,0 +1,21 @@
+"""A stage's own account of a call."""
+
+from __future__ import annotations
+
+from vtryon.events import Hop, Ledger
+from vtryon.types import Stage
+from vtryon_services.runtime.adapter import Call
+from vtryon_services.runtime.places import Ticket
+
+
+def one_hop(stage: Stage, call: Call, ticket: Ticket) -> Ledger:
+    """Split a call's time so far: waiting, computing, and the rest, which went into bytes."""
+    wall = call.elapsed_seconds
+    queue, compute = ticket.waited_seconds, ticket.held_seconds
+    hop = Hop(
+        stage,
+        queue_seconds=queue,
+        transfer_seconds=max(0.0, wall - queue - compute),
+        compute_seconds=compute,
+    )
+    return Ledger(hop.total_seconds, (hop,))

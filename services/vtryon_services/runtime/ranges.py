@@ -1,0 +1,112 @@
+"""The ranges of request fields, checked in one place for every door."""
+
+from __future__ import annotations
+
+import itertools
+from typing import Annotated, Any, Self
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from vtryon.errors import RequestError, Violation
+from vtryon.types import MAX_PROMPT_CHARACTERS, ImageFormat
+
+Sigma = Annotated[float, Field(gt=0, le=1, allow_inf_nan=False)]
+
+
+class _Ranges(BaseModel):
+    model_config = ConfigDict(from_attributes=True, frozen=True)
+
+
+class PreviewRanges(_Ranges):
+    """Of a PreviewPolicy."""
+
+    every_steps: int = Field(ge=0, le=200)
+    max_pixels: int = Field(ge=0, le=1024 * 1024)
+
+
+class SamplingRanges(_Ranges):
+    """Of what SampleStart and TryOnOptions have in common."""
+
+    steps: int | None = Field(ge=1, le=200)
+    true_cfg_scale: float | None = Field(ge=0, le=30, allow_inf_nan=False)
+    seed: int | None = Field(ge=0, le=2**63 - 1)
+    strength: float | None = Field(gt=0, le=1, allow_inf_nan=False)
+    sigmas: tuple[Sigma, ...] = Field(max_length=200)
+    previews: PreviewRanges | None
+
+    @field_validator("sigmas")
+    @classmethod
+    def _falling(cls, sigmas: tuple[float, ...]) -> tuple[float, ...]:
+        if any(after >= before for before, after in itertools.pairwise(sigmas)):
+            raise ValueError("noise levels must fall from each to the next")
+        return sigmas
+
+    @model_validator(mode="after")
+    def _agree(self) -> Self:
+        if self.sigmas and self.steps not in {None, len(self.sigmas)}:
+            raise ValueError(f"steps is {self.steps}, but there are {len(self.sigmas)} sigmas")
+        if self.sigmas and self.strength is not None:
+            raise ValueError("strength shortens a schedule; sigmas are given as they are")
+        return self
+
+
+class SizeRanges(_Ranges):
+    """Of a target's size, where it is given."""
+
+    width: int = Field(ge=16, multiple_of=16)
+    height: int = Field(ge=16, multiple_of=16)
+
+
+class PromptRanges(_Ranges):
+    """Of what is said about the pictures."""
+
+    prompt: str = Field(max_length=MAX_PROMPT_CHARACTERS)
+    negative_prompt: str | None = Field(max_length=MAX_PROMPT_CHARACTERS)
+
+    @field_validator("prompt", "negative_prompt")
+    @classmethod
+    def _no_nul(cls, text: str | None) -> str | None:
+        if text is not None and "\0" in text:
+            raise ValueError("a NUL character is not text")
+        return text
+
+
+class EncodingRanges(_Ranges):
+    """Of how a picture is to be encoded."""
+
+    format: ImageFormat | None
+    quality: int | None = Field(ge=1, le=100)
+
+    @model_validator(mode="after")
+    def _agree(self) -> Self:
+        if self.quality is not None and self.format in {None, ImageFormat.PNG}:
+            raise ValueError("quality is for JPEG and WebP; a PNG has none")
+        return self
+
+
+def check_ranges(value: object, *ranges: type[_Ranges]) -> None:
+    """Check a start message, and report everything that does not hold at once.
+
+    Raises:
+        RequestError: with a violation per field; a text's content is never repeated.
+    """
+    violations: list[Violation] = []
+    for kind in ranges:
+        try:
+            kind.model_validate(value)
+        except ValidationError as error:
+            violations += [_violation(dict(problem)) for problem in error.errors()]
+    if violations:
+        listed = "; ".join(f"{item.field}: {item.description}" for item in violations)
+        raise RequestError(listed, violations=tuple(violations))
+
+
+def _violation(problem: dict[str, Any]) -> Violation:
+    name = ".".join(str(part) for part in problem["loc"])
+    message = problem["msg"].removeprefix("Value error, ")
+    given = problem["input"]
+    if isinstance(given, str):
+        message = f"{message}, and this one has {len(given)}" if "character" in message else message
+    elif isinstance(given, (int, float)):
+        message = f"{message}, and it is {given}"
+    return Violation(name or "request", message)

@@ -1,0 +1,126 @@
+"""A gRPC server for one or several services: health, reflection, TLS, draining."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+from collections.abc import Sequence
+from pathlib import Path
+
+import grpc
+import structlog
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection
+
+from vtryon.errors import SettingsError
+from vtryon_services.runtime.adapter import Service
+from vtryon_services.runtime.interceptors import TelemetryInterceptor
+from vtryon_services.runtime.settings import ServiceSettings
+
+_log = structlog.get_logger("vtryon.serve")
+_SERVING = health_pb2.HealthCheckResponse.SERVING
+_NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
+
+_OPTIONS = (
+    ("grpc.so_reuseport", 0),
+    ("grpc.keepalive_time_ms", 10_000),
+    ("grpc.keepalive_timeout_ms", 5_000),
+    ("grpc.http2.ping_timeout_ms", 5_000),
+    ("grpc.http2.min_recv_ping_interval_without_data_ms", 5_000),
+    ("grpc.http2.max_pings_without_data", 0),
+    ("grpc.max_receive_message_length", 4 * 1024 * 1024),
+)
+
+
+class Server:
+    """Serves until it is drained.
+
+    Args:
+        settings: of the process: address, TLS, limits, draining.
+    """
+
+    def __init__(self, settings: ServiceSettings) -> None:
+        self._settings = settings
+        self._health = health.aio.HealthServicer()
+        self._names: list[str] = []
+        self._server = grpc.aio.server(
+            interceptors=[TelemetryInterceptor()],
+            options=(*_OPTIONS, ("grpc.max_concurrent_streams", settings.max_streams)),
+        )
+        health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
+
+    def bind(self, address: str) -> str:
+        """Open an address; port 0 takes a free one. Gives the address as it turned out.
+
+        Raises:
+            SettingsError: the address is taken or is none.
+        """
+        credentials = _credentials(self._settings)
+        try:
+            if credentials is None or address.startswith("unix:"):
+                port = self._server.add_insecure_port(address)
+            else:
+                port = self._server.add_secure_port(address, credentials)
+        except RuntimeError as error:
+            raise SettingsError(
+                f"can't serve on {address}: it is taken, or no address of this machine"
+            ) from error
+        if address.startswith("unix:"):
+            return address
+        return f"{address.rpartition(':')[0]}:{port}"
+
+    async def start(self, services: Sequence[Service]) -> None:
+        """Add the services, begin to serve, and say so in the health service."""
+        self._names = [service.proto_name for service in services]
+        self._server.add_generic_rpc_handlers(tuple(service.handler() for service in services))
+        if self._settings.profile == "development":
+            names = (*self._names, health.SERVICE_NAME, reflection.SERVICE_NAME)
+            reflection.enable_server_reflection(names, self._server)
+        await self._server.start()
+        for name in ("", *self._names):
+            await self._health.set(name, _SERVING)
+
+    async def drain(self) -> None:
+        """Turn health to NOT_SERVING, let routing notice, let open calls finish, cancel the rest."""
+        for name in ("", *self._names):
+            await self._health.set(name, _NOT_SERVING)
+        await asyncio.sleep(self._settings.drain_delay_seconds)
+        await self._server.stop(self._settings.drain_grace_seconds)
+
+    async def serve_until_signal(self) -> None:
+        """Wait for SIGTERM or SIGINT, then drain; a second signal stops at once."""
+        loop = asyncio.get_running_loop()
+        asked = asyncio.Event()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, asked.set)
+        await asked.wait()
+        _log.info("draining", grace_seconds=self._settings.drain_grace_seconds)
+        draining = asyncio.create_task(self.drain())
+        asked.clear()
+        again = asyncio.create_task(asked.wait())
+        await asyncio.wait({draining, again}, return_when=asyncio.FIRST_COMPLETED)
+        again.cancel()
+        await self._server.stop(0)
+        await draining
+        _log.info("stopped")
+
+
+def _credentials(settings: ServiceSettings) -> grpc.ServerCredentials | None:
+    certificate, key = settings.tls_certificate_path, settings.tls_key_path
+    if certificate is None and key is None:
+        return None
+    if certificate is None or key is None:
+        raise SettingsError("TLS takes both tls_certificate_path and tls_key_path")
+    authority = settings.tls_client_ca_path
+    return grpc.ssl_server_credentials(
+        [(_read(key), _read(certificate))],
+        root_certificates=_read(authority) if authority else None,
+        require_client_auth=authority is not None,
+    )
+
+
+def _read(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise SettingsError(f"can't read {path}: {error.strerror}") from error

@@ -1,0 +1,1 @@
+"""The four stages, four files each: `__main__`, `service`, `stage`, `settings`."""

@@ -1,0 +1,81 @@
+"""Decode one picture."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator
+
+from vtryon.errors import Reason, RequestError
+from vtryon.events import Event, Finished, Queued
+from vtryon.payloads import Outgoing
+from vtryon.pictures import Picture
+from vtryon.tensors import Tensor
+from vtryon.types import DataType, DecodeStart, ImageFormat, Payload, PayloadKind, Stage, TensorSpec
+from vtryon_services.backends.protocols import DecodingBackend
+from vtryon_services.engine.finite import check_finite
+from vtryon_services.runtime.adapter import Call, Incoming, accepted, send_output
+from vtryon_services.runtime.ledger import one_hop
+from vtryon_services.runtime.places import Places
+from vtryon_services.runtime.ranges import EncodingRanges, check_ranges
+from vtryon_services.stages.decoding.settings import DecodingSettings
+
+STAGE = Stage.DECODING
+
+
+class DecodingStage:
+    """Takes latents, waits for a place, gives a picture."""
+
+    def __init__(self, backend: DecodingBackend, settings: DecodingSettings) -> None:
+        self._backend = backend
+        self._places = Places(settings.places, settings.max_waiting)
+
+    async def decode(
+        self, start: DecodeStart, incoming: Incoming, call: Call
+    ) -> AsyncGenerator[Event, None]:
+        """Serve `DecodingService.Decode`."""
+        check_ranges(start, EncodingRanges)
+        spec = self._check_declared(start)
+        _, height, width = spec.shape
+        yield accepted(
+            STAGE, call, model_digest=self._backend.digest, width=width * 8, height=height * 8
+        )
+        [buffer] = await incoming.receive()
+        latents = Tensor(spec, buffer)
+        await asyncio.to_thread(check_finite, latents, "latents")
+        with self._places.enter() as ticket:
+            async for position in ticket:
+                yield Queued(STAGE, position)
+            picture = await self._backend.decode(
+                latents, start.format or ImageFormat.PNG, start.quality
+            )
+        async for event in send_output([_outgoing(picture)]):
+            yield event
+        yield Finished(one_hop(STAGE, call, ticket))
+
+    def _check_declared(self, start: DecodeStart) -> TensorSpec:
+        specs = [item.tensor for item in start.payloads if item.kind is PayloadKind.LATENTS]
+        if len(start.payloads) != 1 or not specs or specs[0] is None:
+            raise _invalid("the decoder takes one payload, a tensor of kind LATENTS")
+        spec = specs[0]
+        channels = self._backend.channels
+        if spec.data_type is not DataType.FP32 or len(spec.shape) != 3 or spec.shape[0] != channels:
+            raise _invalid(
+                f"the latents are {spec.data_type} {spec.shape}; "
+                f"it takes FP32 ({channels}, height / 8, width / 8)"
+            )
+        if spec.shape[1] * spec.shape[2] * 64 > self._backend.max_target_area:
+            raise _invalid(
+                f"latents of {spec.shape} make over {self._backend.max_target_area} pixels, "
+                "the checkpoint's limit"
+            )
+        return spec
+
+
+def _outgoing(picture: Picture) -> Outgoing:
+    return Outgoing(
+        Payload(PayloadKind.IMAGE, len(picture.data), image=picture.image), picture.data
+    )
+
+
+def _invalid(message: str) -> RequestError:
+    return RequestError(message, reason=Reason.PAYLOAD_INVALID)

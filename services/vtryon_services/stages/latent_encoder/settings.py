@@ -1,0 +1,16 @@
+"""Settings of the latent encoder."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+from vtryon.types import Stage
+from vtryon_services.runtime.settings import StageSettings
+
+
+class LatentEncoderSettings(StageSettings):
+    """VTRYON_LATENT_ENCODER_…"""
+
+    service: ClassVar[Stage] = Stage.LATENT_ENCODER
+
+    listen: str = "127.0.0.1:50051"

@@ -1,0 +1,21 @@
+"""The sampler on the wire."""
+
+from __future__ import annotations
+
+from vtryon.types import SampleStart
+from vtryon.v1 import sampling_pb2
+from vtryon_services.backends.loading import load_sampling
+from vtryon_services.runtime.adapter import Method, Service
+from vtryon_services.stages.sampling.settings import SamplingSettings
+from vtryon_services.stages.sampling.stage import STAGE, SamplingStage
+
+
+async def make_service(settings: SamplingSettings) -> Service:
+    """Load the backend, and give the service.
+
+    Raises:
+        SettingsError: the backend can't be loaded.
+    """
+    stage = SamplingStage(await load_sampling(settings), settings)
+    sample = Method("Sample", sampling_pb2.SampleRequest, SampleStart, stage.sample)
+    return Service(STAGE, "vtryon.v1.SamplingService", (sample,), settings)

@@ -1,0 +1,19 @@
+"""Settings of the sampler."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+from pydantic import Field
+
+from vtryon.types import Stage
+from vtryon_services.runtime.settings import StageSettings
+
+
+class SamplingSettings(StageSettings):
+    """VTRYON_SAMPLING_…"""
+
+    service: ClassVar[Stage] = Stage.SAMPLING
+
+    listen: str = "127.0.0.1:50053"
+    max_references: int = Field(default=4, ge=1, description="Reference pictures of one request.")

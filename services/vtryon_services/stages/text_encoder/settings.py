@@ -1,0 +1,19 @@
+"""Settings of the text encoder."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+from pydantic import Field
+
+from vtryon.types import Stage
+from vtryon_services.runtime.settings import StageSettings
+
+
+class TextEncoderSettings(StageSettings):
+    """VTRYON_TEXT_ENCODER_…"""
+
+    service: ClassVar[Stage] = Stage.TEXT_ENCODER
+
+    listen: str = "127.0.0.1:50052"
+    max_pictures: int = Field(default=4, ge=0, description="Pictures of one prompt.")

@@ -1,0 +1,70 @@
+"""Encode a prompt with its pictures."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator
+
+from vtryon.errors import Reason, RequestError
+from vtryon.events import Event, Finished, Queued
+from vtryon.payloads import Outgoing
+from vtryon.stages import Embeddings
+from vtryon.types import EncodeTextStart, PayloadKind, Stage
+from vtryon_services.backends.protocols import TextEncoderBackend
+from vtryon_services.engine import pictures
+from vtryon_services.engine.numerics import resolve
+from vtryon_services.runtime.adapter import Call, Incoming, accepted, send_output
+from vtryon_services.runtime.ledger import one_hop
+from vtryon_services.runtime.places import Places
+from vtryon_services.runtime.ranges import PromptRanges, check_ranges
+from vtryon_services.stages.text_encoder.settings import TextEncoderSettings
+
+STAGE = Stage.TEXT_ENCODER
+
+
+class TextEncoderStage:
+    """Takes a prompt and pictures, waits for a place, gives embeddings."""
+
+    def __init__(self, backend: TextEncoderBackend, settings: TextEncoderSettings) -> None:
+        self._backend = backend
+        self._places = Places(settings.places, settings.max_waiting)
+        self._max_pictures = settings.max_pictures
+        self._looks = settings.backend != "scripted"
+
+    async def encode(
+        self, start: EncodeTextStart, incoming: Incoming, call: Call
+    ) -> AsyncGenerator[Event, None]:
+        """Serve `TextEncoderService.Encode`."""
+        numerics = resolve(start.numerics)
+        check_ranges(start, PromptRanges)
+        self._check_kinds(start)
+        yield accepted(STAGE, call, model_digest=self._backend.digest, numerics=numerics.to_wire())
+        images = await incoming.receive()
+        if self._looks:
+            for image in images:
+                await asyncio.to_thread(pictures.check, image)
+        with self._places.enter() as ticket:
+            async for position in ticket:
+                yield Queued(STAGE, position)
+            embeddings = await self._backend.encode(
+                start.prompt, start.negative_prompt, images, numerics
+            )
+        async for event in send_output(_outgoing(embeddings)):
+            yield event
+        yield Finished(one_hop(STAGE, call, ticket))
+
+    def _check_kinds(self, start: EncodeTextStart) -> None:
+        kinds = [payload.kind for payload in start.payloads]
+        if any(kind is not PayloadKind.IMAGE for kind in kinds) or len(kinds) > self._max_pictures:
+            raise RequestError(
+                f"the text encoder takes up to {self._max_pictures} payloads of kind IMAGE",
+                reason=Reason.PAYLOAD_INVALID,
+            )
+
+
+def _outgoing(embeddings: Embeddings) -> list[Outgoing]:
+    both = [
+        (PayloadKind.EMBEDDINGS, embeddings.positive),
+        (PayloadKind.NEGATIVE_EMBEDDINGS, embeddings.negative),
+    ]
+    return [tensor.outgoing(kind) for kind, tensor in both if tensor is not None]
