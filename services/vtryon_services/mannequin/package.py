@@ -1,0 +1,69 @@
+"""Finish a checkpoint: fit its preview map, write geometry.json and digests.json.
+
+python -m vtryon_services.mannequin.package FOLDER
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+
+import torch
+
+from vtryon.types import Profile
+from vtryon_services.engine.checkpoint import Checkpoint, write_digests
+from vtryon_services.engine.geometry import FILE_NAME, Defaults, Geometry, PreviewMap, Size
+from vtryon_services.engine.placement import Placement
+from vtryon_services.engine.still_vae import StillVae
+from vtryon_services.mannequin.shapes import HEIGHT, WIDTH
+from vtryon_services.mannequin.triples import draw_triples
+
+_EXAMPLES = 256
+_SEED = 20_000
+
+
+def fit_preview_map(vae: StillVae) -> PreviewMap:
+    """Fit, by least squares on training drawings, the linear map from latents to mean colours."""
+    pixels = draw_triples(_EXAMPLES, _SEED).truth
+    latents = vae.encode(pixels * 2 - 1)
+    colours = torch.nn.functional.avg_pool2d(pixels, 8)
+    inputs = latents.permute(0, 2, 3, 1).reshape(-1, vae.channels)
+    inputs = torch.cat([inputs, torch.ones(len(inputs), 1)], dim=1)
+    outputs = colours.permute(0, 2, 3, 1).reshape(-1, 3)
+    solution = torch.linalg.lstsq(inputs, outputs).solution
+    rows = [tuple(round(value, 5) for value in row) for row in solution.tolist()]
+    return PreviewMap(weights=tuple(rows[:-1]), bias=rows[-1])
+
+
+def mannequin_geometry(preview: PreviewMap) -> Geometry:
+    """Give the sizes that the model was trained at."""
+    quick = Defaults(steps=4, true_cfg_scale=1.0)
+    return Geometry(
+        fit="pad",
+        size=Size(WIDTH, HEIGHT),
+        reference_area=WIDTH * HEIGHT,
+        condition_area=WIDTH * HEIGHT,
+        max_target_area=512 * 512,
+        defaults=dict.fromkeys(Profile, quick),
+        preview=preview,
+    )
+
+
+def package(folder: Path) -> None:
+    """Write what belongs beside the weights."""
+    for config in folder.glob("*/config.json"):
+        content = json.loads(config.read_text())
+        content.pop("_name_or_path", None)
+        config.write_text(json.dumps(content, indent=2, sort_keys=True) + "\n")
+    (folder / "digests.json").unlink(missing_ok=True)
+    vae = StillVae.load(Checkpoint.open(folder), Placement.of("cpu", "fp32"))
+    geometry = mannequin_geometry(fit_preview_map(vae))
+    (folder / FILE_NAME).write_text(geometry.model_dump_json(indent=2) + "\n")
+    write_digests(folder)
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("folder", type=Path)
+    package(parser.parse_args().folder)
