@@ -30,8 +30,8 @@ DEFAULT_PROMPT = "Dress the person in picture 1 in the garment from picture 2"
 class Client:
     """A connection to a vtryon mesh.
 
-    Use as ``async with vtryon.Client("localhost:50050") as client``. One client serves any number of
-    requests at once; leaving the context cancels those still open.
+    Use as ``async with vtryon.Client("localhost:50050") as client``. One client serves any number
+    of requests at once; leaving the context cancels those still open.
 
     Args:
         target: "host:port" or "unix:/path" of the pipeline.

@@ -3,8 +3,8 @@
     requests  = start chunk* half-close
     responses = accepted (queued | progress | preview)* output chunk* finished
 
-`Requests` and `Responses` are told each message by name, in the order of the wire, by whoever sends or
-receives it. Between `start` or `output` and the end stand the declared payloads, whose bytes a
+`Requests` and `Responses` are told each message by name, in the order of the wire, by whoever sends
+or receives it. Between `start` or `output` and the end stand the declared payloads, whose bytes a
 `PayloadCursor` counts: in the order of declaration, without gap or overlap, to the last byte.
 """
 

@@ -10,12 +10,16 @@ from __future__ import annotations
 import dataclasses
 import types
 import typing
+from collections.abc import Callable
 from enum import Enum
 from functools import cache
 from typing import Any, ClassVar, Self
 
-from google.protobuf.descriptor import EnumDescriptor, FieldDescriptor
+from google.protobuf.descriptor import EnumDescriptor
 from google.protobuf.message import Message
+
+# protobuf has two classes of field descriptors, one in Python and one in C.
+FieldDescriptor = Any
 
 
 class ProtoType:
@@ -44,12 +48,14 @@ class ProtoType:
         return message
 
 
-@cache
-def _fields(cls: type[ProtoType]) -> tuple[tuple[str, Any], ...]:
+def _find_fields(cls: Any) -> tuple[tuple[str, Any], ...]:
     """Name and plain type of each field: of `X | None` the X, of `tuple[X, ...]` too."""
     hints = typing.get_type_hints(cls)
-    names = [field.name for field in dataclasses.fields(cls)]  # type: ignore[arg-type]
+    names = [field.name for field in dataclasses.fields(cls)]
     return tuple((name, _plain(hints[name])) for name in names)
+
+
+_fields: Callable[[Any], tuple[tuple[str, Any], ...]] = cache(_find_fields)
 
 
 def _plain(hint: Any) -> Any:

@@ -47,9 +47,9 @@ class Picture(ProtoType):
 
     def to_pil(self) -> Image:
         """Decode to a PIL image; needs Pillow."""
-        from PIL import Image as pil
+        import PIL.Image
 
-        picture = pil.open(io.BytesIO(self.data))
+        picture = PIL.Image.open(io.BytesIO(self.data))
         picture.load()
         return picture
 

@@ -76,7 +76,8 @@ class Run(Generic[T]):
     * ``async with run`` cancels on exit what is not finished.
 
     Breaking out of the iteration, cancelling the task or leaving the context cancels the call; the
-    server frees its slot before the next step. Awaiting a run that was left raises `CancelledError`.
+    server frees its slot before the next step. Awaiting a run that was left raises
+    `CancelledError`.
     """
 
     def __init__(

@@ -86,7 +86,7 @@ class StreamCall:
         self._outgoing = outgoing
         self._timeout_seconds = timeout_seconds
         self.request_id = request_id or uuid.uuid4().hex
-        self._span = trace.INVALID_SPAN
+        self._span: trace.Span = trace.INVALID_SPAN
         self._call: Any = None
         self._send_error: BaseException | None = None
 

@@ -11,6 +11,7 @@ from typing import Annotated, Any
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from vtryon.errors import SettingsError
@@ -41,9 +42,9 @@ def serve(
 ) -> None:
     """Serve one or several stages from this process, on one address.
 
-    Everything else is set by variables, VTRYON_SAMPLING_MAX_WAITING or VTRYON_MAX_WAITING; an unknown
-    name stops the start and lists those that are known. The pipeline finds stages served beside it by
-    itself, and others at VTRYON_PIPELINE_SAMPLING_TARGET and the like.
+    Everything else is set by variables, VTRYON_SAMPLING_MAX_WAITING or VTRYON_MAX_WAITING; an
+    unknown name stops the start and lists those that are known. The pipeline finds stages served
+    beside it by itself, and others at VTRYON_PIPELINE_SAMPLING_TARGET and the like.
     """
     options = {
         "listen": listen,
@@ -105,6 +106,7 @@ def doctor(
 def _table(findings: Sequence[Finding]) -> Table:
     table = Table(box=None, show_header=False)
     for finding in findings:
+        remedy = "" if finding.ok else finding.remedy
         mark = "[green]✓[/green]" if finding.ok else "[red]✗[/red]" if finding.needed else "–"
-        table.add_row(mark, finding.name, finding.found, "" if finding.ok else finding.remedy)
+        table.add_row(mark, *map(escape, (finding.name, finding.found, remedy)))
     return table

@@ -40,8 +40,7 @@ KINDS: dict[Stage, Kind] = {
 async def make_services(stages: Sequence[Stage], own_address: str, **given: Any) -> list[Service]:
     """Make services for one process; the pipeline finds those beside it at `own_address`.
 
-    Args:
-        given: settings that come before the environment, for every service that has them.
+    Settings `given` come before the environment, for every service that has them.
 
     Raises:
         SettingsError: a service is set up wrongly.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from importlib.metadata import EntryPoint, entry_points
 from typing import Annotated
 
@@ -45,10 +46,11 @@ def _add(entry: EntryPoint) -> None:
     app.command(entry.name)(command)
 
 
-def _missing(entry: EntryPoint, error: ModuleNotFoundError) -> typer.models.CommandFunctionType:  # type: ignore[type-var]
+def _missing(entry: EntryPoint, error: ModuleNotFoundError) -> Callable[[], None]:
     def command() -> None:
         raise SystemExit(
-            f"`vtryon {entry.name}` needs the package {error.name}: pip install 'vtryon[server,cli]'"
+            f"`vtryon {entry.name}` needs the package {error.name}: "
+            "pip install 'vtryon[server,cli]'"
         )
 
     return command

@@ -156,8 +156,8 @@ def _embedded_mesh() -> Any:
             return entry.load()
         except ModuleNotFoundError as error:
             raise SettingsError(
-                f"the embedded mesh needs the package {error.name}: pip install 'vtryon[server,cli]',"
-                " or give --endpoint host:port"
+                f"the embedded mesh needs the package {error.name}: "
+                "pip install 'vtryon[server,cli]', or give --endpoint host:port"
             ) from error
     raise SettingsError("no embedded mesh is installed; give --endpoint host:port")
 

@@ -12,9 +12,10 @@ import zlib
 from collections.abc import AsyncGenerator, Iterable, Sequence
 
 from vtryon.events import Fit
+from vtryon.payloads import Buffer
 from vtryon.pictures import Picture
 from vtryon.stages import Conditioning, Embeddings
-from vtryon.tensors import Buffer, Tensor, byte_length
+from vtryon.tensors import Tensor, byte_length
 from vtryon.types import (
     DataType,
     EncodedImage,

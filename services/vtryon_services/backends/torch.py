@@ -194,5 +194,5 @@ def _from_wire(tensor: Tensor) -> torch.Tensor:
 
 def _to_wire(tensor: torch.Tensor) -> Tensor:
     plain = tensor.contiguous()
-    data = memoryview(plain.view(torch.uint8).numpy()).cast("B")
+    data = plain.view(torch.uint8).numpy().data.cast("B")
     return Tensor(TensorSpec(_NAMES[plain.dtype], tuple(plain.shape)), data)

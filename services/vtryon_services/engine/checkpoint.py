@@ -99,7 +99,7 @@ class Checkpoint:
         missing = sorted(info["missing_keys"]) + sorted(map(str, info["mismatched_keys"]))
         if missing:
             raise _corrupt(f"{name} lacks {len(missing)} tensors, such as {missing[0]}")
-        return loaded.eval().requires_grad_(False).to(placement.device)  # type: ignore[no-any-return]
+        return loaded.eval().requires_grad_(False).to(placement.device)
 
     def digest(self, *names: str) -> str:
         """Give the sha256 that stands for the weights and configurations of some parts."""

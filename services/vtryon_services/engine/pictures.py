@@ -10,7 +10,7 @@ import io
 import warnings
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from vtryon.errors import Reason, RequestError
 from vtryon.types import ImageFormat
@@ -53,7 +53,7 @@ def _open(data: bytes | bytearray) -> Image.Image:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # our own limit, below, is the stricter one
             picture = Image.open(io.BytesIO(data), formats=_FORMATS)
-    except Image.UnidentifiedImageError as error:
+    except UnidentifiedImageError as error:
         raise RequestError(
             "the picture is none of PNG, JPEG and WebP, or its header is broken",
             reason=Reason.PICTURE_FORMAT_UNSUPPORTED,

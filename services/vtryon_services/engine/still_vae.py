@@ -1,7 +1,8 @@
 """The video VAE for still pictures: its causal 3-D convolutions as 2-D ones.
 
-A still picture is one frame behind nothing but zeros, so of each causal kernel only the last temporal
-tap meets data, and the convolutions over time alone never run. Exact, and about a third of the work.
+A still picture is one frame behind nothing but zeros, so of each causal kernel only the last
+temporal tap meets data, and the convolutions over time alone never run. Exact, and about a third of
+the work.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ DOWNSCALE = 8
 
 
 class LastTapConv(QwenImageCausalConv3d):
-    """A causal convolution that sees one frame. Still a subclass, because the library counts them."""
+    """A causal convolution that sees one frame; a subclass, because the library counts them."""
 
     def __init__(self, conv: QwenImageCausalConv3d) -> None:
         nn.Module.__init__(self)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import torch
@@ -21,10 +21,10 @@ from vtryon_services.engine.placement import Placement
 # Source: Qwen-Image-Edit's prompt template, as published with diffusers' QwenImageEditPlusPipeline;
 # the model was trained with exactly these words. The first 64 tokens are its fixed preamble.
 TEMPLATE = (
-    "<|im_start|>system\nDescribe the key features of the input image (color, shape, size, texture, "
-    "objects, background), then explain how the user's text instruction should alter or modify the "
-    "image. Generate a new image that meets the user's requirements while maintaining consistency "
-    "with the original input where appropriate.<|im_end|>\n<|im_start|>user\n{}<|im_end|>\n"
+    "<|im_start|>system\nDescribe the key features of the input image (color, shape, size, "
+    "texture, objects, background), then explain how the user's text instruction should alter or "
+    "modify the image. Generate a new image that meets the user's requirements while maintaining "
+    "consistency with the original input where appropriate.<|im_end|>\n<|im_start|>user\n{}<|im_end|>\n"
     "<|im_start|>assistant\n"
 )
 PREAMBLE_TOKENS = 64
@@ -106,7 +106,7 @@ class TextEncoder:
         return fitting.bring_to_size(image, area, multiple, self._geometry, resize)
 
     @torch.inference_mode()
-    def _hidden(self, prompt: str, seen: dict[str, torch.Tensor] | None) -> torch.Tensor:
+    def _hidden(self, prompt: str, seen: Mapping[str, torch.Tensor] | None) -> torch.Tensor:
         check_prompt(prompt)
         grids = seen["image_grid_thw"] if seen else torch.empty(0, 3)
         tokens = self._tokenizer(TEMPLATE.format(self._introduce(grids) + prompt))

@@ -40,8 +40,8 @@ class Shirts:
     """A batch of shirts.
 
     Shapes:
-        ground, figure: (shirts, 3), the two colours; named: (shirts,), index of the ground's name or
-        −1; the others are columns.
+        ground, figure: (shirts, 3), the two colours; named: (shirts,), index of the ground's name
+        or −1; the others are columns.
     """
 
     ground: Tensor

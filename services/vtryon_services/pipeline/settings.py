@@ -11,7 +11,7 @@ from vtryon_services.runtime.settings import ServiceSettings
 
 
 class PipelineSettings(ServiceSettings):
-    """VTRYON_PIPELINE_…"""
+    """Read from VTRYON_PIPELINE_… variables."""
 
     service: ClassVar[Stage] = Stage.PIPELINE
 

@@ -11,7 +11,7 @@ import time
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field
-from typing import Any, Generic, NoReturn, TypeVar
+from typing import Any, Generic, TypeVar
 
 import grpc
 import structlog
@@ -210,7 +210,7 @@ class _Exchange:
             self._requests.message("half-close")
         elif message.WhichOneof("request") != "start":
             self._requests.message(message.WhichOneof("request") or "an empty message")
-        return self._parse_start(message.start)  # type: ignore[union-attr]
+        return self._parse_start(message.start)
 
     def _parse_start(self, message: Message) -> Any:
         if name := _unknown_enum(message):
@@ -244,7 +244,7 @@ class _Exchange:
                 f"bytes that are no {name}", reason=Reason.MESSAGE_MALFORMED
             ) from error
 
-    async def _abort(self, error: VtryonError) -> NoReturn:
+    async def _abort(self, error: VtryonError) -> None:
         error.metadata = {"stage": self._service.stage.value, **self._call.facts, **error.metadata}
         code, message, trailing = status.to_rpc(error)
         _log.info("refused", code=code.name, reason=error.reason, stage=self._service.stage.value)
@@ -281,7 +281,8 @@ def _check_tensor(name: str, payload: Payload) -> None:
         raise _payload_invalid(f"{name} has the shape {spec.shape}; 1 to 8 dimensions of 1 or more")
     if (wanted := byte_length(spec)) != payload.byte_length:
         raise _payload_invalid(
-            f"{name} declares {payload.byte_length} bytes; {spec.data_type} {spec.shape} is {wanted}"
+            f"{name} declares {payload.byte_length} bytes; "
+            f"{spec.data_type} {spec.shape} is {wanted}"
         )
 
 

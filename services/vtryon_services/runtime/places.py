@@ -65,8 +65,8 @@ class Places:
 class Ticket:
     """A place, or the wait for one.
 
-    Use as ``with places.enter() as ticket``, and iterate it to wait: it gives the number of requests
-    ahead, again whenever that changes, and ends when the place is there.
+    Use as ``with places.enter() as ticket``, and iterate it to wait: it gives the number of
+    requests ahead, again whenever that changes, and ends when the place is there.
     """
 
     def __init__(self, places: Places) -> None:

@@ -81,7 +81,7 @@ class Server:
             await self._health.set(name, _SERVING)
 
     async def drain(self) -> None:
-        """Turn health to NOT_SERVING, let routing notice, let open calls finish, cancel the rest."""
+        """Say NOT_SERVING, let routing notice, let open calls finish, cancel the rest."""
         for name in ("", *self._names):
             await self._health.set(name, _NOT_SERVING)
         await asyncio.sleep(self._settings.drain_delay_seconds)

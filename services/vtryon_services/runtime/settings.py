@@ -105,11 +105,13 @@ class ServiceSettings(BaseSettings):
         shared = set(StageSettings.model_fields) | {name.lower() for name in _CLIENT_NAMES}
         for variable in sorted(os.environ):
             if variable.startswith(own):
-                if variable.removeprefix(own).lower() not in cls.model_fields:
-                    yield variable
+                known = variable.removeprefix(own).lower() in cls.model_fields
             elif variable.startswith(PREFIX) and not variable.startswith(tuple(others)):
-                if variable.removeprefix(PREFIX).lower() not in shared:
-                    yield variable
+                known = variable.removeprefix(PREFIX).lower() in shared
+            else:
+                continue
+            if not known:
+                yield variable
 
     @classmethod
     def _describe(cls, problem: dict[str, Any]) -> str:

@@ -9,7 +9,7 @@ from vtryon_services.runtime.settings import StageSettings
 
 
 class DecodingSettings(StageSettings):
-    """VTRYON_DECODING_…"""
+    """Read from VTRYON_DECODING_… variables."""
 
     service: ClassVar[Stage] = Stage.DECODING
 

@@ -9,7 +9,7 @@ from vtryon_services.runtime.settings import StageSettings
 
 
 class LatentEncoderSettings(StageSettings):
-    """VTRYON_LATENT_ENCODER_…"""
+    """Read from VTRYON_LATENT_ENCODER_… variables."""
 
     service: ClassVar[Stage] = Stage.LATENT_ENCODER
 

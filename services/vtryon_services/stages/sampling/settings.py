@@ -11,7 +11,7 @@ from vtryon_services.runtime.settings import StageSettings
 
 
 class SamplingSettings(StageSettings):
-    """VTRYON_SAMPLING_…"""
+    """Read from VTRYON_SAMPLING_… variables."""
 
     service: ClassVar[Stage] = Stage.SAMPLING
 

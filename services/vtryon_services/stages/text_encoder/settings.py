@@ -11,7 +11,7 @@ from vtryon_services.runtime.settings import StageSettings
 
 
 class TextEncoderSettings(StageSettings):
-    """VTRYON_TEXT_ENCODER_…"""
+    """Read from VTRYON_TEXT_ENCODER_… variables."""
 
     service: ClassVar[Stage] = Stage.TEXT_ENCODER
 
