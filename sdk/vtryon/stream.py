@@ -16,13 +16,14 @@ from vtryon import events, status
 from vtryon.channel import Channel
 from vtryon.errors import (
     CancelledError,
+    DeadlineError,
     ProtocolError,
     Reason,
     RequestError,
     StageError,
     VtryonError,
 )
-from vtryon.events import Chunk, Event
+from vtryon.events import Chunk, Event, StepFinished
 from vtryon.grammar import Requests, Responses
 from vtryon.payloads import Outgoing, chunks
 from vtryon.types import Start
@@ -89,6 +90,7 @@ class StreamCall:
         self._span: trace.Span = trace.INVALID_SPAN
         self._call: Any = None
         self._send_error: BaseException | None = None
+        self._completed_steps = 0
 
     async def __aenter__(self) -> Self:
         first = _first_message(self._method, self._start)
@@ -121,6 +123,8 @@ class StreamCall:
             async for raw in self._call:
                 event = _parse(raw)
                 _check(grammar, event)
+                if isinstance(event, StepFinished):
+                    self._completed_steps = event.step
                 yield event
             if not grammar.ended:
                 raise ProtocolError("the server closed the stream before `finished`")
@@ -169,6 +173,8 @@ class StreamCall:
         reason = error.reason or Reason.STAGE_FAILED
         self._span.set_status(trace.StatusCode.ERROR, reason.value)
         self._span.set_attribute("vtryon.reason", reason.value)
+        if isinstance(error, DeadlineError):  # gRPC's own comes without details
+            error.metadata.setdefault("completed_steps", str(self._completed_steps))
         return error
 
 

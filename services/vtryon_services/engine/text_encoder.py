@@ -24,8 +24,8 @@ TEMPLATE = (
     "<|im_start|>system\nDescribe the key features of the input image (color, shape, size, "
     "texture, objects, background), then explain how the user's text instruction should alter or "
     "modify the image. Generate a new image that meets the user's requirements while maintaining "
-    "consistency with the original input where appropriate.<|im_end|>\n<|im_start|>user\n{}<|im_end|>\n"
-    "<|im_start|>assistant\n"
+    "consistency with the original input where appropriate.<|im_end|>\n"
+    "<|im_start|>user\n{}<|im_end|>\n<|im_start|>assistant\n"
 )
 PREAMBLE_TOKENS = 64
 _PICTURE = "Picture {}: <|vision_start|>{}<|vision_end|>"

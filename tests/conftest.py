@@ -1,0 +1,54 @@
+from collections.abc import AsyncIterator, Iterator
+
+import pytest
+from tests.support.processes import ServedMesh, served
+
+import vtryon
+from vtryon_services.embedded import embedded_mesh
+from vtryon_services.mannequin.triples import Example, held_out
+
+
+@pytest.fixture(autouse=True)
+def _no_variables_of_this_shell(monkeypatch: pytest.MonkeyPatch) -> None:
+    import os
+
+    for name in [name for name in os.environ if name.startswith("VTRYON_")]:
+        monkeypatch.delenv(name)
+
+
+@pytest.fixture(scope="session")
+async def mesh() -> AsyncIterator[str]:
+    """The whole mesh on the shipped checkpoint; a target."""
+    async with embedded_mesh() as target:
+        yield target
+
+
+@pytest.fixture
+async def client(mesh: str) -> AsyncIterator[vtryon.Client]:
+    async with vtryon.Client(mesh) as client:
+        yield client
+
+
+@pytest.fixture(scope="session")
+async def scripted_mesh() -> AsyncIterator[str]:
+    """The whole mesh without a model; a step takes 20 ms."""
+    async with embedded_mesh(backend="scripted", scripted_seconds=0.02, places=2) as target:
+        yield target
+
+
+@pytest.fixture
+async def scripted(scripted_mesh: str) -> AsyncIterator[vtryon.Client]:
+    async with vtryon.Client(scripted_mesh) as client:
+        yield client
+
+
+@pytest.fixture(scope="session")
+def served_mesh() -> Iterator[ServedMesh]:
+    """`vtryon serve all --backend scripted` as a process of its own."""
+    with served("all", "--backend", "scripted") as mesh:
+        yield mesh
+
+
+@pytest.fixture(scope="session")
+def example() -> Example:
+    return held_out(0)

@@ -1,0 +1,88 @@
+import grpc
+import pytest
+
+import vtryon
+from vtryon import status
+from vtryon.errors import REASONS, OverloadedError, Reason, RequestError, Violation
+from vtryon.stream import Method as ClientMethod
+from vtryon.stream import StreamCall
+from vtryon.types import DecodeStart, Stage
+from vtryon.v1 import decoding_pb2
+from vtryon_services.runtime.adapter import Method, Service
+from vtryon_services.runtime.serve import Server
+from vtryon_services.stages.decoding.settings import DecodingSettings
+
+FAIL = ClientMethod("/vtryon.test.Failing/Fail", decoding_pb2.DecodeRequest)
+
+
+async def fail(start: DecodeStart, _incoming, _call):
+    """Raise the reason whose number came as the quality."""
+    reason = list(Reason)[start.quality]
+    if reason is Reason.QUEUE_FULL:
+        raise OverloadedError("no room", retry_after_seconds=2.5)
+    raise REASONS[reason].error(f"because of {reason}", reason=reason, metadata={"limit": "7"})
+    yield
+
+
+@pytest.fixture(scope="module")
+async def failing():
+    settings = DecodingSettings.load(log_level="error")
+    server = Server(settings)
+    target = server.bind("127.0.0.1:0")
+    method = Method("Fail", decoding_pb2.DecodeRequest, DecodeStart, fail)
+    await server.start([Service(Stage.DECODING, "vtryon.test.Failing", (method,), settings)])
+    async with vtryon.Channel(target) as channel:
+        yield channel
+    await server.drain()
+
+
+@pytest.mark.parametrize("reason", list(Reason))
+async def test_every_reason_walks_through_a_real_server_and_back(failing, reason: Reason) -> None:
+    start = DecodeStart(quality=list(Reason).index(reason))
+    with pytest.raises(REASONS[reason].error) as caught:
+        async with StreamCall(failing, FAIL, start) as call:
+            async for _ in call:
+                pass
+    error = caught.value
+    assert type(error) is REASONS[reason].error
+    assert error.reason is reason
+    assert error.stage == "decoding"
+    if isinstance(error, OverloadedError):
+        assert error.retry_after_seconds == 2.5
+    else:
+        assert error.message == f"because of {reason}"
+        assert error.metadata["limit"] == "7"
+
+
+def test_violations_survive_the_wire() -> None:
+    violations = (Violation("steps", "too many"), Violation("seed", "negative"))
+    sent = status.to_rpc(RequestError("two fields", violations=violations))
+    assert sent.code is grpc.StatusCode.INVALID_ARGUMENT
+    assert status.from_rpc(*sent).violations == violations
+
+
+@pytest.mark.parametrize(
+    ("code", "message", "kind"),
+    [
+        (grpc.StatusCode.UNAVAILABLE, "connection reset", vtryon.UnavailableError),
+        (grpc.StatusCode.DEADLINE_EXCEEDED, "Deadline Exceeded", vtryon.DeadlineError),
+        (grpc.StatusCode.RESOURCE_EXHAUSTED, "overflow", vtryon.OverloadedError),
+        (grpc.StatusCode.RESOURCE_EXHAUSTED, "larger than max (5 vs. 4)", vtryon.RequestError),
+        (grpc.StatusCode.PERMISSION_DENIED, "RBAC: access denied", vtryon.AccessError),
+        (grpc.StatusCode.UNAUTHENTICATED, "Jwt is missing", vtryon.AccessError),
+        (grpc.StatusCode.UNIMPLEMENTED, "Method not found!", vtryon.StageError),
+    ],
+)
+def test_a_status_without_our_details_has_a_class_too(code, message, kind) -> None:
+    for trailing in (None, (), (("grpc-status-details-bin", b"\xff\xff"),)):
+        error = status.from_rpc(code, message, trailing)
+        assert type(error) is kind
+        assert (
+            error.metadata["status"] == code.name
+            if kind
+            not in {
+                vtryon.OverloadedError,
+                vtryon.RequestError,
+            }
+            else True
+        )

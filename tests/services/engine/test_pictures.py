@@ -1,0 +1,152 @@
+import io
+import struct
+import zlib
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+from tests.support.pictures import encoded, png
+
+from vtryon.errors import Reason, RequestError
+from vtryon.types import FitMethod, ImageFormat, ResizeFilter
+from vtryon_services.engine import fitting, pictures
+from vtryon_services.engine.geometry import Geometry, Size, size_of_area
+
+SMALL = Image.new("RGB", (40, 30), (10, 200, 30))
+
+
+def png_claiming(width: int, height: int) -> bytes:
+    """A few bytes that say they are an enormous picture."""
+    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    body = zlib.compress(b"\0" * 1000)
+    parts = b""
+    for kind, content in ((b"IHDR", header), (b"IDAT", body), (b"IEND", b"")):
+        check = zlib.crc32(kind + content)
+        parts += struct.pack(">I", len(content)) + kind + content + struct.pack(">I", check)
+    return b"\x89PNG\r\n\x1a\n" + parts
+
+
+@pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP"])
+def test_the_three_formats_are_read(kind: str) -> None:
+    picture = pictures.decode(encoded(SMALL, kind))
+    assert (picture.mode, picture.size) == ("RGB", (40, 30))
+
+
+@pytest.mark.parametrize("kind", ["GIF", "BMP", "TIFF", "PPM"])
+def test_other_formats_are_refused(kind: str) -> None:
+    with pytest.raises(RequestError) as caught:
+        pictures.decode(encoded(SMALL, kind))
+    assert caught.value.reason is Reason.PICTURE_FORMAT_UNSUPPORTED
+
+
+@pytest.mark.parametrize(
+    "size", [(8193, 1), (1, 8193), (1, 30000), (8000, 8000), (2**31 - 1, 2**31 - 1)]
+)
+def test_too_many_pixels_are_refused_by_the_header_alone(size: tuple[int, int]) -> None:
+    with pytest.raises(RequestError) as caught:
+        pictures.check(png_claiming(*size))
+    assert caught.value.reason in {Reason.PICTURE_TOO_LARGE, Reason.PICTURE_UNREADABLE}
+
+
+@pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP"])
+@pytest.mark.parametrize("sixteenths", range(16))
+def test_a_picture_cut_off_at_any_sixteenth_is_refused(kind: str, sixteenths: int) -> None:
+    noise = Image.fromarray(np.random.default_rng(0).integers(0, 255, (64, 64, 3), np.uint8))
+    whole = encoded(noise, kind)
+    with pytest.raises(RequestError) as caught:
+        pictures.decode(whole[: len(whole) * sixteenths // 16])
+    assert caught.value.reason in {Reason.PICTURE_UNREADABLE, Reason.PICTURE_FORMAT_UNSUPPORTED}
+
+
+def test_a_wrong_checksum_is_noticed() -> None:
+    data = bytearray(png())
+    data[-20] ^= 0xFF  # in IDAT
+    with pytest.raises(RequestError):
+        pictures.decode(data)
+
+
+@given(
+    st.binary(max_size=200), st.sampled_from([b"", b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff", b"RIFF"])
+)
+def test_any_bytes_are_a_picture_or_a_request_error(tail: bytes, head: bytes) -> None:
+    with pytest.raises(RequestError):
+        pictures.decode(head + tail)
+
+
+def test_a_text_bomb_is_refused() -> None:
+    from PIL.PngImagePlugin import PngInfo
+
+    text = PngInfo()
+    text.add_text("bomb", "x" * (80 * 1024 * 1024), zip=True)
+    with pytest.raises(RequestError) as caught:
+        pictures.decode(encoded(SMALL, pnginfo=text))
+    assert caught.value.reason is Reason.PICTURE_UNREADABLE
+
+
+def test_orientation_is_applied() -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    assert pictures.decode(encoded(SMALL, "JPEG", exif=exif)).size == (30, 40)
+
+
+def test_transparency_lies_over_white() -> None:
+    clear = Image.new("RGBA", (4, 4), (255, 0, 0, 0))
+    assert pictures.decode(encoded(clear)).getpixel((0, 0)) == (255, 255, 255)
+    grey = Image.new("LA", (4, 4), (0, 0))
+    assert pictures.decode(encoded(grey)).getpixel((0, 0)) == (255, 255, 255)
+
+
+def test_sixteen_bits_are_scaled_not_clipped() -> None:
+    deep = Image.fromarray(np.full((4, 4), 0x8000, np.uint16))
+    assert pictures.decode(encoded(deep)).getpixel((0, 0)) == (128, 128, 128)
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "P", "RGB", "RGBA", "LA"])
+def test_every_mode_of_png_comes_out_as_rgb(mode: str) -> None:
+    assert pictures.decode(encoded(SMALL.convert(mode))).mode == "RGB"
+
+
+def test_cmyk_comes_out_as_rgb() -> None:
+    assert pictures.decode(encoded(SMALL.convert("CMYK"), "JPEG")).mode == "RGB"
+
+
+def test_only_the_first_frame_is_read() -> None:
+    frames = [Image.new("RGB", (8, 8), colour) for colour in ("red", "blue", "lime")]
+    moving = encoded(frames[0], "PNG", save_all=True, append_images=frames[1:])
+    assert pictures.decode(moving).getpixel((0, 0)) == (255, 0, 0)
+
+
+@pytest.mark.parametrize("kind", list(ImageFormat))
+def test_what_is_encoded_carries_no_metadata(kind: ImageFormat) -> None:
+    picture = SMALL.copy()
+    picture.info["comment"] = b"secret"
+    data = pictures.encode(picture, kind, None if kind is ImageFormat.PNG else 80)
+    assert b"secret" not in data
+    assert not Image.open(io.BytesIO(data)).getexif()
+
+
+def test_areas_are_those_of_diffusers() -> None:
+    assert size_of_area(1024 * 1024, 1, 32) == (1024, 1024)
+    assert size_of_area(1024 * 1024, 3 / 4, 32) == (896, 1184)
+    assert size_of_area(384 * 384, 16 / 9, 32) == (512, 288)
+
+
+def test_padding_keeps_the_aspect_and_fills_with_the_border() -> None:
+    geometry = Geometry(fit="pad", size=Size(96, 128))
+    wide = Image.new("RGB", (200, 100), (9, 8, 7))
+    fitted = fitting.bring_to_size(wide, 0, 32, geometry, ResizeFilter.LANCZOS)
+    assert fitted.size == (96, 128)
+    assert set(fitted.getdata()) == {(9, 8, 7)}
+    fit = fitting.describe_fit(wide, fitted, geometry)
+    assert fit.changed
+    assert fit.method is FitMethod.PAD
+
+
+def test_the_area_filter_is_the_mean_of_what_it_covers() -> None:
+    board = Image.fromarray(np.array([[0, 100], [200, 100]], np.uint8).repeat(32, 0).repeat(32, 1))
+    fitted = fitting.bring_to_size(board.convert("RGB"), 32 * 32, 32, Geometry(), ResizeFilter.AREA)
+    assert fitted.size == (32, 32)
+    assert fitted.getpixel((5, 5)) == (0, 0, 0)
+    assert fitted.getpixel((5, 25)) == (200, 200, 200)

@@ -1,0 +1,77 @@
+"""The goldens of ARCHITECTURE, "Numerics"."""
+
+import pytest
+from diffusers import FlowMatchEulerDiscreteScheduler
+
+from vtryon.errors import Reason, RequestError
+from vtryon.types import Numerics, Profile, SigmaSchedule
+from vtryon_services.engine.numerics import resolve
+from vtryon_services.engine.schedule import mu_of, shorten, sigmas_for
+
+QWEN = FlowMatchEulerDiscreteScheduler(
+    use_dynamic_shifting=True,
+    base_shift=0.5,
+    max_shift=0.9,
+    base_image_seq_len=256,
+    max_image_seq_len=8192,
+    shift_terminal=0.02,
+    time_shift_type="exponential",
+)
+LIGHTNING_4 = [1, 0.9, 0.75, 0.5, 0]
+LIGHTNING_8 = [1, 0.954545, 0.9, 0.833333, 0.75, 0.642857, 0.5, 0.3, 0]
+COMFY_20 = [
+    *(1, 0.982759, 0.964286, 0.944444, 0.923077, 0.9, 0.875, 0.847826, 0.818182, 0.785714, 0.75),
+    *(0.710526, 0.666667, 0.617647, 0.5625, 0.5, 0.428571, 0.346154, 0.25, 0.136364, 0),
+]
+DIFFUSERS_20 = [
+    *(1, 0.972236, 0.943011, 0.912205, 0.879687, 0.84531, 0.80891, 0.770303, 0.729282, 0.685612),
+    *(0.63903, 0.589234, 0.535878, 0.478568, 0.416847, 0.350185, 0.277964, 0.199458, 0.113811),
+    *(0.02, 0),
+]
+TOKENS_1024 = 4096
+
+
+@pytest.mark.parametrize(
+    ("profile", "steps", "golden"),
+    [
+        (Profile.LIGHTNING, 4, LIGHTNING_4),
+        (Profile.COMFY, 4, LIGHTNING_4),
+        (Profile.LIGHTNING, 8, LIGHTNING_8),
+        (Profile.COMFY, 8, LIGHTNING_8),
+        (Profile.COMFY, 20, COMFY_20),
+        (Profile.DIFFUSERS, 20, DIFFUSERS_20),
+        (Profile.DIFFUSERS, 4, [1, 0.766709, 0.455614, 0.02, 0]),
+    ],
+)
+def test_noise_levels_are_the_golden_ones(profile: Profile, steps: int, golden: list) -> None:
+    numerics = resolve(Numerics(profile=profile))
+    found = sigmas_for(QWEN, numerics, steps, TOKENS_1024)
+    assert found == pytest.approx(golden, abs=1e-6)
+
+
+@pytest.mark.parametrize(("side", "mu"), [(1024, 0.693548), (512, 0.538710)])
+def test_the_dynamic_shift_is_linear_in_tokens(side: int, mu: float) -> None:
+    assert mu_of(QWEN, (side // 16) ** 2) == pytest.approx(mu, abs=1e-6)
+
+
+@pytest.mark.parametrize(("strength", "kept"), [(1.0, 4), (0.5, 2), (0.75, 3), (0.1, 1)])
+def test_strength_keeps_the_last_steps(strength: float, kept: int) -> None:
+    assert shorten(LIGHTNING_4, strength) == tuple(LIGHTNING_4[4 - kept :])
+
+
+def test_a_choice_departs_from_its_profile() -> None:
+    numerics = resolve(Numerics(Profile.COMFY, shift=1.0, schedule=SigmaSchedule.LINEAR))
+    assert sigmas_for(QWEN, numerics, 4, TOKENS_1024) == pytest.approx([1, 0.75, 0.5, 0.25, 0])
+    assert numerics.guidance_norm == "x0"
+
+
+def test_a_shift_for_the_dynamic_schedule_is_refused() -> None:
+    with pytest.raises(RequestError) as caught:
+        resolve(Numerics(Profile.DIFFUSERS, shift=3.0))
+    assert caught.value.reason is Reason.NUMERICS_UNSUPPORTED
+
+
+@pytest.mark.parametrize("shift", [0.0, -1.0, 101.0, float("nan"), float("inf")])
+def test_a_shift_out_of_range_is_refused(shift: float) -> None:
+    with pytest.raises(RequestError, match=r"it takes 0\.01 to 100"):
+        resolve(Numerics(Profile.COMFY, shift=shift))

@@ -1,0 +1,41 @@
+import torch
+from diffusers import AutoencoderKLQwenImage
+
+from vtryon_services.backends.torch import SHIPPED_CHECKPOINT
+from vtryon_services.engine.checkpoint import Checkpoint
+from vtryon_services.engine.placement import Placement
+from vtryon_services.engine.still_vae import StillVae
+
+PLACEMENT = Placement.of("cpu", "fp32")
+
+
+def load(**options) -> tuple[StillVae, AutoencoderKLQwenImage]:
+    ours = StillVae.load(Checkpoint.open(SHIPPED_CHECKPOINT), PLACEMENT, **options)
+    theirs = AutoencoderKLQwenImage.from_pretrained(SHIPPED_CHECKPOINT / "vae")
+    return ours, theirs.float().eval()
+
+
+@torch.no_grad()
+def test_the_last_tap_is_all_of_a_causal_convolution_on_one_frame() -> None:
+    ours, theirs = load()
+    pixels = torch.rand(2, 3, 64, 48, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    mean, std = (
+        torch.tensor(values).view(1, -1, 1, 1, 1)
+        for values in (theirs.config.latents_mean, theirs.config.latents_std)
+    )
+    mode = theirs.encode(pixels.unsqueeze(2)).latent_dist.mode()
+    latents = ours.encode(pixels)
+    torch.testing.assert_close(latents, ((mode - mean) / std)[:, :, 0], atol=1e-5, rtol=1e-5)
+
+    picture = theirs.decode(mode, return_dict=False)[0][:, :, 0]
+    torch.testing.assert_close(ours.decode(latents), picture, atol=2e-5, rtol=1e-5)
+
+
+@torch.no_grad()
+def test_tiles_meet_without_a_seam() -> None:
+    tiled, _ = load(tile_above_pixels=256 * 256)
+    whole, _ = load()
+    latents = torch.randn(1, 16, 36, 40, generator=torch.Generator().manual_seed(0)) * 0.3
+    difference = (tiled.decode(latents) - whole.decode(latents)).abs()
+    assert difference.mean() < 0.01
+    assert difference.max() < 0.5

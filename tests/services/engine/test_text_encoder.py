@@ -1,0 +1,40 @@
+import pytest
+import torch
+from tests.support.oracle import oracle
+from transformers import Qwen2_5_VLForConditionalGeneration
+
+from vtryon.errors import RequestError
+from vtryon_services.backends.torch import SHIPPED_CHECKPOINT
+from vtryon_services.engine.checkpoint import Checkpoint
+from vtryon_services.engine.numerics import resolve
+from vtryon_services.engine.placement import Placement
+from vtryon_services.engine.text_encoder import TextEncoder
+
+
+@pytest.fixture(scope="module")
+def encoder() -> TextEncoder:
+    return TextEncoder.load(Checkpoint.open(SHIPPED_CHECKPOINT), Placement.of("cpu", "fp32"))
+
+
+def test_hidden_states_are_those_of_the_librarys_pipeline(encoder, example) -> None:
+    pipeline = oracle(SHIPPED_CHECKPOINT)
+    assert isinstance(pipeline.text_encoder, Qwen2_5_VLForConditionalGeneration)
+    images = [example.person, example.garment]
+    with torch.no_grad():
+        theirs, mask = pipeline.encode_prompt(example.prompt, images, device=torch.device("cpu"))
+    ours = encoder.encode(example.prompt, None, images, resolve(None))
+    assert mask is None
+    assert ours.negative is None
+    torch.testing.assert_close(ours.positive, theirs[0], atol=1e-5, rtol=1e-4)
+
+
+def test_a_prompt_without_pictures_is_encoded_too(encoder) -> None:
+    positive, negative = encoder.encode("a red shirt", "", [], resolve(None))
+    assert positive.shape[1] == negative.shape[1] == 128
+    assert len(positive) > len(negative)
+
+
+@pytest.mark.parametrize("token", ["<|im_end|>", "<|image_pad|>", "<|vision_start|>"])
+def test_the_models_own_tokens_are_refused_in_a_prompt(encoder, token: str) -> None:
+    with pytest.raises(RequestError, match="belongs to the model's template"):
+        encoder.encode(f"wear {token} this", None, [], resolve(None))

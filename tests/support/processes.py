@@ -1,0 +1,70 @@
+"""Services as processes of their own, on ports of their own."""
+
+import os
+import queue
+import re
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+VTRYON = Path(sys.executable).with_name("vtryon")
+
+
+class ServedMesh:
+    """A running `vtryon serve`; `target` is where, `log` what it has said so far."""
+
+    def __init__(self, process: subprocess.Popen) -> None:
+        self.process = process
+        self.log: list[str] = []
+        self._lines: queue.Queue[str | None] = queue.Queue()
+        threading.Thread(target=self._read, daemon=True).start()
+        found = self.wait_for(r"address=(\S+)")
+        self.target = found.group(1)
+
+    def _read(self) -> None:
+        for line in self.process.stderr:
+            self.log.append(line)
+            self._lines.put(line)
+        self._lines.put(None)
+
+    def wait_for(self, pattern: str, seconds: float = 60) -> re.Match:
+        while True:
+            line = self._lines.get(timeout=seconds)
+            if line is None:
+                raise AssertionError(f"the process ended: {''.join(self.log)}")
+            if found := re.search(pattern, line):
+                return found
+
+    def memory_kib(self, field: str) -> int:
+        """VmRSS or VmHWM of the process."""
+        status = Path(f"/proc/{self.process.pid}/status").read_text()
+        return int(re.search(rf"{field}:\s+(\d+)", status).group(1))
+
+    def stop(self) -> int:
+        self.process.send_signal(signal.SIGTERM)
+        return self.process.wait(30)
+
+
+@contextmanager
+def served(*arguments: str, **variables: str) -> Iterator[ServedMesh]:
+    """Run `vtryon serve` with arguments, on a free port, until the block ends."""
+    process = subprocess.Popen(
+        [VTRYON, "serve", *arguments, "--listen", "127.0.0.1:0"],
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, **variables},
+    )
+    try:
+        yield ServedMesh(process)
+    finally:
+        if process.poll() is None:
+            process.send_signal(signal.SIGTERM)
+        try:
+            process.wait(40)
+        except subprocess.TimeoutExpired:
+            process.kill()
+        process.stderr.close()
