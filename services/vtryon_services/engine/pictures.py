@@ -90,6 +90,8 @@ def _to_rgb(picture: Image.Image) -> Image.Image:
 def encode(picture: Image.Image, format: ImageFormat, quality: int | None = None) -> bytes:  # noqa: A002
     """Encode a picture, without metadata; `quality` is for JPEG and WebP."""
     buffer = io.BytesIO()
+    picture = picture.copy()
+    picture.info.clear()
     if format is ImageFormat.PNG:
         picture.save(buffer, "PNG", compress_level=1)
     else:

@@ -33,6 +33,10 @@ class LastTapConv(QwenImageCausalConv3d):
         frame = nn.functional.conv2d(x[:, :, 0], self.weight, self.bias, self.stride, self.padding)
         return frame.unsqueeze(2)
 
+    def extra_repr(self) -> str:
+        """Say what it is; the base class would look for a third dimension."""
+        return f"last temporal tap, {tuple(self.weight.shape)}"
+
 
 class StillVae:
     """The VAE of a checkpoint, for pictures."""
@@ -89,9 +93,6 @@ class StillVae:
 def _flatten(module: nn.Module) -> None:
     for name, child in module.named_children():
         if isinstance(child, QwenImageCausalConv3d):
-            if name == "time_conv":
-                setattr(module, name, None)  # never runs on one frame
-            else:
-                setattr(module, name, LastTapConv(child))
+            setattr(module, name, LastTapConv(child))
         else:
             _flatten(child)
