@@ -12,7 +12,7 @@ import grpc
 from google.protobuf.message import DecodeError, Message
 from opentelemetry import propagate, trace
 
-from vtryon import events, status
+from vtryon import events
 from vtryon.channel import Channel
 from vtryon.errors import (
     CancelledError,
@@ -25,6 +25,7 @@ from vtryon.errors import (
 )
 from vtryon.events import Chunk, Event, StepFinished
 from vtryon.grammar import Requests, Responses
+from vtryon.outcome import Outcome
 from vtryon.payloads import Outgoing, chunks
 from vtryon.types import Start
 from vtryon.v1 import (
@@ -101,6 +102,7 @@ class StreamCall:
         self._call = open_call(
             self._send(first), timeout=self._timeout_seconds, metadata=self._metadata()
         )
+        self._outcome = Outcome(self._call)
         return self
 
     async def __aexit__(self, *_: object) -> None:
@@ -130,7 +132,7 @@ class StreamCall:
                 raise ProtocolError("the server closed the stream before `finished`")
             self._span.set_status(trace.StatusCode.OK)
         except grpc.aio.AioRpcError as error:
-            raise self._failed(status.from_aio_error(error)) from None
+            raise self._failed(await self._outcome.error(error)) from None
         except asyncio.CancelledError:
             if not self._call.cancelled() or _being_cancelled():
                 self._span.set_status(trace.StatusCode.ERROR, "CANCELLED")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
@@ -63,22 +62,14 @@ def serve(
 
 
 async def _serve(stages: Sequence[Stage], given: dict[str, Any]) -> None:
-    from vtryon_services.host import KINDS, make_services
+    from vtryon_services.host import KINDS, host
     from vtryon_services.runtime.process import serve as serve_process
 
     first = Stage.PIPELINE if Stage.PIPELINE in stages else stages[0]
     kind = KINDS[first].settings
     known = {name: value for name, value in given.items() if name in kind.model_fields}
     settings = kind.load(**known)
-    with tempfile.TemporaryDirectory(prefix="vtryon-") as folder:
-        private = f"unix:{Path(folder) / 'mesh.sock'}"
-        addresses = [settings.listen, private] if len(stages) > 1 else [settings.listen]
-        await serve_process(
-            settings,
-            addresses,
-            lambda bound: make_services(stages, bound[-1], **given),
-            first.value,
-        )
+    await serve_process(settings, host(settings, stages, settings.listen, **given))
 
 
 def _stages(names: Sequence[str]) -> list[Stage]:

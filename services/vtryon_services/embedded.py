@@ -9,9 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from vtryon.types import Stage
-from vtryon_services.host import make_services
+from vtryon_services.host import host
 from vtryon_services.pipeline.settings import PipelineSettings
-from vtryon_services.runtime.serve import Server
 from vtryon_services.runtime.telemetry import set_up_logs
 
 
@@ -31,11 +30,6 @@ async def embedded_mesh(**given: Any) -> AsyncIterator[str]:
     settings = PipelineSettings.load(**{"log_level": "error", "drain_grace_seconds": 2.0, **own})
     set_up_logs(settings)
     with tempfile.TemporaryDirectory(prefix="vtryon-") as folder:
-        target = f"unix:{Path(folder) / 'mesh.sock'}"
-        server = Server(settings)
-        server.bind(target)
-        await server.start(await make_services(list(Stage), target, **given))
-        try:
-            yield target
-        finally:
-            await server.drain()
+        address = f"unix:{Path(folder) / 'mesh.sock'}"
+        async with host(settings, list(Stage), address, **given) as serving:
+            yield serving.address

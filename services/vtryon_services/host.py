@@ -1,15 +1,24 @@
-"""Several services in one process, on one address."""
+"""Several services in one process, on one address.
+
+The pipeline among them finds the stages on a private socket, whose server outlives the public one:
+a request that is on its way when draining begins still needs its later stages.
+"""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Sequence
+import tempfile
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from vtryon.types import Stage
 from vtryon_services.pipeline.service import make_service as make_pipeline
 from vtryon_services.pipeline.settings import PipelineSettings
 from vtryon_services.runtime.adapter import Service
+from vtryon_services.runtime.process import Serving
+from vtryon_services.runtime.serve import Server
 from vtryon_services.runtime.settings import ServiceSettings
 from vtryon_services.stages.decoding.service import make_service as make_decoding
 from vtryon_services.stages.decoding.settings import DecodingSettings
@@ -35,6 +44,34 @@ KINDS: dict[Stage, Kind] = {
     Stage.DECODING: Kind(DecodingSettings, make_decoding),
     Stage.PIPELINE: Kind(PipelineSettings, make_pipeline),
 }
+
+
+@asynccontextmanager
+async def host(
+    settings: ServiceSettings, stages: Sequence[Stage], address: str, **given: Any
+) -> AsyncIterator[Serving]:
+    """Serve stages on one address until the block is left, then drain.
+
+    The private socket lies in a folder that only this user can enter, and goes with it.
+
+    Raises:
+        SettingsError: something is set up wrongly.
+    """
+    with tempfile.TemporaryDirectory(prefix="vtryon-") as folder:
+        private = f"unix:{Path(folder) / 'stages.sock'}"
+        public_server, private_server = Server(settings), Server(settings)
+        bound = public_server.bind(address)
+        private_server.bind(private)
+        services = await make_services(stages, private, **given)
+        await private_server.start(
+            [service for service in services if service.stage is not Stage.PIPELINE]
+        )
+        await public_server.start(services)
+        try:
+            yield Serving(public_server, bound, services)
+        finally:
+            await public_server.drain()
+            await private_server.stop()
 
 
 async def make_services(stages: Sequence[Stage], own_address: str, **given: Any) -> list[Service]:

@@ -4,9 +4,8 @@ from tests.support.pictures import png
 
 import vtryon
 from vtryon.types import Stage
-from vtryon_services.host import make_services
+from vtryon_services.host import host
 from vtryon_services.pipeline.settings import PipelineSettings
-from vtryon_services.runtime.serve import Server
 
 
 @pytest.fixture
@@ -30,12 +29,8 @@ async def secure(authority: trustme.CA, tmp_path):
     settings = PipelineSettings.load(
         tls_certificate_path=chain, tls_key_path=key, tls_client_ca_path=ca, log_level="error"
     )
-    server = Server(settings)
-    target = server.bind("localhost:0")
-    private = server.bind(f"unix:{tmp_path}/mesh.sock")
-    await server.start(await make_services(list(Stage), private, backend="scripted"))
-    yield target, ca
-    await server.drain()
+    async with host(settings, list(Stage), "localhost:0", backend="scripted") as serving:
+        yield serving.address, ca
 
 
 async def test_mutual_tls_lets_the_right_client_in(secure, authority, tmp_path) -> None:

@@ -22,7 +22,7 @@ class ServedMesh:
         self.log: list[str] = []
         self._lines: queue.Queue[str | None] = queue.Queue()
         threading.Thread(target=self._read, daemon=True).start()
-        found = self.wait_for(r"address=(\S+)")
+        found = self.wait_for(r"address\W+([\w.]+:\d+)")
         self.target = found.group(1)
 
     def _read(self) -> None:

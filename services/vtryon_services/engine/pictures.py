@@ -58,16 +58,22 @@ def _open(data: bytes | bytearray) -> Image.Image:
             "the picture is none of PNG, JPEG and WebP, or its header is broken",
             reason=Reason.PICTURE_FORMAT_UNSUPPORTED,
         ) from error
+    except Image.DecompressionBombError as error:  # beyond even the library's limit
+        raise _too_large("more") from error
     except Exception as error:  # as in `decode`
         raise _unreadable(error) from error
     width, height = picture.size
     if max(width, height) > MAX_SIDE or width * height > MAX_PIXELS:
-        raise RequestError(
-            f"the picture has {width}×{height} pixels; at most {MAX_SIDE} a side "
-            f"and {MAX_PIXELS // 1_000_000} megapixels are taken",
-            reason=Reason.PICTURE_TOO_LARGE,
-        )
+        raise _too_large(f"{width}×{height}")
     return picture
+
+
+def _too_large(size: str) -> RequestError:
+    return RequestError(
+        f"the picture has {size} pixels; at most {MAX_SIDE} a side "
+        f"and {MAX_PIXELS // 1_000_000} megapixels are taken",
+        reason=Reason.PICTURE_TOO_LARGE,
+    )
 
 
 def _unreadable(error: Exception) -> RequestError:

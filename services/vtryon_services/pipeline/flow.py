@@ -56,6 +56,11 @@ class StageClients:
             LatentEncoder(encoder), TextEncoder(text), Sampling(sampling), Decoding(decoding)
         )
 
+    async def close(self) -> None:
+        """Close the connections."""
+        for client in (self.latent_encoder, self.text_encoder, self.sampling, self.decoding):
+            await client.channel.close()
+
 
 class Flow:
     """One try-on on its way."""

@@ -18,7 +18,8 @@ async def make_service(settings: PipelineSettings) -> Service:
         settings.sampling_target,
         settings.decoding_target,
     )
-    pipeline = Pipeline(StageClients.connect(targets), settings)
+    stages = StageClients.connect(targets)
+    pipeline = Pipeline(stages, settings)
     try_on = Method("TryOn", pipeline_pb2.TryOnRequest, TryOnStart, pipeline.try_on)
     inline = Method(
         "TryOnInline",
@@ -27,4 +28,5 @@ async def make_service(settings: PipelineSettings) -> Service:
         pipeline.try_on_inline,
         streams_requests=False,
     )
-    return Service(STAGE, "vtryon.v1.PipelineService", (try_on, inline), settings)
+    methods = (try_on, inline)
+    return Service(STAGE, "vtryon.v1.PipelineService", methods, settings, stages.close)

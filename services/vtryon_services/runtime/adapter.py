@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
@@ -100,12 +100,13 @@ class Method(Generic[S]):
 
 @dataclass(frozen=True, slots=True)
 class Service:
-    """A gRPC service, ready to be added to a server."""
+    """A gRPC service, ready to be added to a server; `close` is called when that has drained."""
 
     stage: Stage
     proto_name: str
     methods: tuple[Method[Any], ...]
     settings: ServiceSettings
+    close: Callable[[], Awaitable[None]] | None = None
 
     def handler(self) -> grpc.GenericRpcHandler:
         """Make what grpc.aio takes; messages stay bytes until the adapter reads them."""

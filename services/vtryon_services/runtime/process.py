@@ -1,11 +1,12 @@
-"""One service as a process: read settings, load, serve until SIGTERM."""
+"""A process that serves: read settings, load, serve until SIGTERM, drain, flush."""
 
 from __future__ import annotations
 
 import asyncio
 import sys
-from collections.abc import Awaitable, Callable, Sequence
-from typing import TypeVar
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from typing import NamedTuple, TypeVar
 
 import structlog
 
@@ -19,40 +20,48 @@ T = TypeVar("T", bound=ServiceSettings)
 _log = structlog.get_logger("vtryon.serve")
 
 
+class Serving(NamedTuple):
+    """A server that has begun: its address as it turned out, and what it serves."""
+
+    server: Server
+    address: str
+    services: Sequence[Service]
+
+
 def run_service(settings_type: type[T], make: Callable[[T], Awaitable[Service]]) -> None:
-    """Run a service until it is told to stop; exit 2 where it is set up wrongly."""
+    """Run one service until it is told to stop; exit 2 where it is set up wrongly."""
     try:
         settings = settings_type.load()
-
-        async def make_all(_: Sequence[str]) -> list[Service]:
-            return [await make(settings)]
-
-        asyncio.run(serve(settings, [settings.listen], make_all, settings.service.value))
+        asyncio.run(serve(settings, _alone(settings, make)))
     except SettingsError as error:
         sys.stderr.write(f"{settings_type.service}: {error}\n")
         sys.exit(2)
 
 
-async def serve(
-    settings: ServiceSettings,
-    addresses: Sequence[str],
-    make: Callable[[Sequence[str]], Awaitable[Sequence[Service]]],
-    name: str,
-) -> None:
-    """Bind the addresses, make the services, serve until a signal, drain, flush.
+@asynccontextmanager
+async def _alone(settings: T, make: Callable[[T], Awaitable[Service]]) -> AsyncIterator[Serving]:
+    server = Server(settings)
+    address = server.bind(settings.listen)
+    service = await make(settings)
+    await server.start([service])
+    try:
+        yield Serving(server, address, [service])
+    finally:
+        await server.drain()
 
-    `make` is told the addresses as they turned out.
+
+async def serve(settings: ServiceSettings, begin: AbstractAsyncContextManager[Serving]) -> None:
+    """Serve until a signal; leaving `begin` drains.
 
     Raises:
         SettingsError: something is set up wrongly; nothing is left running.
     """
     set_up_logs(settings)
-    traces = set_up_traces(settings, name)
-    server = Server(settings)
-    bound = [server.bind(address) for address in addresses]
-    services = await make(bound)
-    await server.start(services)
-    _log.info("serving", address=bound[0], services=[item.stage.value for item in services])
-    await server.serve_until_signal()
+    traces = set_up_traces(settings, settings.service.value)
+    async with begin as serving:
+        names = [service.stage.value for service in serving.services]
+        _log.info("serving", address=serving.address, services=names)
+        await serving.server.wait_for_signal()
     if traces is not None:
         await asyncio.to_thread(traces.shutdown)
+    _log.info("stopped")

@@ -42,7 +42,7 @@ class Server:
     def __init__(self, settings: ServiceSettings) -> None:
         self._settings = settings
         self._health = health.aio.HealthServicer()
-        self._names: list[str] = []
+        self._services: Sequence[Service] = ()
         self._server = grpc.aio.server(
             interceptors=[TelemetryInterceptor()],
             options=(*_OPTIONS, ("grpc.max_concurrent_streams", settings.max_streams)),
@@ -71,38 +71,42 @@ class Server:
 
     async def start(self, services: Sequence[Service]) -> None:
         """Add the services, begin to serve, and say so in the health service."""
-        self._names = [service.proto_name for service in services]
+        self._services = services
         self._server.add_generic_rpc_handlers(tuple(service.handler() for service in services))
         if self._settings.profile == "development":
-            names = (*self._names, health.SERVICE_NAME, reflection.SERVICE_NAME)
+            names = (*self._names(), health.SERVICE_NAME, reflection.SERVICE_NAME)
             reflection.enable_server_reflection(names, self._server)
         await self._server.start()
-        for name in ("", *self._names):
+        for name in ("", *self._names()):
             await self._health.set(name, _SERVING)
 
     async def drain(self) -> None:
         """Say NOT_SERVING, let routing notice, let open calls finish, cancel the rest."""
-        for name in ("", *self._names):
+        for name in ("", *self._names()):
             await self._health.set(name, _NOT_SERVING)
         await asyncio.sleep(self._settings.drain_delay_seconds)
         await self._server.stop(self._settings.drain_grace_seconds)
+        for service in self._services:
+            if service.close is not None:
+                await service.close()
 
-    async def serve_until_signal(self) -> None:
-        """Wait for SIGTERM or SIGINT, then drain; a second signal stops at once."""
+    def _names(self) -> list[str]:
+        return [service.proto_name for service in self._services]
+
+    async def stop(self) -> None:
+        """Cancel what is open, and stop."""
+        await self._server.stop(0)
+
+    async def wait_for_signal(self) -> None:
+        """Wait for SIGTERM or SIGINT; after it a second one ends the process at once."""
         loop = asyncio.get_running_loop()
         asked = asyncio.Event()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, asked.set)
         await asked.wait()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.remove_signal_handler(number)
         _log.info("draining", grace_seconds=self._settings.drain_grace_seconds)
-        draining = asyncio.create_task(self.drain())
-        asked.clear()
-        again = asyncio.create_task(asked.wait())
-        await asyncio.wait({draining, again}, return_when=asyncio.FIRST_COMPLETED)
-        again.cancel()
-        await self._server.stop(0)
-        await draining
-        _log.info("stopped")
 
 
 def _credentials(settings: ServiceSettings) -> grpc.ServerCredentials | None:

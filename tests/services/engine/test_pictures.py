@@ -47,7 +47,7 @@ def test_other_formats_are_refused(kind: str) -> None:
 def test_too_many_pixels_are_refused_by_the_header_alone(size: tuple[int, int]) -> None:
     with pytest.raises(RequestError) as caught:
         pictures.check(png_claiming(*size))
-    assert caught.value.reason in {Reason.PICTURE_TOO_LARGE, Reason.PICTURE_UNREADABLE}
+    assert caught.value.reason is Reason.PICTURE_TOO_LARGE
 
 
 @pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP"])

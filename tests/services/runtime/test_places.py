@@ -1,0 +1,46 @@
+import asyncio
+
+import pytest
+
+from vtryon.errors import OverloadedError
+from vtryon_services.runtime.places import Places, Ticket
+
+
+async def positions(ticket: Ticket, seen: list[int]) -> None:
+    seen.extend([position async for position in ticket])
+
+
+async def test_first_come_first_served_with_positions_that_fall() -> None:
+    places = Places(1, 5)
+    first, second, third = places.enter(), places.enter(), places.enter()
+    assert first.has_place
+    seen: list[int] = []
+    waiting = asyncio.create_task(positions(third, seen))
+    await asyncio.sleep(0)
+    places.leave(first)
+    assert second.has_place
+    await asyncio.sleep(0)
+    places.leave(second)
+    await waiting
+    assert seen == [2, 1]
+
+
+async def test_a_full_queue_refuses_at_once_and_says_when() -> None:
+    places = Places(1, 1)
+    places.enter()
+    places.enter()
+    with pytest.raises(OverloadedError, match="1 requests are waiting") as caught:
+        places.enter()
+    assert caught.value.retry_after_seconds > 0
+
+
+async def test_leaving_the_queue_lets_the_others_move_up() -> None:
+    places = Places(1, 5)
+    with places.enter():
+        with places.enter() as waiting:
+            behind = places.enter()
+            assert places.position(behind) == 2
+            assert not waiting.has_place
+        assert places.position(behind) == 1
+    assert behind.has_place
+    assert behind.waited_seconds >= 0

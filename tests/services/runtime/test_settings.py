@@ -1,0 +1,85 @@
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from vtryon.errors import SettingsError
+from vtryon.types import Stage
+from vtryon_services.host import KINDS
+from vtryon_services.runtime.settings import variable_prefix
+from vtryon_services.stages.sampling.settings import SamplingSettings
+
+
+def test_a_services_own_variable_comes_before_the_shared_one(monkeypatch) -> None:
+    monkeypatch.setenv("VTRYON_DEVICE", "cuda")
+    assert SamplingSettings.load().device == "cuda"
+    monkeypatch.setenv("VTRYON_SAMPLING_DEVICE", "cuda:1")
+    assert SamplingSettings.load().device == "cuda:1"
+    assert SamplingSettings.load(device="cpu").device == "cpu"
+
+
+def test_an_unknown_name_stops_the_start_and_lists_the_known(monkeypatch) -> None:
+    monkeypatch.setenv("VTRYON_SAMPLING_SLOTZ", "4")
+    with pytest.raises(SettingsError, match="VTRYON_SAMPLING_SLOTZ is no setting") as caught:
+        SamplingSettings.load()
+    assert "max_waiting" in caught.value.message
+
+
+def test_an_unknown_shared_name_stops_every_service(monkeypatch) -> None:
+    monkeypatch.setenv("VTRYON_DEVISE", "cuda")
+    for kind in KINDS.values():
+        with pytest.raises(SettingsError, match="VTRYON_DEVISE"):
+            kind.settings.load()
+
+
+def test_another_services_variables_are_none_of_its_business(monkeypatch) -> None:
+    monkeypatch.setenv("VTRYON_DECODING_PLACES", "3")
+    monkeypatch.setenv("VTRYON_TOKEN", "for the command line")
+    assert SamplingSettings.load().places == 1
+
+
+def test_all_bad_values_are_told_at_once(monkeypatch) -> None:
+    monkeypatch.setenv("VTRYON_SAMPLING_PLACES", "none")
+    monkeypatch.setenv("VTRYON_SAMPLING_DTYPE", "int4")
+    with pytest.raises(SettingsError) as caught:
+        SamplingSettings.load()
+    for part in ("VTRYON_SAMPLING_PLACES is 'none'", "VTRYON_SAMPLING_DTYPE is 'int4'", "'bf16'"):
+        assert part in caught.value.message
+
+
+@given(st.integers(-(2**40), 2**40))
+def test_a_number_in_range_is_taken_and_others_are_not(places: int) -> None:
+    if places >= 1:
+        assert SamplingSettings.load(places=places).places == places
+    else:
+        with pytest.raises(SettingsError, match="PLACES"):
+            SamplingSettings.load(places=places)
+
+
+@pytest.mark.parametrize("stage", list(Stage))
+def test_one_name_has_its_spellings(stage: Stage) -> None:
+    kind = KINDS[stage]
+    assert kind.settings.service is stage
+    package = stage.value.replace("-", "_")
+    assert kind.settings.__module__.split(".")[-2] == package
+    assert variable_prefix(stage) == f"VTRYON_{package.upper()}_"
+
+
+async def test_the_services_are_those_of_the_contract() -> None:
+    from vtryon.v1 import (
+        decoding_pb2,
+        latent_encoder_pb2,
+        pipeline_pb2,
+        sampling_pb2,
+        text_encoder_pb2,
+    )
+    from vtryon_services.host import make_services
+
+    files = (latent_encoder_pb2, text_encoder_pb2, sampling_pb2, decoding_pb2, pipeline_pb2)
+    contract = {
+        service.full_name: {method.name for method in service.methods}
+        for file in files
+        for service in file.DESCRIPTOR.services_by_name.values()
+    }
+    services = await make_services(list(Stage), "unix:/nowhere", backend="scripted")
+    served = {item.proto_name: {method.name for method in item.methods} for item in services}
+    assert served == contract

@@ -1,0 +1,132 @@
+"""Each stage alone, and all of them in a row: the same picture as the pipeline's."""
+
+import numpy as np
+import pytest
+
+import vtryon
+from vtryon import Conditioning, Embeddings, SampleStart, Tensor
+from vtryon.types import Profile, ResumePoint
+
+START = SampleStart(width=96, height=128, steps=4, seed=5)
+
+
+async def conditioning(client: vtryon.Client, example, negative: str | None = None) -> Conditioning:
+    pictures = [example.person, example.garment]
+    embeddings = await client.text_encoder.encode(
+        example.prompt, pictures, negative_prompt=negative
+    )
+    references = [await client.latent_encoder.encode(picture) for picture in pictures]
+    return Conditioning(embeddings, references)
+
+
+async def test_the_stages_by_hand_draw_what_the_pipeline_draws(client, example) -> None:
+    latents = await client.sampling.sample(START, await conditioning(client, example))
+    picture = await client.decoding.decode(latents)
+    result = await client.try_on(example.person, example.garment, example.prompt, steps=4, seed=5)
+    assert picture.data == result.picture.data
+
+
+async def test_shapes_and_element_types_are_those_of_the_contract(client, example) -> None:
+    given = await conditioning(client, example, negative="")
+    positive, negative = given.embeddings.positive.to_numpy(), given.embeddings.negative.to_numpy()
+    assert positive.shape[1] == negative.shape[1] == 128
+    assert len(positive) > len(negative)
+    assert all(item.to_numpy().shape == (16, 16, 12) for item in given.references)
+    assert all(item.spec.data_type == "FP32" for item in given.references)
+
+
+async def test_a_noise_payload_stands_in_for_a_seed(client, example) -> None:
+    from vtryon_services.engine.latents import draw_noise
+
+    given = await conditioning(client, example)
+    noise = Tensor.from_numpy(draw_noise(5, 16, 16, 12).numpy())
+    by_noise = Conditioning(given.embeddings, given.references, noise=noise)
+    start = SampleStart(width=96, height=128, steps=4)
+    one = await client.sampling.sample(start, by_noise)
+    other = await client.sampling.sample(START, given)
+    np.testing.assert_array_equal(one.to_numpy(), other.to_numpy())
+
+
+async def test_resumed_equals_uninterrupted(client, example) -> None:
+    given = await conditioning(client, example)
+    whole = await client.sampling.sample(START, given)
+    run = client.sampling.sample(START, given)
+    accepted = [event async for event in run if isinstance(event, vtryon.Accepted)]
+    middle = latents_after(given, accepted[0].sigmas, 2)
+    resumed = await client.sampling.sample(
+        SampleStart(width=96, height=128, steps=4, seed=5, resume=ResumePoint(2)),
+        Conditioning(given.embeddings, given.references, resume_latents=middle),
+    )
+    np.testing.assert_array_equal(resumed.to_numpy(), whole.to_numpy())
+
+
+def latents_after(given: Conditioning, sigmas: tuple[float, ...], steps: int) -> Tensor:
+    """The engine's own latents between two steps."""
+    import torch
+
+    from vtryon_services.backends.torch import SHIPPED_CHECKPOINT
+    from vtryon_services.engine.checkpoint import Checkpoint
+    from vtryon_services.engine.numerics import resolve
+    from vtryon_services.engine.placement import Placement
+    from vtryon_services.engine.plan import Plan
+    from vtryon_services.engine.sampler import Given, Sampler
+
+    engine = Sampler.load(Checkpoint.open(SHIPPED_CHECKPOINT), Placement.of("cpu", "fp32"))
+    plan = Plan(resolve(None), 96, 128, sigmas, 1.0, 5)
+    tensors = [torch.from_numpy(item.to_numpy().copy()) for item in given.references]
+    positive = torch.from_numpy(given.embeddings.positive.to_numpy().copy())
+    sample = engine.begin(plan, Given(positive, None, tensors))
+    for _ in range(steps):
+        engine.advance(sample)
+    return Tensor.from_numpy(sample.latents().numpy())
+
+
+@pytest.mark.parametrize("profile", list(Profile))
+async def test_guidance_changes_the_latents_only_with_a_negative_prompt(
+    client, example, profile
+) -> None:
+    numerics = vtryon.Numerics(profile=profile)
+    plain = await conditioning(client, example)
+    guided = await conditioning(client, example, negative="stripes")
+
+    async def sample(given: Conditioning, scale: float) -> np.ndarray:
+        start = SampleStart(
+            numerics=numerics, width=96, height=128, steps=2, seed=5, true_cfg_scale=scale
+        )
+        return (await client.sampling.sample(start, given)).to_numpy()
+
+    base = await sample(plain, 1.0)
+    np.testing.assert_array_equal(await sample(plain, 4.0), base)
+    np.testing.assert_array_equal(await sample(guided, 1.0), base)
+    assert np.abs(await sample(guided, 4.0) - base).max() > 1e-3
+
+
+async def test_previews_follow_the_policy(client, example) -> None:
+    given = await conditioning(client, example)
+
+    async def steps_with_previews(policy: vtryon.PreviewPolicy | None) -> list[vtryon.Preview]:
+        start = SampleStart(width=96, height=128, steps=4, seed=5, previews=policy)
+        run = client.sampling.sample(start, given)
+        return [event async for event in run if isinstance(event, vtryon.Preview)]
+
+    assert await steps_with_previews(None) == []
+    assert await steps_with_previews(vtryon.PreviewPolicy(every_steps=0)) == []
+    every = await steps_with_previews(vtryon.PreviewPolicy(every_steps=1))
+    assert [event.step for event in every] == [1, 2, 3, 4]
+    assert every[0].picture.to_pil().size == (12, 16)
+    second = await steps_with_previews(vtryon.PreviewPolicy(every_steps=2, max_pixels=48))
+    assert [event.step for event in second] == [2, 4]
+    width, height = second[0].picture.size
+    assert width * height <= 48
+
+
+async def test_the_last_preview_looks_like_the_result(client, example) -> None:
+    run = client.try_on(example.person, example.garment, example.prompt, seed=1)
+    previews = [event async for event in run if isinstance(event, vtryon.Preview)]
+    small = (await run).picture.to_pil().resize((12, 16))
+    difference = np.abs(previews[-1].picture.to_numpy().astype(int) - np.asarray(small).astype(int))
+    assert difference.mean() < 25
+
+
+async def test_the_same_embeddings_type_comes_back(client, example) -> None:
+    assert isinstance(await client.text_encoder.encode("x", []), Embeddings)
