@@ -144,24 +144,28 @@ class _Exchange:
 
     async def run(self, request: bytes | None) -> None:
         """Serve the call, and end it with a status."""
+        failure = await self._attempt(request)
+        if failure is not None:
+            # Its frames hold the payloads, and grpc.aio keeps what an aborted call raised.
+            failure.__cause__ = failure.__context__ = None
+            await self._abort(failure.with_traceback(None))
+
+    async def _attempt(self, request: bytes | None) -> VtryonError | None:
         try:
             async with asyncio.timeout(self._call.remaining_seconds):
                 await self._serve(request)
         except VtryonError as error:
-            await self._abort(error)
+            return error
         except TimeoutError:
             limit = self._call.timeout_seconds
-            await self._abort(DeadlineError(f"out of time: the call was given {limit:.3g} s"))
-        except (grpc.aio.AbortError, asyncio.CancelledError):
-            raise
+            return DeadlineError(f"out of time: the call was given {limit:.3g} s")
         except Exception:
             _log.exception("the service failed", stage=self._service.stage.value)
-            await self._abort(
-                StageError(
-                    f"{self._service.stage} failed; its log has the cause under request id "
-                    f"{self._call.request_id or '(none)'}"
-                )
+            return StageError(
+                f"{self._service.stage} failed; its log has the cause under request id "
+                f"{self._call.request_id or '(none)'}"
             )
+        return None
 
     def _describe_call(self) -> Call:
         metadata = dict(self._context.invocation_metadata() or ())

@@ -1,0 +1,153 @@
+import json
+import subprocess
+from pathlib import Path
+
+import pytest
+from PIL import Image
+from tests.support.processes import VTRYON
+
+
+def vtryon(*arguments: object, cwd: Path, **variables: str) -> subprocess.CompletedProcess:
+    import os
+
+    return subprocess.run(
+        [VTRYON, *map(str, arguments)],
+        cwd=cwd,
+        capture_output=True,
+        text=True,
+        env={**os.environ, "COLUMNS": "160", **variables},
+        timeout=100,
+    )
+
+
+def size(path: Path) -> tuple[int, int]:
+    with Image.open(path) as picture:
+        return picture.size
+
+
+@pytest.fixture(scope="module")
+def pair(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("pair")
+    done = vtryon("example-pair", "--seed", 3, "--out", "new/folder", cwd=folder)
+    assert done.returncode == 0, done.stderr
+    return folder / "new" / "folder"
+
+
+def test_an_example_pair_is_drawn_the_same_each_time(pair: Path, tmp_path) -> None:
+    vtryon("example-pair", "--seed", 3, "--out", tmp_path, cwd=tmp_path)
+    names = {"person.png", "garment.png", "truth.png", "prompt.txt"}
+    assert {path.name for path in pair.iterdir()} == names
+    for name in names:
+        assert (pair / name).read_bytes() == (tmp_path / name).read_bytes()
+
+
+def test_try_on_embedded_leaves_the_picture_and_the_previews(pair: Path, tmp_path) -> None:
+    done = vtryon(
+        *("try-on", pair / "person.png", pair / "garment.png", "-o", "out/result.png"),
+        *("--steps", 3, "--seed", 5, "--previews", "out/previews"),
+        cwd=tmp_path,
+    )
+    assert done.returncode == 0, done.stderr
+    assert size(tmp_path / "out" / "result.png") == (96, 128)
+    previews = sorted(path.name for path in (tmp_path / "out" / "previews").iterdir())
+    assert previews == ["step-001.png", "step-002.png", "step-003.png"]
+    for word in ("latent-encoder (person)", "sampling", "wall time", "seed 5"):
+        assert word in done.stderr
+
+    sheet = vtryon("contact-sheet", pair, "out", "-o", "sheet.png", cwd=tmp_path)
+    assert sheet.returncode == 0
+    assert size(tmp_path / "sheet.png")[0] > 4 * 300
+
+
+def test_try_on_against_an_endpoint_as_json(pair: Path, tmp_path, served_mesh) -> None:
+    done = vtryon(
+        *("try-on", pair / "person.png", pair / "garment.png", "-o", "result.png"),
+        *("--endpoint", served_mesh.target, "--json", "--seed", 1),
+        cwd=tmp_path,
+        VTRYON_TOKEN="not checked by this server",
+    )
+    assert done.returncode == 0, done.stderr
+    said = json.loads(done.stdout)
+    assert (said["seed"], said["width"], said["height"]) == (1, 96, 128)
+    assert set(said["stages"]) == {"latent-encoder", "text-encoder", "sampling", "decoding"}
+    assert said["ledger"]["wall_seconds"] > 0
+    assert done.stderr == ""
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "words"),
+    [
+        (["nobody.png", "nothing.png", "-o", "r.png"], 2, ["nobody.png", "PICTURE_UNREADABLE"]),
+        (["{person}", "{garment}", "-o", "r.gif"], 2, [".png, .jpg, .jpeg, .webp"]),
+        (["{person}", "{garment}", "-o", "r.png", "--steps", "0"], 2, ["steps", "it is 0"]),
+        (
+            ["{person}", "{garment}", "-o", "r.png", "--checkpoint", "nowhere"],
+            1,
+            ["no checkpoint in nowhere", "CHECKPOINT_NOT_FOUND"],
+        ),
+        (
+            ["{person}", "{garment}", "-o", "r.png", "--endpoint", "127.0.0.1:1", "--timeout", "5"],
+            1,
+            ["STAGE_UNAVAILABLE"],
+        ),
+        (
+            ["{person}", "{garment}", "-o", "r.png", "--endpoint", "a:1", "--checkpoint", "b"],
+            1,
+            ["--checkpoint is for the embedded mesh"],
+        ),
+    ],
+)
+def test_what_goes_wrong_is_said_in_a_line_and_no_file_is_left(
+    pair: Path, tmp_path, arguments: list[str], code: int, words: list[str]
+) -> None:
+    given = [
+        item.format(person=pair / "person.png", garment=pair / "garment.png") for item in arguments
+    ]
+    done = vtryon("try-on", *given, cwd=tmp_path)
+    assert done.returncode == code, done.stderr
+    assert "Traceback" not in done.stderr
+    for word in ["error:", *words]:
+        assert word in done.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_failure_as_json_is_json(pair: Path, tmp_path) -> None:
+    done = vtryon("try-on", "a.png", "b.png", "-o", "r.png", "--json", cwd=tmp_path)
+    assert json.loads(done.stdout)["error"]["reason"] == "PICTURE_UNREADABLE"
+
+
+def test_the_doctor_finds_what_this_machine_has(tmp_path) -> None:
+    found = {
+        item["name"]: item for item in json.loads(vtryon("doctor", "--json", cwd=tmp_path).stdout)
+    }
+    assert found["backend torch"]["ok"]
+    assert found["checkpoint mannequin"]["ok"]
+    assert found["extra server"]["ok"]
+    shown = vtryon("doctor", cwd=tmp_path)
+    assert shown.returncode == 0
+    assert "backend scripted" in shown.stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "variables", "words"),
+    [
+        (["nonesuch"], {}, ["no stage nonesuch", "latent-encoder, text-encoder"]),
+        (["sampling"], {"VTRYON_SAMPLING_PLACE": "2"}, ["VTRYON_SAMPLING_PLACE is no setting"]),
+        (["sampling"], {"VTRYON_PLACES": "0"}, ["VTRYON_SAMPLING_PLACES is '0'"]),
+        (["sampling", "--checkpoint", "nowhere"], {}, ["no checkpoint in nowhere"]),
+        (["sampling", "--device", "cuda:9"], {}, ["'cuda:9' can't be used"]),
+        (["sampling", "--listen", "256.1.1.1:1"], {}, ["can't serve on 256.1.1.1:1"]),
+    ],
+)
+def test_serve_says_what_is_set_up_wrongly(tmp_path, arguments, variables, words) -> None:
+    done = vtryon("serve", *arguments, cwd=tmp_path, **variables)
+    assert done.returncode == 2
+    assert "Traceback" not in done.stderr
+    for word in words:
+        assert word in done.stderr
+
+
+def test_help_names_every_subcommand(tmp_path) -> None:
+    done = vtryon("--help", cwd=tmp_path)
+    for word in ("try-on", "serve", "doctor", "example-pair", "contact-sheet"):
+        assert word in done.stdout

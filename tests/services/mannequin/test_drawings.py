@@ -1,0 +1,82 @@
+import json
+
+import numpy as np
+import pytest
+import torch
+
+from vtryon_services.backends.torch import SHIPPED_CHECKPOINT
+from vtryon_services.engine.checkpoint import Checkpoint
+from vtryon_services.engine.placement import Placement
+from vtryon_services.engine.still_vae import StillVae
+from vtryon_services.mannequin.package import fit_preview_map, mannequin_geometry, package
+from vtryon_services.mannequin.triples import HELD_OUT, draw_triples, held_out
+
+
+def test_equal_seeds_draw_equal_examples_and_others_others() -> None:
+    one, same, other = draw_triples(4, 1), draw_triples(4, 1), draw_triples(4, 2)
+    assert torch.equal(one.person, same.person)
+    assert one.prompts == same.prompts
+    assert not torch.equal(one.person, other.person)
+
+
+def test_drawings_are_pictures() -> None:
+    triples = draw_triples(16, 3)
+    for pixels in (triples.person, triples.garment, triples.truth):
+        assert pixels.shape == (16, 3, 128, 96)
+        assert pixels.min() >= 0
+        assert pixels.max() <= 1
+
+
+def test_person_and_truth_differ_where_a_shirt_is_and_nowhere_else() -> None:
+    triples = draw_triples(32, 4)
+    changed = (triples.person - triples.truth).abs().amax(1) > 0.02
+    shirt = torch.maximum(triples.shirt_before, triples.shirt_after) > 0
+    around = torch.zeros(128, 96, dtype=torch.bool)
+    around[75:105] = True  # a tucked shirt shows the belt
+    around[30:62, 34:64] = True  # a neckline shows skin
+    assert not (changed & ~shirt & ~around).any()
+    assert changed.any(dim=(1, 2)).all()
+
+
+def test_tucking_is_always_said() -> None:
+    triples = draw_triples(64, 5)
+    for prompt, tucked in zip(triples.prompts, triples.tucked.tolist(), strict=True):
+        assert ("tucked in" in prompt) == tucked
+
+
+def test_held_out_examples_are_far_from_the_training_seeds() -> None:
+    assert HELD_OUT == 10**9
+    assert held_out(0).prompt == held_out(0).prompt
+    assert np.any(np.asarray(held_out(0).person) != np.asarray(held_out(1).person))
+
+
+def test_packaging_again_gives_the_shipped_geometry(tmp_path) -> None:
+    import shutil
+
+    copy = shutil.copytree(SHIPPED_CHECKPOINT, tmp_path / "checkpoint")
+    (copy / "geometry.json").unlink()
+    package(copy)
+    ours, shipped = (
+        json.loads((folder / "geometry.json").read_text()) for folder in (copy, SHIPPED_CHECKPOINT)
+    )
+    weights = [np.array(geometry["preview"].pop("weights")) for geometry in (ours, shipped)]
+    np.testing.assert_allclose(*weights, atol=1e-3)
+    ours["preview"], shipped["preview"] = None, None
+    assert ours == shipped
+    Checkpoint.open(copy).digest("vae")
+
+
+def test_the_preview_map_explains_the_colours() -> None:
+    vae = StillVae.load(Checkpoint.open(SHIPPED_CHECKPOINT), Placement.of("cpu", "fp32"))
+    preview = mannequin_geometry(fit_preview_map(vae)).preview
+    truth = draw_triples(16, HELD_OUT).truth
+    latents = vae.encode(truth * 2 - 1)
+    weights, bias = torch.tensor(preview.weights), torch.tensor(preview.bias)
+    drawn = torch.einsum("nchw,cr->nrhw", latents, weights) + bias.view(1, 3, 1, 1)
+    error = (drawn - torch.nn.functional.avg_pool2d(truth, 8)).abs().mean()
+    assert error == pytest.approx(0, abs=0.06)
+
+
+def test_the_checkpoint_is_small_enough_to_ship() -> None:
+    size = sum(path.stat().st_size for path in SHIPPED_CHECKPOINT.rglob("*") if path.is_file())
+    assert size < 15_000_000
