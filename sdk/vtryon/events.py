@@ -93,7 +93,7 @@ class Chunk(ProtoType):
     proto = tensor_pb2.Chunk
     payload: int
     offset: int
-    data: bytes
+    data: bytes | bytearray | memoryview
 
 
 @dataclass(frozen=True, slots=True)
@@ -204,10 +204,6 @@ def from_proto(message: stream_pb2.Event) -> Event:
 def to_proto(event: Event) -> stream_pb2.Event:
     """Make the response message of an event."""
     message = stream_pb2.Event()
-    if isinstance(event, Chunk):
-        message.chunk.payload, message.chunk.offset = event.payload, event.offset
-        message.chunk.data = event.data
-        return message
     holder = message.progress if isinstance(event, Progress) else message
     getattr(holder, _NAMES[type(event)]).CopyFrom(event.to_proto())
     return message

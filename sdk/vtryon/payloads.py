@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import mmap
 from collections.abc import AsyncIterable, AsyncIterator, Iterator, Sequence
 from dataclasses import dataclass
 
@@ -10,6 +11,7 @@ from vtryon.grammar import DEFAULT_CHUNK_BYTES
 from vtryon.types import Payload
 
 Buffer = bytes | bytearray | memoryview
+_LARGE = 4 * 1024 * 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -17,7 +19,7 @@ class Outgoing:
     """A payload to send: its declaration, and its bytes, whole or as they come."""
 
     payload: Payload
-    data: Buffer | AsyncIterable[bytes]
+    data: Buffer | AsyncIterable[Buffer]
 
 
 async def chunks(
@@ -32,32 +34,44 @@ async def chunks(
             for offset, piece in cut(item.data, size):
                 yield Chunk(index, offset, piece)
         else:
-            offset = 0
-            async for piece in item.data:
-                yield Chunk(index, offset, piece)
-                offset += len(piece)
+            sent = 0
+            async for part in item.data:
+                yield Chunk(index, sent, part)
+                sent += len(part)
 
 
-def cut(data: Buffer, size: int = DEFAULT_CHUNK_BYTES) -> Iterator[tuple[int, bytes]]:
+def cut(data: Buffer, size: int = DEFAULT_CHUNK_BYTES) -> Iterator[tuple[int, memoryview]]:
     """Cut bytes into pieces of at most `size`, each with its offset."""
     view = memoryview(data).cast("B")
     for offset in range(0, len(view), size):
-        yield offset, bytes(view[offset : offset + size])
+        yield offset, view[offset : offset + size]
 
 
 class Assembler:
     """Puts the chunks of declared payloads together, each payload in one buffer.
 
-    Keeps nothing but the payloads themselves. The order of chunks is the grammar's to check.
+    Keeps nothing but the payloads themselves. That chunks come in order is the grammar's to check.
     """
 
     __slots__ = ("buffers", "payloads")
 
     def __init__(self, payloads: Sequence[Payload]) -> None:
         self.payloads = tuple(payloads)
-        self.buffers = [bytearray(payload.byte_length) for payload in payloads]
+        self.buffers = [_room(payload.byte_length) for payload in payloads]
 
     def add(self, chunk: Chunk) -> None:
         """Copy a chunk to its place."""
         end = chunk.offset + len(chunk.data)
         self.buffers[chunk.payload][chunk.offset : end] = chunk.data
+
+
+def _room(size: int) -> bytearray | memoryview:
+    """Make a writable buffer; a large one takes memory only as bytes come, in huge pages.
+
+    Filling fresh memory costs four times the copying in pages of 4 KiB.
+    """
+    if size < _LARGE or not hasattr(mmap, "MADV_HUGEPAGE"):
+        return bytearray(size)
+    room = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    room.madvise(mmap.MADV_HUGEPAGE)
+    return memoryview(room)

@@ -31,7 +31,7 @@ class Received:
 
     accepted: Accepted
     payloads: Sequence[Payload]
-    buffers: Sequence[bytearray]
+    buffers: Sequence[bytearray | memoryview]
     finished: Finished
     stages: Mapping[Stage, Accepted]
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 from vtryon.channel import Channel
 from vtryon.errors import ProtocolError
+from vtryon.grammar import DEFAULT_CHUNK_BYTES
 from vtryon.payloads import Outgoing
 from vtryon.pictures import Picture, read_picture
 from vtryon.run import Received, Run
@@ -82,6 +83,7 @@ class _StageClient:
         *,
         timeout_seconds: float | None = None,
         request_id: str | None = None,
+        chunk_bytes: int = DEFAULT_CHUNK_BYTES,
     ) -> StreamCall:
         """Make the bare call: events as they come, chunks among them."""
         return StreamCall(
@@ -91,6 +93,7 @@ class _StageClient:
             outgoing,
             timeout_seconds=timeout_seconds,
             request_id=request_id,
+            chunk_bytes=chunk_bytes,
         )
 
 

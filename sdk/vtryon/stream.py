@@ -24,7 +24,8 @@ from vtryon.errors import (
     VtryonError,
 )
 from vtryon.events import Chunk, Event, StepFinished
-from vtryon.grammar import Requests, Responses
+from vtryon.framing import EVENT_TAG, REQUEST_TAG, read_chunk, write_chunk
+from vtryon.grammar import DEFAULT_CHUNK_BYTES, Requests, Responses
 from vtryon.outcome import Outcome
 from vtryon.payloads import Outgoing, chunks
 from vtryon.types import Start
@@ -70,6 +71,7 @@ class StreamCall:
         outgoing: the payloads, in order.
         timeout_seconds: the call's deadline; None leaves it to the server.
         request_id: what logs and traces call this request; None makes one up.
+        chunk_bytes: how payloads given whole are cut, up to 1 MiB.
     """
 
     def __init__(
@@ -81,11 +83,13 @@ class StreamCall:
         *,
         timeout_seconds: float | None = None,
         request_id: str | None = None,
+        chunk_bytes: int = DEFAULT_CHUNK_BYTES,
     ) -> None:
         self._channel = channel
         self._method = method
         self._start = replace(start, payloads=tuple(item.payload for item in outgoing))
         self._outgoing = outgoing
+        self._chunk_bytes = chunk_bytes
         self._timeout_seconds = timeout_seconds
         self.request_id = request_id or uuid.uuid4().hex
         self._span: trace.Span = trace.INVALID_SPAN
@@ -143,16 +147,14 @@ class StreamCall:
         finally:
             self.cancel()
 
-    async def _send(self, first: Message) -> AsyncIterator[Message]:
+    async def _send(self, first: Message) -> AsyncIterator[Message | bytes]:
         grammar = Requests()
         try:
             grammar.declare(self._start.payloads)
             yield first
-            async for chunk in chunks(self._outgoing):
+            async for chunk in chunks(self._outgoing, self._chunk_bytes):
                 grammar.chunk(chunk.payload, chunk.offset, len(chunk.data))
-                yield self._method.request(
-                    chunk={"payload": chunk.payload, "offset": chunk.offset, "data": chunk.data}
-                )
+                yield write_chunk(REQUEST_TAG, chunk.payload, chunk.offset, chunk.data)
             grammar.message("half-close")
         except Exception as error:  # grpc.aio would only log it and cancel the call
             self._send_error = error
@@ -185,8 +187,8 @@ def _being_cancelled() -> bool:
     return task is not None and task.cancelling() > 0
 
 
-def _serialize(message: Message) -> bytes:
-    return message.SerializeToString()
+def _serialize(message: Message | bytes) -> bytes:
+    return message if isinstance(message, bytes) else message.SerializeToString()
 
 
 def _first_message(method: Method, start: Start) -> Message:
@@ -197,6 +199,8 @@ def _first_message(method: Method, start: Start) -> Message:
 
 
 def _parse(raw: bytes) -> Event:
+    if chunk := read_chunk(EVENT_TAG, raw):
+        return chunk
     try:
         return events.from_proto(stream_pb2.Event.FromString(raw))
     except (DecodeError, ValueError) as error:

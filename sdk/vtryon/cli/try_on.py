@@ -20,6 +20,7 @@ from vtryon.cli.progress import LiveProgress, describe_fit, ledger_table, live_p
 from vtryon.client import DEFAULT_PROMPT, Client
 from vtryon.errors import RequestError, SettingsError, VtryonError
 from vtryon.events import Event, Preview
+from vtryon.pictures import read_picture
 from vtryon.run import Result
 from vtryon.types import ImageFormat, Profile
 
@@ -121,10 +122,11 @@ def try_on(
 
 async def _run(job: Job, progress: LiveProgress) -> Result:
     token = os.environ.get("VTRYON_TOKEN") if job.endpoint else None
+    pictures = [await asyncio.to_thread(read_picture, path) for path in (job.person, *job.garments)]
     async with _target(job) as target, Client(target, tls=job.tls, token=token) as client:
         run = client.try_on(
-            job.person,
-            job.garments,
+            pictures[0],
+            pictures[1:],
             previews=job.previews is not None,
             **job.options,
         )

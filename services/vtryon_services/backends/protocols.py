@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
 from vtryon.events import Fit
+from vtryon.payloads import Buffer
 from vtryon.pictures import Picture
 from vtryon.stages import Conditioning, Embeddings
 from vtryon.tensors import Tensor
@@ -41,7 +42,7 @@ class LatentEncoderBackend(Protocol):
 
     digest: str
 
-    async def encode(self, picture: bytes | bytearray, numerics: Resolved) -> Latents:
+    async def encode(self, picture: Buffer, numerics: Resolved) -> Latents:
         """Encode one picture; `RequestError` where it can't be decoded."""
         ...
 
@@ -55,7 +56,7 @@ class TextEncoderBackend(Protocol):
         self,
         prompt: str,
         negative_prompt: str | None,
-        pictures: Sequence[bytes | bytearray],
+        pictures: Sequence[Buffer],
         numerics: Resolved,
     ) -> Embeddings:
         """Encode both prompts with the same pictures."""

@@ -44,7 +44,7 @@ class ScriptedLatentEncoder:
     def __init__(self, seconds: float) -> None:
         self._seconds = seconds
 
-    async def encode(self, picture: bytes | bytearray, numerics: Resolved) -> Latents:
+    async def encode(self, picture: Buffer, numerics: Resolved) -> Latents:
         """Draw latents from the picture's bytes, which need not be a picture."""
         await asyncio.sleep(self._seconds)
         shape = (CHANNELS, _HEIGHT // 8, _WIDTH // 8)
@@ -64,7 +64,7 @@ class ScriptedTextEncoder:
         self,
         prompt: str,
         negative_prompt: str | None,
-        pictures: Sequence[bytes | bytearray],
+        pictures: Sequence[Buffer],
         numerics: Resolved,
     ) -> Embeddings:
         """Draw embeddings from the prompt and the pictures' bytes."""
@@ -74,7 +74,7 @@ class ScriptedTextEncoder:
             return Embeddings(positive)
         return Embeddings(positive, self._embed(negative_prompt, pictures))
 
-    def _embed(self, prompt: str, pictures: Sequence[bytes | bytearray]) -> Tensor:
+    def _embed(self, prompt: str, pictures: Sequence[Buffer]) -> Tensor:
         shape = (len(prompt.split()) + 1, EMBEDDING_WIDTH)
         return _draw(shape, [prompt.encode(), *pictures])
 

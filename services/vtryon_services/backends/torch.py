@@ -15,6 +15,7 @@ from typing import TypeVar
 
 import torch
 
+from vtryon.payloads import Buffer
 from vtryon.pictures import Picture
 from vtryon.stages import Conditioning, Embeddings
 from vtryon.tensors import Tensor
@@ -54,7 +55,7 @@ class TorchLatentEncoder:
         self._engine = engine
         self.digest = engine.digest
 
-    async def encode(self, picture: bytes | bytearray, numerics: Resolved) -> Latents:
+    async def encode(self, picture: Buffer, numerics: Resolved) -> Latents:
         """Decode beside, encode on the compute thread."""
         decoded = await asyncio.to_thread(pictures.decode, picture)
         latents, fit = await _run(lambda: self._engine.encode(decoded, numerics))
@@ -72,7 +73,7 @@ class TorchTextEncoder:
         self,
         prompt: str,
         negative_prompt: str | None,
-        images: Sequence[bytes | bytearray],
+        images: Sequence[Buffer],
         numerics: Resolved,
     ) -> Embeddings:
         """Decode beside, encode on the compute thread."""
@@ -187,7 +188,7 @@ def _given(given: Conditioning) -> Given:
 
 def _from_wire(tensor: Tensor) -> torch.Tensor:
     assert tensor.spec.data_type is not None
-    writable = tensor.data if isinstance(tensor.data, bytearray) else bytearray(tensor.data)
+    writable = bytearray(tensor.data) if memoryview(tensor.data).readonly else tensor.data
     flat = torch.frombuffer(writable, dtype=_DTYPES[tensor.spec.data_type])
     return flat.view(tensor.spec.shape)
 

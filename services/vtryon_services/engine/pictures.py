@@ -13,6 +13,7 @@ import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from vtryon.errors import Reason, RequestError
+from vtryon.payloads import Buffer
 from vtryon.types import ImageFormat
 
 MAX_PIXELS = 25_000_000
@@ -20,7 +21,7 @@ MAX_SIDE = 8192
 _FORMATS = ("PNG", "JPEG", "WEBP")
 
 
-def check(data: bytes | bytearray) -> None:
+def check(data: Buffer) -> None:
     """Look at a picture's header, and nothing more.
 
     Raises:
@@ -29,7 +30,7 @@ def check(data: bytes | bytearray) -> None:
     _open(data).close()
 
 
-def decode(data: bytes | bytearray) -> Image.Image:
+def decode(data: Buffer) -> Image.Image:
     """Decode a picture to RGB.
 
     Raises:
@@ -48,7 +49,7 @@ def decode(data: bytes | bytearray) -> Image.Image:
         raise _unreadable(error) from error
 
 
-def _open(data: bytes | bytearray) -> Image.Image:
+def _open(data: Buffer) -> Image.Image:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # our own limit, below, is the stricter one

@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import AsyncIterator, Sequence
 
 from vtryon.events import Chunk
+from vtryon.payloads import Buffer
 from vtryon.types import Payload
 
 # Pieces of at most 1 MiB each, 256 KiB by default: 1 MiB held per relay in the usual case.
@@ -19,13 +20,13 @@ class Relay:
     """
 
     def __init__(self) -> None:
-        self._pieces: asyncio.Queue[bytes] = asyncio.Queue(_DEPTH)
+        self._pieces: asyncio.Queue[Buffer] = asyncio.Queue(_DEPTH)
 
-    async def put(self, piece: bytes) -> None:
+    async def put(self, piece: Buffer) -> None:
         """Add bytes; empty ones end the relay."""
         await self._pieces.put(piece)
 
-    async def __aiter__(self) -> AsyncIterator[bytes]:
+    async def __aiter__(self) -> AsyncIterator[Buffer]:
         while piece := await self._pieces.get():
             yield piece
 

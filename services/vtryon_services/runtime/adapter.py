@@ -28,6 +28,7 @@ from vtryon.errors import (
     VtryonError,
 )
 from vtryon.events import Accepted, Chunk, Event, Output
+from vtryon.framing import EVENT_TAG, REQUEST_TAG, read_chunk, write_chunk
 from vtryon.grammar import Requests, Responses
 from vtryon.messages import ProtoType
 from vtryon.payloads import Assembler, Outgoing, chunks
@@ -72,7 +73,7 @@ class Incoming:
         self.payloads = tuple(payloads)
         self.chunks = chunks
 
-    async def receive(self) -> list[bytearray]:
+    async def receive(self) -> list[bytearray | memoryview]:
         """Wait for all payloads, each in one buffer.
 
         Raises:
@@ -197,11 +198,13 @@ class _Exchange:
         match event:
             case Chunk(payload, offset, data):
                 grammar.chunk(payload, offset, len(data))
+                raw = write_chunk(EVENT_TAG, payload, offset, data)
             case Output(payloads):
                 grammar.declare(payloads)
+                raw = events.to_proto(event).SerializeToString()
             case _:
                 grammar.message(events.name_of(event))
-        raw = events.to_proto(event).SerializeToString()
+                raw = events.to_proto(event).SerializeToString()
         try:
             async with asyncio.timeout(self._settings.write_timeout_seconds):
                 await self._context.write(raw)
@@ -210,10 +213,11 @@ class _Exchange:
             raise UnavailableError(f"the caller read nothing for {limit:.3g} s") from None
 
     async def _read_start(self) -> Any:
-        message = await self._read()
-        if message is None:
+        raw = await self._context.read()
+        if raw is grpc.aio.EOF:
             self._requests.message("half-close")
-        elif message.WhichOneof("request") != "start":
+        message: Any = self._parse(raw)
+        if message.WhichOneof("request") != "start":
             self._requests.message(message.WhichOneof("request") or "an empty message")
         return self._parse_start(message.start)
 
@@ -223,22 +227,22 @@ class _Exchange:
         return self._method.start.from_proto(message)
 
     async def _read_chunks(self) -> AsyncIterator[Chunk]:
-        while (message := await self._read()) is not None:
-            kind = message.WhichOneof("request")
-            if kind != "chunk":
-                self._requests.message(kind or "an empty message")
-            chunk = message.chunk
+        while (raw := await self._context.read()) is not grpc.aio.EOF:
+            chunk = read_chunk(REQUEST_TAG, raw) or self._parse_chunk(raw)
             self._requests.chunk(chunk.payload, chunk.offset, len(chunk.data))
-            yield Chunk(chunk.payload, chunk.offset, chunk.data)
+            yield chunk
         self._requests.message("half-close")
+
+    def _parse_chunk(self, raw: bytes) -> Chunk:
+        message: Any = self._parse(raw)
+        kind = message.WhichOneof("request")
+        if kind != "chunk":
+            self._requests.message(kind or "an empty message")
+        return Chunk.from_proto(message.chunk)
 
     async def _no_chunks(self) -> AsyncIterator[Chunk]:
         return
         yield
-
-    async def _read(self) -> Any:
-        raw = await self._context.read()
-        return None if raw is grpc.aio.EOF else self._parse(raw)
 
     def _parse(self, raw: bytes) -> Message:
         try:
