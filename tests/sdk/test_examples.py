@@ -1,0 +1,62 @@
+"""Each example runs, and so do the README's Python blocks."""
+
+import re
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import pytest
+
+
+ROOT = Path(__file__).parents[2]
+EXAMPLES = ROOT / "sdk" / "examples"
+
+
+@pytest.fixture(scope="module")
+def pair(tmp_path_factory, example) -> Path:
+    folder = tmp_path_factory.mktemp("example")
+    example.person.save(folder / "person.png")
+    example.garment.save(folder / "garment.png")
+    return folder
+
+
+def run(folder: Path, *command: str) -> str:
+    done = subprocess.run(
+        [sys.executable, *command], cwd=folder, capture_output=True, text=True, timeout=60
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+ARGUMENTS = {
+    "one_picture.py": ["person.png", "garment.png", "result.png"],
+    "follow_the_steps.py": ["person.png", "garment.png", "2"],
+    "many_at_once.py": ["person.png", "garment.png", "garment.png", "garment.png"],
+    "stage_by_stage.py": ["person.png", "garment.png", "."],
+}
+
+
+def test_every_example_is_run() -> None:
+    assert {path.name for path in EXAMPLES.glob("*.py")} == set(ARGUMENTS)
+
+
+@pytest.mark.parametrize("name", ARGUMENTS)
+def test_an_example_runs(name: str, pair: Path, served_mesh) -> None:
+    assert run(pair, str(EXAMPLES / name), served_mesh.target, *ARGUMENTS[name])
+
+
+def python_blocks() -> list[str]:
+    return re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+
+
+@pytest.mark.parametrize("block", python_blocks(), ids=lambda block: block.splitlines()[0][:40])
+def test_the_readmes_python_runs(block: str, pair: Path, served_mesh) -> None:
+    block = block.replace("localhost:50050", served_mesh.target)
+    if "async def main" not in block:
+        block = f"import asyncio, vtryon\nasync def main():\n{textwrap.indent(block, '    ')}"
+    run(pair, "-c", f"{block}\nasyncio.run(main())")
+
+
+def test_the_readme_shows_python_at_all() -> None:
+    assert len(python_blocks()) >= 2
