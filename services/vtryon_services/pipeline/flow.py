@@ -90,7 +90,7 @@ class Flow:
             raise _first_cause(group) from None
         finally:
             work.cancel()
-            await asyncio.wait([work])
+            await asyncio.gather(work, return_exceptions=True)
 
     async def _work(self) -> None:
         try:

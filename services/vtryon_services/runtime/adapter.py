@@ -146,6 +146,8 @@ class _Exchange:
     async def run(self, request: bytes | None) -> None:
         """Serve the call, and end it with a status."""
         failure = await self._attempt(request)
+        if self._context.done():
+            raise asyncio.CancelledError  # the caller has left, there is nobody to tell
         if failure is not None:
             # Its frames hold the payloads, and grpc.aio keeps what an aborted call raised.
             failure.__cause__ = failure.__context__ = None
@@ -211,6 +213,8 @@ class _Exchange:
         except TimeoutError:
             limit = self._settings.write_timeout_seconds
             raise UnavailableError(f"the caller read nothing for {limit:.3g} s") from None
+        except (grpc.aio.InternalError, grpc.aio.UsageError):
+            raise asyncio.CancelledError from None  # grpc.aio's way to say that the caller has left
 
     async def _read_start(self) -> Any:
         raw = await self._context.read()
@@ -257,7 +261,10 @@ class _Exchange:
         error.metadata = {"stage": self._service.stage.value, **self._call.facts, **error.metadata}
         code, message, trailing = status.to_rpc(error)
         _log.info("refused", code=code.name, reason=error.reason, stage=self._service.stage.value)
-        await self._context.abort(code, message, trailing)
+        try:
+            await self._context.abort(code, message, trailing)
+        except grpc.aio.InternalError:
+            raise asyncio.CancelledError from None  # as in `_write`
 
 
 def check_payloads(payloads: Sequence[Payload], max_bytes: int) -> None:

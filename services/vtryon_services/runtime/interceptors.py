@@ -57,7 +57,7 @@ def _observed(behaviour: Behaviour, method: str, metadata: dict[str, Any]) -> Be
                 await behaviour(request, context)
                 code = grpc.StatusCode.OK
             except asyncio.CancelledError:
-                code = grpc.StatusCode.CANCELLED
+                code = _why_cancelled(context)
                 raise
             except grpc.aio.AbortError:
                 code = _status_code(context)
@@ -68,6 +68,12 @@ def _observed(behaviour: Behaviour, method: str, metadata: dict[str, Any]) -> Be
                 _log.info("rpc", method=method, code=code.name, seconds=seconds)
 
     return observed
+
+
+def _why_cancelled(context: grpc.aio.ServicerContext) -> grpc.StatusCode:
+    remaining = context.time_remaining()
+    out_of_time = remaining is not None and remaining <= 0
+    return grpc.StatusCode.DEADLINE_EXCEEDED if out_of_time else grpc.StatusCode.CANCELLED
 
 
 def _status_code(context: grpc.aio.ServicerContext) -> grpc.StatusCode:
