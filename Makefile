@@ -46,7 +46,8 @@ check: $(VENV)/.dev ## lint, types, layers, contracts, spelling
 	$(BIN)/lint-imports
 	$(BIN)/buf lint
 	$(BIN)/buf format --diff --exit-code
-	@git rev-parse --verify --quiet HEAD~1:buf.yaml >/dev/null && $(BIN)/buf breaking --against '.git#ref=HEAD~1' || true
+	@if git rev-parse --verify --quiet HEAD~1:buf.yaml >/dev/null; then \
+		echo "buf breaking, against the commit before"; $(BIN)/buf breaking --against '.git#ref=HEAD~1'; fi
 	$(BIN)/codespell
 	@$(BIN)/python protos/generate.py --check
 

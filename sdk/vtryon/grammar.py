@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from typing import ClassVar
 
 from vtryon.errors import ProtocolError, Reason
+from vtryon.events import Chunk, Event, Output, name_of
 from vtryon.types import Payload
 
 MAX_CHUNK_BYTES = 1024 * 1024
@@ -146,3 +147,17 @@ class Responses(_Direction):
         ("payloads", "finished"): "end",
     }
     __slots__ = ()
+
+    def event(self, event: Event) -> None:
+        """Take note of a response.
+
+        Raises:
+            ProtocolError: the grammar does not allow it here.
+        """
+        match event:
+            case Chunk(payload, offset, data):
+                self.chunk(payload, offset, len(data))
+            case Output(payloads):
+                self.declare(payloads)
+            case _:
+                self.message(name_of(event))

@@ -23,7 +23,7 @@ from vtryon.errors import (
     StageError,
     VtryonError,
 )
-from vtryon.events import Chunk, Event, StepFinished
+from vtryon.events import Event, StepFinished
 from vtryon.framing import EVENT_TAG, REQUEST_TAG, read_chunk, write_chunk
 from vtryon.grammar import DEFAULT_CHUNK_BYTES, Requests, Responses
 from vtryon.outcome import Outcome
@@ -128,7 +128,7 @@ class StreamCall:
         try:
             async for raw in self._call:
                 event = _parse(raw)
-                _check(grammar, event)
+                grammar.event(event)
                 if isinstance(event, StepFinished):
                     self._completed_steps = event.step
                 yield event
@@ -206,13 +206,3 @@ def _parse(raw: bytes) -> Event:
     except (DecodeError, ValueError) as error:
         message = f"a response that can't be read: {error}"
         raise ProtocolError(message, reason=Reason.MESSAGE_MALFORMED) from error
-
-
-def _check(grammar: Responses, event: Event) -> None:
-    match event:
-        case Chunk(payload, offset, data):
-            grammar.chunk(payload, offset, len(data))
-        case events.Output(payloads):
-            grammar.declare(payloads)
-        case _:
-            grammar.message(events.name_of(event))

@@ -42,6 +42,10 @@ class LatentEncoderBackend(Protocol):
 
     digest: str
 
+    def check(self, picture: Buffer) -> None:
+        """Look at a picture's header, before it waits; `RequestError` where it is none."""
+        ...
+
     async def encode(self, picture: Buffer, numerics: Resolved) -> Latents:
         """Encode one picture; `RequestError` where it can't be decoded."""
         ...
@@ -51,6 +55,10 @@ class TextEncoderBackend(Protocol):
     """Encodes prompts."""
 
     digest: str
+
+    def check(self, picture: Buffer) -> None:
+        """Look at a picture's header, before it waits; `RequestError` where it is none."""
+        ...
 
     async def encode(
         self,

@@ -44,8 +44,11 @@ class ScriptedLatentEncoder:
     def __init__(self, seconds: float) -> None:
         self._seconds = seconds
 
+    def check(self, picture: Buffer) -> None:
+        """Take any bytes for a picture."""
+
     async def encode(self, picture: Buffer, numerics: Resolved) -> Latents:
-        """Draw latents from the picture's bytes, which need not be a picture."""
+        """Draw latents from the picture's bytes."""
         await asyncio.sleep(self._seconds)
         shape = (CHANNELS, _HEIGHT // 8, _WIDTH // 8)
         fit = Fit("", _WIDTH, _HEIGHT, _WIDTH, _HEIGHT, FitMethod.PAD)
@@ -59,6 +62,9 @@ class ScriptedTextEncoder:
 
     def __init__(self, seconds: float) -> None:
         self._seconds = seconds
+
+    def check(self, picture: Buffer) -> None:
+        """Take any bytes for a picture."""
 
     async def encode(
         self,

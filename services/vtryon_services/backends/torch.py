@@ -51,6 +51,8 @@ _NAMES = {dtype: name for name, dtype in _DTYPES.items()}
 class TorchLatentEncoder:
     """Encodes pictures with the VAE."""
 
+    check = staticmethod(pictures.check)
+
     def __init__(self, engine: LatentEncoder) -> None:
         self._engine = engine
         self.digest = engine.digest
@@ -64,6 +66,8 @@ class TorchLatentEncoder:
 
 class TorchTextEncoder:
     """Encodes prompts with Qwen2.5-VL."""
+
+    check = staticmethod(pictures.check)
 
     def __init__(self, engine: TextEncoder) -> None:
         self._engine = engine

@@ -30,9 +30,15 @@ def describe_fit(picture: Image.Image, fitted: Image.Image, geometry: Geometry) 
 def _scale(picture: Image.Image, size: Size, resize: ResizeFilter) -> Image.Image:
     if resize is ResizeFilter.LANCZOS:
         return picture.resize(size, Image.Resampling.LANCZOS)
-    pixels = torch.from_numpy(np.array(picture)).permute(2, 0, 1)[None].float()
-    scaled = torch.nn.functional.interpolate(pixels, (size.height, size.width), mode="area")
-    return Image.fromarray(scaled[0].permute(1, 2, 0).round().to(torch.uint8).numpy())
+    pixels = torch.from_numpy(np.array(picture)).permute(2, 0, 1)
+    channels = [_mean(channel, size) for channel in pixels]  # one at a time, for large pictures
+    return Image.fromarray(torch.stack(channels, dim=-1).numpy())
+
+
+def _mean(channel: torch.Tensor, size: Size) -> torch.Tensor:
+    shape = (size.height, size.width)
+    scaled = torch.nn.functional.interpolate(channel[None, None].float(), shape, mode="area")
+    return scaled[0, 0].round().to(torch.uint8)
 
 
 def _pad(picture: Image.Image, size: Size, resize: ResizeFilter) -> Image.Image:

@@ -33,7 +33,7 @@ from vtryon.types import (
 )
 from vtryon_services.pipeline.relay import Fanout
 from vtryon_services.pipeline.stage_run import StageRun, as_kind
-from vtryon_services.runtime.adapter import Call, Incoming
+from vtryon_services.runtime.call import Call, Incoming
 
 _EVENTS_HELD = 64
 Client = LatentEncoder | TextEncoder | Sampling | Decoding
@@ -97,11 +97,12 @@ class Flow:
             async with asyncio.TaskGroup() as group:
                 await self._run_stages(group)
             await self._emit(self._finished())
-        finally:
-            # The reader learns of a failure by `work`; it only must not wait for ever.
-            while self._events.full():
+        except BaseException:
+            while not self._events.empty():  # what was said before a failure need not be read
                 self._events.get_nowait()
             self._events.put_nowait(None)
+            raise
+        await self._events.put(None)
 
     async def _run_stages(self, group: asyncio.TaskGroup) -> None:
         pictures = Fanout(self._incoming.payloads)

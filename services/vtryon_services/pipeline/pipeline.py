@@ -23,7 +23,7 @@ from vtryon.types import (
 from vtryon_services.engine.numerics import resolve
 from vtryon_services.pipeline.flow import Flow, StageClients
 from vtryon_services.pipeline.settings import PipelineSettings
-from vtryon_services.runtime.adapter import Call, Incoming, accepted
+from vtryon_services.runtime.call import Call, Incoming, accepted
 from vtryon_services.runtime.ranges import (
     EncodingRanges,
     PromptRanges,

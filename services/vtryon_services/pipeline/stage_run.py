@@ -25,7 +25,7 @@ from vtryon.payloads import Outgoing
 from vtryon.stream import StreamCall
 from vtryon.types import PayloadKind, Stage
 from vtryon_services.pipeline.relay import Fanout
-from vtryon_services.runtime.adapter import Call
+from vtryon_services.runtime.call import Call
 
 Emit = Callable[[Event], Awaitable[None]]
 

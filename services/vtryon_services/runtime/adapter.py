@@ -7,10 +7,9 @@ against the grammar and the limits, keeps the deadline, and turns errors into st
 from __future__ import annotations
 
 import asyncio
-import time
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from contextlib import aclosing
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
 import grpc
@@ -27,62 +26,18 @@ from vtryon.errors import (
     UnavailableError,
     VtryonError,
 )
-from vtryon.events import Accepted, Chunk, Event, Output
+from vtryon.events import Chunk, Event
 from vtryon.framing import EVENT_TAG, REQUEST_TAG, read_chunk, write_chunk
 from vtryon.grammar import Requests, Responses
 from vtryon.messages import ProtoType
-from vtryon.payloads import Assembler, Outgoing, chunks
 from vtryon.stream import REQUEST_ID_KEY
-from vtryon.tensors import byte_length
-from vtryon.types import MAX_PICTURE_BYTES, Payload, Stage
+from vtryon.types import Stage
+from vtryon_services.runtime.call import Call, Incoming
+from vtryon_services.runtime.declarations import check_payloads, unknown_enum
 from vtryon_services.runtime.settings import ServiceSettings
 
 _log = structlog.get_logger("vtryon.service")
 S = TypeVar("S", bound=ProtoType)
-
-
-@dataclass(slots=True)
-class Call:
-    """What a service may know of the call that it serves.
-
-    Attributes:
-        facts: added to the metadata of an error that ends the call, such as the steps completed.
-    """
-
-    request_id: str
-    timeout_seconds: float
-    timeout_is_default: bool
-    started: float = field(default_factory=time.monotonic)
-    facts: dict[str, str] = field(default_factory=dict)
-
-    @property
-    def elapsed_seconds(self) -> float:
-        """Since the call began."""
-        return time.monotonic() - self.started
-
-    @property
-    def remaining_seconds(self) -> float:
-        """Until the deadline; below 0 behind it."""
-        return self.timeout_seconds - self.elapsed_seconds
-
-
-class Incoming:
-    """The payloads of a request, as they arrive."""
-
-    def __init__(self, payloads: Sequence[Payload], chunks: AsyncIterator[Chunk]) -> None:
-        self.payloads = tuple(payloads)
-        self.chunks = chunks
-
-    async def receive(self) -> list[bytearray | memoryview]:
-        """Wait for all payloads, each in one buffer.
-
-        Raises:
-            ProtocolError: the grammar does not hold, or the caller closed early.
-        """
-        assembler = Assembler(self.payloads)
-        async for chunk in self.chunks:
-            assembler.add(chunk)
-        return assembler.buffers
 
 
 Serve = Callable[[S, Incoming, Call], AsyncGenerator[Event, None]]
@@ -121,13 +76,6 @@ class Service:
         if method.streams_requests:
             return grpc.stream_stream_rpc_method_handler(behaviour)
         return grpc.unary_stream_rpc_method_handler(behaviour)
-
-
-async def send_output(outgoing: Sequence[Outgoing]) -> AsyncIterator[Event]:
-    """Give the events of a result: its declaration, then its chunks."""
-    yield Output(tuple(item.payload for item in outgoing))
-    async for chunk in chunks(outgoing):
-        yield chunk
 
 
 class _Exchange:
@@ -197,16 +145,8 @@ class _Exchange:
             raise StageError(f"{self._service.stage} ended its stream before `finished`")
 
     async def _write(self, grammar: Responses, event: Event) -> None:
-        match event:
-            case Chunk(payload, offset, data):
-                grammar.chunk(payload, offset, len(data))
-                raw = write_chunk(EVENT_TAG, payload, offset, data)
-            case Output(payloads):
-                grammar.declare(payloads)
-                raw = events.to_proto(event).SerializeToString()
-            case _:
-                grammar.message(events.name_of(event))
-                raw = events.to_proto(event).SerializeToString()
+        grammar.event(event)
+        raw = _encode(event)
         try:
             async with asyncio.timeout(self._settings.write_timeout_seconds):
                 await self._context.write(raw)
@@ -226,7 +166,7 @@ class _Exchange:
         return self._parse_start(message.start)
 
     def _parse_start(self, message: Message) -> Any:
-        if name := _unknown_enum(message):
+        if name := unknown_enum(message):
             raise RequestError(f"{name} has a value that this server does not know")
         return self._method.start.from_proto(message)
 
@@ -267,72 +207,7 @@ class _Exchange:
             raise asyncio.CancelledError from None  # as in `_write`
 
 
-def check_payloads(payloads: Sequence[Payload], max_bytes: int) -> None:
-    """Check declarations, before anything is kept.
-
-    Raises:
-        RequestError: a declaration contradicts itself, or is over the limit.
-    """
-    for number, payload in enumerate(payloads):
-        name = f"payload {number} ({payload.kind or 'of no known kind'})"
-        if payload.tensor is not None:
-            _check_tensor(name, payload)
-        elif payload.image is None:
-            raise _payload_invalid(f"{name} declares neither a tensor nor a picture")
-        elif payload.byte_length > MAX_PICTURE_BYTES:
-            raise _too_large(name, payload.byte_length, MAX_PICTURE_BYTES)
-        if payload.byte_length == 0:
-            raise _payload_invalid(f"{name} is empty")
-    total = sum(payload.byte_length for payload in payloads)
-    if total > max_bytes:
-        raise _too_large("the payloads together", total, max_bytes)
-
-
-def _check_tensor(name: str, payload: Payload) -> None:
-    spec = payload.tensor
-    assert spec is not None
-    if spec.data_type is None:
-        raise _payload_invalid(f"{name} has no element type")
-    if not 1 <= len(spec.shape) <= 8 or min(spec.shape) < 1:
-        raise _payload_invalid(f"{name} has the shape {spec.shape}; 1 to 8 dimensions of 1 or more")
-    if (wanted := byte_length(spec)) != payload.byte_length:
-        raise _payload_invalid(
-            f"{name} declares {payload.byte_length} bytes; "
-            f"{spec.data_type} {spec.shape} is {wanted}"
-        )
-
-
-def _payload_invalid(message: str) -> RequestError:
-    return RequestError(message, reason=Reason.PAYLOAD_INVALID)
-
-
-def _too_large(name: str, size: int, limit: int) -> RequestError:
-    return RequestError(
-        f"{name}: {size} bytes are over the limit of {limit}",
-        reason=Reason.PAYLOAD_TOO_LARGE,
-        metadata={"limit_bytes": str(limit)},
-    )
-
-
-def _unknown_enum(message: Message) -> str | None:
-    """Name a field, at any depth, whose enum value is newer than this code."""
-    for descriptor, value in message.ListFields():
-        values = value if descriptor.is_repeated else [value]
-        if descriptor.enum_type is not None:
-            if any(number not in descriptor.enum_type.values_by_number for number in values):
-                return descriptor.name
-        elif descriptor.message_type is not None:
-            for item in values:
-                if inner := _unknown_enum(item):
-                    return f"{descriptor.name}.{inner}"
-    return None
-
-
-def accepted(stage: Stage, call: Call, **chosen: Any) -> Accepted:
-    """Make the first event of a stream: the deadline that counts, and what the server chose."""
-    return Accepted(
-        stage=stage,
-        timeout_seconds=call.timeout_seconds,
-        timeout_is_default=call.timeout_is_default,
-        **chosen,
-    )
+def _encode(event: Event) -> bytes:
+    if isinstance(event, Chunk):
+        return write_chunk(EVENT_TAG, event.payload, event.offset, event.data)
+    return events.to_proto(event).SerializeToString()

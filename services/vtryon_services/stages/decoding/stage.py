@@ -13,7 +13,7 @@ from vtryon.tensors import Tensor
 from vtryon.types import DataType, DecodeStart, ImageFormat, Payload, PayloadKind, Stage, TensorSpec
 from vtryon_services.backends.protocols import DecodingBackend
 from vtryon_services.engine.finite import check_finite
-from vtryon_services.runtime.adapter import Call, Incoming, accepted, send_output
+from vtryon_services.runtime.call import Call, Incoming, accepted, send_output
 from vtryon_services.runtime.ledger import one_hop
 from vtryon_services.runtime.places import Places
 from vtryon_services.runtime.ranges import EncodingRanges, check_ranges

@@ -9,9 +9,8 @@ from vtryon.errors import Reason, RequestError
 from vtryon.events import Event, Finished, Queued
 from vtryon.types import EncodeLatentsStart, PayloadKind, Stage
 from vtryon_services.backends.protocols import LatentEncoderBackend
-from vtryon_services.engine import pictures
 from vtryon_services.engine.numerics import resolve
-from vtryon_services.runtime.adapter import Call, Incoming, accepted, send_output
+from vtryon_services.runtime.call import Call, Incoming, accepted, send_output
 from vtryon_services.runtime.ledger import one_hop
 from vtryon_services.runtime.places import Places
 from vtryon_services.stages.latent_encoder.settings import LatentEncoderSettings
@@ -25,7 +24,6 @@ class LatentEncoderStage:
     def __init__(self, backend: LatentEncoderBackend, settings: LatentEncoderSettings) -> None:
         self._backend = backend
         self._places = Places(settings.places, settings.max_waiting)
-        self._looks = settings.backend != "scripted"
 
     async def encode(
         self, start: EncodeLatentsStart, incoming: Incoming, call: Call
@@ -39,8 +37,7 @@ class LatentEncoderStage:
             )
         yield accepted(STAGE, call, model_digest=self._backend.digest, numerics=numerics.to_wire())
         [picture] = await incoming.receive()
-        if self._looks:
-            await asyncio.to_thread(pictures.check, picture)
+        await asyncio.to_thread(self._backend.check, picture)
         with self._places.enter() as ticket:
             async for position in ticket:
                 yield Queued(STAGE, position)

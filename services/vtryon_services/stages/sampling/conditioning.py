@@ -11,7 +11,7 @@ from vtryon.tensors import Tensor
 from vtryon.types import DataType, Payload, PayloadKind, SampleStart
 from vtryon_services.backends.protocols import SamplingBackend
 from vtryon_services.engine.finite import check_finite
-from vtryon_services.runtime.adapter import Incoming
+from vtryon_services.runtime.call import Incoming
 
 _EMBEDDINGS = {PayloadKind.EMBEDDINGS, PayloadKind.NEGATIVE_EMBEDDINGS}
 _LATENTS = {PayloadKind.REFERENCE_LATENTS, PayloadKind.NOISE, PayloadKind.RESUME_LATENTS}

@@ -13,7 +13,7 @@ from vtryon.types import PayloadKind, SampleStart, Stage
 from vtryon_services.backends.protocols import SamplingBackend, StepDone
 from vtryon_services.engine.numerics import Resolved, resolve
 from vtryon_services.engine.plan import Plan
-from vtryon_services.runtime.adapter import Call, Incoming, accepted, send_output
+from vtryon_services.runtime.call import Call, Incoming, accepted, send_output
 from vtryon_services.runtime.ledger import one_hop
 from vtryon_services.runtime.places import Places
 from vtryon_services.runtime.ranges import SamplingRanges, SizeRanges, check_ranges

@@ -11,9 +11,8 @@ from vtryon.payloads import Outgoing
 from vtryon.stages import Embeddings
 from vtryon.types import EncodeTextStart, PayloadKind, Stage
 from vtryon_services.backends.protocols import TextEncoderBackend
-from vtryon_services.engine import pictures
 from vtryon_services.engine.numerics import resolve
-from vtryon_services.runtime.adapter import Call, Incoming, accepted, send_output
+from vtryon_services.runtime.call import Call, Incoming, accepted, send_output
 from vtryon_services.runtime.ledger import one_hop
 from vtryon_services.runtime.places import Places
 from vtryon_services.runtime.ranges import PromptRanges, check_ranges
@@ -29,7 +28,6 @@ class TextEncoderStage:
         self._backend = backend
         self._places = Places(settings.places, settings.max_waiting)
         self._max_pictures = settings.max_pictures
-        self._looks = settings.backend != "scripted"
 
     async def encode(
         self, start: EncodeTextStart, incoming: Incoming, call: Call
@@ -40,9 +38,8 @@ class TextEncoderStage:
         self._check_kinds(start)
         yield accepted(STAGE, call, model_digest=self._backend.digest, numerics=numerics.to_wire())
         images = await incoming.receive()
-        if self._looks:
-            for image in images:
-                await asyncio.to_thread(pictures.check, image)
+        for image in images:
+            await asyncio.to_thread(self._backend.check, image)
         with self._places.enter() as ticket:
             async for position in ticket:
                 yield Queued(STAGE, position)

@@ -1,0 +1,73 @@
+"""What a service sees of the call that it serves: facts, incoming payloads, and how to answer."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from vtryon.events import Accepted, Chunk, Event, Output
+from vtryon.payloads import Assembler, Outgoing, chunks
+from vtryon.types import Payload, Stage
+
+
+@dataclass(slots=True)
+class Call:
+    """What a service may know of its call.
+
+    Attributes:
+        facts: added to the metadata of an error that ends the call, such as the steps completed.
+    """
+
+    request_id: str
+    timeout_seconds: float
+    timeout_is_default: bool
+    started: float = field(default_factory=time.monotonic)
+    facts: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def elapsed_seconds(self) -> float:
+        """Since the call began."""
+        return time.monotonic() - self.started
+
+    @property
+    def remaining_seconds(self) -> float:
+        """Until the deadline; below 0 behind it."""
+        return self.timeout_seconds - self.elapsed_seconds
+
+
+class Incoming:
+    """The payloads of a request, as they arrive."""
+
+    def __init__(self, payloads: Sequence[Payload], chunks: AsyncIterator[Chunk]) -> None:
+        self.payloads = tuple(payloads)
+        self.chunks = chunks
+
+    async def receive(self) -> list[bytearray | memoryview]:
+        """Wait for all payloads, each in one buffer.
+
+        Raises:
+            ProtocolError: the grammar does not hold, or the caller closed early.
+        """
+        assembler = Assembler(self.payloads)
+        async for chunk in self.chunks:
+            assembler.add(chunk)
+        return assembler.buffers
+
+
+def accepted(stage: Stage, call: Call, **chosen: Any) -> Accepted:
+    """Make the first event of a stream: the deadline that counts, and what the server chose."""
+    return Accepted(
+        stage=stage,
+        timeout_seconds=call.timeout_seconds,
+        timeout_is_default=call.timeout_is_default,
+        **chosen,
+    )
+
+
+async def send_output(outgoing: Sequence[Outgoing]) -> AsyncIterator[Event]:
+    """Give the events of a result: its declaration, then its chunks."""
+    yield Output(tuple(item.payload for item in outgoing))
+    async for chunk in chunks(outgoing):
+        yield chunk
