@@ -22,6 +22,8 @@ from vtryon.events import (
 )
 from vtryon.types import Stage
 
+BESIDE_OTHERS = "· ran beside another stage"
+
 
 class LiveProgress:
     """A bar per stage; sampling's counts its steps."""
@@ -30,8 +32,15 @@ class LiveProgress:
         self._progress = progress
         self._bars: dict[str, TaskID] = {}
 
+    def wait_for_mesh(self, *, embedded: bool) -> None:
+        """Say that the models are being loaded, until the first event."""
+        if embedded:
+            self._bars["mesh"] = self._progress.add_task("starting the mesh", total=None, note="")
+
     def show(self, event: Event) -> None:
         """Take note of an event."""
+        if "mesh" in self._bars:
+            self._progress.remove_task(self._bars.pop("mesh"))
         match event:
             case StageStarted(stage, subject, accepted):
                 steps = accepted.steps if accepted and accepted.steps else 1

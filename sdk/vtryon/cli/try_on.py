@@ -16,7 +16,13 @@ import typer
 from rich.console import Console
 
 from vtryon.channel import Tls
-from vtryon.cli.progress import LiveProgress, describe_fit, ledger_table, live_progress
+from vtryon.cli.progress import (
+    BESIDE_OTHERS,
+    LiveProgress,
+    describe_fit,
+    ledger_table,
+    live_progress,
+)
 from vtryon.client import DEFAULT_PROMPT, Client
 from vtryon.errors import RequestError, SettingsError, VtryonError
 from vtryon.events import Event, Preview
@@ -123,6 +129,7 @@ def try_on(
 async def _run(job: Job, progress: LiveProgress) -> Result:
     token = os.environ.get("VTRYON_TOKEN") if job.endpoint else None
     pictures = [await asyncio.to_thread(read_picture, path) for path in (job.person, *job.garments)]
+    progress.wait_for_mesh(embedded=job.endpoint is None)
     async with _target(job) as target, Client(target, tls=job.tls, token=token) as client:
         run = client.try_on(
             pictures[0],
@@ -194,6 +201,7 @@ def _report(result: Result, job: Job, console: Console, *, as_json: bool) -> Non
         if fit.changed:
             console.print(f"note: {describe_fit(fit)}", highlight=False)
     console.print(ledger_table(result.ledger))
+    console.print(f" {BESIDE_OTHERS}", style="dim", highlight=False)
     width, height = result.picture.size
     console.print(f"{job.out}: {width}×{height}, seed {result.seed}", highlight=False)
 

@@ -191,7 +191,7 @@ class Flow:
             start,
             outgoing,
             timeout_seconds=max(0.001, self._call.remaining_seconds),
-            request_id=self._call.request_id or None,
+            request_id=self._call.request_id,
         )
         run = StageRun(stage, subject, self._call, self._emit)
         self._runs.append(run)

@@ -7,6 +7,7 @@ against the grammar and the limits, keeps the deadline, and turns errors into st
 from __future__ import annotations
 
 import asyncio
+import uuid
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from contextlib import aclosing
 from dataclasses import dataclass
@@ -114,7 +115,7 @@ class _Exchange:
             _log.exception("the service failed", stage=self._service.stage.value)
             return StageError(
                 f"{self._service.stage} failed; its log has the cause under request id "
-                f"{self._call.request_id or '(none)'}"
+                f"{self._call.request_id}"
             )
         return None
 
@@ -122,8 +123,10 @@ class _Exchange:
         metadata = dict(self._context.invocation_metadata() or ())
         remaining = self._context.time_remaining()
         default = self._settings.default_timeout_seconds
+        request_id = str(metadata.get(REQUEST_ID_KEY) or uuid.uuid4().hex)
+        structlog.contextvars.bind_contextvars(request_id=request_id)
         return Call(
-            request_id=str(metadata.get(REQUEST_ID_KEY, "")),
+            request_id=request_id,
             timeout_seconds=default if remaining is None else remaining,
             timeout_is_default=remaining is None,
         )
@@ -198,7 +201,8 @@ class _Exchange:
             ) from error
 
     async def _abort(self, error: VtryonError) -> None:
-        error.metadata = {"stage": self._service.stage.value, **self._call.facts, **error.metadata}
+        own = {"stage": self._service.stage.value, "request_id": self._call.request_id}
+        error.metadata = {**own, **self._call.facts, **error.metadata}
         code, message, trailing = status.to_rpc(error)
         _log.info("refused", code=code.name, reason=error.reason, stage=self._service.stage.value)
         try:

@@ -11,8 +11,6 @@ import grpc
 import structlog
 from opentelemetry import propagate, trace
 
-from vtryon.stream import REQUEST_ID_KEY
-
 _log = structlog.get_logger("vtryon.rpc")
 _tracer = trace.get_tracer("vtryon")
 Behaviour = Callable[[Any, grpc.aio.ServicerContext], Awaitable[None]]
@@ -43,7 +41,6 @@ class TelemetryInterceptor(grpc.aio.ServerInterceptor):
 
 def _observed(behaviour: Behaviour, method: str, metadata: dict[str, Any]) -> Behaviour:
     async def observed(request: Any, context: grpc.aio.ServicerContext) -> None:
-        structlog.contextvars.bind_contextvars(request_id=metadata.get(REQUEST_ID_KEY, ""))
         started = time.monotonic()
         with _tracer.start_as_current_span(
             method[1:],
