@@ -54,7 +54,7 @@ class LiveProgress:
                 self._progress.update(bar, completed=step, note=f"step {step} of {steps}")
             case StageFinished(stage, subject, seconds):
                 bar = self._bar(_label(stage, subject), 1)
-                total = self._progress.tasks[bar].total
+                total = next(task.total for task in self._progress.tasks if task.id == bar)
                 self._progress.update(bar, completed=total, note=_duration(seconds))
                 self._progress.stop_task(bar)
             case _:
