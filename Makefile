@@ -6,7 +6,7 @@ PIP := $(BIN)/python -m pip install --quiet --constraint constraints.txt
 EXAMPLE ?= out
 SEED ?= 7
 
-.PHONY: help try-on test check format generate bench strip clean
+.PHONY: help try-on test check format generate bench strip evaluate clean
 .DEFAULT_GOAL := help
 
 help: ## show these words
@@ -63,6 +63,9 @@ bench: $(VENV)/.dev ## measure: tensor streaming against raw gRPC bytes
 
 strip: $(VENV)/.product ## draw the strip of held-out examples in the README
 	$(BIN)/python -m vtryon_services.mannequin.strip --rows 10 -o docs/strip.png
+
+evaluate: $(VENV)/.product ## measure the shipped checkpoint on held-out drawings
+	$(BIN)/python -m vtryon_services.mannequin.evaluate --examples 200
 
 clean: ## remove everything that was set up or made
 	rm -rf $(VENV) out .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache dist

@@ -96,7 +96,7 @@ def ledger_table(ledger: Ledger) -> Table:
 
 def describe_fit(fit: Fit) -> str:
     """Say how a picture was brought to size."""
-    how = "padded at the border" if fit.method == "pad" else "its aspect kept to the nearest 32"
+    how = "padded at the border" if fit.method == "pad" else "scaled, its sides rounded"
     return (
         f"{fit.subject} was {fit.from_width}×{fit.from_height}, fitted to "
         f"{fit.to_width}×{fit.to_height}, {how}"

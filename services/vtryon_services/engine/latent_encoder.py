@@ -8,12 +8,16 @@ import torch
 from PIL import Image
 
 from vtryon.events import Fit
+from vtryon.types import ResizeFilter
 from vtryon_services.engine import fitting
 from vtryon_services.engine.checkpoint import Checkpoint
 from vtryon_services.engine.geometry import Geometry
 from vtryon_services.engine.numerics import Resolved
 from vtryon_services.engine.placement import Placement
 from vtryon_services.engine.still_vae import StillVae
+
+# ComfyUI rounds to 8, and some of its sizes then give odd latents, which packing can't take.
+_AREA_MULTIPLE = 16
 
 
 class EncodedLatents(NamedTuple):
@@ -44,12 +48,11 @@ class LatentEncoder:
             result.latents: (channels, height / 8, width / 8), float32, normalised.
         """
         geometry = self._geometry
+        multiple = (
+            _AREA_MULTIPLE if numerics.resize is ResizeFilter.AREA else geometry.reference_multiple
+        )
         fitted = fitting.bring_to_size(
-            picture,
-            geometry.reference_area,
-            geometry.reference_multiple,
-            geometry,
-            numerics.resize,
+            picture, geometry.reference_area, multiple, geometry, numerics.resize
         )
         latents = self._vae.encode(fitting.to_tensor(fitted)[None])[0]
         return EncodedLatents(latents, fitting.describe_fit(picture, fitted, geometry))

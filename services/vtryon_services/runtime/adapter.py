@@ -1,4 +1,4 @@
-"""Between gRPC and a service: the only code that touches a ServicerContext.
+"""Between gRPC and a service; but for the interceptor, only this code touches a ServicerContext.
 
 A service is an async generator of events. The adapter reads requests and writes events, checks both
 against the grammar and the limits, keeps the deadline, and turns errors into statuses.
@@ -39,7 +39,7 @@ from vtryon_services.runtime.settings import ServiceSettings
 
 _log = structlog.get_logger("vtryon.service")
 S = TypeVar("S", bound=ProtoType)
-
+_MAX_REQUEST_ID = 128
 
 Serve = Callable[[S, Incoming, Call], AsyncGenerator[Event, None]]
 
@@ -123,7 +123,7 @@ class _Exchange:
         metadata = dict(self._context.invocation_metadata() or ())
         remaining = self._context.time_remaining()
         default = self._settings.default_timeout_seconds
-        request_id = str(metadata.get(REQUEST_ID_KEY) or uuid.uuid4().hex)
+        request_id = str(metadata.get(REQUEST_ID_KEY) or uuid.uuid4().hex)[:_MAX_REQUEST_ID]
         structlog.contextvars.bind_contextvars(request_id=request_id)
         return Call(
             request_id=request_id,

@@ -150,3 +150,20 @@ def test_the_area_filter_is_the_mean_of_what_it_covers() -> None:
     assert fitted.size == (32, 32)
     assert fitted.getpixel((5, 5)) == (0, 0, 0)
     assert fitted.getpixel((5, 25)) == (200, 200, 200)
+
+
+async def test_comfys_references_are_rounded_to_sixteen(tmp_path) -> None:
+    from tests.support.checkpoints import with_geometry
+
+    import vtryon
+    from vtryon_services.embedded import embedded_mesh
+
+    geometry = Geometry(reference_area=96 * 128, condition_area=96 * 128)
+    folder = with_geometry(tmp_path / "checkpoint", geometry)
+    shapes = []
+    async with embedded_mesh(checkpoint=folder) as target, vtryon.Client(target) as client:
+        for profile in (vtryon.Profile.DIFFUSERS, vtryon.Profile.COMFY):
+            numerics = vtryon.Numerics(profile=profile)
+            latents = await client.latent_encoder.encode(png(100, 100), numerics=numerics)
+            shapes.append(latents.spec.shape[1:])
+    assert shapes == [(12, 12), (14, 14)]
