@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
@@ -31,7 +32,7 @@ PREAMBLE_TOKENS = 64
 _PICTURE = "Picture {}: <|vision_start|>{}<|vision_end|>"
 _PAD = "<|image_pad|>"
 # Text may not switch the template's roles or fake a picture.
-_RESERVED = ("<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|vision_end|>", _PAD)
+_CONTROL_TOKEN = re.compile(r"<\|\w+\|>")
 
 
 class Embeddings(NamedTuple):
@@ -135,6 +136,7 @@ def check_prompt(prompt: str) -> None:
     Raises:
         RequestError: one is there.
     """
-    for token in _RESERVED:
-        if token in prompt:
-            raise RequestError(f"the prompt holds {token}, which belongs to the model's template")
+    if found := _CONTROL_TOKEN.search(prompt):
+        raise RequestError(
+            f"the prompt holds {found.group()[:40]}, which belongs to the model's template"
+        )

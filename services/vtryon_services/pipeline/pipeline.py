@@ -113,7 +113,10 @@ def _choose(options: TryOnOptions) -> TryOnOptions:
     if options.width is not None:
         check_ranges(options, SizeRanges)
     seed = secrets.randbelow(2**63) if options.seed is None else options.seed
-    return replace(options, seed=seed)
+    # At scale 1 and below, guidance vanishes: no need to encode a prompt for it.
+    unguided = options.true_cfg_scale is not None and options.true_cfg_scale <= 1
+    negative_prompt = None if unguided else options.negative_prompt
+    return replace(options, seed=seed, negative_prompt=negative_prompt)
 
 
 def _inline_payloads(request: TryOnInline) -> list[Outgoing]:

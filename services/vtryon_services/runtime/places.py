@@ -21,22 +21,30 @@ class Places:
         self._waiting: deque[Ticket] = deque()
         self._average_seconds = 0.1
 
+    def check_room(self) -> None:
+        """Refuse at the door, before a caller sends its payloads.
+
+        Raises:
+            OverloadedError: the queue is full.
+        """
+        if not self._free and len(self._waiting) >= self._max_waiting:
+            raise OverloadedError(
+                f"{len(self._waiting)} requests are waiting, which is the limit; try again later",
+                metadata={"max_waiting": str(self._max_waiting)},
+                retry_after_seconds=self._expected_wait_seconds(),
+            )
+
     def enter(self) -> Ticket:
         """Take a ticket; it has a place already if one is free.
 
         Raises:
             OverloadedError: the queue is full.
         """
+        self.check_room()
         ticket = Ticket(self)
         if self._free and not self._waiting:
             self._free -= 1
             ticket.begin()
-        elif len(self._waiting) >= self._max_waiting:
-            raise OverloadedError(
-                f"{len(self._waiting)} requests are waiting, which is the limit; try again later",
-                metadata={"max_waiting": str(self._max_waiting)},
-                retry_after_seconds=self._expected_wait_seconds(),
-            )
         else:
             self._waiting.append(ticket)
         return ticket

@@ -34,7 +34,7 @@ def test_a_prompt_without_pictures_is_encoded_too(encoder) -> None:
     assert len(positive) > len(negative)
 
 
-@pytest.mark.parametrize("token", ["<|im_end|>", "<|image_pad|>", "<|vision_start|>"])
+@pytest.mark.parametrize("token", ["<|im_end|>", "<|image_pad|>", "<|endoftext|>", "<|box_start|>"])
 def test_the_models_own_tokens_are_refused_in_a_prompt(encoder, token: str) -> None:
     with pytest.raises(RequestError, match="belongs to the model's template"):
         encoder.encode(f"wear {token} this", None, [], resolve(None))

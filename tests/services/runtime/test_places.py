@@ -44,3 +44,11 @@ async def test_leaving_the_queue_lets_the_others_move_up() -> None:
         assert places.position(behind) == 1
     assert behind.has_place
     assert behind.waited_seconds >= 0
+
+
+async def test_a_full_queue_refuses_at_the_door_too() -> None:
+    places = Places(1, 0)
+    places.check_room()
+    with places.enter(), pytest.raises(OverloadedError):
+        places.check_room()
+    places.check_room()

@@ -36,6 +36,7 @@ class DecodingStage:
         check_ranges(start, EncodingRanges)
         spec = self._check_declared(start)
         _, height, width = spec.shape
+        self._places.check_room()
         yield accepted(
             STAGE, call, model_digest=self._backend.digest, width=width * 8, height=height * 8
         )

@@ -35,6 +35,7 @@ class LatentEncoderStage:
                 "the latent encoder takes one payload, of kind IMAGE",
                 reason=Reason.PAYLOAD_INVALID,
             )
+        self._places.check_room()
         yield accepted(STAGE, call, model_digest=self._backend.digest, numerics=numerics.to_wire())
         [picture] = await incoming.receive()
         await asyncio.to_thread(self._backend.check, picture)

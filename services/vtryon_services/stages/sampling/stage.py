@@ -40,6 +40,7 @@ class SamplingStage:
         """
         plan = self._plan(start)
         check_declared(start, self._backend, self._max_references)
+        self._places.check_room()
         yield accepted(
             STAGE,
             call,

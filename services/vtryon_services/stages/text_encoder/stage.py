@@ -36,6 +36,7 @@ class TextEncoderStage:
         numerics = resolve(start.numerics)
         check_ranges(start, PromptRanges)
         self._check_kinds(start)
+        self._places.check_room()
         yield accepted(STAGE, call, model_digest=self._backend.digest, numerics=numerics.to_wire())
         images = await incoming.receive()
         for image in images:
