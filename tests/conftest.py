@@ -4,7 +4,8 @@ import pytest
 from tests.support.processes import ServedMesh, served
 
 import vtryon
-from vtryon_services.embedded import embedded_mesh
+from vtryon.embedded import embedded_mesh
+from vtryon.testing import scripted_mesh as scripted_mesh_of
 from vtryon_services.mannequin.triples import Example, held_out
 
 
@@ -32,7 +33,7 @@ async def client(mesh: str) -> AsyncIterator[vtryon.Client]:
 @pytest.fixture(scope="session")
 async def scripted_mesh() -> AsyncIterator[str]:
     """The whole mesh without a model; a step takes 20 ms."""
-    async with embedded_mesh(backend="scripted", scripted_seconds=0.02, places=2) as target:
+    async with scripted_mesh_of(step_seconds=0.02, places=2) as target:
         yield target
 
 

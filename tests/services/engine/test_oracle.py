@@ -8,7 +8,7 @@ from tests.support.oracle import draw, oracle
 from tests.support.pictures import difference
 
 import vtryon
-from vtryon_services.embedded import embedded_mesh
+from vtryon.embedded import embedded_mesh
 from vtryon_services.engine.geometry import Geometry
 from vtryon_services.mannequin.triples import held_out
 

@@ -156,7 +156,7 @@ async def test_comfys_references_are_rounded_to_sixteen(tmp_path) -> None:
     from tests.support.checkpoints import with_geometry
 
     import vtryon
-    from vtryon_services.embedded import embedded_mesh
+    from vtryon.embedded import embedded_mesh
 
     geometry = Geometry(reference_area=96 * 128, condition_area=96 * 128)
     folder = with_geometry(tmp_path / "checkpoint", geometry)

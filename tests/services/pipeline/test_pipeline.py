@@ -5,13 +5,13 @@ import pytest
 from tests.support.pictures import noise_png, png
 
 import vtryon
+from vtryon.embedded import embedded_mesh
 from vtryon.events import Chunk
 from vtryon.payloads import Outgoing
 from vtryon.stages import image_payload
 from vtryon.stream import TRY_ON, StreamCall
 from vtryon.types import Payload, PayloadKind, Stage, TryOnOptions, TryOnStart
 from vtryon.v1 import pipeline_pb2, pipeline_pb2_grpc, stream_pb2
-from vtryon_services.embedded import embedded_mesh
 from vtryon_services.pipeline.relay import Fanout
 
 PICTURE = png()

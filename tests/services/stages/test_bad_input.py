@@ -384,7 +384,7 @@ async def test_control_tokens_in_a_prompt_are_refused(client) -> None:
 
 
 async def test_a_full_queue_refuses_at_once_and_says_when_to_come_back() -> None:
-    from vtryon_services.embedded import embedded_mesh
+    from vtryon.embedded import embedded_mesh
 
     async with (
         embedded_mesh(backend="scripted", scripted_seconds=0.2, max_waiting=1) as target,

@@ -1,0 +1,33 @@
+"""For tests of programs that use vtryon: the real services, without a model.
+
+    async with vtryon.testing.scripted_mesh() as target, vtryon.Client(target) as client:
+        result = await client.try_on("person.png", "garment.png")
+
+Equal requests give equal pictures, of one grey; any bytes are taken for a picture. Everything else
+is real: the wire, the grammar, the limits, queueing, deadlines, cancelling, errors.
+"""
+
+from __future__ import annotations
+
+from contextlib import AbstractAsyncContextManager
+from typing import Any
+
+from vtryon.embedded import embedded_mesh
+
+__all__ = ["scripted_mesh"]
+
+
+def scripted_mesh(
+    *, step_seconds: float = 0.0, **settings: Any
+) -> AbstractAsyncContextManager[str]:
+    """Start the mesh on the scripted backend; gives the target for `vtryon.Client`.
+
+    Args:
+        step_seconds: what a denoise step takes, and each of the other stages.
+        settings: of the services, such as `places` or `max_waiting`, to see requests wait or be
+            refused.
+
+    Raises:
+        SettingsError: the extra `server` is not installed.
+    """
+    return embedded_mesh(backend="scripted", scripted_seconds=step_seconds, **settings)
