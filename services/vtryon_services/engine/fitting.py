@@ -6,18 +6,32 @@ import numpy as np
 import torch
 from PIL import Image
 
+from vtryon.errors import Reason, RequestError
 from vtryon.events import Fit
 from vtryon.types import FitMethod, ResizeFilter
 from vtryon_services.engine.geometry import Geometry, Size, size_of_area
+
+# How much larger than the area a picture may become by rounding its short side up.
+_MAX_EXCESS = 1.5
 
 
 def bring_to_size(
     picture: Image.Image, area: int, multiple: int, geometry: Geometry, resize: ResizeFilter
 ) -> Image.Image:
-    """Scale a picture to an area at its own aspect, or pad it to the checkpoint's one size."""
+    """Scale a picture to an area at its own aspect, or pad it to the checkpoint's one size.
+
+    Raises:
+        RequestError: the picture is so narrow that rounding would make it far larger.
+    """
     if geometry.fit == "pad" and geometry.size is not None:
         return _pad(picture, geometry.size, resize)
     size = size_of_area(area, picture.width / picture.height, multiple)
+    if size.width * size.height > _MAX_EXCESS * area:
+        raise RequestError(
+            f"a picture of {picture.width}×{picture.height} is too narrow to encode: "
+            f"its short side would be below {multiple} pixels",
+            reason=Reason.PICTURE_TOO_LARGE,
+        )
     return _scale(picture, size, resize)
 
 

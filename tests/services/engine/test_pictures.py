@@ -1,5 +1,7 @@
 import io
+import resource
 import struct
+import time
 import zlib
 
 import numpy as np
@@ -17,15 +19,17 @@ from vtryon_services.engine.geometry import Geometry, Size, size_of_area
 SMALL = Image.new("RGB", (40, 30), (10, 200, 30))
 
 
+def chunk(kind: bytes, content: bytes) -> bytes:
+    check = struct.pack(">I", zlib.crc32(kind + content))
+    return struct.pack(">I", len(content)) + kind + content + check
+
+
 def png_claiming(width: int, height: int) -> bytes:
     """A few bytes that say they are an enormous picture."""
     header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
     body = zlib.compress(b"\0" * 1000)
-    parts = b""
-    for kind, content in ((b"IHDR", header), (b"IDAT", body), (b"IEND", b"")):
-        check = zlib.crc32(kind + content)
-        parts += struct.pack(">I", len(content)) + kind + content + struct.pack(">I", check)
-    return b"\x89PNG\r\n\x1a\n" + parts
+    parts = ((b"IHDR", header), (b"IDAT", body), (b"IEND", b""))
+    return b"\x89PNG\r\n\x1a\n" + b"".join(chunk(*part) for part in parts)
 
 
 @pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP"])
@@ -167,3 +171,50 @@ async def test_comfys_references_are_rounded_to_sixteen(tmp_path) -> None:
             latents = await client.latent_encoder.encode(png(100, 100), numerics=numerics)
             shapes.append(latents.spec.shape[1:])
     assert shapes == [(12, 12), (14, 14)]
+
+
+def test_a_polyglot_is_the_picture_that_it_begins_with() -> None:
+    archive = b"PK\x03\x04" + b"\0" * 500 + b"PK\x05\x06" + b"\0" * 18
+    assert pictures.decode(png(40, 30) + archive).size == (40, 30)
+
+
+def test_ten_thousand_frames_cost_no_more_than_the_first() -> None:
+    red, blue = (Image.new("RGB", (4, 4), colour) for colour in ("red", "blue"))
+    moving = encoded(red, save_all=True, append_images=[blue, red] * 5_000)
+    started = time.perf_counter()
+    assert pictures.decode(moving).getpixel((0, 0)) == (255, 0, 0)
+    assert time.perf_counter() - started < 1
+
+
+def test_a_bomb_of_pixels_is_read_no_further_than_its_size() -> None:
+    header = struct.pack(">IIBBBBB", 8, 8, 8, 2, 0, 0, 0)
+    bomb = zlib.compress(b"\0" * (256 * 1024 * 1024), 9)
+    data = (
+        b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", bomb) + chunk(b"IEND", b"")
+    )
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    try:
+        assert pictures.decode(data).size == (8, 8)
+    except RequestError as error:
+        assert error.reason is Reason.PICTURE_UNREADABLE
+    grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
+    assert grown < 64 * 1024
+
+
+@pytest.mark.parametrize("size", [(1, 1), (2, 3), (8192, 1), (1, 8192)])
+def test_the_smallest_and_narrowest_pictures_are_decoded(size: tuple[int, int]) -> None:
+    picture = pictures.decode(png(*size))
+    assert picture.size == size
+    padded = Geometry(fit="pad", size=Size(96, 128))
+    fitted = fitting.bring_to_size(picture, 0, 32, padded, ResizeFilter.LANCZOS)
+    assert fitted.size == (96, 128)
+
+
+def test_a_picture_too_narrow_for_its_area_is_refused() -> None:
+    narrow = Image.new("RGB", (1, 4000))
+    with pytest.raises(RequestError, match="too narrow"):
+        fitting.bring_to_size(narrow, 1024 * 1024, 32, Geometry(), ResizeFilter.LANCZOS)
+    square = fitting.bring_to_size(
+        Image.new("RGB", (1, 1)), 128 * 128, 32, Geometry(), ResizeFilter.AREA
+    )
+    assert square.size == (128, 128)
