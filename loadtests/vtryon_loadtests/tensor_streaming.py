@@ -1,6 +1,6 @@
 """Tensor throughput of the SDK and a real service, beside raw gRPC bytes of the same chunk size.
 
-    python -m vtryon_loadtests.tensor_streaming [--mebibytes 64] [--rounds 9] [--json]
+    python -m vtryon_loadtests.tensor_streaming [--mebibytes 64] [--rounds 21] [--json]
 
 Both sides run as processes of their own on this machine, measured in turn. A side's figure is the
 time until the last byte has been received; the service's includes assembling the tensor and looking
@@ -149,7 +149,7 @@ def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--mebibytes", type=int, default=64)
-    parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--rounds", type=int, default=21)
     parser.add_argument("--json", action="store_true")
     parser.add_argument("--serve-raw", action="store_true", help=argparse.SUPPRESS)
     arguments = parser.parse_args()

@@ -140,7 +140,8 @@ def test_the_doctor_finds_what_this_machine_has(tmp_path) -> None:
     ],
 )
 def test_serve_says_what_is_set_up_wrongly(tmp_path, arguments, variables, words) -> None:
-    done = vtryon("serve", *arguments, cwd=tmp_path, **variables)
+    free = () if "--listen" in arguments else ("--listen", "127.0.0.1:0")
+    done = vtryon("serve", *arguments, *free, cwd=tmp_path, **variables)
     assert done.returncode == 2
     assert "Traceback" not in done.stderr
     for word in words:

@@ -29,8 +29,9 @@ _OPTIONS = (
     ("grpc.http2.min_recv_ping_interval_without_data_ms", 5_000),
     ("grpc.http2.max_pings_without_data", 0),
     ("grpc.max_receive_message_length", 4 * 1024 * 1024),
+    # A fixed window: left to itself it grows, and each stream then holds what it likes.
     ("grpc.http2.bdp_probe", 0),
-    ("grpc.http2.lookahead_bytes", 2 * 1024 * 1024),
+    ("grpc.http2.lookahead_bytes", 1024 * 1024),
 )
 
 
