@@ -16,37 +16,33 @@ async def load_latent_encoder(settings: StageSettings) -> LatentEncoderBackend:
     """Make the latent encoder's backend ready."""
     if settings.backend == "scripted":
         return scripted.ScriptedLatentEncoder(settings.scripted_seconds)
-    from vtryon_services.backends import torch
-    from vtryon_services.engine.latent_encoder import LatentEncoder
+    from vtryon_services.backends.torch import TorchLatentEncoder
 
-    return torch.TorchLatentEncoder(await torch.load_engine(settings, LatentEncoder.load))
+    return await TorchLatentEncoder.load(settings)
 
 
 async def load_text_encoder(settings: StageSettings) -> TextEncoderBackend:
     """Make the text encoder's backend ready."""
     if settings.backend == "scripted":
         return scripted.ScriptedTextEncoder(settings.scripted_seconds)
-    from vtryon_services.backends import torch
-    from vtryon_services.engine.text_encoder import TextEncoder
+    from vtryon_services.backends.torch import TorchTextEncoder
 
-    return torch.TorchTextEncoder(await torch.load_engine(settings, TextEncoder.load))
+    return await TorchTextEncoder.load(settings)
 
 
 async def load_sampling(settings: StageSettings) -> SamplingBackend:
     """Make the sampler's backend ready."""
     if settings.backend == "scripted":
         return scripted.ScriptedSampling(settings.scripted_seconds)
-    from vtryon_services.backends import torch
-    from vtryon_services.engine.sampler import Sampler
+    from vtryon_services.backends.torch import TorchSampling
 
-    return torch.TorchSampling(await torch.load_engine(settings, Sampler.load))
+    return await TorchSampling.load(settings)
 
 
 async def load_decoding(settings: StageSettings) -> DecodingBackend:
     """Make the decoder's backend ready."""
     if settings.backend == "scripted":
         return scripted.ScriptedDecoding(settings.scripted_seconds)
-    from vtryon_services.backends import torch
-    from vtryon_services.engine.decoder import Decoder
+    from vtryon_services.backends.torch import TorchDecoding
 
-    return torch.TorchDecoding(await torch.load_engine(settings, Decoder.load))
+    return await TorchDecoding.load(settings)

@@ -53,6 +53,11 @@ class TorchLatentEncoder:
 
     check = staticmethod(pictures.check)
 
+    @classmethod
+    async def load(cls, settings: StageSettings) -> TorchLatentEncoder:
+        """Load the engine that the settings ask for."""
+        return cls(await _load_engine(settings, LatentEncoder.load))
+
     def __init__(self, engine: LatentEncoder) -> None:
         self._engine = engine
         self.digest = engine.digest
@@ -68,6 +73,11 @@ class TorchTextEncoder:
     """Encodes prompts with Qwen2.5-VL."""
 
     check = staticmethod(pictures.check)
+
+    @classmethod
+    async def load(cls, settings: StageSettings) -> TorchTextEncoder:
+        """Load the engine that the settings ask for."""
+        return cls(await _load_engine(settings, TextEncoder.load))
 
     def __init__(self, engine: TextEncoder) -> None:
         self._engine = engine
@@ -92,6 +102,11 @@ class TorchTextEncoder:
 
 class TorchSampling:
     """Denoises with the MMDiT, one step of one request at a time."""
+
+    @classmethod
+    async def load(cls, settings: StageSettings) -> TorchSampling:
+        """Load the engine that the settings ask for."""
+        return cls(await _load_engine(settings, Sampler.load))
 
     def __init__(self, engine: Sampler) -> None:
         self._engine = engine
@@ -143,6 +158,11 @@ class TorchSampling:
 class TorchDecoding:
     """Decodes latents with the VAE."""
 
+    @classmethod
+    async def load(cls, settings: StageSettings) -> TorchDecoding:
+        """Load the engine that the settings ask for."""
+        return cls(await _load_engine(settings, Decoder.load))
+
     def __init__(self, engine: Decoder) -> None:
         self._engine = engine
         self.digest = engine.digest
@@ -156,7 +176,7 @@ class TorchDecoding:
         return Picture(EncodedImage(format, *picture.size), data)
 
 
-async def load_engine(settings: StageSettings, load: Callable[[Checkpoint, Placement], R]) -> R:
+async def _load_engine(settings: StageSettings, load: Callable[[Checkpoint, Placement], R]) -> R:
     """Load one engine on the compute thread, from the checkpoint of the settings.
 
     Raises:

@@ -41,12 +41,17 @@ class Given:
 class Sample:
     """A request between two steps.
 
+    Everything is on the sampler's device: a step moves nothing to or from it.
+
     Shapes:
+        positive, negative: (1, tokens, width).
         tokens: (target tokens, 64), float32; x0 the same, the estimate of the last step.
+        references: (reference tokens, 64).
     """
 
     plan: Plan
-    given: Given
+    positive: torch.Tensor
+    negative: torch.Tensor | None
     tokens: torch.Tensor
     references: torch.Tensor
     shapes: list[Shape]
@@ -119,12 +124,14 @@ class Sampler:
         references = [packing.pack(reference) for reference in given.references]
         sizes = [(plan.height // 8, plan.width // 8)]
         sizes += [(reference.shape[1], reference.shape[2]) for reference in given.references]
-        device = self._transformer.device
+        device, dtype = self._transformer.device, self._transformer.dtype
+        negative = given.negative if plan.true_cfg_scale > 1 else None
         return Sample(
             plan=plan,
-            given=given,
+            positive=given.positive.to(device, dtype)[None],
+            negative=None if negative is None else negative.to(device, dtype)[None],
             tokens=packing.pack(start).to(device, torch.float32),
-            references=torch.cat(references).to(device, self._transformer.dtype),
+            references=torch.cat(references).to(device, dtype),
             shapes=[(1, height // 2, width // 2) for height, width in sizes],
             step=plan.first_step,
         )
@@ -135,11 +142,11 @@ class Sampler:
 
         Source: Euler on the flow ODE, "Flow Matching for Generative Modeling", Lipman et al. 2023.
         """
-        plan, given = sample.plan, sample.given
+        plan = sample.plan
         sigma, below = plan.sigmas[sample.step], plan.sigmas[sample.step + 1]
-        velocity = self._velocity(sample, given.positive, sigma)
-        if plan.true_cfg_scale > 1 and given.negative is not None:
-            negative = self._velocity(sample, given.negative, sigma)
+        velocity = self._velocity(sample, sample.positive, sigma)
+        if sample.negative is not None:
+            negative = self._velocity(sample, sample.negative, sigma)
             velocity = guide(
                 velocity,
                 negative,
@@ -159,7 +166,7 @@ class Sampler:
         predicted = model(
             hidden_states=torch.cat([target, sample.references])[None],
             timestep=torch.full((1,), sigma, device=model.device, dtype=model.dtype),
-            encoder_hidden_states=embeddings.to(model.device, model.dtype)[None],
+            encoder_hidden_states=embeddings,
             encoder_hidden_states_mask=None,
             img_shapes=[sample.shapes],
             return_dict=False,
