@@ -5,8 +5,9 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --constraint constraints.txt
 EXAMPLE ?= out
 SEED ?= 7
+RUN ?= run
 
-.PHONY: help try-on test check format generate bench strip evaluate clean
+.PHONY: help try-on test check format generate bench strip evaluate train clean
 .DEFAULT_GOAL := help
 
 help: ## show these words
@@ -66,6 +67,9 @@ strip: $(VENV)/.product ## draw the strip of held-out examples in the README
 
 evaluate: $(VENV)/.product ## measure the shipped checkpoint on held-out drawings
 	$(BIN)/python -m vtryon_services.mannequin.evaluate --examples 200
+
+train: $(VENV)/.product ## train a checkpoint on the drawings, or go on with it (RUN=folder)
+	$(BIN)/python -m vtryon_services.mannequin.training $(RUN)
 
 clean: ## remove everything that was set up or made
 	rm -rf $(VENV) out .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache dist

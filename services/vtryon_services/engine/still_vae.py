@@ -42,7 +42,7 @@ class StillVae:
     """The VAE of a checkpoint, for pictures."""
 
     def __init__(self, vae: AutoencoderKLQwenImage, *, tile_above_pixels: int) -> None:
-        _flatten(vae)
+        flatten_(vae)
         self._vae = vae
         self._tile_above_pixels = tile_above_pixels
         self.channels: int = vae.config.z_dim
@@ -90,9 +90,22 @@ class StillVae:
         return frames[:, :, 0].clamp(-1, 1).cpu()
 
 
-def _flatten(module: nn.Module) -> None:
+def flatten_(module: nn.Module) -> None:
+    """Replace every causal convolution by its last tap, in place."""
     for name, child in module.named_children():
         if isinstance(child, QwenImageCausalConv3d):
             setattr(module, name, LastTapConv(child))
         else:
-            _flatten(child)
+            flatten_(child)
+
+
+@torch.no_grad()
+def restore(vae: nn.Module, flat: nn.Module) -> None:
+    """Undo `flatten_` into a fresh VAE: kernels are zero but for their last tap."""
+    parameters = dict(vae.named_parameters())
+    for name, trained in flat.named_parameters():
+        if parameters[name].dim() == trained.dim() + 1:
+            parameters[name].zero_()
+            parameters[name][:, :, -1] = trained
+        else:
+            parameters[name].copy_(trained)

@@ -1,0 +1,130 @@
+"""Training at toy size: the loss falls, resuming changes no bit, the product takes the result."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from rich.console import Console
+from tests.support.oracle import draw, oracle
+
+import vtryon
+from vtryon.embedded import embedded_mesh
+from vtryon_services.backends.torch import SHIPPED_CHECKPOINT
+from vtryon_services.engine.checkpoint import Checkpoint
+from vtryon_services.engine.placement import Placement
+from vtryon_services.mannequin.training.__main__ import main
+from vtryon_services.mannequin.training.autoencoder import DecoderTask, VaeTask
+from vtryon_services.mannequin.training.denoiser import TransformerTask
+from vtryon_services.mannequin.training.loop import Plan, Task, Training
+from vtryon_services.mannequin.training.networks import make_transformer, make_vae
+from vtryon_services.mannequin.training.pool import Encoder, fill_pool, load_pool
+
+CPU = torch.device("cpu")
+QUIET = Console(quiet=True)
+
+
+@pytest.fixture(scope="module")
+def pool(tmp_path_factory) -> dict[str, torch.Tensor]:
+    folder = tmp_path_factory.mktemp("pool")
+    encoder = Encoder(Checkpoint.open(SHIPPED_CHECKPOINT), Placement.of("cpu", "fp32"))
+    fill_pool(folder, encoder, 2, 8, 0, QUIET)
+    return load_pool(folder)
+
+
+def vae_task(_pool) -> Task:
+    torch.manual_seed(0)
+    return VaeTask(make_vae(base=4, multipliers=(1, 1, 2, 2)), CPU, crop=32)
+
+
+def decoder_task(_pool) -> Task:
+    torch.manual_seed(0)
+    return DecoderTask(make_vae(base=4, multipliers=(1, 1, 2, 2)), CPU)
+
+
+def transformer_task(pool) -> Task:
+    torch.manual_seed(0)
+    preview = Checkpoint.open(SHIPPED_CHECKPOINT).geometry.preview
+    return TransformerTask(make_transformer(layers=1, heads=1), pool, preview, CPU)
+
+
+TASKS = [vae_task, decoder_task, transformer_task]
+
+
+def losses(folder: Path) -> list[float]:
+    return [json.loads(line)["loss"] for line in (folder / "losses.jsonl").read_text().splitlines()]
+
+
+@pytest.mark.parametrize("make", TASKS)
+def test_the_loss_falls_and_samples_are_drawn(make, pool, tmp_path) -> None:
+    plan = Plan(40, 4, 3e-3, warmup=0.1, grid_every=20)
+    training = Training(make(pool), tmp_path, plan)
+    training.resume()
+    training.run(QUIET)
+    found = losses(tmp_path)
+    assert sum(found[-8:]) < sum(found[:8])
+    assert {"grid-000020.png", "grid-000040.png", "settings.json", "state.pt", "export"} <= {
+        path.name for path in tmp_path.iterdir()
+    }
+
+
+@pytest.mark.parametrize("make", TASKS)
+def test_resuming_changes_no_bit(make, pool, tmp_path) -> None:
+    plan = Plan(6, 2, 1e-3)
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    straight = Training(make(pool), whole, plan)
+    straight.resume()
+    straight.run(QUIET)
+    for stop in (2, 5, None):
+        training = Training(make(pool), parts, plan)
+        training.resume()
+        training.run(QUIET, stop_after=stop)
+    assert training.step == 6
+    assert losses(whole) == losses(parts)
+    for name in [path.name for path in (whole / "export").iterdir()]:
+        assert (whole / "export" / name).read_bytes() == (parts / "export" / name).read_bytes()
+
+
+def test_a_run_is_not_resumed_under_another_plan(pool, tmp_path) -> None:
+    Training(transformer_task(pool), tmp_path, Plan(6, 2, 1e-3)).resume()
+    with pytest.raises(ValueError, match="other settings"):
+        Training(transformer_task(pool), tmp_path, Plan(7, 2, 1e-3)).resume()
+
+
+def test_fresh_networks_begin_where_training_begins_well() -> None:
+    vae = make_vae(base=4, multipliers=(1, 1, 2, 2))
+    assert vae.config.z_dim == 16
+    transformer = make_transformer(layers=1, heads=1)
+    predicted = transformer(
+        hidden_states=torch.randn(1, 4, 64),
+        timestep=torch.ones(1),
+        encoder_hidden_states=torch.randn(1, 3, 128),
+        img_shapes=[[(1, 2, 2)]],
+        return_dict=False,
+    )[0]
+    assert predicted.abs().max() == 0
+
+
+@pytest.mark.timeout(300)
+async def test_one_command_trains_and_both_the_product_and_diffusers_take_the_result(
+    tmp_path, example
+) -> None:
+    steps = ("--vae-steps", "2", "--transformer-steps", "2", "--decoder-steps", "2")
+    main([str(tmp_path / "run"), *steps, "--batch", "2", "--examples", "64"])
+    folder = tmp_path / "run" / "checkpoint"
+    size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+    assert size < 15_000_000
+    async with embedded_mesh(checkpoint=folder) as target, vtryon.Client(target) as client:
+        result = await client.try_on(example.person, example.garment, "x", steps=1, seed=1)
+    assert result.picture.size == (96, 128)
+    drawn = draw(
+        oracle(folder),
+        [example.person],
+        prompt="x",
+        num_inference_steps=1,
+        true_cfg_scale=1.0,
+        width=96,
+        height=128,
+        seed=1,
+    )
+    assert drawn.size == (96, 128)
