@@ -89,6 +89,7 @@ class Run(Generic[T]):
         self._finish = finish
         self._call: StreamCall | None = None
         self._started = False
+        self._left = False
         self._result: T | None = None
         self._error: Exception | None = None
 
@@ -103,6 +104,7 @@ class Run(Generic[T]):
 
     def cancel(self) -> None:
         """Leave the call; does nothing where it has ended or never began."""
+        self._left = True
         if self._call is not None:
             self._call.cancel()
 
@@ -118,6 +120,8 @@ class Run(Generic[T]):
         self._started = True
         try:
             self._call = await self._open_call()
+            if self._left:
+                raise CancelledError("the run was left before it was sent")
             async with self._call as call:
                 received = _Receiver()
                 async for event in call:

@@ -8,6 +8,8 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
+import structlog
+
 from vtryon.types import Stage
 from vtryon_services.host import host
 from vtryon_services.pipeline.settings import PipelineSettings
@@ -28,7 +30,8 @@ async def embedded_mesh(**given: Any) -> AsyncIterator[str]:
     """
     own = {name: value for name, value in given.items() if name in PipelineSettings.model_fields}
     settings = PipelineSettings.load(**{"log_level": "error", "drain_grace_seconds": 2.0, **own})
-    set_up_logs(settings)
+    if not structlog.is_configured():  # else this program logs in its own way
+        set_up_logs(settings)
     with tempfile.TemporaryDirectory(prefix="vtryon-") as folder:
         address = f"unix:{Path(folder) / 'mesh.sock'}"
         async with host(settings, list(Stage), address, **given) as serving:

@@ -79,6 +79,7 @@ def test_try_on_against_an_endpoint_as_json(pair: Path, tmp_path, served_mesh) -
     [
         (["nobody.png", "nothing.png", "-o", "r.png"], 2, ["nobody.png", "PICTURE_UNREADABLE"]),
         (["{person}", "{garment}", "-o", "r.gif"], 2, [".png, .jpg, .jpeg, .webp"]),
+        (["{person}", "{garment}", "-o", "{person}/r.png"], 1, ["can't write", "person.png"]),
         (["{person}", "{garment}", "-o", "r.png", "--steps", "0"], 2, ["steps", "it is 0"]),
         (
             ["{person}", "{garment}", "-o", "r.png", "--checkpoint", "nowhere"],

@@ -168,3 +168,10 @@ async def test_saving_is_whole_or_not_at_all(scripted: vtryon.Client, tmp_path) 
 async def test_a_client_that_was_not_entered_says_so() -> None:
     with pytest.raises(vtryon.SettingsError, match="async with"):
         vtryon.Client("localhost:1").try_on(PICTURE)
+
+
+async def test_a_run_that_was_left_before_it_was_sent_is_not_sent(scripted: vtryon.Client) -> None:
+    run = scripted.try_on(PICTURE, steps=1)
+    run.cancel()
+    with pytest.raises(vtryon.CancelledError):
+        await run

@@ -26,7 +26,7 @@ from vtryon.client import DEFAULT_PROMPT, Client
 from vtryon.embedded import embedded_mesh
 from vtryon.errors import RequestError, SettingsError, VtryonError
 from vtryon.events import Event, Preview
-from vtryon.pictures import read_picture
+from vtryon.pictures import Picture, read_picture
 from vtryon.run import Result
 from vtryon.types import ImageFormat, Profile
 
@@ -127,6 +127,7 @@ def try_on(
 
 
 async def _run(job: Job, progress: LiveProgress) -> Result:
+    _check_writable(job.out)
     token = os.environ.get("VTRYON_TOKEN") if job.endpoint else None
     pictures = [await asyncio.to_thread(read_picture, path) for path in (job.person, *job.garments)]
     progress.wait_for_mesh(embedded=job.endpoint is None)
@@ -142,8 +143,7 @@ async def _run(job: Job, progress: LiveProgress) -> Result:
                 progress.show(event)
                 _keep_preview(event, job.previews)
             result = await run
-    job.out.parent.mkdir(parents=True, exist_ok=True)
-    result.picture.save(job.out)
+    _save(result.picture, job.out)
     return result
 
 
@@ -168,8 +168,28 @@ def _format(out: Path) -> ImageFormat:
 
 def _keep_preview(event: Event, folder: Path | None) -> None:
     if folder is not None and isinstance(event, Preview) and event.picture is not None:
-        folder.mkdir(parents=True, exist_ok=True)
-        event.picture.save(folder / f"step-{event.step:03d}.png")
+        _save(event.picture, folder / f"step-{event.step:03d}.png")
+
+
+def _save(picture: Picture, path: Path) -> None:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        picture.save(path)
+    except OSError as error:
+        raise _cannot_write(path, error.strerror) from error
+
+
+def _check_writable(out: Path) -> None:
+    """Look before the work is done: the folder, or the nearest one above that is there."""
+    folder = next(parent for parent in out.absolute().parents if parent.exists())
+    if out.is_dir():
+        raise _cannot_write(out, "it is a folder")
+    if not folder.is_dir() or not os.access(folder, os.W_OK):
+        raise _cannot_write(out, f"{folder.name or folder} can't be written to")
+
+
+def _cannot_write(path: Path, why: str | None) -> SettingsError:
+    return SettingsError(f"can't write {path}: {why}")
 
 
 def _report(result: Result, job: Job, console: Console, *, as_json: bool) -> None:
