@@ -9,13 +9,22 @@ from pathlib import Path
 import numpy as np
 import pytest
 from tests.support.pictures import difference, encoded, noise_png, png
-from tests.support.processes import served
+from tests.support.processes import ServedMesh, served
 
 import vtryon
 
 BUF = Path(sys.executable).with_name("buf")
 MEBIBYTE = 1024 * 1024
 STAGES = ("latent-encoder", "text-encoder", "sampling", "decoding")
+
+
+def targets(*meshes: ServedMesh) -> dict[str, str]:
+    """Tell a pipeline where the four stages are."""
+    names = [stage.upper().replace("-", "_") for stage in STAGES]
+    return {
+        f"VTRYON_PIPELINE_{name}_TARGET": mesh.target
+        for name, mesh in zip(names, meshes, strict=True)
+    }
 
 
 def buf_curl(address: str, *arguments: str, data: str = "") -> subprocess.CompletedProcess:
@@ -31,10 +40,7 @@ async def test_every_stage_in_a_process_of_its_own_draws_the_same_picture(client
         served("decoding") as decoding,
         served(
             "pipeline",
-            VTRYON_PIPELINE_LATENT_ENCODER_TARGET=latents.target,
-            VTRYON_PIPELINE_TEXT_ENCODER_TARGET=text.target,
-            VTRYON_PIPELINE_SAMPLING_TARGET=sampling.target,
-            VTRYON_PIPELINE_DECODING_TARGET=decoding.target,
+            **targets(latents, text, sampling, decoding),
         ) as pipeline,
     ):
         async with vtryon.Client(pipeline.target) as apart:
@@ -137,18 +143,14 @@ async def test_a_pipeline_relays_a_large_picture_without_holding_it() -> None:
     large = noise_png(2000, 2100)
     size = len(large) / MEBIBYTE
     assert size > 12
-    variables = {"VTRYON_MAX_PAYLOAD_BYTES": str(64 * MEBIBYTE)}
     with (
         served(
             "latent-encoder", "text-encoder", "sampling", "decoding", "--backend", "scripted"
         ) as stages,
         served(
             "pipeline",
-            VTRYON_PIPELINE_LATENT_ENCODER_TARGET=stages.target,
-            VTRYON_PIPELINE_TEXT_ENCODER_TARGET=stages.target,
-            VTRYON_PIPELINE_SAMPLING_TARGET=stages.target,
-            VTRYON_PIPELINE_DECODING_TARGET=stages.target,
-            **variables,
+            **targets(stages, stages, stages, stages),
+            VTRYON_MAX_PAYLOAD_BYTES=str(64 * MEBIBYTE),
         ) as pipeline,
     ):
         async with vtryon.Client(pipeline.target) as client:

@@ -57,7 +57,15 @@ def random_checkpoint(folder: Path, geometry: Geometry, *, zero_cond_t: bool = F
         zero_cond_t=zero_cond_t,
     )
     transformer.save_pretrained(folder / "transformer")
-    scheduler = FlowMatchEulerDiscreteScheduler(
+    qwen_scheduler().save_pretrained(folder / "scheduler")
+    _text_encoder().save_pretrained(folder / "text_encoder")
+    (folder / "geometry.json").write_text(geometry.model_dump_json())
+    return folder
+
+
+def qwen_scheduler() -> FlowMatchEulerDiscreteScheduler:
+    """The scheduler of Qwen-Image: dynamic shift 0.5 to 0.9, terminal 0.02."""
+    return FlowMatchEulerDiscreteScheduler(
         use_dynamic_shifting=True,
         base_shift=0.5,
         max_shift=0.9,
@@ -66,10 +74,6 @@ def random_checkpoint(folder: Path, geometry: Geometry, *, zero_cond_t: bool = F
         shift_terminal=0.02,
         time_shift_type="exponential",
     )
-    scheduler.save_pretrained(folder / "scheduler")
-    _text_encoder().save_pretrained(folder / "text_encoder")
-    (folder / "geometry.json").write_text(geometry.model_dump_json())
-    return folder
 
 
 def _text_encoder() -> Qwen2_5_VLForConditionalGeneration:

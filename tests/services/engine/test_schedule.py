@@ -1,22 +1,14 @@
 """The goldens of ARCHITECTURE, "Numerics"."""
 
 import pytest
-from diffusers import FlowMatchEulerDiscreteScheduler
+from tests.support.checkpoints import qwen_scheduler
 
 from vtryon.errors import Reason, RequestError
 from vtryon.types import Numerics, Profile, SigmaSchedule
 from vtryon_services.engine.numerics import resolve
 from vtryon_services.engine.schedule import mu_of, shorten, sigmas_for
 
-QWEN = FlowMatchEulerDiscreteScheduler(
-    use_dynamic_shifting=True,
-    base_shift=0.5,
-    max_shift=0.9,
-    base_image_seq_len=256,
-    max_image_seq_len=8192,
-    shift_terminal=0.02,
-    time_shift_type="exponential",
-)
+QWEN = qwen_scheduler()
 LIGHTNING_4 = [1, 0.9, 0.75, 0.5, 0]
 LIGHTNING_8 = [1, 0.954545, 0.9, 0.833333, 0.75, 0.642857, 0.5, 0.3, 0]
 COMFY_20 = [
