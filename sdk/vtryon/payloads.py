@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from vtryon.events import Chunk
 from vtryon.grammar import DEFAULT_CHUNK_BYTES
-from vtryon.types import Payload
+from vtryon.types import EncodedImage, Payload, PayloadKind
 
 Buffer = bytes | bytearray | memoryview
 _LARGE = 4 * 1024 * 1024
@@ -20,6 +20,11 @@ class Outgoing:
 
     payload: Payload
     data: Buffer | AsyncIterable[Buffer]
+
+
+def outgoing_image(kind: PayloadKind, data: Buffer, image: EncodedImage | None = None) -> Outgoing:
+    """Declare an encoded picture as a payload of `kind`, ready to be sent."""
+    return Outgoing(Payload(kind, len(data), image=image or EncodedImage()), data)
 
 
 async def chunks(

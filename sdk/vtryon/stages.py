@@ -10,19 +10,17 @@ from typing import TYPE_CHECKING, TypeVar
 from vtryon.channel import Channel
 from vtryon.errors import ProtocolError
 from vtryon.grammar import DEFAULT_CHUNK_BYTES
-from vtryon.payloads import Outgoing
+from vtryon.payloads import Outgoing, outgoing_image
 from vtryon.pictures import Picture, read_picture
 from vtryon.run import Received, Run
 from vtryon.stream import DECODE, ENCODE_LATENTS, ENCODE_TEXT, SAMPLE, Method, StreamCall
 from vtryon.tensors import Tensor
 from vtryon.types import (
     DecodeStart,
-    EncodedImage,
     EncodeLatentsStart,
     EncodeTextStart,
     ImageFormat,
     Numerics,
-    Payload,
     PayloadKind,
     SampleStart,
     Start,
@@ -207,7 +205,7 @@ class Decoding(_StageClient):
 async def image_payload(kind: PayloadKind, source: PictureSource) -> Outgoing:
     """Read a picture and declare it, without blocking the event loop."""
     data = await asyncio.to_thread(read_picture, source)
-    return Outgoing(Payload(kind, len(data), image=EncodedImage()), data)
+    return outgoing_image(kind, data)
 
 
 def _tensor(received: Received, kind: PayloadKind) -> Tensor:

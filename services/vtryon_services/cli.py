@@ -66,9 +66,7 @@ async def _serve(stages: Sequence[Stage], given: dict[str, Any]) -> None:
     from vtryon_services.runtime.process import serve as serve_process
 
     first = Stage.PIPELINE if Stage.PIPELINE in stages else stages[0]
-    kind = KINDS[first].settings
-    known = {name: value for name, value in given.items() if name in kind.model_fields}
-    settings = kind.load(**known)
+    settings = KINDS[first].settings.load_from(given)
     await serve_process(settings, host(settings, stages, settings.listen, **given))
 
 

@@ -28,8 +28,8 @@ async def embedded_mesh(**given: Any) -> AsyncIterator[str]:
     Raises:
         SettingsError: something is set up wrongly.
     """
-    own = {name: value for name, value in given.items() if name in PipelineSettings.model_fields}
-    settings = PipelineSettings.load(**{"log_level": "error", "drain_grace_seconds": 2.0, **own})
+    quiet = {"log_level": "error", "drain_grace_seconds": 2.0}
+    settings = PipelineSettings.load_from({**quiet, **given})
     if not structlog.is_configured():  # else this program logs in its own way
         set_up_logs(settings)
     with tempfile.TemporaryDirectory(prefix="vtryon-") as folder:

@@ -93,5 +93,4 @@ async def _make(
     if stage is Stage.PIPELINE:
         targets = {f"{other.name.lower()}_target": own_address for other in beside}
         given = {**targets, **given}
-    known = {name: value for name, value in given.items() if name in kind.settings.model_fields}
-    return await kind.make(kind.settings.load(**known))
+    return await kind.make(kind.settings.load_from(given))

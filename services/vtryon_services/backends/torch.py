@@ -31,7 +31,7 @@ from vtryon_services.engine.numerics import Resolved
 from vtryon_services.engine.placement import Placement
 from vtryon_services.engine.plan import Plan
 from vtryon_services.engine.sampler import Given, Sample, Sampler
-from vtryon_services.engine.text_encoder import TextEncoder, check_prompt
+from vtryon_services.engine.text_encoder import TextEncoder
 from vtryon_services.runtime.settings import StageSettings
 
 R = TypeVar("R")
@@ -91,8 +91,6 @@ class TorchTextEncoder:
         numerics: Resolved,
     ) -> Embeddings:
         """Decode beside, encode on the compute thread."""
-        for text in (prompt, negative_prompt or ""):
-            check_prompt(text)
         decoded = [await asyncio.to_thread(pictures.decode, image) for image in images]
         positive, negative = await _run(
             lambda: self._engine.encode(prompt, negative_prompt, decoded, numerics)

@@ -94,6 +94,8 @@ class TextEncoder:
         Raises:
             RequestError: a prompt holds the model's own control tokens.
         """
+        for text in (prompt, negative_prompt or ""):
+            _check_prompt(text)
         fitted = [self._fit(image, numerics.resize) for image in images]
         seen = self._processor(images=fitted, return_tensors="pt") if fitted else None
         positive = self._hidden(prompt, seen)
@@ -108,7 +110,6 @@ class TextEncoder:
 
     @torch.inference_mode()
     def _hidden(self, prompt: str, seen: Mapping[str, torch.Tensor] | None) -> torch.Tensor:
-        check_prompt(prompt)
         grids = seen["image_grid_thw"] if seen else torch.empty(0, 3)
         tokens = self._tokenizer(TEMPLATE.format(self._introduce(grids) + prompt))
         device = self._model.device
@@ -130,12 +131,7 @@ class TextEncoder:
         )
 
 
-def check_prompt(prompt: str) -> None:
-    """Refuse the model's control tokens in a prompt.
-
-    Raises:
-        RequestError: one is there.
-    """
+def _check_prompt(prompt: str) -> None:
     if found := _CONTROL_TOKEN.search(prompt):
         raise RequestError(
             f"the prompt holds {found.group()[:40]}, which belongs to the model's template"

@@ -9,10 +9,9 @@ from dataclasses import replace
 
 from vtryon.errors import Reason, RequestError
 from vtryon.events import Event
-from vtryon.payloads import Outgoing, chunks
+from vtryon.payloads import Outgoing, chunks, outgoing_image
 from vtryon.types import (
     MAX_INLINE_BYTES,
-    EncodedImage,
     Payload,
     PayloadKind,
     Stage,
@@ -125,6 +124,4 @@ def _inline_payloads(request: TryOnInline) -> list[Outgoing]:
     for kind, data in pictures:
         if not data:
             raise RequestError(f"the {kind} is empty", reason=Reason.PAYLOAD_INVALID)
-    return [
-        Outgoing(Payload(kind, len(data), image=EncodedImage()), data) for kind, data in pictures
-    ]
+    return [outgoing_image(kind, data) for kind, data in pictures]

@@ -48,6 +48,7 @@ class StageRun:
         self._started_at = request.elapsed_seconds
         self._output_at = self._started_at
         self._own: Hop | None = None
+        self._fanout = Fanout(())
 
     async def run(self, call: StreamCall) -> None:
         """Make the call and see it through.

@@ -22,11 +22,11 @@ def check_payloads(payloads: Sequence[Payload], max_bytes: int) -> None:
         if payload.tensor is not None:
             _check_tensor(name, payload)
         elif payload.image is None:
-            raise _payload_invalid(f"{name} declares neither a tensor nor a picture")
+            raise payload_invalid(f"{name} declares neither a tensor nor a picture")
         elif payload.byte_length > MAX_PICTURE_BYTES:
             raise _too_large(name, payload.byte_length, MAX_PICTURE_BYTES)
         if payload.byte_length == 0:
-            raise _payload_invalid(f"{name} is empty")
+            raise payload_invalid(f"{name} is empty")
     total = sum(payload.byte_length for payload in payloads)
     if total > max_bytes:
         raise _too_large("the payloads together", total, max_bytes)
@@ -36,17 +36,18 @@ def _check_tensor(name: str, payload: Payload) -> None:
     spec = payload.tensor
     assert spec is not None
     if spec.data_type is None:
-        raise _payload_invalid(f"{name} has no element type")
+        raise payload_invalid(f"{name} has no element type")
     if not 1 <= len(spec.shape) <= 8 or min(spec.shape) < 1:
-        raise _payload_invalid(f"{name} has the shape {spec.shape}; 1 to 8 dimensions of 1 or more")
+        raise payload_invalid(f"{name} has the shape {spec.shape}; 1 to 8 dimensions of 1 or more")
     if (wanted := byte_length(spec)) != payload.byte_length:
-        raise _payload_invalid(
+        raise payload_invalid(
             f"{name} declares {payload.byte_length} bytes; "
             f"{spec.data_type} {spec.shape} is {wanted}"
         )
 
 
-def _payload_invalid(message: str) -> RequestError:
+def payload_invalid(message: str) -> RequestError:
+    """Make the error of a payload that is missing, doubled, or not what it ought to be."""
     return RequestError(message, reason=Reason.PAYLOAD_INVALID)
 
 

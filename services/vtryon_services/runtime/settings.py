@@ -8,7 +8,7 @@ that does not hold stop the start.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Self
 
@@ -97,6 +97,17 @@ class ServiceSettings(BaseSettings):
             known = ", ".join(sorted(cls.model_fields))
             raise SettingsError(f"{'; '.join(problems)}. Settings of {cls.service}: {known}")
         return settings
+
+    @classmethod
+    def load_from(cls, given: Mapping[str, Any]) -> Self:
+        """Read the environment; of what is given to several services, take what this one has.
+
+        Raises:
+            SettingsError: as `load`.
+        """
+        return cls.load(
+            **{name: value for name, value in given.items() if name in cls.model_fields}
+        )
 
     @classmethod
     def _unknown_variables(cls) -> Iterator[str]:

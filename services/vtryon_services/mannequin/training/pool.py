@@ -8,6 +8,7 @@ import torch
 from rich.console import Console
 from rich.progress import track
 from safetensors.torch import load_file, save_file
+from torch.nn.functional import avg_pool2d, pad
 
 from vtryon_services.engine import latents as packing
 from vtryon_services.engine.checkpoint import Checkpoint
@@ -42,12 +43,9 @@ class Encoder:
             "person": self._tokens(triples.person),
             "garment": self._tokens(triples.garment),
             "target": self._tokens(triples.truth),
-            "shirt": torch.nn.functional.avg_pool2d(shirt[:, None], 16).flatten(1).half(),
+            "shirt": avg_pool2d(shirt[:, None], 16).flatten(1).half(),
             "text": torch.stack(
-                [
-                    torch.cat([text, text.new_zeros(TOKENS - len(text), text.shape[1])])
-                    for text in texts
-                ]
+                [pad(text, (0, 0, 0, TOKENS - len(text))) for text in texts]
             ).half(),
             "length": torch.tensor([len(text) for text in texts]),
         }

@@ -5,15 +5,14 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncGenerator
 
-from vtryon.errors import Reason, RequestError
 from vtryon.events import Event, Finished, Queued
-from vtryon.payloads import Outgoing
-from vtryon.pictures import Picture
+from vtryon.payloads import outgoing_image
 from vtryon.tensors import Tensor
-from vtryon.types import DataType, DecodeStart, ImageFormat, Payload, PayloadKind, Stage, TensorSpec
+from vtryon.types import DataType, DecodeStart, ImageFormat, PayloadKind, Stage, TensorSpec
 from vtryon_services.backends.protocols import DecodingBackend
 from vtryon_services.engine.finite import check_finite
 from vtryon_services.runtime.call import Call, Incoming, accepted, send_output
+from vtryon_services.runtime.declarations import payload_invalid
 from vtryon_services.runtime.ledger import one_hop
 from vtryon_services.runtime.places import Places
 from vtryon_services.runtime.ranges import EncodingRanges, check_ranges
@@ -49,34 +48,25 @@ class DecodingStage:
             picture = await self._backend.decode(
                 latents, start.format or ImageFormat.PNG, start.quality
             )
-        async for event in send_output([_outgoing(picture)]):
+        outgoing = outgoing_image(PayloadKind.IMAGE, picture.data, picture.image)
+        async for event in send_output([outgoing]):
             yield event
         yield Finished(one_hop(STAGE, call, ticket))
 
     def _check_declared(self, start: DecodeStart) -> TensorSpec:
         specs = [item.tensor for item in start.payloads if item.kind is PayloadKind.LATENTS]
         if len(start.payloads) != 1 or not specs or specs[0] is None:
-            raise _invalid("the decoder takes one payload, a tensor of kind LATENTS")
+            raise payload_invalid("the decoder takes one payload, a tensor of kind LATENTS")
         spec = specs[0]
         channels = self._backend.channels
         if spec.data_type is not DataType.FP32 or len(spec.shape) != 3 or spec.shape[0] != channels:
-            raise _invalid(
+            raise payload_invalid(
                 f"the latents are {spec.data_type} {spec.shape}; "
                 f"it takes FP32 ({channels}, height / 8, width / 8)"
             )
         if spec.shape[1] * spec.shape[2] * 64 > self._backend.max_target_area:
-            raise _invalid(
+            raise payload_invalid(
                 f"latents of {spec.shape} make over {self._backend.max_target_area} pixels, "
                 "the checkpoint's limit"
             )
         return spec
-
-
-def _outgoing(picture: Picture) -> Outgoing:
-    return Outgoing(
-        Payload(PayloadKind.IMAGE, len(picture.data), image=picture.image), picture.data
-    )
-
-
-def _invalid(message: str) -> RequestError:
-    return RequestError(message, reason=Reason.PAYLOAD_INVALID)

@@ -5,13 +5,14 @@ from __future__ import annotations
 import asyncio
 from collections import Counter
 
-from vtryon.errors import Reason, RequestError
+from vtryon.errors import RequestError
 from vtryon.stages import Conditioning, Embeddings
 from vtryon.tensors import Tensor
 from vtryon.types import DataType, Payload, PayloadKind, SampleStart
 from vtryon_services.backends.protocols import SamplingBackend
 from vtryon_services.engine.finite import check_finite
 from vtryon_services.runtime.call import Incoming
+from vtryon_services.runtime.declarations import payload_invalid
 
 _EMBEDDINGS = {PayloadKind.EMBEDDINGS, PayloadKind.NEGATIVE_EMBEDDINGS}
 _LATENTS = {PayloadKind.REFERENCE_LATENTS, PayloadKind.NOISE, PayloadKind.RESUME_LATENTS}
@@ -35,9 +36,9 @@ def check_declared(start: SampleStart, backend: SamplingBackend, max_references:
         elif payload.kind is PayloadKind.REFERENCE_LATENTS:
             _check_reference(shape, backend)
         elif payload.kind in _LATENTS and shape != target:
-            raise _invalid(f"{payload.kind} has the shape {shape}; the target's is {target}")
+            raise payload_invalid(f"{payload.kind} has the shape {shape}; the target's is {target}")
         if payload.kind in _LATENTS and payload.tensor and payload.tensor.data_type != "FP32":
-            raise _invalid(f"{payload.kind} is {payload.tensor.data_type}; latents are FP32")
+            raise payload_invalid(f"{payload.kind} is {payload.tensor.data_type}; latents are FP32")
 
 
 def _check_area(start: SampleStart, max_target_area: int) -> None:
@@ -50,17 +51,21 @@ def _check_area(start: SampleStart, max_target_area: int) -> None:
 def _check_counts(start: SampleStart, max_references: int) -> None:
     counts = Counter(payload.kind for payload in start.payloads)
     if unknown := set(counts) - _EMBEDDINGS - _LATENTS:
-        raise _invalid(f"the sampler does not take payloads of kind {', '.join(map(str, unknown))}")
+        raise payload_invalid(
+            f"the sampler does not take payloads of kind {', '.join(map(str, unknown))}"
+        )
     if counts[PayloadKind.EMBEDDINGS] != 1:
-        raise _invalid(f"EMBEDDINGS come {counts[PayloadKind.EMBEDDINGS]} times; it takes one")
+        raise payload_invalid(
+            f"EMBEDDINGS come {counts[PayloadKind.EMBEDDINGS]} times; it takes one"
+        )
     if not 1 <= counts[PayloadKind.REFERENCE_LATENTS] <= max_references:
-        raise _invalid(
+        raise payload_invalid(
             f"REFERENCE_LATENTS come {counts[PayloadKind.REFERENCE_LATENTS]} times; "
             f"it takes 1 to {max_references}"
         )
     for kind in (PayloadKind.NEGATIVE_EMBEDDINGS, PayloadKind.NOISE, PayloadKind.RESUME_LATENTS):
         if counts[kind] > 1:
-            raise _invalid(f"{kind} comes {counts[kind]} times; it takes one at most")
+            raise payload_invalid(f"{kind} comes {counts[kind]} times; it takes one at most")
     if counts[PayloadKind.NOISE] and start.seed is not None:
         raise RequestError("a seed and a NOISE payload exclude each other")
     if bool(counts[PayloadKind.RESUME_LATENTS]) != (start.resume is not None):
@@ -69,25 +74,21 @@ def _check_counts(start: SampleStart, max_references: int) -> None:
 
 def _check_embeddings(payload: Payload, shape: tuple[int, ...], width: int) -> None:
     if len(shape) != 2 or shape[1] != width or shape[0] > MAX_TOKENS:
-        raise _invalid(
+        raise payload_invalid(
             f"{payload.kind} has the shape {shape}; it takes (1 to {MAX_TOKENS} tokens, {width})"
         )
     if payload.tensor and payload.tensor.data_type not in _FLOATS:
-        raise _invalid(f"{payload.kind} is {payload.tensor.data_type}; it takes floats")
+        raise payload_invalid(f"{payload.kind} is {payload.tensor.data_type}; it takes floats")
 
 
 def _check_reference(shape: tuple[int, ...], backend: SamplingBackend) -> None:
     channels = backend.channels
     if len(shape) != 3 or shape[0] != channels or shape[1] % 2 or shape[2] % 2:
-        raise _invalid(
+        raise payload_invalid(
             f"reference_latents has the shape {shape}; it takes ({channels}, even, even)"
         )
     if shape[1] * shape[2] * 64 > backend.max_target_area:
-        raise _invalid(f"reference_latents of {shape} are over the checkpoint's size")
-
-
-def _invalid(message: str) -> RequestError:
-    return RequestError(message, reason=Reason.PAYLOAD_INVALID)
+        raise payload_invalid(f"reference_latents of {shape} are over the checkpoint's size")
 
 
 async def receive(incoming: Incoming) -> Conditioning:
