@@ -5,52 +5,36 @@ from __future__ import annotations
 from functools import lru_cache
 
 import torch
-from torch import nn
 
 from vtryon.types import RopeLayout
 
 Shape = tuple[int, int, int]
 
 
-class Rope(nn.Module):
-    """Stands in for diffusers' QwenEmbedRope: same tables, and ComfyUI's layout besides.
-
-    The first row's shapes count for all rows, so a forward takes rows of equal shapes.
+class Rope:
+    """The angles of every token: diffusers' QwenEmbedRope, and ComfyUI's layout besides.
 
     Source: "RoFormer", Su et al. 2021, eq. 34, theta 10000, on three axes (frame, row, column).
     """
 
     def __init__(self, axes: tuple[int, int, int], theta: int = 10000) -> None:
-        super().__init__()
         self.axes = axes
         self.theta = theta
-        self.layout = RopeLayout.DIFFUSERS
-        self._tables = lru_cache(maxsize=64)(self._compute)
+        self.table = lru_cache(maxsize=256)(self._table)
 
-    def forward(
-        self,
-        video_fhw: list[list[Shape]],
-        device: torch.device | None = None,
-        max_txt_seq_len: int | torch.Tensor | None = None,
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Give the factors of picture tokens and of text tokens.
+    def _table(
+        self, shapes: tuple[Shape, ...], tokens: int, layout: RopeLayout, device: torch.device
+    ) -> torch.Tensor:
+        """Give cosines and sines of text tokens, then of the pictures' tokens; kept for later.
 
         Shapes:
-            result: (picture tokens, head width / 2) and (text tokens, head width / 2), complex64.
+            result: (text + picture tokens, 1, head width / 2, 2), float32.
         """
-        shapes = tuple((frame, height, width) for frame, height, width in video_fhw[0])
-        return self._tables(shapes, int(max_txt_seq_len or 0), self.layout, device)
-
-    def _compute(
-        self, shapes: tuple[Shape, ...], tokens: int, layout: RopeLayout, device: torch.device
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        pictures = [
-            self._factors(_grid(shape, index, layout)) for index, shape in enumerate(shapes)
-        ]
+        pictures = [_grid(shape, index, layout) for index, shape in enumerate(shapes)]
         counted = shapes if layout is RopeLayout.DIFFUSERS else shapes[:1]
         start = max(max(height // 2, width // 2) for _, height, width in counted)
         text = torch.arange(start, start + tokens)[:, None].expand(-1, 3)
-        return torch.cat(pictures).to(device), self._factors(text).to(device)
+        return self._factors(torch.cat([text, *pictures]))[:, None].to(device)
 
     def _factors(self, positions: torch.Tensor) -> torch.Tensor:
         angles = [
@@ -58,7 +42,7 @@ class Rope(nn.Module):
             for axis, width in enumerate(self.axes)
         ]
         angle = torch.cat(angles, dim=1)
-        return torch.polar(torch.ones_like(angle), angle)
+        return torch.stack([angle.cos(), angle.sin()], dim=-1)
 
     def _frequencies(self, width: int) -> torch.Tensor:
         return 1.0 / torch.pow(self.theta, torch.arange(0, width, 2).float().div(width))

@@ -10,6 +10,7 @@ from diffusers import FlowMatchEulerDiscreteScheduler, QwenImageTransformer2DMod
 
 from vtryon.errors import Reason, RequestError, SettingsError
 from vtryon_services.engine import latents as packing
+from vtryon_services.engine.attention import install
 from vtryon_services.engine.checkpoint import Checkpoint
 from vtryon_services.engine.geometry import Defaults, Geometry
 from vtryon_services.engine.guidance import guide
@@ -84,7 +85,7 @@ class Sampler:
     ) -> None:
         _check_supported(transformer, scheduler)
         self._rope = Rope(tuple(transformer.config.axes_dims_rope))
-        transformer.pos_embed = self._rope
+        install(transformer)
         self._transformer = transformer
         self._scheduler = scheduler
         self.geometry = geometry
@@ -161,7 +162,8 @@ class Sampler:
 
     def _velocity(self, sample: Sample, embeddings: torch.Tensor, sigma: float) -> torch.Tensor:
         model = self._transformer
-        self._rope.layout = sample.plan.numerics.rope_layout
+        shapes, layout = tuple(sample.shapes), sample.plan.numerics.rope_layout
+        rotary = self._rope.table(shapes, embeddings.shape[1], layout, model.device)
         target = sample.tokens.to(model.dtype)
         predicted = model(
             hidden_states=torch.cat([target, sample.references])[None],
@@ -169,6 +171,7 @@ class Sampler:
             encoder_hidden_states=embeddings,
             encoder_hidden_states_mask=None,
             img_shapes=[sample.shapes],
+            attention_kwargs={"rotary": rotary[None]},
             return_dict=False,
         )[0]
         return predicted[0, : len(target)].float()

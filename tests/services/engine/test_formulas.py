@@ -77,20 +77,18 @@ def test_a_seed_means_what_it_means_to_diffusers() -> None:
 )
 def test_the_diffusers_layout_is_the_librarys(shapes: list) -> None:
     theirs = QwenEmbedRope(theta=10000, axes_dim=[8, 12, 12], scale_rope=True)
-    ours = Rope((8, 12, 12))
-    wanted = theirs([shapes], max_txt_seq_len=9, device=torch.device("cpu"))
-    found = ours([shapes], max_txt_seq_len=9, device=torch.device("cpu"))
-    torch.testing.assert_close(found, wanted)
+    ours = Rope((8, 12, 12)).table(tuple(shapes), 9, RopeLayout.DIFFUSERS, torch.device("cpu"))
+    pictures, text = theirs([shapes], max_txt_seq_len=9, device=torch.device("cpu"))
+    torch.testing.assert_close(torch.view_as_complex(ours)[:, 0], torch.cat([text, pictures]))
 
 
 def test_the_comfy_layout_counts_the_target_alone_and_centres_odd_counts() -> None:
-    def angles(layout: RopeLayout, shapes: list) -> tuple[torch.Tensor, torch.Tensor]:
-        rope = Rope((2, 2, 2))
-        rope.layout = layout
-        pictures, text = rope([shapes], max_txt_seq_len=1, device=torch.device("cpu"))
-        return pictures.angle(), text.angle()
+    def angles(layout: RopeLayout, shapes: tuple) -> tuple[torch.Tensor, torch.Tensor]:
+        table = Rope((2, 2, 2)).table(shapes, 1, layout, torch.device("cpu"))
+        text, pictures = torch.view_as_complex(table)[:, 0].angle().split([1, len(table) - 1])
+        return pictures, text
 
-    shapes = [(1, 3, 3), (1, 6, 6)]
+    shapes = ((1, 3, 3), (1, 6, 6))
     pictures, text = angles(RopeLayout.COMFY, shapes)
     assert pictures[:9, 1].unique().tolist() == pytest.approx([-1, 0, 1])
     assert text[0, 0].item() == pytest.approx(1)  # 3 // 2
