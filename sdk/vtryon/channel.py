@@ -14,7 +14,9 @@ from vtryon.errors import SettingsError
 
 Token = str | Callable[[], str]
 
+_REPLICAS_IN_TURN: dict[str, list[dict[str, dict[str, str]]]] = {"loadBalancingConfig": [{"round_robin": {}}]}
 _RETRY = {
+    **_REPLICAS_IN_TURN,
     # Nothing but a connection that failed before the first event, and few of them.
     "methodConfig": [
         {
@@ -31,16 +33,27 @@ _RETRY = {
     "retryThrottling": {"maxTokens": 10, "tokenRatio": 0.1},
 }
 
-_OPTIONS: tuple[tuple[str, int | str], ...] = (
-    ("grpc.keepalive_time_ms", 10_000),
-    ("grpc.keepalive_timeout_ms", 5_000),
-    ("grpc.http2.ping_timeout_ms", 5_000),
+_Options = tuple[tuple[str, int | str], ...]
+_OPTIONS: _Options = (
     ("grpc.http2.max_pings_without_data", 0),
     ("grpc.initial_reconnect_backoff_ms", 200),
     ("grpc.min_reconnect_backoff_ms", 200),
     ("grpc.max_reconnect_backoff_ms", 5_000),
     ("grpc.use_local_subchannel_pool", 1),
+)
+_OF_CLIENTS: _Options = (
+    ("grpc.keepalive_time_ms", 10_000),
+    ("grpc.keepalive_timeout_ms", 5_000),
+    ("grpc.http2.ping_timeout_ms", 5_000),
     ("grpc.service_config", json.dumps(_RETRY)),
+)
+# A frozen server is found in less than 5 s. No retries here: who goes on elsewhere repeats itself.
+_OF_SERVICES: _Options = (
+    ("grpc.keepalive_time_ms", 2_500),
+    ("grpc.keepalive_timeout_ms", 2_000),
+    ("grpc.http2.ping_timeout_ms", 2_000),
+    ("grpc.enable_retries", 0),
+    ("grpc.service_config", json.dumps(_REPLICAS_IN_TURN)),
 )
 
 
@@ -75,22 +88,32 @@ class Channel:
     """An open connection; made inside a running event loop, closed by `close()` or `async with`.
 
     Args:
-        target: "host:port", "unix:/path" or any gRPC target.
+        target: "host:port", "unix:/path" or any gRPC target; several replicas behind one name, or
+            as in "ipv4:10.0.0.1:50053,10.0.0.2:50053", take calls in turn.
         tls: None for plain text.
         token: a bearer token, or a function that gives a fresh one for each call.
+        between_services: for a service's own calls: a server that went away is found soon, and the
+            caller goes on elsewhere by itself, instead of a retry down here.
 
     Raises:
         SettingsError: the target is empty, or a token would leave the machine in plain text.
     """
 
-    def __init__(self, target: str, *, tls: Tls | None = None, token: Token | None = None) -> None:
+    def __init__(
+        self,
+        target: str,
+        *,
+        tls: Tls | None = None,
+        token: Token | None = None,
+        between_services: bool = False,
+    ) -> None:
         if not target:
             raise SettingsError("the target is empty; give host:port or unix:/path")
         if token is not None and tls is None and not _is_local(target):
             raise SettingsError(f"a token for {target} needs TLS: give tls=vtryon.Tls()")
         self.target = target
         self._token = token
-        self._grpc = _connect(target, tls)
+        self._grpc = _connect(target, tls, _OF_SERVICES if between_services else _OF_CLIENTS)
 
     @property
     def grpc(self) -> grpc.aio.Channel:
@@ -115,10 +138,10 @@ class Channel:
         await self.close()
 
 
-def _connect(target: str, tls: Tls | None) -> grpc.aio.Channel:
+def _connect(target: str, tls: Tls | None, options: _Options) -> grpc.aio.Channel:
+    options = (*_OPTIONS, *options)
     if tls is None:
-        return grpc.aio.insecure_channel(target, options=_OPTIONS)
-    options = _OPTIONS
+        return grpc.aio.insecure_channel(target, options=options)
     if tls.server_name:
         options = (*options, ("grpc.ssl_target_name_override", tls.server_name))
     return grpc.aio.secure_channel(target, tls.credentials(), options=options)

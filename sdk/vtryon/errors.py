@@ -39,6 +39,7 @@ class Reason(StrEnum):
     STREAM_INCOMPLETE = "STREAM_INCOMPLETE"
     MESSAGE_MALFORMED = "MESSAGE_MALFORMED"
     QUEUE_FULL = "QUEUE_FULL"
+    DEADLINE_UNREACHABLE = "DEADLINE_UNREACHABLE"
     STAGE_UNAVAILABLE = "STAGE_UNAVAILABLE"
     SHUTTING_DOWN = "SHUTTING_DOWN"
     DEADLINE_PASSED = "DEADLINE_PASSED"
@@ -190,6 +191,7 @@ REASONS: dict[Reason, Row] = {
     Reason.STREAM_INCOMPLETE: Row(ProtocolError, _INVALID),
     Reason.MESSAGE_MALFORMED: Row(ProtocolError, _INVALID),
     Reason.QUEUE_FULL: Row(OverloadedError, grpc.StatusCode.RESOURCE_EXHAUSTED),
+    Reason.DEADLINE_UNREACHABLE: Row(OverloadedError, grpc.StatusCode.RESOURCE_EXHAUSTED),
     Reason.STAGE_UNAVAILABLE: Row(UnavailableError, grpc.StatusCode.UNAVAILABLE),
     Reason.SHUTTING_DOWN: Row(UnavailableError, grpc.StatusCode.UNAVAILABLE),
     Reason.DEADLINE_PASSED: Row(DeadlineError, grpc.StatusCode.DEADLINE_EXCEEDED),

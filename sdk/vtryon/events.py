@@ -30,11 +30,12 @@ class Accepted(ProtoType):
 
 @dataclass(frozen=True, slots=True)
 class Queued(ProtoType):
-    """The request waits behind `position` others."""
+    """The request waits behind `position` others, for about `expected_seconds`."""
 
     proto = stream_pb2.Queued
     stage: Stage | None
     position: int
+    expected_seconds: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,6 +77,17 @@ class Preview(ProtoType):
     step: int
     steps: int
     picture: Picture | None
+
+
+@dataclass(frozen=True, slots=True)
+class ResumeChunk(ProtoType):
+    """A piece of the latents after `step`, from which another server can go on."""
+
+    proto = stream_pb2.ResumeChunk
+    step: int
+    offset: int
+    byte_length: int
+    data: bytes | bytearray | memoryview
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,6 +170,7 @@ Event = (
     | StepFinished
     | StageFinished
     | Preview
+    | ResumeChunk
     | Output
     | Chunk
     | Finished
@@ -168,6 +181,7 @@ _FIELDS: dict[str, type[Event]] = {
     "accepted": Accepted,
     "queued": Queued,
     "preview": Preview,
+    "resume_chunk": ResumeChunk,
     "output": Output,
     "chunk": Chunk,
     "finished": Finished,

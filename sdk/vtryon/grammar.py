@@ -1,7 +1,7 @@
 """The grammar of a stream, as one state machine that both ends use.
 
     requests  = start chunk* half-close
-    responses = accepted (queued | progress | preview)* output chunk* finished
+    responses = accepted (queued | progress | preview | resume_chunk)* output chunk* finished
 
 `Requests` and `Responses` are told each message by name, in the order of the wire, by whoever sends
 or receives it. Between `start` or `output` and the end stand the declared payloads, whose bytes a
@@ -133,7 +133,7 @@ class Requests(_Direction):
 
 
 class Responses(_Direction):
-    """accepted (queued | progress | preview)* output chunk* finished."""
+    """accepted (queued | progress | preview | resume_chunk)* output chunk* finished."""
 
     declares = "output"
     closes = "finished"
@@ -142,6 +142,7 @@ class Responses(_Direction):
         ("events", "queued"): "events",
         ("events", "progress"): "events",
         ("events", "preview"): "events",
+        ("events", "resume_chunk"): "events",
         ("events", "output"): "payloads",
         ("payloads", "chunk"): "payloads",
         ("payloads", "finished"): "end",

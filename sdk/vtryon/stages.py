@@ -81,6 +81,7 @@ class _StageClient:
         *,
         timeout_seconds: float | None = None,
         request_id: str | None = None,
+        tenant: str = "",
         chunk_bytes: int = DEFAULT_CHUNK_BYTES,
     ) -> StreamCall:
         """Make the bare call: events as they come, chunks among them."""
@@ -91,6 +92,7 @@ class _StageClient:
             outgoing,
             timeout_seconds=timeout_seconds,
             request_id=request_id,
+            tenant=tenant,
             chunk_bytes=chunk_bytes,
         )
 

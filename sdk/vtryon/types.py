@@ -220,6 +220,8 @@ class SampleStart(ProtoType):
     previews: PreviewPolicy | None = None
     priority: Priority | None = None
     resume: ResumePoint | None = None
+    resume_every: int = 0
+    attempt: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -70,7 +70,7 @@ async def host(
         try:
             yield Serving(public_server, bound, services)
         finally:
-            await public_server.drain()
+            await public_server.drain(hand_over=Stage.PIPELINE not in stages)
             await private_server.stop()
 
 

@@ -26,7 +26,7 @@ async def place_is_free(client: vtryon.Client) -> None:
 
 async def test_a_hundred_cancels_at_random_steps_leave_nothing_behind() -> None:
     async with (
-        embedded_mesh(backend="scripted", scripted_seconds=STEP_SECONDS) as target,
+        embedded_mesh(backend="scripted", places=1, scripted_seconds=STEP_SECONDS) as target,
         vtryon.Client(target) as client,
     ):
         await place_is_free(client)
@@ -60,7 +60,7 @@ async def test_a_killed_client_frees_its_place() -> None:
     picture = Path(__file__).parents[2] / "docs" / "strip.png"
     async with (
         embedded_mesh(
-            backend="scripted", scripted_seconds=STEP_SECONDS, listen="127.0.0.1:0"
+            backend="scripted", places=1, scripted_seconds=STEP_SECONDS, listen="127.0.0.1:0"
         ) as target,
         vtryon.Client(target) as client,
     ):
@@ -75,7 +75,7 @@ async def test_a_killed_client_frees_its_place() -> None:
 
 async def test_after_the_deadline_no_step_begins() -> None:
     async with (
-        embedded_mesh(backend="scripted", scripted_seconds=0.1) as target,
+        embedded_mesh(backend="scripted", places=1, scripted_seconds=0.1) as target,
         vtryon.Client(target) as client,
     ):
         for _ in range(3):

@@ -18,8 +18,8 @@ FAIL = ClientMethod("/vtryon.test.Failing/Fail", decoding_pb2.DecodeRequest)
 async def fail(start: DecodeStart, _incoming, _call):
     """Raise the reason whose number came as the quality."""
     reason = list(Reason)[start.quality]
-    if reason is Reason.QUEUE_FULL:
-        raise OverloadedError("no room", retry_after_seconds=2.5)
+    if REASONS[reason].error is OverloadedError:
+        raise OverloadedError("no room", reason=reason, retry_after_seconds=2.5)
     raise REASONS[reason].error(f"because of {reason}", reason=reason, metadata={"limit": "7"})
     yield
 

@@ -44,16 +44,23 @@ class ServedMesh:
         status = Path(f"/proc/{self.process.pid}/status").read_text()
         return int(re.search(rf"{field}:\s+(\d+)", status).group(1))
 
+    def cpu_ticks(self) -> int:
+        """Processor time used so far, in the kernel's ticks."""
+        fields = Path(f"/proc/{self.process.pid}/stat").read_text().rpartition(")")[2].split()
+        return int(fields[11]) + int(fields[12])
+
     def stop(self) -> int:
         self.process.send_signal(signal.SIGTERM)
         return self.process.wait(30)
 
 
 @contextmanager
-def served(*arguments: str, **variables: str) -> Iterator[ServedMesh]:
+def served(
+    *arguments: str, listen: str = "127.0.0.1:0", **variables: str
+) -> Iterator[ServedMesh]:
     """Run `vtryon serve` with arguments, on a free port, until the block ends."""
     process = subprocess.Popen(
-        [VTRYON, "serve", *arguments, "--listen", "127.0.0.1:0"],
+        [VTRYON, "serve", *arguments, "--listen", listen],
         stderr=subprocess.PIPE,
         text=True,
         env={**os.environ, **variables},

@@ -53,6 +53,8 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
 
     The queue is full.
     """
+    ERROR_REASON_DEADLINE_UNREACHABLE: _ErrorReason.ValueType  # 24
+    """The work that goes first would leave too little time before the deadline."""
     ERROR_REASON_STAGE_UNAVAILABLE: _ErrorReason.ValueType  # 13
     """UNAVAILABLE: try again, elsewhere if there is an elsewhere.
 
@@ -123,6 +125,8 @@ ERROR_REASON_QUEUE_FULL: ErrorReason.ValueType  # 12
 
 The queue is full.
 """
+ERROR_REASON_DEADLINE_UNREACHABLE: ErrorReason.ValueType  # 24
+"""The work that goes first would leave too little time before the deadline."""
 ERROR_REASON_STAGE_UNAVAILABLE: ErrorReason.ValueType  # 13
 """UNAVAILABLE: try again, elsewhere if there is an elsewhere.
 

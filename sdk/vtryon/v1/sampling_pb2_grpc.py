@@ -55,7 +55,9 @@ class SamplingServiceServicer:
         the person); their chunks, half-close. Responses: the grammar of `Event`; the output is one
         payload of kind LATENTS, FP32, (channels, height / 8, width / 8).
 
-        Cancelling the call frees its slot before the next step; no step begins after the deadline.
+        Cancelling the call frees its slot before the next step; no step begins after the deadline. A
+        server that drains ends its calls as UNAVAILABLE with ERROR_REASON_SHUTTING_DOWN, behind a last
+        resume point if the caller asked for any.
 
         Errors: INVALID_ARGUMENT for a range or shape that does not hold; RESOURCE_EXHAUSTED where no
         slot comes free in time, with RetryInfo; DEADLINE_EXCEEDED with the steps completed.

@@ -42,7 +42,9 @@ class SamplingServiceStub:
     the person); their chunks, half-close. Responses: the grammar of `Event`; the output is one
     payload of kind LATENTS, FP32, (channels, height / 8, width / 8).
 
-    Cancelling the call frees its slot before the next step; no step begins after the deadline.
+    Cancelling the call frees its slot before the next step; no step begins after the deadline. A
+    server that drains ends its calls as UNAVAILABLE with ERROR_REASON_SHUTTING_DOWN, behind a last
+    resume point if the caller asked for any.
 
     Errors: INVALID_ARGUMENT for a range or shape that does not hold; RESOURCE_EXHAUSTED where no
     slot comes free in time, with RetryInfo; DEADLINE_EXCEEDED with the steps completed.
@@ -61,7 +63,9 @@ class SamplingServiceAsyncStub(SamplingServiceStub):
     the person); their chunks, half-close. Responses: the grammar of `Event`; the output is one
     payload of kind LATENTS, FP32, (channels, height / 8, width / 8).
 
-    Cancelling the call frees its slot before the next step; no step begins after the deadline.
+    Cancelling the call frees its slot before the next step; no step begins after the deadline. A
+    server that drains ends its calls as UNAVAILABLE with ERROR_REASON_SHUTTING_DOWN, behind a last
+    resume point if the caller asked for any.
 
     Errors: INVALID_ARGUMENT for a range or shape that does not hold; RESOURCE_EXHAUSTED where no
     slot comes free in time, with RetryInfo; DEADLINE_EXCEEDED with the steps completed.
@@ -83,7 +87,9 @@ class SamplingServiceServicer(metaclass=_abc_1.ABCMeta):
         the person); their chunks, half-close. Responses: the grammar of `Event`; the output is one
         payload of kind LATENTS, FP32, (channels, height / 8, width / 8).
 
-        Cancelling the call frees its slot before the next step; no step begins after the deadline.
+        Cancelling the call frees its slot before the next step; no step begins after the deadline. A
+        server that drains ends its calls as UNAVAILABLE with ERROR_REASON_SHUTTING_DOWN, behind a last
+        resume point if the caller asked for any.
 
         Errors: INVALID_ARGUMENT for a range or shape that does not hold; RESOURCE_EXHAUSTED where no
         slot comes free in time, with RetryInfo; DEADLINE_EXCEEDED with the steps completed.

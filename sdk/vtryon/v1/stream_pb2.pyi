@@ -71,7 +71,7 @@ class Event(_message.Message):
     """One message of every response stream. Every streaming call of vtryon has one grammar:
 
         requests  = start chunk* half-close
-        responses = accepted (queued | progress | preview)* output chunk* finished
+        responses = accepted (queued | progress | preview | resume_chunk)* output chunk* finished
 
     `start` and `output` declare the payloads whose chunks follow. A server sends `finished` last and
     closes with OK; any other status means that the chunks received are worthless. A caller leaves by
@@ -88,6 +88,7 @@ class Event(_message.Message):
     OUTPUT_FIELD_NUMBER: _builtins.int
     CHUNK_FIELD_NUMBER: _builtins.int
     FINISHED_FIELD_NUMBER: _builtins.int
+    RESUME_CHUNK_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def accepted(self) -> Global___Accepted: ...
     @_builtins.property
@@ -102,6 +103,8 @@ class Event(_message.Message):
     def chunk(self) -> _tensor_pb2.Chunk: ...
     @_builtins.property
     def finished(self) -> Global___Finished: ...
+    @_builtins.property
+    def resume_chunk(self) -> Global___ResumeChunk: ...
     def __init__(
         self,
         *,
@@ -112,12 +115,13 @@ class Event(_message.Message):
         output: Global___Output | None = ...,
         chunk: _tensor_pb2.Chunk | None = ...,
         finished: Global___Finished | None = ...,
+        resume_chunk: Global___ResumeChunk | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["accepted", b"accepted", "chunk", b"chunk", "event", b"event", "finished", b"finished", "output", b"output", "preview", b"preview", "progress", b"progress", "queued", b"queued"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["accepted", b"accepted", "chunk", b"chunk", "event", b"event", "finished", b"finished", "output", b"output", "preview", b"preview", "progress", b"progress", "queued", b"queued", "resume_chunk", b"resume_chunk"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["accepted", b"accepted", "chunk", b"chunk", "event", b"event", "finished", b"finished", "output", b"output", "preview", b"preview", "progress", b"progress", "queued", b"queued"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["accepted", b"accepted", "chunk", b"chunk", "event", b"event", "finished", b"finished", "output", b"output", "preview", b"preview", "progress", b"progress", "queued", b"queued", "resume_chunk", b"resume_chunk"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_event: _TypeAlias = _typing.Literal["accepted", "queued", "progress", "preview", "output", "chunk", "finished"]  # noqa: Y015
+    _WhichOneofReturnType_event: _TypeAlias = _typing.Literal["accepted", "queued", "progress", "preview", "output", "chunk", "finished", "resume_chunk"]  # noqa: Y015
     _WhichOneofArgType_event: _TypeAlias = _typing.Literal["event", b"event"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_event) -> _WhichOneofReturnType_event | None: ...
 
@@ -210,20 +214,26 @@ class Queued(_message.Message):
 
     STAGE_FIELD_NUMBER: _builtins.int
     POSITION_FIELD_NUMBER: _builtins.int
+    EXPECTED_SECONDS_FIELD_NUMBER: _builtins.int
     stage: Global___Stage.ValueType
     position: _builtins.int
     """How many are served before it, those running included."""
+    expected_seconds: _builtins.float
+    """Until it is served, as far as can be told; unset where nothing was measured yet."""
     def __init__(
         self,
         *,
         stage: Global___Stage.ValueType = ...,
         position: _builtins.int = ...,
+        expected_seconds: _builtins.float | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_expected_seconds", b"_expected_seconds", "expected_seconds", b"expected_seconds"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["position", b"position", "stage", b"stage"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_expected_seconds", b"_expected_seconds", "expected_seconds", b"expected_seconds", "position", b"position", "stage", b"stage"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType__expected_seconds: _TypeAlias = _typing.Literal["expected_seconds"]  # noqa: Y015
+    _WhichOneofArgType__expected_seconds: _TypeAlias = _typing.Literal["_expected_seconds", b"_expected_seconds"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__expected_seconds) -> _WhichOneofReturnType__expected_seconds | None: ...
 
 Global___Queued: _TypeAlias = Queued  # noqa: Y015
 
@@ -400,6 +410,42 @@ class PreviewPolicy(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___PreviewPolicy: _TypeAlias = PreviewPolicy  # noqa: Y015
+
+@_typing.final
+class ResumeChunk(_message.Message):
+    """A piece of a resume point: the latents after a step, from which another server can go on. Sent by
+    the sampler where `SampleStart.resume_every` asks for it, and before it hands a request over.
+
+    The latents are FP32 in the shape of the target. Pieces of a resume point follow one another; it is
+    whole when `byte_length` bytes have come, and takes the place of the one before.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    STEP_FIELD_NUMBER: _builtins.int
+    OFFSET_FIELD_NUMBER: _builtins.int
+    BYTE_LENGTH_FIELD_NUMBER: _builtins.int
+    DATA_FIELD_NUMBER: _builtins.int
+    step: _builtins.int
+    """Steps done: 1 to steps − 1."""
+    offset: _builtins.int
+    byte_length: _builtins.int
+    data: _builtins.bytes
+    def __init__(
+        self,
+        *,
+        step: _builtins.int = ...,
+        offset: _builtins.int = ...,
+        byte_length: _builtins.int = ...,
+        data: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["byte_length", b"byte_length", "data", b"data", "offset", b"offset", "step", b"step"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ResumeChunk: _TypeAlias = ResumeChunk  # noqa: Y015
 
 @_typing.final
 class Output(_message.Message):

@@ -9,6 +9,7 @@ from vtryon_services.backends.protocols import (
     SamplingBackend,
     TextEncoderBackend,
 )
+from vtryon_services.runtime.places import Places
 from vtryon_services.runtime.settings import StageSettings
 
 
@@ -33,7 +34,8 @@ async def load_text_encoder(settings: StageSettings) -> TextEncoderBackend:
 async def load_sampling(settings: StageSettings) -> SamplingBackend:
     """Make the sampler's backend ready."""
     if settings.backend == "scripted":
-        return scripted.ScriptedSampling(settings.scripted_seconds)
+        places = Places(settings.places, settings.max_waiting)
+        return scripted.ScriptedSampling(settings.scripted_seconds, places)
     from vtryon_services.backends.torch import TorchSampling
 
     return await TorchSampling.load(settings)

@@ -14,7 +14,7 @@ from vtryon.tensors import Tensor
 from vtryon.types import ImageFormat, PreviewPolicy
 from vtryon_services.engine.geometry import Defaults
 from vtryon_services.engine.numerics import Resolved
-from vtryon_services.engine.plan import Plan
+from vtryon_services.engine.plan import Demand, Standing
 
 
 class Latents(NamedTuple):
@@ -28,13 +28,40 @@ class Latents(NamedTuple):
 class StepDone:
     """A denoise step: how many are done, what it took, and the preview if one was wanted.
 
-    The last one carries the latents.
+    The last one carries the latents; others do where the caller wants resume points.
     """
 
     step: int
     compute_seconds: float
     preview: Picture | None = None
     latents: Tensor | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """What a caller wants to see before the end.
+
+    Attributes:
+        previews: which; None for none.
+        resume_every: latents after every n-th step, and before the request is handed over; 0: none.
+    """
+
+    previews: PreviewPolicy | None = None
+    resume_every: int = 0
+
+
+class Slot(Protocol):
+    """A sampling request's admission: it will get its turn."""
+
+    def sample(
+        self, given: Conditioning, wanted: Wanted
+    ) -> AsyncGenerator[Standing | StepDone, None]:
+        """Wait and denoise; closing the generator stops before the next step."""
+        ...
+
+    def leave(self) -> None:
+        """Give the admission up; of no effect once it is used."""
+        ...
 
 
 class LatentEncoderBackend(Protocol):
@@ -95,10 +122,12 @@ class SamplingBackend(Protocol):
         """Noise levels of a request."""
         ...
 
-    def sample(
-        self, plan: Plan, given: Conditioning, previews: PreviewPolicy | None
-    ) -> AsyncGenerator[StepDone, None]:
-        """Denoise; closing the generator stops before the next step."""
+    def admit(self, demand: Demand) -> Slot:
+        """Promise a request its turn; `OverloadedError` at once where that can't be kept."""
+        ...
+
+    async def hand_over(self) -> None:
+        """End every request as UNAVAILABLE, behind its last resume point; admit no more."""
         ...
 
 

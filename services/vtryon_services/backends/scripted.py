@@ -8,9 +8,11 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import struct
+import time
 import zlib
 from collections.abc import AsyncGenerator, Iterable, Sequence
 
+from vtryon.errors import DeadlineError
 from vtryon.events import Fit
 from vtryon.payloads import Buffer
 from vtryon.pictures import Picture
@@ -21,13 +23,13 @@ from vtryon.types import (
     EncodedImage,
     FitMethod,
     ImageFormat,
-    PreviewPolicy,
     TensorSpec,
 )
-from vtryon_services.backends.protocols import Latents, StepDone
+from vtryon_services.backends.protocols import Latents, StepDone, Wanted
 from vtryon_services.engine.geometry import Defaults
 from vtryon_services.engine.numerics import Resolved
-from vtryon_services.engine.plan import Plan
+from vtryon_services.engine.plan import Demand, Standing
+from vtryon_services.runtime.places import Places
 
 CHANNELS = 16
 EMBEDDING_WIDTH = 128
@@ -93,8 +95,9 @@ class ScriptedSampling:
     width = EMBEDDING_WIDTH
     max_target_area = MAX_TARGET_AREA
 
-    def __init__(self, seconds: float) -> None:
+    def __init__(self, seconds: float, places: Places) -> None:
         self._seconds = seconds
+        self._places = places
 
     def defaults(self, numerics: Resolved) -> Defaults:
         """Four steps, no guidance."""
@@ -106,18 +109,47 @@ class ScriptedSampling:
         """Evenly from 1 to 0."""
         return tuple(1 - step / steps for step in range(steps + 1))
 
-    async def sample(
-        self, plan: Plan, given: Conditioning, previews: PreviewPolicy | None
-    ) -> AsyncGenerator[StepDone, None]:
-        """Sleep for each step."""
-        for step in range(plan.first_step + 1, plan.steps + 1):
-            await asyncio.sleep(self._seconds)
-            wanted = previews is not None and previews.every_steps
-            preview = _picture(12, 16, step) if wanted and step % wanted == 0 else None
-            latents = self._latents(plan, given) if step == plan.steps else None
-            yield StepDone(step, self._seconds, preview, latents)
+    def admit(self, demand: Demand) -> ScriptedSlot:
+        """Take a place in the queue."""
+        self._places.check_room()
+        return ScriptedSlot(demand, self._places, self._seconds)
 
-    def _latents(self, plan: Plan, given: Conditioning) -> Tensor:
+    async def hand_over(self) -> None:
+        """Let requests finish: what they do takes no time that counts."""
+
+
+class ScriptedSlot:
+    """Sleeps for each step."""
+
+    def __init__(self, demand: Demand, places: Places, seconds: float) -> None:
+        self._demand = demand
+        self._places = places
+        self._seconds = seconds
+
+    async def sample(
+        self, given: Conditioning, wanted: Wanted
+    ) -> AsyncGenerator[Standing | StepDone, None]:
+        """Wait for a place, and sleep."""
+        plan = self._demand.plan
+        with self._places.enter() as ticket:
+            async for position in ticket:
+                yield Standing(position)
+            for step in range(plan.first_step + 1, plan.steps + 1):
+                if time.monotonic() >= self._demand.deadline:
+                    raise DeadlineError(f"out of time after {step - 1} of {plan.steps} steps")
+                await asyncio.sleep(self._seconds)
+                drawn = wanted.previews is not None and wanted.previews.every_steps
+                preview = _picture(12, 16, step) if drawn and step % drawn == 0 else None
+                every = wanted.resume_every
+                kept = step == plan.steps or (every and step % every == 0)
+                latents = self._latents(given) if kept else None
+                yield StepDone(step, self._seconds, preview, latents)
+
+    def leave(self) -> None:
+        """Nothing is held before the place."""
+
+    def _latents(self, given: Conditioning) -> Tensor:
+        plan = self._demand.plan
         sources: list[Buffer] = [item.data for item in given.outgoing()]  # type: ignore[misc]
         return _draw((CHANNELS, *plan.latent_size), [*sources, str(plan.seed).encode()])
 

@@ -7,7 +7,6 @@ and two operations at once would only fight for them. Pictures are decoded and e
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import AsyncGenerator, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -15,22 +14,25 @@ from typing import TypeVar
 
 import torch
 
+from vtryon.errors import UnavailableError
 from vtryon.payloads import Buffer
 from vtryon.pictures import Picture
 from vtryon.stages import Conditioning, Embeddings
 from vtryon.tensors import Tensor
-from vtryon.types import DataType, EncodedImage, ImageFormat, PreviewPolicy, TensorSpec
-from vtryon_services.backends.protocols import Latents, StepDone
+from vtryon.types import DataType, EncodedImage, ImageFormat, TensorSpec
+from vtryon_services.backends.mailbox import Mailbox
+from vtryon_services.backends.protocols import Latents, StepDone, Wanted
 from vtryon_services.engine import latents as drawing
 from vtryon_services.engine import pictures
+from vtryon_services.engine.batching.batcher import StepBatcher, Stepped, Ticket
 from vtryon_services.engine.checkpoint import Checkpoint
 from vtryon_services.engine.decoder import Decoder
-from vtryon_services.engine.geometry import Defaults
+from vtryon_services.engine.geometry import Defaults, PreviewMap
 from vtryon_services.engine.latent_encoder import LatentEncoder
 from vtryon_services.engine.numerics import Resolved
 from vtryon_services.engine.placement import Placement
-from vtryon_services.engine.plan import Plan
-from vtryon_services.engine.sampler import Given, Sample, Sampler
+from vtryon_services.engine.plan import Demand, Standing
+from vtryon_services.engine.sampler import Given, Sampler
 from vtryon_services.engine.text_encoder import TextEncoder
 from vtryon_services.runtime.settings import StageSettings
 
@@ -99,15 +101,20 @@ class TorchTextEncoder:
 
 
 class TorchSampling:
-    """Denoises with the MMDiT, one step of one request at a time."""
+    """Denoises with the MMDiT, all requests in one running batch."""
 
     @classmethod
     async def load(cls, settings: StageSettings) -> TorchSampling:
         """Load the engine that the settings ask for."""
-        return cls(await _load_engine(settings, Sampler.load))
+        engine = await _load_engine(settings, Sampler.load)
+        batcher = StepBatcher(
+            engine, _compute, slots=settings.places, max_waiting=settings.max_waiting
+        )
+        return cls(engine, batcher)
 
-    def __init__(self, engine: Sampler) -> None:
+    def __init__(self, engine: Sampler, batcher: StepBatcher) -> None:
         self._engine = engine
+        self.batcher = batcher
         self.digest = engine.digest
         self.channels = engine.channels
         self.width = engine.width
@@ -123,34 +130,73 @@ class TorchSampling:
         """Noise levels of a request."""
         return self._engine.sigmas(numerics, steps, width, height, strength)
 
+    def admit(self, demand: Demand) -> TorchSlot:
+        """Take a ticket of the batcher."""
+        return TorchSlot(self.batcher.admit(demand), self._engine.geometry.preview)
+
+    async def hand_over(self) -> None:
+        """End every request behind the step under way."""
+        await asyncio.wrap_future(self.batcher.begin_drain())
+
+
+class TorchSlot:
+    """A request in the batcher, as its event loop sees it."""
+
+    def __init__(self, ticket: Ticket, colours: PreviewMap | None) -> None:
+        self._ticket = ticket
+        self._plan = ticket.demand.plan
+        self._colours = colours
+
     async def sample(
-        self, plan: Plan, given: Conditioning, previews: PreviewPolicy | None
-    ) -> AsyncGenerator[StepDone, None]:
-        """Denoise; closing the generator stops before the next step."""
-        sample = await _run(lambda: self._engine.begin(plan, _given(given)))
-        while not sample.finished:
-            started = time.monotonic()
-            await _run(lambda: self._engine.advance(sample))
-            seconds = time.monotonic() - started
-            preview = await self._preview(sample, previews)
-            latents = _to_wire(sample.latents()) if sample.finished else None
-            yield StepDone(sample.step, seconds, preview, latents)
+        self, given: Conditioning, wanted: Wanted
+    ) -> AsyncGenerator[Standing | StepDone, None]:
+        """Wait and denoise; a slow reader gets every step, but of the rest the newest alone."""
+        mailbox = Mailbox()
+        self._ticket.begin(_given(given), mailbox)
+        last: Stepped | None = None
+        try:
+            async for item in mailbox:
+                if isinstance(item, Standing):
+                    yield item
+                else:
+                    last = item
+                    yield await self._describe(item, wanted if mailbox.is_empty else Wanted())
+        except UnavailableError:  # handed over
+            if last is not None and wanted.resume_every:
+                yield StepDone(last.step, 0.0, latents=await self._latents(last))
+            raise
+        finally:
+            self._ticket.cancel()
 
-    async def _preview(self, sample: Sample, policy: PreviewPolicy | None) -> Picture | None:
-        colours = self._engine.geometry.preview
-        if policy is None or colours is None or not policy.every_steps:
+    def leave(self) -> None:
+        """Give the ticket back."""
+        self._ticket.cancel()
+
+    async def _describe(self, stepped: Stepped, wanted: Wanted) -> StepDone:
+        def is_due(every: int) -> bool:
+            return every > 0 and stepped.step % every == 0
+
+        last, policy = stepped.step == self._plan.steps, wanted.previews
+        latents, preview = None, None
+        if last or is_due(wanted.resume_every):
+            latents = await self._latents(stepped)
+        if policy and policy.every_steps and (last or is_due(policy.every_steps)):
+            preview = await asyncio.to_thread(self._draw, stepped.x0, policy.max_pixels)
+        return StepDone(stepped.step, stepped.seconds, preview, latents)
+
+    async def _latents(self, stepped: Stepped) -> Tensor:
+        def fetch() -> Tensor:
+            return _to_wire(drawing.unpack(stepped.tokens, *self._plan.latent_size).cpu())
+
+        return await asyncio.to_thread(fetch)
+
+    def _draw(self, x0: torch.Tensor, max_pixels: int) -> Picture | None:
+        if self._colours is None:
             return None
-        if sample.step % policy.every_steps and not sample.finished:
-            return None
-        x0 = sample.estimate()
-        assert x0 is not None
-
-        def draw() -> Picture:
-            small = drawing.preview(x0, colours, policy.max_pixels)
-            declared = EncodedImage(ImageFormat.PNG, *small.size)
-            return Picture(declared, pictures.encode(small, ImageFormat.PNG))
-
-        return await asyncio.to_thread(draw)
+        estimate = drawing.unpack(x0, *self._plan.latent_size)
+        small = drawing.preview(estimate, self._colours, max_pixels)
+        declared = EncodedImage(ImageFormat.PNG, *small.size)
+        return Picture(declared, pictures.encode(small, ImageFormat.PNG))
 
 
 class TorchDecoding:

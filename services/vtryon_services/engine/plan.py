@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from math import inf
 
+from vtryon.types import Priority
 from vtryon_services.engine.numerics import Resolved
 
 TOKEN_PIXELS = 16  # 8 by the VAE, 2 by packing
@@ -38,3 +40,34 @@ class Plan:
     def latent_size(self) -> tuple[int, int]:
         """Height and width of the target's latents."""
         return self.height // 8, self.width // 8
+
+
+@dataclass(frozen=True, slots=True)
+class Demand:
+    """What a request asks of a sampler, known before its payloads arrive.
+
+    Attributes:
+        tokens: of one prediction: target, references and text.
+        guided: whether a step takes two predictions.
+        deadline: on `time.monotonic`; infinite for none.
+    """
+
+    plan: Plan
+    tokens: int
+    guided: bool
+    priority: Priority = Priority.INTERACTIVE
+    tenant: str = ""
+    deadline: float = inf
+
+
+@dataclass(frozen=True, slots=True)
+class Standing:
+    """A waiting request's place.
+
+    Attributes:
+        position: how many go before it, those running included.
+        expected_seconds: until it starts; None where nothing was measured yet.
+    """
+
+    position: int
+    expected_seconds: float | None = None

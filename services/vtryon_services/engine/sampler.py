@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from diffusers import FlowMatchEulerDiscreteScheduler, QwenImageTransformer2DModel
@@ -12,12 +14,13 @@ from vtryon.errors import Reason, RequestError, SettingsError
 from vtryon_services.engine import latents as packing
 from vtryon_services.engine.attention import install
 from vtryon_services.engine.checkpoint import Checkpoint
+from vtryon_services.engine.forward import Forward, Row, divide
 from vtryon_services.engine.geometry import Defaults, Geometry
 from vtryon_services.engine.guidance import guide
 from vtryon_services.engine.numerics import DEFAULTS, Resolved
 from vtryon_services.engine.placement import Placement
 from vtryon_services.engine.plan import TOKEN_PIXELS, Plan
-from vtryon_services.engine.rope import Rope, Shape
+from vtryon_services.engine.rope import Shape
 from vtryon_services.engine.schedule import shorten, sigmas_for
 
 
@@ -38,14 +41,14 @@ class Given:
     resume: torch.Tensor | None = None
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class Sample:
     """A request between two steps.
 
     Everything is on the sampler's device: a step moves nothing to or from it.
 
     Shapes:
-        positive, negative: (1, tokens, width).
+        positive, negative: (tokens, width).
         tokens: (target tokens, 64), float32; x0 the same, the estimate of the last step.
         references: (reference tokens, 64).
     """
@@ -55,7 +58,7 @@ class Sample:
     negative: torch.Tensor | None
     tokens: torch.Tensor
     references: torch.Tensor
-    shapes: list[Shape]
+    shapes: tuple[Shape, ...]
     step: int
     x0: torch.Tensor | None = None
 
@@ -64,6 +67,40 @@ class Sample:
         """True when all steps are done."""
         return self.step == self.plan.steps
 
+    @property
+    def sigma(self) -> float:
+        """The noise level reached."""
+        return self.plan.sigmas[self.step]
+
+    def rows(self) -> list[Row]:
+        """Give the predictions that the next step takes: one, or two under guidance."""
+        embeddings = [self.positive] if self.negative is None else [self.positive, self.negative]
+        layout = self.plan.numerics.rope_layout
+        return [
+            Row(self.tokens, self.references, one, self.shapes, self.sigma, layout)
+            for one in embeddings
+        ]
+
+    def take(self, velocities: Sequence[torch.Tensor]) -> None:
+        """Do one step with the rows' predictions: x ← x + (σ' − σ)·v.
+
+        Source: Euler on the flow ODE, "Flow Matching for Generative Modeling", Lipman et al. 2023.
+        """
+        plan, sigma = self.plan, self.sigma
+        velocity, *negative = velocities
+        if negative:
+            velocity = guide(
+                velocity,
+                negative[0],
+                self.tokens,
+                sigma,
+                plan.true_cfg_scale,
+                plan.numerics.guidance_norm,
+            )
+        self.x0 = self.tokens - sigma * velocity
+        self.tokens = self.tokens + (plan.sigmas[self.step + 1] - sigma) * velocity
+        self.step += 1
+
     def latents(self) -> torch.Tensor:
         """Give (channels, height / 8, width / 8), on the CPU."""
         return packing.unpack(self.tokens, *self.plan.latent_size).cpu()
@@ -71,6 +108,14 @@ class Sample:
     def estimate(self) -> torch.Tensor | None:
         """Give the x0 estimate in the shape of the latents, on the CPU."""
         return None if self.x0 is None else packing.unpack(self.x0, *self.plan.latent_size).cpu()
+
+
+class Pass(NamedTuple):
+    """One forward of a step: its rows, its tokens with padding, and what it took."""
+
+    rows: int
+    tokens: int
+    seconds: float
 
 
 class Sampler:
@@ -84,9 +129,9 @@ class Sampler:
         digest: str,
     ) -> None:
         _check_supported(transformer, scheduler)
-        self._rope = Rope(tuple(transformer.config.axes_dims_rope))
         install(transformer)
         self._transformer = transformer
+        self._forward = Forward(transformer)
         self._scheduler = scheduler
         self.geometry = geometry
         self.digest = digest
@@ -129,52 +174,32 @@ class Sampler:
         negative = given.negative if plan.true_cfg_scale > 1 else None
         return Sample(
             plan=plan,
-            positive=given.positive.to(device, dtype)[None],
-            negative=None if negative is None else negative.to(device, dtype)[None],
+            positive=given.positive.to(device, dtype),
+            negative=None if negative is None else negative.to(device, dtype),
             tokens=packing.pack(start).to(device, torch.float32),
             references=torch.cat(references).to(device, dtype),
-            shapes=[(1, height // 2, width // 2) for height, width in sizes],
+            shapes=tuple((1, height // 2, width // 2) for height, width in sizes),
             step=plan.first_step,
         )
 
     @torch.inference_mode()
-    def advance(self, sample: Sample) -> None:
-        """Do one step: x ← x + (σ' − σ)·v.
+    def advance(self, samples: Sequence[Sample], rows_at_once: int = 64) -> list[Pass]:
+        """Do one step of each sample, whatever their sizes, prompts and step numbers.
 
-        Source: Euler on the flow ODE, "Flow Matching for Generative Modeling", Lipman et al. 2023.
+        A sample's latents do not depend on the others, but for the rounding of sums.
         """
-        plan = sample.plan
-        sigma, below = plan.sigmas[sample.step], plan.sigmas[sample.step + 1]
-        velocity = self._velocity(sample, sample.positive, sigma)
-        if sample.negative is not None:
-            negative = self._velocity(sample, sample.negative, sigma)
-            velocity = guide(
-                velocity,
-                negative,
-                sample.tokens,
-                sigma,
-                plan.true_cfg_scale,
-                plan.numerics.guidance_norm,
-            )
-        sample.x0 = sample.tokens - sigma * velocity
-        sample.tokens = sample.tokens + (below - sigma) * velocity
-        sample.step += 1
-
-    def _velocity(self, sample: Sample, embeddings: torch.Tensor, sigma: float) -> torch.Tensor:
-        model = self._transformer
-        shapes, layout = tuple(sample.shapes), sample.plan.numerics.rope_layout
-        rotary = self._rope.table(shapes, embeddings.shape[1], layout, model.device)
-        target = sample.tokens.to(model.dtype)
-        predicted = model(
-            hidden_states=torch.cat([target, sample.references])[None],
-            timestep=torch.full((1,), sigma, device=model.device, dtype=model.dtype),
-            encoder_hidden_states=embeddings,
-            encoder_hidden_states_mask=None,
-            img_shapes=[sample.shapes],
-            attention_kwargs={"rotary": rotary[None]},
-            return_dict=False,
-        )[0]
-        return predicted[0, : len(target)].float()
+        wanted = [sample.rows() for sample in samples]
+        rows = [row for own in wanted for row in own]
+        velocities: list[torch.Tensor] = [torch.empty(0)] * len(rows)
+        passes = []
+        for batch in divide(rows, rows_at_once):
+            started = time.monotonic()
+            for index, velocity in zip(batch.rows, self._forward(rows, batch), strict=True):
+                velocities[index] = velocity
+            passes.append(Pass(len(batch.rows), batch.tokens, time.monotonic() - started))
+        for sample, own in zip(samples, wanted, strict=True):
+            sample.take([velocities.pop(0) for _ in own])
+        return passes
 
     def _starting_point(self, plan: Plan, given: Given) -> torch.Tensor:
         if given.resume is not None:

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncGenerator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from vtryon.channel import Channel
 from vtryon.errors import VtryonError
@@ -31,7 +31,8 @@ from vtryon.types import (
     Start,
     TryOnOptions,
 )
-from vtryon_services.pipeline.relay import Fanout
+from vtryon_services.pipeline.attempts import Attempts, Retries
+from vtryon_services.pipeline.relay import Fanout, Replay
 from vtryon_services.pipeline.stage_run import StageRun, as_kind
 from vtryon_services.runtime.call import Call, Incoming
 
@@ -51,7 +52,9 @@ class StageClients:
     @classmethod
     def connect(cls, targets: Sequence[str]) -> StageClients:
         """Connect to four targets, in the order of the fields; connections open when needed."""
-        encoder, text, sampling, decoding = (Channel(target) for target in targets)
+        encoder, text, sampling, decoding = (
+            Channel(target, between_services=True) for target in targets
+        )
         return cls(
             LatentEncoder(encoder), TextEncoder(text), Sampling(sampling), Decoding(decoding)
         )
@@ -66,12 +69,18 @@ class Flow:
     """One try-on on its way."""
 
     def __init__(
-        self, stages: StageClients, options: TryOnOptions, incoming: Incoming, call: Call
+        self,
+        stages: StageClients,
+        options: TryOnOptions,
+        incoming: Incoming,
+        call: Call,
+        retries: Retries,
     ) -> None:
         self._stages = stages
         self._options = options
         self._incoming = incoming
         self._call = call
+        self._retries = retries
         self._runs: list[StageRun] = []
         self._events: asyncio.Queue[Event | None] = asyncio.Queue(_EVENTS_HELD)
 
@@ -157,6 +166,7 @@ class Flow:
             sigmas=options.sigmas,
             previews=options.previews,
             priority=options.priority,
+            resume_every=self._retries.resume_every,
         )
         return await self._open(group, Stage.SAMPLING, "", start, given).output
 
@@ -187,15 +197,21 @@ class Flow:
         outgoing: Sequence[Outgoing],
     ) -> StageRun:
         client: Client = getattr(self._stages, stage.name.lower())
-        call: StreamCall = client.open(
-            start,
-            outgoing,
-            timeout_seconds=max(0.001, self._call.remaining_seconds),
-            request_id=self._call.request_id,
-        )
-        run = StageRun(stage, subject, self._call, self._emit)
+        kept = [replace(item, data=Replay(item.data)) for item in outgoing]
+
+        def open_call(attempts: Attempts) -> StreamCall:
+            return client.open(
+                attempts.start(start),
+                attempts.payloads(start, kept),
+                timeout_seconds=max(0.001, self._call.remaining_seconds),
+                request_id=self._call.request_id,
+                tenant=self._call.tenant,
+            )
+
+        attempts = Attempts(self._retries.budget, self._retries.attempts)
+        run = StageRun(stage, subject, self._call, self._emit, attempts)
         self._runs.append(run)
-        group.create_task(run.run(call))
+        group.create_task(run.run(open_call))
         return run
 
     async def _emit(self, event: Event) -> None:

@@ -20,6 +20,7 @@ from vtryon.types import (
     TryOnStart,
 )
 from vtryon_services.engine.numerics import resolve
+from vtryon_services.pipeline.attempts import Retries, RetryBudget
 from vtryon_services.pipeline.flow import Flow, StageClients
 from vtryon_services.pipeline.settings import PipelineSettings
 from vtryon_services.runtime.call import Call, Incoming, accepted
@@ -40,6 +41,7 @@ class Pipeline:
     def __init__(self, stages: StageClients, settings: PipelineSettings) -> None:
         self._stages = stages
         self._max_garments = settings.max_garments
+        self._retries = Retries(RetryBudget(), settings.stage_attempts, settings.resume_every)
 
     async def try_on(
         self, start: TryOnStart, incoming: Incoming, call: Call
@@ -82,7 +84,8 @@ class Pipeline:
             width=chosen.width,
             height=chosen.height,
         )
-        flow = Flow(self._stages, chosen, incoming, call)
+        self._retries.budget.earn()
+        flow = Flow(self._stages, chosen, incoming, call, self._retries)
         async with aclosing(flow.events()) as events:
             async for event in events:
                 yield event

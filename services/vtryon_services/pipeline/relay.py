@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterable, AsyncIterator, Sequence
 
 from vtryon.events import Chunk
 from vtryon.payloads import Buffer
@@ -26,9 +26,47 @@ class Relay:
         """Add bytes; empty ones end the relay."""
         await self._pieces.put(piece)
 
+    def __aiter__(self) -> Relay:
+        return self
+
+    async def __anext__(self) -> Buffer:
+        if piece := await self._pieces.get():
+            return piece
+        raise StopAsyncIteration
+
+
+class Replay:
+    """A payload's bytes, kept, so that another attempt can be sent them again.
+
+    Iterate it as often as need be: each time it begins with the first byte. Takers may overlap: one
+    that is about to be cancelled takes nothing from another.
+    """
+
+    def __init__(self, source: Buffer | AsyncIterable[Buffer]) -> None:
+        whole = isinstance(source, (bytes, bytearray, memoryview))
+        self._kept: list[Buffer] = [source] if whole else []  # type: ignore[list-item]
+        self._source = None if whole else aiter(source)  # type: ignore[arg-type]
+        self._one_at_a_time = asyncio.Lock()
+
     async def __aiter__(self) -> AsyncIterator[Buffer]:
-        while piece := await self._pieces.get():
-            yield piece
+        taken = 0
+        while taken < len(self._kept) or await self._fetch(taken):
+            yield self._kept[taken]
+            taken += 1
+
+    async def _fetch(self, taken: int) -> bool:
+        """Fetch one more piece, unless somebody has; false at the end."""
+        async with self._one_at_a_time:
+            if taken < len(self._kept):
+                return True
+            if self._source is None:
+                return False
+            try:
+                self._kept.append(await anext(self._source))
+            except StopAsyncIteration:
+                self._source = None
+                return False
+            return True
 
 
 class Fanout:

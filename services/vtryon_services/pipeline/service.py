@@ -29,4 +29,4 @@ async def make_service(settings: PipelineSettings) -> Service:
         streams_requests=False,
     )
     methods = (try_on, inline)
-    return Service(STAGE, "vtryon.v1.PipelineService", methods, settings, stages.close)
+    return Service(STAGE, "vtryon.v1.PipelineService", methods, settings, close=stages.close)

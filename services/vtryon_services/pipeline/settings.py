@@ -20,4 +20,10 @@ class PipelineSettings(ServiceSettings):
     text_encoder_target: str = Field(default="127.0.0.1:50052", description="host:port.")
     sampling_target: str = Field(default="127.0.0.1:50053", description="host:port.")
     decoding_target: str = Field(default="127.0.0.1:50054", description="host:port.")
+    stage_attempts: int = Field(
+        default=4, ge=1, le=16, description="Attempts at a stage that goes away, elsewhere."
+    )
+    resume_every: int = Field(
+        default=4, ge=0, le=200, description="Keep the latents of every n-th step; 0 for never."
+    )
     max_garments: int = Field(default=3, ge=0, le=8, description="Garments of one try-on.")

@@ -6,6 +6,8 @@ import asyncio
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
 
+import structlog
+
 from vtryon.errors import CancelledError, Reason, UnavailableError, VtryonError
 from vtryon.events import (
     Accepted,
@@ -17,6 +19,7 @@ from vtryon.events import (
     Output,
     Preview,
     Queued,
+    ResumeChunk,
     StageFinished,
     StageStarted,
     StepFinished,
@@ -24,9 +27,11 @@ from vtryon.events import (
 from vtryon.payloads import Outgoing
 from vtryon.stream import StreamCall
 from vtryon.types import PayloadKind, Stage
+from vtryon_services.pipeline.attempts import Attempts
 from vtryon_services.pipeline.relay import Fanout
 from vtryon_services.runtime.call import Call
 
+_log = structlog.get_logger("vtryon.pipeline")
 Emit = Callable[[Event], Awaitable[None]]
 
 
@@ -38,32 +43,49 @@ class StageRun:
         fits: what the stage said about sizes.
     """
 
-    def __init__(self, stage: Stage, subject: str, request: Call, emit: Emit) -> None:
+    def __init__(
+        self, stage: Stage, subject: str, request: Call, emit: Emit, attempts: Attempts
+    ) -> None:
         self.stage = stage
         self.subject = subject
         self.output: asyncio.Future[list[Outgoing]] = asyncio.get_running_loop().create_future()
         self.fits: tuple[Fit, ...] = ()
         self._request = request
         self._emit = emit
+        self._attempts = attempts
+        self._steps_told = 0
         self._started_at = request.elapsed_seconds
         self._output_at = self._started_at
         self._own: Hop | None = None
         self._fanout = Fanout(())
 
-    async def run(self, call: StreamCall) -> None:
-        """Make the call and see it through.
+    async def run(self, open_call: Callable[[Attempts], StreamCall]) -> None:
+        """Make the call and see it through, elsewhere if the server that had it goes away.
 
         Raises:
             VtryonError: it failed; the metadata names the stage.
         """
         try:
-            async with call:
+            while not await self._attempt(open_call):
+                await asyncio.sleep(self._attempts.pause_seconds)
+        finally:
+            self.output.cancel()
+
+    async def _attempt(self, open_call: Callable[[Attempts], StreamCall]) -> bool:
+        """Make the call once; false where another attempt is to follow."""
+        try:
+            async with open_call(self._attempts) as call:
                 async for event in call:
                     await self._take(event)
         except VtryonError as error:
-            raise self._name(error) from None
-        finally:
-            self.output.cancel()
+            named = self._name(error)
+            if self.output.done() or not self._attempts.may_go_on(
+                named, self._request.remaining_seconds
+            ):
+                raise named from None
+            _log.info("another attempt", stage=self.stage.value, reason=named.reason)
+            return False
+        return True
 
     def hop(self, *, critical: bool) -> Hop:
         """Give this stage's line in the ledger: up to its output, so that hops don't overlap."""
@@ -87,10 +109,17 @@ class StageRun:
 
     async def _take(self, event: Event) -> None:
         match event:
-            case Accepted():
+            case Accepted() if not self._attempts.number:
                 await self._emit(StageStarted(self.stage, self.subject, event))
-            case Queued() | StepFinished() | Preview():
+            case StepFinished() if event.step > self._steps_told:
+                self._steps_told = event.step
                 await self._emit(event)
+            case Queued():
+                await self._emit(event)
+            case Preview() if event.step >= self._steps_told:
+                await self._emit(event)
+            case ResumeChunk():
+                self._attempts.take(event)
             case Output():
                 await self._declare(event)
             case Chunk():

@@ -31,7 +31,7 @@ from vtryon.events import Chunk, Event
 from vtryon.framing import EVENT_TAG, REQUEST_TAG, read_chunk, write_chunk
 from vtryon.grammar import Requests, Responses
 from vtryon.messages import ProtoType
-from vtryon.stream import REQUEST_ID_KEY
+from vtryon.stream import REQUEST_ID_KEY, TENANT_KEY
 from vtryon.types import Stage
 from vtryon_services.runtime.call import Call, Incoming
 from vtryon_services.runtime.declarations import check_payloads, unknown_enum
@@ -57,12 +57,19 @@ class Method(Generic[S]):
 
 @dataclass(frozen=True, slots=True)
 class Service:
-    """A gRPC service, ready to be added to a server; `close` is called when that has drained."""
+    """A gRPC service, ready to be added to a server.
+
+    Attributes:
+        hand_over: called when draining begins, where there may be other replicas: ends calls that can
+            go on elsewhere.
+        close: called when the server has drained.
+    """
 
     stage: Stage
     proto_name: str
     methods: tuple[Method[Any], ...]
     settings: ServiceSettings
+    hand_over: Callable[[], Awaitable[None]] | None = None
     close: Callable[[], Awaitable[None]] | None = None
 
     def handler(self) -> grpc.GenericRpcHandler:
@@ -129,6 +136,7 @@ class _Exchange:
             request_id=request_id,
             timeout_seconds=default if remaining is None else remaining,
             timeout_is_default=remaining is None,
+            tenant=str(metadata.get(TENANT_KEY) or "")[:_MAX_REQUEST_ID],
         )
 
     async def _serve(self, request: bytes | None) -> None:

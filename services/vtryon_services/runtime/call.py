@@ -17,12 +17,14 @@ class Call:
     """What a service may know of its call.
 
     Attributes:
+        tenant: whose call it is, for fair shares; empty where nobody said.
         facts: added to the metadata of an error that ends the call, such as the steps completed.
     """
 
     request_id: str
     timeout_seconds: float
     timeout_is_default: bool
+    tenant: str = ""
     started: float = field(default_factory=time.monotonic)
     facts: dict[str, str] = field(default_factory=dict)
 

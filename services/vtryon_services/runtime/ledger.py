@@ -5,13 +5,11 @@ from __future__ import annotations
 from vtryon.events import Hop, Ledger
 from vtryon.types import Stage
 from vtryon_services.runtime.call import Call
-from vtryon_services.runtime.places import Ticket
 
 
-def one_hop(stage: Stage, call: Call, ticket: Ticket) -> Ledger:
+def one_hop(stage: Stage, call: Call, queue: float, compute: float) -> Ledger:
     """Split a call's time so far: waiting, computing, and the rest, which went into bytes."""
     wall = call.elapsed_seconds
-    queue, compute = ticket.waited_seconds, ticket.held_seconds
     hop = Hop(
         stage,
         queue_seconds=queue,

@@ -57,6 +57,12 @@ class SizeRanges(_Ranges):
     height: int = Field(ge=16, multiple_of=16)
 
 
+class ResumeRanges(_Ranges):
+    """Of how a SampleStart provides for another attempt."""
+
+    resume_every: int = Field(ge=0, le=200)
+
+
 class PromptRanges(_Ranges):
     """Of what is said about the pictures."""
 

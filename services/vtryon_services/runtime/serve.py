@@ -26,7 +26,8 @@ _OPTIONS = (
     ("grpc.keepalive_time_ms", 10_000),
     ("grpc.keepalive_timeout_ms", 5_000),
     ("grpc.http2.ping_timeout_ms", 5_000),
-    ("grpc.http2.min_recv_ping_interval_without_data_ms", 5_000),
+    # Services ping each other more often than gRPC would allow by default.
+    ("grpc.http2.min_recv_ping_interval_without_data_ms", 1_000),
     ("grpc.http2.max_pings_without_data", 0),
     ("grpc.max_receive_message_length", 4 * 1024 * 1024),
     # A fixed window: left to itself it grows, and each stream then holds what it likes.
@@ -83,11 +84,18 @@ class Server:
         for name in ("", *self._names()):
             await self._health.set(name, _SERVING)
 
-    async def drain(self) -> None:
-        """Say NOT_SERVING, let routing notice, let open calls finish, cancel the rest."""
+    async def drain(self, *, hand_over: bool = True) -> None:
+        """Say NOT_SERVING, let routing notice, let open calls finish, cancel the rest.
+
+        Args:
+            hand_over: end calls that can go on at another replica, instead of waiting for them.
+        """
         for name in ("", *self._names()):
             await self._health.set(name, _NOT_SERVING)
         await asyncio.sleep(self._settings.drain_delay_seconds)
+        for service in self._services:
+            if hand_over and service.hand_over is not None:
+                await service.hand_over()
         await self._server.stop(self._settings.drain_grace_seconds)
         for service in self._services:
             if service.close is not None:

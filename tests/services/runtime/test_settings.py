@@ -34,7 +34,7 @@ def test_an_unknown_shared_name_stops_every_service(monkeypatch) -> None:
 def test_another_services_variables_are_none_of_its_business(monkeypatch) -> None:
     monkeypatch.setenv("VTRYON_DECODING_PLACES", "3")
     monkeypatch.setenv("VTRYON_TOKEN", "for the command line")
-    assert SamplingSettings.load().places == 1
+    assert SamplingSettings.load().places == 16
 
 
 def test_all_bad_values_are_told_at_once(monkeypatch) -> None:

@@ -1,11 +1,14 @@
 """Each stage alone, and all of them in a row: the same picture as the pipeline's."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
 import vtryon
 from vtryon import Conditioning, Embeddings, SampleStart, Tensor
-from vtryon.types import Profile, ResumePoint
+from vtryon.events import ResumeChunk
+from vtryon.types import DataType, Profile, ResumePoint, TensorSpec
 
 START = SampleStart(width=96, height=128, steps=4, seed=5)
 
@@ -50,35 +53,17 @@ async def test_a_noise_payload_stands_in_for_a_seed(client, example) -> None:
 async def test_resumed_equals_uninterrupted(client, example) -> None:
     given = await conditioning(client, example)
     whole = await client.sampling.sample(START, given)
-    run = client.sampling.sample(START, given)
-    accepted = [event async for event in run if isinstance(event, vtryon.Accepted)]
-    middle = latents_after(given, accepted[0].sigmas, 2)
+    run = client.sampling.sample(replace(START, resume_every=2), given)
+    pieces = [event async for event in run if isinstance(event, ResumeChunk)]
+    assert {piece.step for piece in pieces} == {2}
+    data = b"".join(piece.data for piece in pieces)
+    assert len(data) == pieces[0].byte_length
+    middle = Tensor(TensorSpec(DataType.FP32, whole.spec.shape), data)
     resumed = await client.sampling.sample(
-        SampleStart(width=96, height=128, steps=4, seed=5, resume=ResumePoint(2)),
+        replace(START, resume=ResumePoint(2)),
         Conditioning(given.embeddings, given.references, resume_latents=middle),
     )
     np.testing.assert_array_equal(resumed.to_numpy(), whole.to_numpy())
-
-
-def latents_after(given: Conditioning, sigmas: tuple[float, ...], steps: int) -> Tensor:
-    """The engine's own latents between two steps."""
-    import torch
-
-    from vtryon_services.backends.torch import SHIPPED_CHECKPOINT
-    from vtryon_services.engine.checkpoint import Checkpoint
-    from vtryon_services.engine.numerics import resolve
-    from vtryon_services.engine.placement import Placement
-    from vtryon_services.engine.plan import Plan
-    from vtryon_services.engine.sampler import Given, Sampler
-
-    engine = Sampler.load(Checkpoint.open(SHIPPED_CHECKPOINT), Placement.of("cpu", "fp32"))
-    plan = Plan(resolve(None), 96, 128, sigmas, 1.0, 5)
-    tensors = [torch.from_numpy(item.to_numpy().copy()) for item in given.references]
-    positive = torch.from_numpy(given.embeddings.positive.to_numpy().copy())
-    sample = engine.begin(plan, Given(positive, None, tensors))
-    for _ in range(steps):
-        engine.advance(sample)
-    return Tensor.from_numpy(sample.latents().numpy())
 
 
 @pytest.mark.parametrize("profile", list(Profile))

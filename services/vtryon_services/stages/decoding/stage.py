@@ -51,7 +51,7 @@ class DecodingStage:
         outgoing = outgoing_image(PayloadKind.IMAGE, picture.data, picture.image)
         async for event in send_output([outgoing]):
             yield event
-        yield Finished(one_hop(STAGE, call, ticket))
+        yield Finished(one_hop(STAGE, call, ticket.waited_seconds, ticket.held_seconds))
 
     def _check_declared(self, start: DecodeStart) -> TensorSpec:
         specs = [item.tensor for item in start.payloads if item.kind is PayloadKind.LATENTS]

@@ -45,4 +45,6 @@ class LatentEncoderStage:
             latents, fit = await self._backend.encode(picture, numerics)
         async for event in send_output([latents.outgoing(PayloadKind.LATENTS)]):
             yield event
-        yield Finished(one_hop(STAGE, call, ticket), fits=(fit,))
+        yield Finished(
+            one_hop(STAGE, call, ticket.waited_seconds, ticket.held_seconds), fits=(fit,)
+        )

@@ -16,6 +16,9 @@ async def make_service(settings: SamplingSettings) -> Service:
     Raises:
         SettingsError: the backend can't be loaded.
     """
-    stage = SamplingStage(await load_sampling(settings), settings)
+    backend = await load_sampling(settings)
+    stage = SamplingStage(backend, settings)
     sample = Method("Sample", sampling_pb2.SampleRequest, SampleStart, stage.sample)
-    return Service(STAGE, "vtryon.v1.SamplingService", (sample,), settings)
+    return Service(
+        STAGE, "vtryon.v1.SamplingService", (sample,), settings, hand_over=backend.hand_over
+    )

@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 import secrets
+import time
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
 
-from vtryon.errors import DeadlineError, RequestError, StageError
-from vtryon.events import Event, Finished, Preview, Queued, StepFinished
-from vtryon.tensors import Tensor
-from vtryon.types import PayloadKind, SampleStart, Stage
-from vtryon_services.backends.protocols import SamplingBackend, StepDone
+from vtryon.errors import RequestError, StageError
+from vtryon.events import Event, Finished, Preview, Queued, ResumeChunk, StepFinished
+from vtryon.payloads import cut
+from vtryon.types import PayloadKind, Priority, SampleStart, Stage
+from vtryon_services.backends.protocols import SamplingBackend, StepDone, Wanted
 from vtryon_services.engine.numerics import Resolved, resolve
-from vtryon_services.engine.plan import Plan
+from vtryon_services.engine.plan import TOKEN_PIXELS, Demand, Plan, Standing
 from vtryon_services.runtime.call import Call, Incoming, accepted, send_output
 from vtryon_services.runtime.ledger import one_hop
-from vtryon_services.runtime.places import Places
-from vtryon_services.runtime.ranges import SamplingRanges, SizeRanges, check_ranges
+from vtryon_services.runtime.ranges import ResumeRanges, SamplingRanges, SizeRanges, check_ranges
 from vtryon_services.stages.sampling.conditioning import check_declared, receive
 from vtryon_services.stages.sampling.settings import SamplingSettings
 
@@ -24,11 +24,10 @@ STAGE = Stage.SAMPLING
 
 
 class SamplingStage:
-    """Takes embeddings and latents, waits for a place, denoises step by step."""
+    """Takes embeddings and latents, waits for a slot, denoises step by step."""
 
     def __init__(self, backend: SamplingBackend, settings: SamplingSettings) -> None:
         self._backend = backend
-        self._places = Places(settings.places, settings.max_waiting)
         self._max_references = settings.max_references
 
     async def sample(
@@ -36,42 +35,48 @@ class SamplingStage:
     ) -> AsyncGenerator[Event, None]:
         """Serve `SamplingService.Sample`.
 
-        Closing the generator frees the place; no step begins afterwards.
+        Closing the generator frees the slot; no step begins afterwards.
         """
         plan = self._plan(start)
         check_declared(start, self._backend, self._max_references)
-        self._places.check_room()
-        yield accepted(
-            STAGE,
-            call,
-            model_digest=self._backend.digest,
-            numerics=plan.numerics.to_wire(),
-            seed=plan.seed,
-            steps=plan.steps,
-            true_cfg_scale=plan.true_cfg_scale,
-            sigmas=plan.sigmas,
-            width=plan.width,
-            height=plan.height,
-        )
-        given = await receive(incoming)
-        with self._places.enter() as ticket:
-            async for position in ticket:
-                yield Queued(STAGE, position)
-            latents: Tensor | None = None
-            async with aclosing(self._backend.sample(plan, given, start.previews)) as steps:
-                async for done in steps:
-                    for event in _events(done, plan):
+        slot = self._backend.admit(_demand(start, plan, call))
+        try:
+            yield accepted(
+                STAGE,
+                call,
+                model_digest=self._backend.digest,
+                numerics=plan.numerics.to_wire(),
+                seed=plan.seed,
+                steps=plan.steps,
+                true_cfg_scale=plan.true_cfg_scale,
+                sigmas=plan.sigmas,
+                width=plan.width,
+                height=plan.height,
+            )
+            given = await receive(incoming)
+            received = time.monotonic()
+            computed, latents = 0.0, None
+            wanted = Wanted(start.previews, start.resume_every)
+            async with aclosing(slot.sample(given, wanted)) as items:
+                async for item in items:
+                    if isinstance(item, Standing):
+                        yield Queued(STAGE, item.position, item.expected_seconds)
+                        continue
+                    call.facts["completed_steps"] = str(item.step)
+                    computed, latents = computed + item.compute_seconds, item.latents
+                    for event in _events(item, plan):
                         yield event
-                    latents = done.latents
-                    self._check_time(call, done, plan)
+        finally:
+            slot.leave()
         if latents is None:
             raise StageError("the backend ended without latents")
+        queued = max(0.0, time.monotonic() - received - computed)
         async for event in send_output([latents.outgoing(PayloadKind.LATENTS)]):
             yield event
-        yield Finished(one_hop(STAGE, call, ticket))
+        yield Finished(one_hop(STAGE, call, queued, computed))
 
     def _plan(self, start: SampleStart) -> Plan:
-        check_ranges(start, SamplingRanges, SizeRanges)
+        check_ranges(start, SamplingRanges, SizeRanges, ResumeRanges)
         numerics = resolve(start.numerics)
         defaults = self._backend.defaults(numerics)
         scale = defaults.true_cfg_scale if start.true_cfg_scale is None else start.true_cfg_scale
@@ -98,10 +103,25 @@ class SamplingStage:
             return (*start.sigmas, 0.0)
         return self._backend.sigmas(numerics, steps, start.width, start.height, strength)
 
-    def _check_time(self, call: Call, done: StepDone, plan: Plan) -> None:
-        call.facts["completed_steps"] = str(done.step)
-        if done.step < plan.steps and call.remaining_seconds <= 0:
-            raise DeadlineError(f"out of time after {done.step} of {plan.steps} steps")
+
+def _demand(start: SampleStart, plan: Plan, call: Call) -> Demand:
+    tokens = plan.width * plan.height // TOKEN_PIXELS**2
+    kinds = []
+    for payload in start.payloads:
+        assert payload.tensor is not None
+        kinds.append(payload.kind)
+        if payload.kind is PayloadKind.REFERENCE_LATENTS:
+            tokens += payload.tensor.shape[1] * payload.tensor.shape[2] // 4
+        elif payload.kind is PayloadKind.EMBEDDINGS:
+            tokens += payload.tensor.shape[0]
+    return Demand(
+        plan,
+        tokens,
+        guided=plan.true_cfg_scale > 1 and PayloadKind.NEGATIVE_EMBEDDINGS in kinds,
+        priority=start.priority or Priority.INTERACTIVE,
+        tenant=call.tenant,
+        deadline=time.monotonic() + call.remaining_seconds,
+    )
 
 
 def _events(done: StepDone, plan: Plan) -> list[Event]:
@@ -111,4 +131,8 @@ def _events(done: StepDone, plan: Plan) -> list[Event]:
     ]
     if done.preview is not None:
         events.append(Preview(done.step, steps, done.preview))
+    if done.latents is not None and done.step < steps:
+        data = done.latents.data
+        pieces = cut(data)
+        events += [ResumeChunk(done.step, at, len(data), bytes(piece)) for at, piece in pieces]
     return events

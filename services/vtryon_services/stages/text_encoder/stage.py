@@ -49,7 +49,7 @@ class TextEncoderStage:
             )
         async for event in send_output(_outgoing(embeddings)):
             yield event
-        yield Finished(one_hop(STAGE, call, ticket))
+        yield Finished(one_hop(STAGE, call, ticket.waited_seconds, ticket.held_seconds))
 
     def _check_kinds(self, start: EncodeTextStart) -> None:
         kinds = [payload.kind for payload in start.payloads]

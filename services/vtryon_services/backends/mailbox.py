@@ -1,0 +1,67 @@
+"""From the batcher's thread to one request's event loop."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections import deque
+from collections.abc import AsyncIterator
+
+from vtryon.errors import VtryonError
+from vtryon_services.engine.batching.batcher import Stepped
+from vtryon_services.engine.plan import Standing
+
+
+class Mailbox:
+    """A `Sink` that never makes the batcher wait.
+
+    Iterate it: the iteration ends, or raises, as the request does. Of places in the queue only the newest is kept; steps are all kept, and are few.
+    """
+
+    def __init__(self) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._wake = asyncio.Event()
+        self._items: deque[Standing | Stepped] = deque()
+        self._over = False
+        self._error: VtryonError | None = None
+
+    @property
+    def is_empty(self) -> bool:
+        """True when nothing newer has come."""
+        return not self._items
+
+    def moved(self, standing: Standing) -> None:
+        """Keep a place in the queue, in place of an older one."""
+        if self._items and isinstance(self._items[-1], Standing):
+            with contextlib.suppress(IndexError):
+                self._items.pop()
+        self._put(standing)
+
+    def stepped(self, step: Stepped) -> None:
+        """Keep a step."""
+        self._put(step)
+
+    def ended(self, error: VtryonError | None) -> None:
+        """Nothing comes after what is kept."""
+        self._error = error
+        self._over = True
+        self._notify()
+
+    async def __aiter__(self) -> AsyncIterator[Standing | Stepped]:
+        while True:
+            while self._items:
+                yield self._items.popleft()
+            if self._over and not self._items:
+                break
+            await self._wake.wait()
+            self._wake.clear()
+        if self._error is not None:
+            raise self._error
+
+    def _put(self, item: Standing | Stepped) -> None:
+        self._items.append(item)
+        self._notify()
+
+    def _notify(self) -> None:
+        with contextlib.suppress(RuntimeError):  # the loop is closed: nobody listens
+            self._loop.call_soon_threadsafe(self._wake.set)

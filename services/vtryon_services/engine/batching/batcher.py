@@ -1,0 +1,376 @@
+"""The running batch: one thread steps it, requests join and leave between two steps."""
+
+from __future__ import annotations
+
+import heapq
+import logging
+import threading
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import Executor, Future
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+
+from vtryon.errors import (
+    DeadlineError,
+    OverloadedError,
+    Reason,
+    StageError,
+    UnavailableError,
+    VtryonError,
+)
+from vtryon_services.engine.batching.costs import StepCosts
+from vtryon_services.engine.batching.order import Entry, Order
+from vtryon_services.engine.plan import Demand, Standing
+from vtryon_services.engine.sampler import Given, Sample, Sampler
+
+_log = logging.getLogger("vtryon.batcher")
+
+
+@dataclass(frozen=True, slots=True)
+class Stepped:
+    """A step of a request.
+
+    Attributes:
+        step: steps done; seconds: what the batch's step took.
+
+    Shapes:
+        tokens, x0: (target tokens, 64), the state and its estimate of the end. Never written to
+        afterwards, so that whoever wants a preview or a resume point may read them in peace.
+    """
+
+    step: int
+    seconds: float
+    tokens: torch.Tensor
+    x0: torch.Tensor
+
+
+class Sink(Protocol):
+    """Where a request's events go. Called by the batcher's thread, and must not block it."""
+
+    def moved(self, standing: Standing) -> None:
+        """It waits, and its place has changed."""
+        ...
+
+    def stepped(self, step: Stepped) -> None:
+        """A step is done."""
+        ...
+
+    def ended(self, error: VtryonError | None) -> None:
+        """It is over; with no error, the last step's tokens are the result."""
+        ...
+
+
+@dataclass(slots=True)
+class Counts:
+    """What the batcher has done since it was made."""
+
+    steps: int = 0
+    rows: int = 0
+    finished: int = 0
+    cancelled: int = 0
+    expired: int = 0
+    refused: int = 0
+    preempted: int = 0
+    wasted_steps: int = 0
+
+
+@dataclass(slots=True, eq=False)
+class Ticket:
+    """A request in the batcher, from its admission to its end."""
+
+    entry: Entry
+    demand: Demand
+    batcher: StepBatcher
+    given: Given | None = None
+    sink: Sink | None = None
+    sample: Sample | None = None
+    standing: Standing | None = None
+    over: bool = False
+
+    def begin(self, given: Given, sink: Sink) -> None:
+        """Hand in the tensors: from now on it is stepped when its turn comes."""
+        self.batcher.start(self, given, sink)
+
+    def cancel(self) -> None:
+        """Leave; no step begins afterwards. Does nothing to a request that is over."""
+        self.batcher.leave(self)
+
+    @property
+    def steps_done(self) -> int:
+        """How many steps were done here."""
+        return 0 if self.sample is None else self.sample.step - self.demand.plan.first_step
+
+
+class StepBatcher:
+    """Steps up to `slots` requests at once, whatever their sizes, steps and prompts.
+
+    `executor` has one thread, which owns the model: a step is one task on it, so that other work of
+    the same thread (encoding, decoding) comes in between. Sinks are called outside the lock.
+    """
+
+    def __init__(
+        self,
+        sampler: Sampler,
+        executor: Executor,
+        *,
+        slots: int = 16,
+        max_waiting: int = 256,
+        ageing_seconds: float = 30.0,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.counts = Counts()
+        self.costs = StepCosts()
+        self.slots = slots
+        self._sampler = sampler
+        self._executor = executor
+        self._max_waiting = max_waiting
+        self._clock = clock
+        self._order = Order(slots, ageing_seconds)
+        self._lock = threading.Lock()
+        self._tickets: dict[Entry, Ticket] = {}
+        self._running: list[Entry] = []
+        self._ticking = False
+        self._drained = False
+
+    @property
+    def running(self) -> int:
+        """How many requests took part in the last step."""
+        return len(self._running)
+
+    @property
+    def waiting(self) -> int:
+        """How many are admitted and have no slot."""
+        return len(self._tickets) - len(self._running)
+
+    def admit(self, demand: Demand) -> Ticket:
+        """Promise a request its turn, or refuse it at once.
+
+        Raises:
+            OverloadedError: the queue is full, or the deadline can't be met.
+            UnavailableError: the batcher drains.
+        """
+        with self._lock:
+            if self._drained:
+                raise _going_away()
+            now = self._clock()
+            entry = _entry(demand, now)
+            try:
+                self._check_room(demand, entry, now)
+            except OverloadedError:
+                self.counts.refused += 1
+                raise
+            ticket = Ticket(entry, demand, self)
+            self._tickets[entry] = ticket
+            return ticket
+
+    def start(self, ticket: Ticket, given: Given, sink: Sink) -> None:
+        """Take a ticket's tensors; see `Ticket.begin`."""
+        with self._lock:
+            if ticket.over:
+                return
+            ticket.given, ticket.sink = given, sink
+            if not self._ticking:
+                self._ticking = True
+                self._executor.submit(self._tick)
+
+    def leave(self, ticket: Ticket) -> None:
+        """Forget a ticket; see `Ticket.cancel`."""
+        with self._lock:
+            if not ticket.over:
+                self.counts.cancelled += 1
+                self._forget(ticket, wasted=True)
+
+    def begin_drain(self) -> Future[None]:
+        """Hand every request over: each ends as UNAVAILABLE, after the step under way."""
+        with self._lock:
+            self._drained = True
+            tickets = list(self._tickets.values())
+        # On the model's thread, so that no step is half done.
+        return self._executor.submit(self._end_all, tickets)
+
+    def _check_room(self, demand: Demand, entry: Entry, now: float) -> None:
+        others = list(self._tickets)
+        position, steps = self._order.starts(others, self._running, entry, now)
+        step_seconds = self._step_seconds([*others, entry])
+        wait = None if step_seconds is None else steps * step_seconds
+        if position >= self.slots + self._max_waiting:
+            raise OverloadedError(
+                f"{self._max_waiting} requests are waiting, which is the limit; try again later",
+                metadata={"max_waiting": str(self._max_waiting)},
+                retry_after_seconds=max(0.05, wait or 0.0),
+            )
+        if step_seconds is None or wait is None:
+            return
+        late = now + wait + entry.remaining * step_seconds - demand.deadline
+        if late > 0:
+            left = demand.deadline - now
+            raise OverloadedError(
+                f"the deadline is in {left:.3g} s; {position} requests go first, "
+                f"and {entry.remaining} steps would be done in {left + late:.3g} s",
+                reason=Reason.DEADLINE_UNREACHABLE,
+                metadata={"position": str(position)},
+                retry_after_seconds=max(0.05, min(late, wait)),
+            )
+
+    def _step_seconds(self, entries: Sequence[Entry]) -> float | None:
+        """Predict a step of the batch that these make: the first of them, if there are more."""
+        share = min(1.0, self.slots / len(entries))
+        rows = sum(entry.rows for entry in entries) * share
+        tokens = sum(entry.rows * entry.tokens for entry in entries) * share
+        return self.costs.seconds(max(1, round(rows)), tokens / rows)
+
+    def _tick(self) -> None:
+        """Do one step of whoever is to run, and ask for the next."""
+        with self._lock:
+            now = self._clock()
+            expired = self._expire(now)
+            tickets = self._choose(now)
+            moved = self._standings(now)
+            self._ticking = bool(tickets)
+        for ticket in expired:
+            _end(ticket, _out_of_time(ticket))
+        for ticket, standing in moved:
+            if ticket.sink is not None:
+                ticket.sink.moved(standing)
+        if tickets:
+            self._step([ticket for ticket in tickets if self._is_laid_out(ticket)])
+            self._executor.submit(self._tick)
+
+    def _choose(self, now: float) -> list[Ticket]:
+        ready = [entry for entry, ticket in self._tickets.items() if ticket.given is not None]
+        before = [entry for entry in self._running if entry in self._tickets]
+        self._running = self._order.pick(ready, before, now)
+        chosen = set(self._running)
+        self.counts.preempted += sum(entry not in chosen for entry in before)
+        return [self._tickets[entry] for entry in self._running]
+
+    def _standings(self, now: float) -> list[tuple[Ticket, Standing]]:
+        """Where those stand who wait and whose place has changed."""
+        running = set(self._running)
+        if len(self._tickets) == len(running):
+            return []
+        ranked = self._order.ranked(list(self._tickets), self._running, now)
+        step_seconds = self._step_seconds(ranked)
+        free = [0] * self.slots
+        moved = []
+        for position, entry in enumerate(ranked):
+            ticket = self._tickets[entry]
+            changed = ticket.standing is None or ticket.standing.position != position
+            if entry not in running and ticket.given is not None and changed:
+                seconds = None if step_seconds is None else free[0] * step_seconds
+                ticket.standing = Standing(position, seconds)
+                moved.append((ticket, ticket.standing))
+            heapq.heapreplace(free, free[0] + entry.remaining)
+        return moved
+
+    def _is_laid_out(self, ticket: Ticket) -> bool:
+        """Lay out a request's tokens, at its first step."""
+        if ticket.sample is None and ticket.given is not None:
+            try:
+                ticket.sample = self._sampler.begin(ticket.demand.plan, ticket.given)
+            except Exception as error:
+                self._fail(ticket, error)
+                return False
+        return True
+
+    def _step(self, tickets: Sequence[Ticket]) -> None:
+        """Advance; where that fails, find out for whom, so that nobody else fails with it."""
+        samples = [ticket.sample for ticket in tickets if ticket.sample is not None]
+        started = self._clock()
+        try:
+            passes = self._sampler.advance(samples)
+        except Exception as error:
+            if len(tickets) == 1:
+                self._fail(tickets[0], error)
+            else:
+                for ticket in tickets:
+                    self._step([ticket])
+            return
+        seconds = self._clock() - started
+        with self._lock:
+            self.counts.steps += 1
+            for one in passes:
+                self.counts.rows += one.rows
+                self.costs.observe(one.rows, one.tokens, one.seconds)
+            finished = [ticket for ticket in tickets if self._count_step(ticket)]
+        for ticket in tickets:
+            _tell(ticket, seconds)
+        for ticket in finished:
+            _end(ticket, None)
+
+    def _count_step(self, ticket: Ticket) -> bool:
+        """Count a step; true if it was the last, and the ticket is over now."""
+        ticket.entry.remaining -= 1
+        if ticket.over or ticket.sample is None or not ticket.sample.finished:
+            return False
+        self.counts.finished += 1
+        self._forget(ticket, wasted=False)
+        return True
+
+    def _expire(self, now: float) -> list[Ticket]:
+        expired = [
+            ticket
+            for ticket in self._tickets.values()
+            if ticket.demand.deadline <= now and ticket.given is not None
+        ]
+        for ticket in expired:
+            self.counts.expired += 1
+            self._forget(ticket, wasted=True)
+        return expired
+
+    def _fail(self, ticket: Ticket, error: Exception) -> None:
+        with self._lock:
+            known = not ticket.over
+            if known:
+                self._forget(ticket, wasted=True)
+        if known and isinstance(error, VtryonError):
+            _end(ticket, error)
+        elif known:
+            _log.error("a step failed", exc_info=error)
+            _end(ticket, StageError("sampling failed; its log has the cause"))
+
+    def _end_all(self, tickets: Sequence[Ticket]) -> None:
+        with self._lock:
+            known = [ticket for ticket in tickets if not ticket.over]
+            for ticket in known:
+                self._forget(ticket, wasted=False)
+        for ticket in known:
+            _end(ticket, _going_away())
+
+    def _forget(self, ticket: Ticket, *, wasted: bool) -> None:
+        ticket.over = True
+        self._tickets.pop(ticket.entry, None)
+        if wasted:
+            self.counts.wasted_steps += ticket.steps_done
+
+
+def _entry(demand: Demand, now: float) -> Entry:
+    steps = demand.plan.steps - demand.plan.first_step
+    size = (steps, 2 if demand.guided else 1, demand.tokens)
+    return Entry.new(demand.priority, demand.tenant, demand.deadline, size, now)
+
+
+def _tell(ticket: Ticket, seconds: float) -> None:
+    sample = ticket.sample
+    if sample is not None and sample.x0 is not None and ticket.sink is not None:
+        ticket.sink.stepped(Stepped(sample.step, seconds, sample.tokens, sample.x0))
+
+
+def _end(ticket: Ticket, error: VtryonError | None) -> None:
+    if ticket.sink is not None:
+        ticket.sink.ended(error)
+
+
+def _out_of_time(ticket: Ticket) -> DeadlineError:
+    plan = ticket.demand.plan
+    done = plan.first_step + ticket.steps_done
+    return DeadlineError(
+        f"out of time after {done} of {plan.steps} steps", metadata={"completed_steps": str(done)}
+    )
+
+
+def _going_away() -> UnavailableError:
+    return UnavailableError("the sampler is going away", reason=Reason.SHUTTING_DOWN)

@@ -1,0 +1,108 @@
+"""Going on elsewhere: what another attempt of a stage starts from, and whether there is one."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import TypeVar
+
+from vtryon.errors import UnavailableError, VtryonError
+from vtryon.events import ResumeChunk
+from vtryon.payloads import Outgoing
+from vtryon.types import DataType, Payload, PayloadKind, ResumePoint, SampleStart, Start, TensorSpec
+
+S = TypeVar("S", bound=Start)
+_FIRST_PAUSE_SECONDS = 0.02
+
+
+class RetryBudget:
+    """Allows attempts beside the first for a tenth of the requests, and a few more at once.
+
+    Source: the retry throttling of gRPC, proposal A6, counted per pipeline and not per server.
+    """
+
+    def __init__(self, share: float = 0.1, burst: int = 20) -> None:
+        self._share = share
+        self._burst = burst
+        self._tokens = float(burst)
+
+    def earn(self) -> None:
+        """Count a request."""
+        self._tokens = min(self._burst, self._tokens + self._share)
+
+    def spend(self) -> bool:
+        """Count an attempt; false where there may be none."""
+        if self._tokens < 1:
+            return False
+        self._tokens -= 1
+        return True
+
+
+@dataclass(frozen=True, slots=True)
+class Retries:
+    """How a pipeline deals with stages that go away; see its settings."""
+
+    budget: RetryBudget
+    attempts: int
+    resume_every: int
+
+
+@dataclass(slots=True)
+class Attempts:
+    """One stage's attempts at one request.
+
+    Attributes:
+        number: of attempts that have failed.
+        limit: of attempts in all.
+    """
+
+    budget: RetryBudget
+    limit: int
+    number: int = 0
+    _step: int = 0
+    _latents: bytes = b""
+    _arriving: bytearray | None = None
+
+    def may_go_on(self, error: VtryonError, remaining_seconds: float) -> bool:
+        """Tell whether another attempt follows a failed one, and count it."""
+        self._arriving = None
+        self.number += 1
+        return (
+            isinstance(error, UnavailableError)
+            and self.number < self.limit
+            and remaining_seconds > self.pause_seconds
+            and self.budget.spend()
+        )
+
+    @property
+    def pause_seconds(self) -> float:
+        """How long to wait before the next attempt, so that a connection can be found broken."""
+        return float(_FIRST_PAUSE_SECONDS * 2**self.number)
+
+    def take(self, chunk: ResumeChunk) -> None:
+        """Keep a resume point once it is whole."""
+        if chunk.offset == 0:
+            self._arriving = bytearray()
+        if self._arriving is None or len(self._arriving) != chunk.offset:
+            return
+        self._arriving += chunk.data
+        if len(self._arriving) == chunk.byte_length:
+            self._step, self._latents, self._arriving = chunk.step, bytes(self._arriving), None
+
+    def start(self, start: S) -> S:
+        """Give the start message of the next attempt."""
+        if not isinstance(start, SampleStart):
+            return start
+        resume = ResumePoint(self._step) if self._step else start.resume
+        return replace(start, resume=resume, attempt=self.number)
+
+    def payloads(self, start: Start, outgoing: Sequence[Outgoing]) -> list[Outgoing]:
+        """Give the payloads of the next attempt."""
+        if not self._step or not isinstance(start, SampleStart):
+            return list(outgoing)
+        channels = len(self._latents) // (4 * start.width * start.height // 64)
+        shape = (channels, start.height // 8, start.width // 8)
+        spec = TensorSpec(DataType.FP32, shape)
+        payload = Payload(PayloadKind.RESUME_LATENTS, len(self._latents), tensor=spec)
+        return [*outgoing, Outgoing(payload, self._latents)]
+
