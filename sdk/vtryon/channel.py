@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
@@ -14,7 +14,7 @@ from vtryon.errors import SettingsError
 
 Token = str | Callable[[], str]
 
-_REPLICAS_IN_TURN: dict[str, list[dict[str, dict[str, str]]]] = {"loadBalancingConfig": [{"round_robin": {}}]}
+_REPLICAS_IN_TURN: Mapping[str, object] = {"loadBalancingConfig": [{"round_robin": {}}]}
 _RETRY = {
     **_REPLICAS_IN_TURN,
     # Nothing but a connection that failed before the first event, and few of them.

@@ -26,6 +26,7 @@ class Accepted(ProtoType):
     sigmas: tuple[float, ...] = ()
     width: int | None = None
     height: int | None = None
+    cached: bool | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -102,7 +102,9 @@ async def draw(client, example, on_step=None) -> tuple[np.ndarray, list[int]]:
 
 
 @pytest.mark.timeout(300)
-async def test_a_killed_replica_costs_the_caller_nothing_but_time(client, replicas, example) -> None:
+async def test_a_killed_replica_costs_the_caller_nothing_but_time(
+    client, replicas, example
+) -> None:
     whole, _ = await draw(client, example)
     for at in (1, 7, 30, 58):
         before = replicas.ticks()

@@ -55,9 +55,7 @@ class ServedMesh:
 
 
 @contextmanager
-def served(
-    *arguments: str, listen: str = "127.0.0.1:0", **variables: str
-) -> Iterator[ServedMesh]:
+def served(*arguments: str, listen: str = "127.0.0.1:0", **variables: str) -> Iterator[ServedMesh]:
     """Run `vtryon serve` with arguments, on a free port, until the block ends."""
     process = subprocess.Popen(
         [VTRYON, "serve", *arguments, "--listen", listen],

@@ -144,6 +144,7 @@ class Accepted(_message.Message):
     SIGMAS_FIELD_NUMBER: _builtins.int
     WIDTH_FIELD_NUMBER: _builtins.int
     HEIGHT_FIELD_NUMBER: _builtins.int
+    CACHED_FIELD_NUMBER: _builtins.int
     stage: Global___Stage.ValueType
     model_digest: _builtins.str
     """sha256 of the checkpoint's parts that this stage computes with."""
@@ -158,6 +159,8 @@ class Accepted(_message.Message):
     width: _builtins.int
     """The picture's size in pixels, where it is known."""
     height: _builtins.int
+    cached: _builtins.bool
+    """Encoders only: true where the result was there, or on its way, before this call asked for it."""
     @_builtins.property
     def numerics(self) -> _numerics_pb2.Numerics: ...
     @_builtins.property
@@ -178,11 +181,14 @@ class Accepted(_message.Message):
         sigmas: _abc.Iterable[_builtins.float] | None = ...,
         width: _builtins.int | None = ...,
         height: _builtins.int | None = ...,
+        cached: _builtins.bool | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_height", b"_height", "_seed", b"_seed", "_steps", b"_steps", "_true_cfg_scale", b"_true_cfg_scale", "_width", b"_width", "height", b"height", "numerics", b"numerics", "seed", b"seed", "steps", b"steps", "true_cfg_scale", b"true_cfg_scale", "width", b"width"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_cached", b"_cached", "_height", b"_height", "_seed", b"_seed", "_steps", b"_steps", "_true_cfg_scale", b"_true_cfg_scale", "_width", b"_width", "cached", b"cached", "height", b"height", "numerics", b"numerics", "seed", b"seed", "steps", b"steps", "true_cfg_scale", b"true_cfg_scale", "width", b"width"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_height", b"_height", "_seed", b"_seed", "_steps", b"_steps", "_true_cfg_scale", b"_true_cfg_scale", "_width", b"_width", "height", b"height", "model_digest", b"model_digest", "numerics", b"numerics", "seed", b"seed", "sigmas", b"sigmas", "stage", b"stage", "steps", b"steps", "timeout_is_default", b"timeout_is_default", "timeout_seconds", b"timeout_seconds", "true_cfg_scale", b"true_cfg_scale", "width", b"width"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_cached", b"_cached", "_height", b"_height", "_seed", b"_seed", "_steps", b"_steps", "_true_cfg_scale", b"_true_cfg_scale", "_width", b"_width", "cached", b"cached", "height", b"height", "model_digest", b"model_digest", "numerics", b"numerics", "seed", b"seed", "sigmas", b"sigmas", "stage", b"stage", "steps", b"steps", "timeout_is_default", b"timeout_is_default", "timeout_seconds", b"timeout_seconds", "true_cfg_scale", b"true_cfg_scale", "width", b"width"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__cached: _TypeAlias = _typing.Literal["cached"]  # noqa: Y015
+    _WhichOneofArgType__cached: _TypeAlias = _typing.Literal["_cached", b"_cached"]  # noqa: Y015
     _WhichOneofReturnType__height: _TypeAlias = _typing.Literal["height"]  # noqa: Y015
     _WhichOneofArgType__height: _TypeAlias = _typing.Literal["_height", b"_height"]  # noqa: Y015
     _WhichOneofReturnType__seed: _TypeAlias = _typing.Literal["seed"]  # noqa: Y015
@@ -193,6 +199,8 @@ class Accepted(_message.Message):
     _WhichOneofArgType__true_cfg_scale: _TypeAlias = _typing.Literal["_true_cfg_scale", b"_true_cfg_scale"]  # noqa: Y015
     _WhichOneofReturnType__width: _TypeAlias = _typing.Literal["width"]  # noqa: Y015
     _WhichOneofArgType__width: _TypeAlias = _typing.Literal["_width", b"_width"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__cached) -> _WhichOneofReturnType__cached | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__height) -> _WhichOneofReturnType__height | None: ...
     @_typing.overload

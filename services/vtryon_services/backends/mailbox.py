@@ -15,7 +15,8 @@ from vtryon_services.engine.plan import Standing
 class Mailbox:
     """A `Sink` that never makes the batcher wait.
 
-    Iterate it: the iteration ends, or raises, as the request does. Of places in the queue only the newest is kept; steps are all kept, and are few.
+    Iterate it: the iteration ends, or raises, as the request does. Of places in the queue only the
+    newest is kept; steps are all kept, and are few.
     """
 
     def __init__(self) -> None:

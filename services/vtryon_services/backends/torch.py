@@ -22,22 +22,24 @@ from vtryon.tensors import Tensor
 from vtryon.types import DataType, EncodedImage, ImageFormat, TensorSpec
 from vtryon_services.backends.mailbox import Mailbox
 from vtryon_services.backends.protocols import Latents, StepDone, Wanted
+from vtryon_services.engine import fitting, pictures
 from vtryon_services.engine import latents as drawing
-from vtryon_services.engine import pictures
 from vtryon_services.engine.batching.batcher import StepBatcher, Stepped, Ticket
+from vtryon_services.engine.batching.merger import Merger
 from vtryon_services.engine.checkpoint import Checkpoint
 from vtryon_services.engine.decoder import Decoder
 from vtryon_services.engine.geometry import Defaults, PreviewMap
-from vtryon_services.engine.latent_encoder import LatentEncoder
+from vtryon_services.engine.latent_encoder import Fitted, LatentEncoder
 from vtryon_services.engine.numerics import Resolved
 from vtryon_services.engine.placement import Placement
 from vtryon_services.engine.plan import Demand, Standing
 from vtryon_services.engine.sampler import Given, Sampler
-from vtryon_services.engine.text_encoder import TextEncoder
+from vtryon_services.engine.text_encoder import Asked, TextEncoder
 from vtryon_services.runtime.settings import StageSettings
 
 R = TypeVar("R")
 SHIPPED_CHECKPOINT = Path(__file__).parents[1] / "mannequin" / "checkpoint"
+BATCH = 16  # pictures or prompts at once: a larger batch is no quicker per picture
 _compute = ThreadPoolExecutor(1, thread_name_prefix="vtryon-compute")
 _DTYPES = {
     DataType.FP32: torch.float32,
@@ -62,12 +64,17 @@ class TorchLatentEncoder:
 
     def __init__(self, engine: LatentEncoder) -> None:
         self._engine = engine
+        self._merger = Merger(_compute, engine.encode, lambda pixels: pixels.shape, BATCH)
         self.digest = engine.digest
 
     async def encode(self, picture: Buffer, numerics: Resolved) -> Latents:
-        """Decode beside, encode on the compute thread."""
-        decoded = await asyncio.to_thread(pictures.decode, picture)
-        latents, fit = await _run(lambda: self._engine.encode(decoded, numerics))
+        """Decode beside, encode on the compute thread with whatever waits there as well."""
+
+        def prepare() -> Fitted:
+            return self._engine.fit(pictures.decode(picture), numerics)
+
+        pixels, fit = await asyncio.to_thread(prepare)
+        latents = await asyncio.wrap_future(self._merger.submit(pixels))
         return Latents(_to_wire(latents), fit)
 
 
@@ -83,6 +90,7 @@ class TorchTextEncoder:
 
     def __init__(self, engine: TextEncoder) -> None:
         self._engine = engine
+        self._merger = Merger(_compute, engine.embed, lambda _: None, BATCH)
         self.digest = engine.digest
 
     async def encode(
@@ -92,12 +100,16 @@ class TorchTextEncoder:
         images: Sequence[Buffer],
         numerics: Resolved,
     ) -> Embeddings:
-        """Decode beside, encode on the compute thread."""
-        decoded = [await asyncio.to_thread(pictures.decode, image) for image in images]
-        positive, negative = await _run(
-            lambda: self._engine.encode(prompt, negative_prompt, decoded, numerics)
-        )
-        return Embeddings(_to_wire(positive), None if negative is None else _to_wire(negative))
+        """Decode beside, encode on the compute thread with whatever waits there as well."""
+        prompts = [prompt] if negative_prompt is None else [prompt, negative_prompt]
+
+        def prepare() -> list[Asked]:
+            decoded = [pictures.decode(image) for image in images]
+            return self._engine.prepare(prompts, decoded, numerics)
+
+        asked = await asyncio.to_thread(prepare)
+        futures = [asyncio.wrap_future(self._merger.submit(one)) for one in asked]
+        return Embeddings(*[_to_wire(embedded) for embedded in await asyncio.gather(*futures)])
 
 
 class TorchSampling:
@@ -208,16 +220,21 @@ class TorchDecoding:
         return cls(await _load_engine(settings, Decoder.load))
 
     def __init__(self, engine: Decoder) -> None:
-        self._engine = engine
+        self._merger = Merger(_compute, engine.decode, lambda latents: latents.shape, BATCH)
         self.digest = engine.digest
         self.channels = engine.channels
         self.max_target_area = engine.max_target_area
 
     async def decode(self, latents: Tensor, format: ImageFormat, quality: int | None) -> Picture:  # noqa: A002
-        """Decode on the compute thread, encode beside it."""
-        picture = await _run(lambda: self._engine.decode(_from_wire(latents)))
-        data = await asyncio.to_thread(pictures.encode, picture, format, quality)
-        return Picture(EncodedImage(format, *picture.size), data)
+        """Decode on the compute thread with whatever waits there as well, encode beside it."""
+        pixels = await asyncio.wrap_future(self._merger.submit(_from_wire(latents)))
+
+        def draw() -> Picture:
+            picture = fitting.to_picture(pixels)
+            data = pictures.encode(picture, format, quality)
+            return Picture(EncodedImage(format, *picture.size), data)
+
+        return await asyncio.to_thread(draw)
 
 
 async def _load_engine(settings: StageSettings, load: Callable[[Checkpoint, Placement], R]) -> R:

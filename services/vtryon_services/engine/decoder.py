@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import torch
-from PIL import Image
+from collections.abc import Sequence
 
-from vtryon_services.engine import fitting
+import torch
+
 from vtryon_services.engine.checkpoint import Checkpoint
 from vtryon_services.engine.placement import Placement
 from vtryon_services.engine.still_vae import StillVae
@@ -26,10 +26,11 @@ class Decoder:
         vae = StillVae.load(checkpoint, placement)
         return cls(vae, checkpoint.geometry.max_target_area, checkpoint.digest("vae"))
 
-    def decode(self, latents: torch.Tensor) -> Image.Image:
-        """Decode one picture.
+    def decode(self, latents: Sequence[torch.Tensor]) -> Sequence[torch.Tensor]:
+        """Decode latents of one size.
 
         Shapes:
-            latents: (channels, height / 8, width / 8), float32, normalised.
+            latents: (channels, height / 8, width / 8) each, float32, normalised.
+            result: (3, height, width) each, −1 to 1; `fitting.to_picture` makes pictures of them.
         """
-        return fitting.to_picture(self._vae.decode(latents[None])[0])
+        return self._vae.decode(torch.stack(list(latents))).unbind()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -20,10 +21,10 @@ from vtryon_services.engine.still_vae import StillVae
 _AREA_MULTIPLE = 16
 
 
-class EncodedLatents(NamedTuple):
-    """Latents of a picture, and how it was brought to size."""
+class Fitted(NamedTuple):
+    """A picture brought to size, (3, height, width), −1 to 1, and how."""
 
-    latents: torch.Tensor
+    pixels: torch.Tensor
     fit: Fit
 
 
@@ -41,12 +42,8 @@ class LatentEncoder:
         vae = StillVae.load(checkpoint, placement)
         return cls(vae, checkpoint.geometry, checkpoint.digest("vae"))
 
-    def encode(self, picture: Image.Image, numerics: Resolved) -> EncodedLatents:
-        """Bring a picture to size and encode it.
-
-        Shapes:
-            result.latents: (channels, height / 8, width / 8), float32, normalised.
-        """
+    def fit(self, picture: Image.Image, numerics: Resolved) -> Fitted:
+        """Bring a picture to size."""
         geometry = self._geometry
         multiple = (
             _AREA_MULTIPLE if numerics.resize is ResizeFilter.AREA else geometry.reference_multiple
@@ -54,5 +51,12 @@ class LatentEncoder:
         fitted = fitting.bring_to_size(
             picture, geometry.reference_area, multiple, geometry, numerics.resize
         )
-        latents = self._vae.encode(fitting.to_tensor(fitted)[None])[0]
-        return EncodedLatents(latents, fitting.describe_fit(picture, fitted, geometry))
+        return Fitted(fitting.to_tensor(fitted), fitting.describe_fit(picture, fitted, geometry))
+
+    def encode(self, pixels: Sequence[torch.Tensor]) -> Sequence[torch.Tensor]:
+        """Encode pictures of one size.
+
+        Shapes:
+            result: (channels, height / 8, width / 8) each, float32, normalised.
+        """
+        return self._vae.encode(torch.stack(list(pixels))).unbind()

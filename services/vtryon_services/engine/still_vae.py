@@ -9,7 +9,10 @@ from __future__ import annotations
 
 import torch
 from diffusers import AutoencoderKLQwenImage
-from diffusers.models.autoencoders.autoencoder_kl_qwenimage import QwenImageCausalConv3d
+from diffusers.models.autoencoders.autoencoder_kl_qwenimage import (
+    QwenImageCausalConv3d,
+    QwenImageRMS_norm,
+)
 from torch import nn
 
 from vtryon_services.engine.checkpoint import Checkpoint
@@ -23,19 +26,40 @@ class LastTapConv(QwenImageCausalConv3d):
 
     def __init__(self, conv: QwenImageCausalConv3d) -> None:
         nn.Module.__init__(self)
-        self.weight = nn.Parameter(conv.weight[:, :, -1].clone(), requires_grad=False)
+        kernel = conv.weight[:, :, -1].contiguous(memory_format=torch.channels_last)
+        self.weight = nn.Parameter(kernel, requires_grad=False)
         self.bias = conv.bias
         self.stride = conv.stride[1:]
         self.padding = (conv._padding[2], conv._padding[0])
 
     def forward(self, x: torch.Tensor, cache_x: torch.Tensor | None = None) -> torch.Tensor:
         """Convolve one frame; there is no earlier one to remember."""
-        frame = nn.functional.conv2d(x[:, :, 0], self.weight, self.bias, self.stride, self.padding)
+        frame = x[:, :, 0].contiguous(memory_format=torch.channels_last)
+        frame = nn.functional.conv2d(frame, self.weight, self.bias, self.stride, self.padding)
         return frame.unsqueeze(2)
 
     def extra_repr(self) -> str:
         """Say what it is; the base class would look for a third dimension."""
         return f"last temporal tap, {tuple(self.weight.shape)}"
+
+
+class ChannelNorm(QwenImageRMS_norm):
+    """The library's norm over channels, by a product that is quick in every memory layout.
+
+    torch's norm along a dimension that is not the last takes twenty times as long on a CPU, which
+    is half of an encoder's time.
+    """
+
+    def __init__(self, norm: QwenImageRMS_norm) -> None:
+        nn.Module.__init__(self)
+        self.scale, self.gamma, self.bias = norm.scale, norm.gamma, norm.bias
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Bring every pixel's channels to length √channels, then scale them."""
+        wide = x.float()
+        squares = torch.linalg.vecdot(wide, wide, dim=1).unsqueeze(1)
+        shorten = self.scale * squares.clamp_min(1e-24).rsqrt()
+        return (wide * shorten).to(x.dtype) * self.gamma + self.bias
 
 
 class StillVae:
@@ -91,10 +115,12 @@ class StillVae:
 
 
 def flatten_(module: nn.Module) -> None:
-    """Replace every causal convolution by its last tap, in place."""
+    """Replace every causal convolution by its last tap, and every norm, in place."""
     for name, child in module.named_children():
         if isinstance(child, QwenImageCausalConv3d):
             setattr(module, name, LastTapConv(child))
+        elif isinstance(child, QwenImageRMS_norm) and child.channel_first:
+            setattr(module, name, ChannelNorm(child))
         else:
             flatten_(child)
 

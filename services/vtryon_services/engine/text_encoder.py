@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -35,11 +35,22 @@ _PAD = "<|image_pad|>"
 _CONTROL_TOKEN = re.compile(r"<\|\w+\|>")
 
 
-class Embeddings(NamedTuple):
-    """Hidden states of the prompt, and of the negative prompt."""
+class Seen(NamedTuple):
+    """A request's pictures, as the vision tower takes them.
 
-    positive: torch.Tensor
-    negative: torch.Tensor | None
+    Shapes:
+        pixels: (patches of all pictures, values of a patch); grids: (pictures, 3), in patches.
+    """
+
+    pixels: torch.Tensor
+    grids: torch.Tensor
+
+
+class Asked(NamedTuple):
+    """A prompt and its pictures, ready to be embedded."""
+
+    prompt: str
+    seen: Seen
 
 
 class TextEncoder:
@@ -79,49 +90,52 @@ class TextEncoder:
         digest = checkpoint.digest("text_encoder", "tokenizer", "processor")
         return cls(model, tokenizer, processor, checkpoint.geometry, digest)
 
-    def encode(
-        self,
-        prompt: str,
-        negative_prompt: str | None,
-        images: Sequence[Image.Image],
-        numerics: Resolved,
-    ) -> Embeddings:
-        """Encode both prompts with the same pictures.
-
-        Shapes:
-            result: (tokens, width) each, in the placement's element type, on the CPU.
+    def prepare(
+        self, prompts: Sequence[str], images: Sequence[Image.Image], numerics: Resolved
+    ) -> list[Asked]:
+        """Check prompts and prepare the pictures that they all speak of.
 
         Raises:
             RequestError: a prompt holds the model's own control tokens.
         """
-        for text in (prompt, negative_prompt or ""):
+        for text in prompts:
             _check_prompt(text)
+        seen = self.see(images, numerics)
+        return [Asked(prompt, seen) for prompt in prompts]
+
+    def see(self, images: Sequence[Image.Image], numerics: Resolved) -> Seen:
+        """Prepare pictures for the vision tower."""
+        if not images:
+            return Seen(torch.empty(0), torch.empty(0, 3, dtype=torch.int64))
         fitted = [self._fit(image, numerics.resize) for image in images]
-        seen = self._processor(images=fitted, return_tensors="pt") if fitted else None
-        positive = self._hidden(prompt, seen)
-        if negative_prompt is None:
-            return Embeddings(positive, None)
-        return Embeddings(positive, self._hidden(negative_prompt, seen))
+        processed = self._processor(images=fitted, return_tensors="pt")
+        return Seen(processed["pixel_values"], processed["image_grid_thw"])
+
+    @torch.inference_mode()
+    def embed(self, asked: Sequence[Asked]) -> list[torch.Tensor]:
+        """Embed prompts in one forward; the shorter ones are padded behind their end.
+
+        Shapes:
+            result: (tokens, width) each, in the placement's element type, on the CPU.
+        """
+        texts = [TEMPLATE.format(self._introduce(one.seen.grids) + one.prompt) for one in asked]
+        padded = len(texts) > 1
+        tokens = self._tokenizer(texts, padding=padded, padding_side="right", return_tensors="pt")
+        device, mask = self._model.device, tokens["attention_mask"]
+        given = {"input_ids": tokens["input_ids"].to(device), "attention_mask": mask.to(device)}
+        seen = [one.seen for one in asked if len(one.seen.grids)]
+        if seen:
+            pixels = torch.cat([one.pixels for one in seen])
+            given["pixel_values"] = pixels.to(device, self._model.dtype)
+            given["image_grid_thw"] = torch.cat([one.grids for one in seen]).to(device)
+        hidden = self._model(**given).last_hidden_state.cpu()
+        lengths = mask.sum(1).tolist()
+        return [row[PREAMBLE_TOKENS:length] for row, length in zip(hidden, lengths, strict=True)]
 
     def _fit(self, image: Image.Image, resize: ResizeFilter) -> Image.Image:
         area = self._geometry.condition_area
         multiple = 1 if resize is ResizeFilter.AREA else 32
         return fitting.bring_to_size(image, area, multiple, self._geometry, resize)
-
-    @torch.inference_mode()
-    def _hidden(self, prompt: str, seen: Mapping[str, torch.Tensor] | None) -> torch.Tensor:
-        grids = seen["image_grid_thw"] if seen else torch.empty(0, 3)
-        tokens = self._tokenizer(TEMPLATE.format(self._introduce(grids) + prompt))
-        device = self._model.device
-        given = {
-            "input_ids": torch.tensor([tokens["input_ids"]], device=device),
-            "attention_mask": torch.tensor([tokens["attention_mask"]], device=device),
-        }
-        if seen:
-            given["pixel_values"] = seen["pixel_values"].to(device, self._model.dtype)
-            given["image_grid_thw"] = seen["image_grid_thw"].to(device)
-        hidden = self._model(**given).last_hidden_state
-        return hidden[0, PREAMBLE_TOKENS:].cpu()
 
     def _introduce(self, grids: torch.Tensor) -> str:
         merge = self._processor.merge_size**2

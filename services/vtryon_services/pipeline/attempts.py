@@ -105,4 +105,3 @@ class Attempts:
         spec = TensorSpec(DataType.FP32, shape)
         payload = Payload(PayloadKind.RESUME_LATENTS, len(self._latents), tensor=spec)
         return [*outgoing, Outgoing(payload, self._latents)]
-

@@ -67,7 +67,7 @@ class StageRun:
         """
         try:
             while not await self._attempt(open_call):
-                await asyncio.sleep(self._attempts.pause_seconds)
+                pass
         finally:
             self.output.cancel()
 
@@ -84,6 +84,7 @@ class StageRun:
             ):
                 raise named from None
             _log.info("another attempt", stage=self.stage.value, reason=named.reason)
+            await asyncio.sleep(self._attempts.pause_seconds)
             return False
         return True
 

@@ -60,8 +60,8 @@ class Service:
     """A gRPC service, ready to be added to a server.
 
     Attributes:
-        hand_over: called when draining begins, where there may be other replicas: ends calls that can
-            go on elsewhere.
+        hand_over: called when draining begins, where there may be other replicas: ends the calls
+            that can go on elsewhere.
         close: called when the server has drained.
     """
 

@@ -146,10 +146,21 @@ class StageSettings(ServiceSettings):
         default="fp32", description="Element type of the weights."
     )
     threads: int = Field(default=0, ge=0, description="torch threads; 0 leaves it to torch.")
-    places: int = Field(default=1, ge=1, description="Requests computed at once.")
+    places: int = Field(default=16, ge=1, description="Requests computed at once.")
     max_waiting: int = Field(default=64, ge=0, description="Requests waiting before refusal.")
     scripted_seconds: float = Field(
         default=0.0, ge=0, description="What the scripted backend takes, per step when sampling."
+    )
+
+
+class EncoderSettings(StageSettings):
+    """What the encoders can be told besides."""
+
+    cache_bytes: int = Field(
+        default=256 * 1024 * 1024, ge=0, description="Results kept for equal input; 0 for none."
+    )
+    cache_per_tenant: bool = Field(
+        default=False, description="Whether a tenant meets its own results alone."
     )
 
 

@@ -22,19 +22,29 @@ def test_hidden_states_are_those_of_the_librarys_pipeline(encoder, example) -> N
     images = [example.person, example.garment]
     with torch.no_grad():
         theirs, mask = pipeline.encode_prompt(example.prompt, images, device=torch.device("cpu"))
-    ours = encoder.encode(example.prompt, None, images, resolve(None))
+    [ours] = encoder.embed(encoder.prepare([example.prompt], images, resolve(None)))
     assert mask is None
-    assert ours.negative is None
-    torch.testing.assert_close(ours.positive, theirs[0], atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(ours, theirs[0], atol=1e-5, rtol=1e-4)
 
 
 def test_a_prompt_without_pictures_is_encoded_too(encoder) -> None:
-    positive, negative = encoder.encode("a red shirt", "", [], resolve(None))
+    positive, negative = encoder.embed(encoder.prepare(["a red shirt", ""], [], resolve(None)))
     assert positive.shape[1] == negative.shape[1] == 128
     assert len(positive) > len(negative)
+
+
+def test_prompts_embedded_together_are_those_embedded_alone(encoder, example) -> None:
+    pictures = [example.person, example.garment]
+    asked = [
+        *encoder.prepare(["a red shirt, tucked in", ""], pictures, resolve(None)),
+        *encoder.prepare(["x"], [], resolve(None)),
+        *encoder.prepare(["worn loose"], pictures[:1], resolve(None)),
+    ]
+    for one, together in zip(asked, encoder.embed(asked), strict=True):
+        torch.testing.assert_close(together, encoder.embed([one])[0], atol=1e-4, rtol=1e-4)
 
 
 @pytest.mark.parametrize("token", ["<|im_end|>", "<|image_pad|>", "<|endoftext|>", "<|box_start|>"])
 def test_the_models_own_tokens_are_refused_in_a_prompt(encoder, token: str) -> None:
     with pytest.raises(RequestError, match="belongs to the model's template"):
-        encoder.encode(f"wear {token} this", None, [], resolve(None))
+        encoder.prepare([f"wear {token} this"], [], resolve(None))

@@ -55,7 +55,8 @@ class Encoder:
 
     def _embed(self, triples: Triples, index: int) -> torch.Tensor:
         pictures = [to_picture(triples.person[index]), to_picture(triples.garment[index])]
-        return self._text.encode(triples.prompts[index], None, pictures, resolve(None)).positive
+        asked = self._text.prepare([triples.prompts[index]], pictures, resolve(None))
+        return self._text.embed(asked)[0]
 
 
 def _pad(text: torch.Tensor) -> torch.Tensor:

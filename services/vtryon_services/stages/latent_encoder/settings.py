@@ -5,10 +5,10 @@ from __future__ import annotations
 from typing import ClassVar
 
 from vtryon.types import Stage
-from vtryon_services.runtime.settings import StageSettings
+from vtryon_services.runtime.settings import EncoderSettings
 
 
-class LatentEncoderSettings(StageSettings):
+class LatentEncoderSettings(EncoderSettings):
     """Read from VTRYON_LATENT_ENCODER_… variables."""
 
     service: ClassVar[Stage] = Stage.LATENT_ENCODER

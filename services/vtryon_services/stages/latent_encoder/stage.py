@@ -8,8 +8,9 @@ from collections.abc import AsyncGenerator
 from vtryon.errors import Reason, RequestError
 from vtryon.events import Event, Finished, Queued
 from vtryon.types import EncodeLatentsStart, PayloadKind, Stage
-from vtryon_services.backends.protocols import LatentEncoderBackend
+from vtryon_services.backends.protocols import LatentEncoderBackend, Latents
 from vtryon_services.engine.numerics import resolve
+from vtryon_services.runtime.cache import ResultCache, digest
 from vtryon_services.runtime.call import Call, Incoming, accepted, send_output
 from vtryon_services.runtime.ledger import one_hop
 from vtryon_services.runtime.places import Places
@@ -24,6 +25,10 @@ class LatentEncoderStage:
     def __init__(self, backend: LatentEncoderBackend, settings: LatentEncoderSettings) -> None:
         self._backend = backend
         self._places = Places(settings.places, settings.max_waiting)
+        self._per_tenant = settings.cache_per_tenant
+        self._cache: ResultCache[Latents] = ResultCache(
+            STAGE.value, settings.cache_bytes, lambda latents: len(latents.tensor.data)
+        )
 
     async def encode(
         self, start: EncodeLatentsStart, incoming: Incoming, call: Call
@@ -36,13 +41,22 @@ class LatentEncoderStage:
                 reason=Reason.PAYLOAD_INVALID,
             )
         self._places.check_room()
-        yield accepted(STAGE, call, model_digest=self._backend.digest, numerics=numerics.to_wire())
         [picture] = await incoming.receive()
+        key = (*await digest([picture]), numerics.resize, call.tenant if self._per_tenant else "")
+        yield accepted(
+            STAGE,
+            call,
+            model_digest=self._backend.digest,
+            numerics=numerics.to_wire(),
+            cached=key in self._cache,
+        )
         await asyncio.to_thread(self._backend.check, picture)
         with self._places.enter() as ticket:
             async for position in ticket:
                 yield Queued(STAGE, position)
-            latents, fit = await self._backend.encode(picture, numerics)
+            latents, fit = await self._cache.get(
+                key, lambda: self._backend.encode(picture, numerics)
+            )
         async for event in send_output([latents.outgoing(PayloadKind.LATENTS)]):
             yield event
         yield Finished(

@@ -16,5 +16,4 @@ class SamplingSettings(StageSettings):
     service: ClassVar[Stage] = Stage.SAMPLING
 
     listen: str = "127.0.0.1:50053"
-    places: int = Field(default=16, ge=1, description="Slots of the running batch.")
     max_references: int = Field(default=4, ge=1, description="Reference pictures of one request.")

@@ -7,10 +7,10 @@ from typing import ClassVar
 from pydantic import Field
 
 from vtryon.types import Stage
-from vtryon_services.runtime.settings import StageSettings
+from vtryon_services.runtime.settings import EncoderSettings
 
 
-class TextEncoderSettings(StageSettings):
+class TextEncoderSettings(EncoderSettings):
     """Read from VTRYON_TEXT_ENCODER_… variables."""
 
     service: ClassVar[Stage] = Stage.TEXT_ENCODER

@@ -12,6 +12,7 @@ from vtryon.stages import Embeddings
 from vtryon.types import EncodeTextStart, PayloadKind, Stage
 from vtryon_services.backends.protocols import TextEncoderBackend
 from vtryon_services.engine.numerics import resolve
+from vtryon_services.runtime.cache import ResultCache, digest
 from vtryon_services.runtime.call import Call, Incoming, accepted, send_output
 from vtryon_services.runtime.ledger import one_hop
 from vtryon_services.runtime.places import Places
@@ -28,6 +29,10 @@ class TextEncoderStage:
         self._backend = backend
         self._places = Places(settings.places, settings.max_waiting)
         self._max_pictures = settings.max_pictures
+        self._per_tenant = settings.cache_per_tenant
+        self._cache: ResultCache[Embeddings] = ResultCache(
+            STAGE.value, settings.cache_bytes, _bytes_of
+        )
 
     async def encode(
         self, start: EncodeTextStart, incoming: Incoming, call: Call
@@ -37,15 +42,24 @@ class TextEncoderStage:
         check_ranges(start, PromptRanges)
         self._check_kinds(start)
         self._places.check_room()
-        yield accepted(STAGE, call, model_digest=self._backend.digest, numerics=numerics.to_wire())
         images = await incoming.receive()
+        prompts = (start.prompt, start.negative_prompt)
+        tenant = call.tenant if self._per_tenant else ""
+        key = (*prompts, *await digest(images), numerics.resize, tenant)
+        yield accepted(
+            STAGE,
+            call,
+            model_digest=self._backend.digest,
+            numerics=numerics.to_wire(),
+            cached=key in self._cache,
+        )
         for image in images:
             await asyncio.to_thread(self._backend.check, image)
         with self._places.enter() as ticket:
             async for position in ticket:
                 yield Queued(STAGE, position)
-            embeddings = await self._backend.encode(
-                start.prompt, start.negative_prompt, images, numerics
+            embeddings = await self._cache.get(
+                key, lambda: self._backend.encode(*prompts, images, numerics)
             )
         async for event in send_output(_outgoing(embeddings)):
             yield event
@@ -58,6 +72,10 @@ class TextEncoderStage:
                 f"the text encoder takes up to {self._max_pictures} payloads of kind IMAGE",
                 reason=Reason.PAYLOAD_INVALID,
             )
+
+
+def _bytes_of(embeddings: Embeddings) -> int:
+    return sum(len(item.data) for item in _outgoing(embeddings))  # type: ignore[arg-type]
 
 
 def _outgoing(embeddings: Embeddings) -> list[Outgoing]:

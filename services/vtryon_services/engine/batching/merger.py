@@ -1,0 +1,78 @@
+"""Work of one kind, done together while the thread that does it was busy with something else."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Hashable, Sequence
+from concurrent.futures import Executor, Future
+from typing import Generic, TypeVar
+
+T = TypeVar("T")
+R = TypeVar("R")
+
+
+class Merger(Generic[T, R]):
+    """Collects items until the executor comes round to them; items of one key go together.
+
+    An idle executor begins at once, so nobody waits for company.
+
+    Args:
+        executor: of one thread.
+        work: does a list of items, and gives a result for each.
+        key: items of different keys can't go together: shapes, for instance.
+        limit: the most items at once.
+    """
+
+    def __init__(
+        self,
+        executor: Executor,
+        work: Callable[[Sequence[T]], Sequence[R]],
+        key: Callable[[T], Hashable],
+        limit: int,
+    ) -> None:
+        self._executor = executor
+        self._work = work
+        self._key = key
+        self._limit = limit
+        self._lock = threading.Lock()
+        self._pending: list[tuple[T, Future[R]]] = []
+
+    def submit(self, item: T) -> Future[R]:
+        """Ask for an item; cancelling the future takes it back if it was not begun."""
+        future: Future[R] = Future()
+        with self._lock:
+            self._pending.append((item, future))
+            first = len(self._pending) == 1
+        if first:
+            self._executor.submit(self._run)
+        return future
+
+    def _run(self) -> None:
+        with self._lock:
+            batch = self._take()
+            if self._pending:
+                self._executor.submit(self._run)
+        begun = [pair for pair in batch if pair[1].set_running_or_notify_cancel()]
+        if begun:
+            self._do(begun)
+
+    def _take(self) -> list[tuple[T, Future[R]]]:
+        wanted = self._key(self._pending[0][0])
+        alike = [pair for pair in self._pending if self._key(pair[0]) == wanted][: self._limit]
+        taken = {id(future) for _, future in alike}
+        self._pending = [pair for pair in self._pending if id(pair[1]) not in taken]
+        return alike
+
+    def _do(self, batch: Sequence[tuple[T, Future[R]]]) -> None:
+        """Do a batch; where that fails, each alone, so that nobody fails with another."""
+        try:
+            results = self._work([item for item, _ in batch])
+        except Exception as error:
+            if len(batch) == 1:
+                batch[0][1].set_exception(error)
+                return
+            for pair in batch:
+                self._do([pair])
+            return
+        for (_, future), result in zip(batch, results, strict=True):
+            future.set_result(result)

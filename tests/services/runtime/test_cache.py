@@ -1,0 +1,130 @@
+"""Results kept by content: bounded in bytes, and made once however many ask."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+from vtryon_services.runtime.cache import ResultCache, digest
+
+
+class Work:
+    def __init__(self, size: int = 10) -> None:
+        self.made = 0
+        self.gate = asyncio.Event()
+        self.size = size
+
+    async def __call__(self) -> bytes:
+        self.made += 1
+        await self.gate.wait()
+        return bytes(self.size)
+
+
+async def test_equal_work_under_way_is_done_once() -> None:
+    cache, work = ResultCache[bytes]("test", 1000, len), Work()
+    asked = [asyncio.ensure_future(cache.get("a", work)) for _ in range(5)]
+    await asyncio.sleep(0)
+    assert "a" in cache
+    work.gate.set()
+    assert len(set(await asyncio.gather(*asked))) == 1
+    assert work.made == 1
+    assert await cache.get("a", work) == bytes(10)
+    assert work.made == 1
+
+
+async def test_who_leaves_does_not_take_the_work_from_the_others() -> None:
+    cache, work = ResultCache[bytes]("test", 1000, len), Work()
+    first, second = (asyncio.ensure_future(cache.get("a", work)) for _ in range(2))
+    await asyncio.sleep(0)
+    first.cancel()
+    await asyncio.sleep(0)
+    work.gate.set()
+    assert await second == bytes(10)
+
+
+async def test_work_that_nobody_waits_for_stops_and_is_begun_anew() -> None:
+    cache, work = ResultCache[bytes]("test", 1000, len), Work()
+    only = asyncio.ensure_future(cache.get("a", work))
+    await asyncio.sleep(0)
+    only.cancel()
+    await asyncio.gather(only, return_exceptions=True)
+    await asyncio.sleep(0)
+    assert "a" not in cache
+    work.gate.set()
+    assert await cache.get("a", work) == bytes(10)
+    assert work.made == 2
+
+
+async def test_the_least_recently_used_results_go_and_large_ones_are_not_kept() -> None:
+    cache = ResultCache[bytes]("test", 25, len)
+
+    async def make(size: int) -> bytes:
+        return bytes(size)
+
+    await cache.get("a", lambda: make(10))
+    await cache.get("b", lambda: make(10))
+    await cache.get("a", lambda: make(10))
+    await cache.get("c", lambda: make(10))
+    assert ("a" in cache, "b" in cache, "c" in cache) == (True, False, True)
+    await cache.get("d", lambda: make(26))
+    assert "d" not in cache
+    assert cache.bytes_held == 20
+
+
+async def test_a_failure_reaches_everybody_and_is_not_kept() -> None:
+    cache = ResultCache[bytes]("test", 100, len)
+    gate = asyncio.Event()
+
+    async def fail() -> bytes:
+        await gate.wait()
+        raise RuntimeError("broken")
+
+    asked = [asyncio.ensure_future(cache.get("a", fail)) for _ in range(2)]
+    await asyncio.sleep(0)
+    gate.set()
+    found = await asyncio.gather(*asked, return_exceptions=True)
+    assert [str(error) for error in found] == ["broken", "broken"]
+    assert "a" not in cache
+
+
+async def test_no_bytes_no_cache() -> None:
+    cache, work = ResultCache[bytes]("test", 0, len), Work()
+    work.gate.set()
+    await asyncio.gather(cache.get("a", work), cache.get("a", work))
+    assert work.made == 2
+
+
+async def test_digests_tell_content_apart() -> None:
+    one, same, other = await digest([b"abc", bytearray(b"abc"), memoryview(b"abd")])
+    assert one == same != other
+
+
+@pytest.mark.parametrize("per_tenant", [False, True])
+async def test_an_encoder_says_what_it_had_and_to_whom_it_shows_it(example, per_tenant) -> None:
+    import vtryon
+    from vtryon.embedded import embedded_mesh
+    from vtryon.events import Chunk
+    from vtryon.stages import image_payload
+    from vtryon.types import EncodeLatentsStart, PayloadKind
+
+    async with (
+        embedded_mesh(cache_per_tenant=per_tenant) as target,
+        vtryon.Client(target) as client,
+    ):
+        outgoing = await image_payload(PayloadKind.IMAGE, example.person)
+
+        async def ask(tenant: str) -> tuple[bool | None, bytes]:
+            stream = client.latent_encoder.open(EncodeLatentsStart(), [outgoing], tenant=tenant)
+            cached, data = None, b""
+            async with stream:
+                async for event in stream:
+                    if isinstance(event, vtryon.Accepted):
+                        cached = event.cached
+                    if isinstance(event, Chunk):
+                        data += event.data
+            return cached, data
+
+        first, again, other = await ask("a"), await ask("a"), await ask("b")
+        assert (first[0], again[0], other[0]) == (False, True, not per_tenant)
+        assert first[1] == again[1] == other[1]
