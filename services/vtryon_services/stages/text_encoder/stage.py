@@ -75,7 +75,7 @@ class TextEncoderStage:
 
 
 def _bytes_of(embeddings: Embeddings) -> int:
-    return sum(len(item.data) for item in _outgoing(embeddings))  # type: ignore[arg-type]
+    return sum(item.payload.byte_length for item in _outgoing(embeddings))
 
 
 def _outgoing(embeddings: Embeddings) -> list[Outgoing]:
