@@ -17,6 +17,7 @@ import platform
 import statistics
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager
@@ -75,6 +76,7 @@ def running(*command: str, **variables: str) -> Iterator[str]:
     assert process.stderr is not None
     try:
         line = next(line for line in process.stderr if "address" in line)
+        threading.Thread(target=process.stderr.read, daemon=True).start()  # or its logging blocks
         yield "127.0.0.1:" + line.split("127.0.0.1:")[1].split()[0].strip('",')
     finally:
         process.terminate()

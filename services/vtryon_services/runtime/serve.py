@@ -26,7 +26,9 @@ _OPTIONS = (
     ("grpc.keepalive_time_ms", 10_000),
     ("grpc.keepalive_timeout_ms", 5_000),
     ("grpc.http2.ping_timeout_ms", 5_000),
-    # Services ping each other more often than gRPC would allow by default.
+    # Clients ping to find broken connections, and with each piece of data to measure the line; gRPC
+    # would count those against them, and end all calls of the connection ("too_many_pings").
+    ("grpc.http2.max_ping_strikes", 0),
     ("grpc.http2.min_recv_ping_interval_without_data_ms", 1_000),
     ("grpc.http2.max_pings_without_data", 0),
     ("grpc.max_receive_message_length", 4 * 1024 * 1024),

@@ -1,14 +1,13 @@
 """The whole mesh draws the picture that diffusers' own pipeline draws."""
 
 import pytest
-from diffusers.pipelines.qwenimage import pipeline_qwenimage_edit_plus
 from PIL import Image
 from tests.support.checkpoints import random_checkpoint, with_geometry
-from tests.support.oracle import draw, oracle
 from tests.support.pictures import difference
 
 import vtryon
 from vtryon.embedded import embedded_mesh
+from vtryon_loadtests.diffusers_pipeline import diffusers_pipeline, draw, reference_area
 from vtryon_services.engine.geometry import Geometry
 from vtryon_services.mannequin.triples import held_out
 
@@ -24,12 +23,9 @@ async def pair(request, tmp_path_factory):
         with_geometry(folder, GEOMETRY)
     else:
         random_checkpoint(folder, GEOMETRY, zero_cond_t="zero_cond_t" in request.param)
-    patch = pytest.MonkeyPatch()
-    for constant in ("VAE_IMAGE_SIZE", "CONDITION_IMAGE_SIZE"):
-        patch.setattr(pipeline_qwenimage_edit_plus, constant, AREA)
-    async with embedded_mesh(checkpoint=folder) as target, vtryon.Client(target) as client:
-        yield client, oracle(folder)
-    patch.undo()
+    with reference_area(AREA):
+        async with embedded_mesh(checkpoint=folder) as target, vtryon.Client(target) as client:
+            yield client, diffusers_pipeline(folder)
 
 
 def pictures(shape: str, references: int) -> list[Image.Image]:

@@ -1,9 +1,9 @@
 import pytest
 import torch
-from tests.support.oracle import oracle
 from transformers import Qwen2_5_VLForConditionalGeneration
 
 from vtryon.errors import RequestError
+from vtryon_loadtests.diffusers_pipeline import diffusers_pipeline
 from vtryon_services.backends.torch import SHIPPED_CHECKPOINT
 from vtryon_services.engine.checkpoint import Checkpoint
 from vtryon_services.engine.numerics import resolve
@@ -17,7 +17,7 @@ def encoder() -> TextEncoder:
 
 
 def test_hidden_states_are_those_of_the_librarys_pipeline(encoder, example) -> None:
-    pipeline = oracle(SHIPPED_CHECKPOINT)
+    pipeline = diffusers_pipeline(SHIPPED_CHECKPOINT)
     assert isinstance(pipeline.text_encoder, Qwen2_5_VLForConditionalGeneration)
     images = [example.person, example.garment]
     with torch.no_grad():

@@ -6,10 +6,10 @@ from pathlib import Path
 import pytest
 import torch
 from rich.console import Console
-from tests.support.oracle import draw, oracle
 
 import vtryon
 from vtryon.embedded import embedded_mesh
+from vtryon_loadtests.diffusers_pipeline import diffusers_pipeline, draw
 from vtryon_services.backends.torch import SHIPPED_CHECKPOINT
 from vtryon_services.engine.checkpoint import Checkpoint
 from vtryon_services.engine.placement import Placement
@@ -118,7 +118,7 @@ async def test_one_command_trains_and_both_the_product_and_diffusers_take_the_re
         result = await client.try_on(example.person, example.garment, "x", steps=1, seed=1)
     assert result.picture.size == (96, 128)
     drawn = draw(
-        oracle(folder),
+        diffusers_pipeline(folder),
         [example.person],
         prompt="x",
         num_inference_steps=1,

@@ -1,6 +1,11 @@
-"""diffusers' own pipeline on a checkpoint: the oracle of the `diffusers` profile."""
+"""diffusers' own pipeline on a checkpoint: what we are compared with, in picture and in speed."""
 
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
 from diffusers import (
@@ -9,20 +14,22 @@ from diffusers import (
     QwenImageEditPlusPipeline,
     QwenImageTransformer2DModel,
 )
+from diffusers.pipelines.qwenimage import pipeline_qwenimage_edit_plus
 from PIL import Image
 from transformers import Qwen2_5_VLForConditionalGeneration, Qwen2Tokenizer, Qwen2VLProcessor
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
 
-class _PictureProcessor(Qwen2VLProcessor):
+class _PictureProcessor(Qwen2VLProcessor):  # type: ignore[misc]
     """The library's processor without its video half, which would need torchvision."""
 
     @classmethod
-    def get_attributes(cls):
+    def get_attributes(cls) -> list[str]:
         return ["image_processor", "tokenizer"]
 
 
-def oracle(folder: Path) -> QwenImageEditPlusPipeline:
+def diffusers_pipeline(folder: Path) -> QwenImageEditPlusPipeline:
+    """Load a checkpoint into QwenImageEditPlusPipeline, fp32, on the CPU."""
     tokenizer = Qwen2Tokenizer.from_pretrained(folder / "tokenizer")
     images = Qwen2VLImageProcessorPil.from_pretrained(folder / "processor")
     processor = _PictureProcessor(image_processor=images, tokenizer=tokenizer)
@@ -43,7 +50,24 @@ def oracle(folder: Path) -> QwenImageEditPlusPipeline:
     return pipeline
 
 
-def draw(pipeline: QwenImageEditPlusPipeline, pictures: list[Image.Image], **wanted) -> Image.Image:
-    seed = wanted.pop("seed")
+def draw(
+    pipeline: QwenImageEditPlusPipeline, pictures: Sequence[Image.Image], seed: int, **wanted: Any
+) -> Image.Image:
+    """Draw one picture; `wanted` are the pipeline's own arguments."""
     generator = torch.Generator("cpu").manual_seed(seed)
-    return pipeline(image=pictures, generator=generator, **wanted).images[0]
+    picture: Image.Image = pipeline(image=list(pictures), generator=generator, **wanted).images[0]
+    return picture
+
+
+@contextmanager
+def reference_area(pixels: int) -> Iterator[None]:
+    """Let the pipeline bring its references to so many pixels: constants, made for photographs."""
+    names = ("VAE_IMAGE_SIZE", "CONDITION_IMAGE_SIZE")
+    before = {name: getattr(pipeline_qwenimage_edit_plus, name) for name in names}
+    try:
+        for name in names:
+            setattr(pipeline_qwenimage_edit_plus, name, pixels)
+        yield
+    finally:
+        for name, value in before.items():
+            setattr(pipeline_qwenimage_edit_plus, name, value)
