@@ -43,7 +43,10 @@ def _add(entry: EntryPoint) -> None:
     except ModuleNotFoundError as error:
         app.command(entry.name, help="(not installed: needs an extra)")(_missing(entry, error))
         return
-    app.command(entry.name)(command)
+    if isinstance(command, typer.Typer):
+        app.add_typer(command, name=entry.name)
+    else:
+        app.command(entry.name)(command)
 
 
 def _missing(entry: EntryPoint, error: ModuleNotFoundError) -> Callable[[], None]:

@@ -50,6 +50,8 @@ def sigmas_for(
 def _dynamic(
     scheduler: FlowMatchEulerDiscreteScheduler, steps: int, target_tokens: int
 ) -> tuple[float, ...]:
+    if steps == 1:  # from pure noise to the end; stretching to the terminal would divide 0 by 0
+        return 1.0, 0.0
     mu = mu_of(scheduler, target_tokens) if scheduler.config.use_dynamic_shifting else None
     scheduler.set_timesteps(sigmas=np.linspace(1, 1 / steps, steps), mu=mu)
     return tuple(scheduler.sigmas.tolist())

@@ -67,3 +67,7 @@ def test_a_shift_for_the_dynamic_schedule_is_refused() -> None:
 def test_a_shift_out_of_range_is_refused(shift: float) -> None:
     with pytest.raises(RequestError, match=r"it takes 0\.01 to 100"):
         resolve(Numerics(Profile.COMFY, shift=shift))
+
+
+def test_one_step_goes_from_noise_to_the_end_whatever_the_terminal() -> None:
+    assert sigmas_for(qwen_scheduler(), resolve(None), 1, 4096) == (1.0, 0.0)

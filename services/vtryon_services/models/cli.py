@@ -1,0 +1,64 @@
+"""`vtryon models`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+app = typer.Typer(help="Make checkpoints.")
+
+
+@app.callback()
+def models() -> None:
+    """Make checkpoints."""
+
+
+@app.command()
+def make(
+    folder: Annotated[Path, typer.Argument(help="Folder to write; must not be there.")],
+    like: Annotated[
+        str, typer.Option(help="qwen-image-edit-2511 (58 GB), 1b (10 GB), tiny.")
+    ] = "qwen-image-edit-2511",
+    random: Annotated[
+        bool,
+        typer.Option("--random", help="Draw the weights: fit to measure speed, not to look at."),
+    ] = False,
+    dtype: Annotated[str, typer.Option(help="bf16, fp16 or fp32.")] = "bf16",
+    layers: Annotated[
+        int | None, typer.Option(help="Of the transformer, in place of the model's.", min=1)
+    ] = None,
+    device: Annotated[str, typer.Option(help="Where weights are drawn: a GPU is quicker.")] = "cpu",
+) -> None:
+    """Write a checkpoint with a real model's architecture and geometry, and random weights."""
+    import torch
+
+    from vtryon_services.models.architectures import ARCHITECTURES
+    from vtryon_services.models.make import make_random
+
+    dtypes = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
+    if not random:
+        raise typer.BadParameter("only random weights can be made; say --random")
+    if like not in ARCHITECTURES:
+        raise typer.BadParameter(
+            f"{like}; it takes {', '.join(ARCHITECTURES)}", param_hint="--like"
+        )
+    if dtype not in dtypes:
+        raise typer.BadParameter(f"{dtype}; it takes {', '.join(dtypes)}", param_hint="--dtype")
+    console = Console(stderr=True)
+    with console.status("") as status:
+        try:
+            make_random(
+                folder,
+                like,
+                dtype=dtypes[dtype],
+                layers=layers,
+                device=device,
+                report=lambda part: status.update(f"making {part}"),
+            )
+        except FileExistsError as error:
+            raise typer.BadParameter(str(error), param_hint="FOLDER") from error
+    size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+    Console().print(f"{folder}: {like}, {dtype}, {size / 1e9:.2f} GB", highlight=False)
