@@ -24,6 +24,7 @@ from vtryon_services.pipeline.attempts import Retries, RetryBudget
 from vtryon_services.pipeline.flow import Flow, StageClients
 from vtryon_services.pipeline.settings import PipelineSettings
 from vtryon_services.runtime.call import Call, Incoming, accepted
+from vtryon_services.runtime.places import Places
 from vtryon_services.runtime.ranges import (
     EncodingRanges,
     PromptRanges,
@@ -41,6 +42,7 @@ class Pipeline:
     def __init__(self, stages: StageClients, settings: PipelineSettings) -> None:
         self._stages = stages
         self._max_garments = settings.max_garments
+        self._places = Places(settings.max_requests, max_waiting=0)
         self._retries = Retries(RetryBudget(), settings.stage_attempts, settings.resume_every)
 
     async def try_on(
@@ -74,6 +76,14 @@ class Pipeline:
         self, options: TryOnOptions | None, incoming: Incoming, call: Call
     ) -> AsyncGenerator[Event, None]:
         chosen = _choose(options or TryOnOptions())
+        with self._places.enter():
+            async with aclosing(self._admitted(chosen, incoming, call)) as events:
+                async for event in events:
+                    yield event
+
+    async def _admitted(
+        self, chosen: TryOnOptions, incoming: Incoming, call: Call
+    ) -> AsyncGenerator[Event, None]:
         yield accepted(
             STAGE,
             call,

@@ -26,4 +26,9 @@ class PipelineSettings(ServiceSettings):
     resume_every: int = Field(
         default=4, ge=0, le=200, description="Keep the latents of every n-th step; 0 for never."
     )
+    max_requests: int = Field(
+        default=32,
+        ge=1,
+        description="Try-ons at once; one more is refused before it costs.",
+    )
     max_garments: int = Field(default=3, ge=0, le=8, description="Garments of one try-on.")

@@ -29,8 +29,9 @@ class Places:
         """
         if not self._free and len(self._waiting) >= self._max_waiting:
             raise OverloadedError(
-                f"{len(self._waiting)} requests are waiting, which is the limit; try again later",
-                metadata={"max_waiting": str(self._max_waiting)},
+                f"{self._places} requests are served and {len(self._waiting)} are waiting, which "
+                "is the limit; try again later",
+                metadata={"places": str(self._places), "max_waiting": str(self._max_waiting)},
                 retry_after_seconds=self._expected_wait_seconds(),
             )
 

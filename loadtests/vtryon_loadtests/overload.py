@@ -1,0 +1,164 @@
+"""What a mesh does with more than it can do.
+
+    python -m vtryon_loadtests.overload [--seconds 60] [--target HOST:PORT] [--json]
+
+Finds the peak with 16 callers that never pause, then offers 80 % and 400 % of it, at random
+moments, whoever is still waiting. Reports what was finished, what was refused, and how long either
+took. Without a target it serves the mesh itself, in a process of its own.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import platform
+import random
+import tempfile
+import time
+from collections.abc import Sequence
+from contextlib import AsyncExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+import vtryon
+from vtryon_loadtests.throughput import STEPS, Pictures, one_process
+
+
+@dataclass(slots=True)
+class Phase:
+    """One load: what was offered, and what became of it; seconds."""
+
+    name: str
+    offered_per_second: float
+    seconds: float
+    finished: list[float] = field(default_factory=list)
+    refused: list[float] = field(default_factory=list)
+    other: list[str] = field(default_factory=list)
+
+    @property
+    def goodput(self) -> float:
+        """Finished per second."""
+        return len(self.finished) / self.seconds
+
+    def as_json(self) -> dict[str, object]:
+        """Give figures, no single request."""
+        return {
+            "name": self.name,
+            "offered_per_second": self.offered_per_second,
+            "goodput": self.goodput,
+            "finished": len(self.finished),
+            "refused": len(self.refused),
+            "other": sorted(set(self.other)),
+            "p50_ms": 1e3 * share(self.finished, 0.5),
+            "p99_ms": 1e3 * share(self.finished, 0.99),
+            "refused_p99_ms": 1e3 * share(self.refused, 0.99),
+        }
+
+
+def share(values: Sequence[float], part: float) -> float:
+    """Give the value that `part` of the values don't exceed; NaN where there are none."""
+    return sorted(values)[int(part * (len(values) - 1))] if values else float("nan")
+
+
+class Load:
+    """Requests of one kind, each with pictures that were never seen."""
+
+    def __init__(self, client: vtryon.Client, pictures: Pictures) -> None:
+        self._client = client
+        self._pictures = pictures
+
+    async def peak(self, seconds: float, callers: int = 16) -> Phase:
+        """Let callers ask one request after another."""
+        phase = Phase("peak", float("inf"), seconds)
+        until = time.perf_counter() + seconds
+
+        async def call() -> None:
+            while time.perf_counter() < until:
+                await self._ask(phase)
+
+        await asyncio.gather(*(call() for _ in range(callers)))
+        return phase
+
+    async def offer(self, name: str, per_second: float, seconds: float) -> Phase:
+        """Ask at random moments, so many times a second on average, whatever is still open."""
+        phase, dice = Phase(name, per_second, seconds), random.Random(1)
+        until = time.perf_counter() + seconds
+        async with asyncio.TaskGroup() as group:
+            while time.perf_counter() < until:
+                group.create_task(self._ask(phase))
+                await asyncio.sleep(dice.expovariate(per_second))
+        return phase
+
+    async def _ask(self, phase: Phase) -> None:
+        person, garment = self._pictures.fresh()
+        started = time.perf_counter()
+        try:
+            await self._client.try_on(
+                person, garment, self._pictures.prompt, steps=STEPS, previews=False
+            )
+        except vtryon.OverloadedError:
+            phase.refused.append(time.perf_counter() - started)
+        except vtryon.VtryonError as error:
+            phase.other.append(str(error.reason))
+        else:
+            phase.finished.append(time.perf_counter() - started)
+
+
+async def measure(target: str | None, seconds: float) -> list[Phase]:
+    """Measure the three loads, after a short one that only warms up."""
+    async with AsyncExitStack() as stack:
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        pictures = await asyncio.to_thread(Pictures, folder)
+        client = await stack.enter_async_context(
+            one_process() if target is None else vtryon.Client(target)
+        )
+        load = Load(client, pictures)
+        await load.peak(min(5.0, seconds))
+        peak = await load.peak(seconds / 3)
+        usual = await load.offer("80 %", 0.8 * peak.goodput, seconds / 2)
+        over = await load.offer("400 %", 4 * peak.goodput, seconds)
+        return [peak, usual, over]
+
+
+def show(phases: Sequence[Phase], console: Console) -> None:
+    """Print a table, and the figures that count."""
+    table = Table("load", "finished/s", "refused", "else", "p50", "p99", "refusal p99", box=None)
+    for phase in phases:
+        found = phase.as_json()
+        table.add_row(
+            phase.name,
+            f"{phase.goodput:.1f}",
+            str(len(phase.refused)),
+            ", ".join(sorted(set(phase.other))) or "0",
+            *(f"{found[name]:.0f} ms" for name in ("p50_ms", "p99_ms", "refused_p99_ms")),
+        )
+    console.print(table)
+    peak, usual, over = phases
+    console.print(
+        f"goodput at 400 %: {over.goodput / peak.goodput:.0%} of the peak; "
+        f"p99 {share(over.finished, 0.99) / share(usual.finished, 0.99):.1f}× its value at 80 %",
+        highlight=False,
+    )
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--seconds", type=float, default=60.0, help="of the overload")
+    parser.add_argument("--target", help="a mesh that runs already")
+    parser.add_argument("--json", action="store_true")
+    given = parser.parse_args()
+    phases = asyncio.run(measure(given.target, given.seconds))
+    if given.json:
+        print(json.dumps([phase.as_json() for phase in phases]))
+        return
+    print(f"{STEPS} steps, {platform.machine()}")
+    show(phases, Console(width=110))
+
+
+if __name__ == "__main__":
+    main()
