@@ -6,8 +6,9 @@ PIP := $(BIN)/python -m pip install --quiet --constraint constraints.txt
 EXAMPLE ?= out
 SEED ?= 7
 RUN ?= run
+LIKE ?= 1b
 
-.PHONY: help try-on test check format generate bench strip evaluate train clean
+.PHONY: help try-on test check format generate bench bench-gpu strip evaluate train clean
 .DEFAULT_GOAL := help
 
 help: ## show these words
@@ -59,8 +60,14 @@ format: $(VENV)/.dev ## format Python and protos
 generate: $(VENV)/.dev ## make sdk/vtryon/v1 from protos
 	$(BIN)/python protos/generate.py
 
-bench: $(VENV)/.dev ## measure: tensor streaming against raw gRPC bytes
+bench: $(VENV)/.dev ## measure: try-ons beside diffusers, overload, tensor streaming
+	$(BIN)/python -m vtryon_loadtests.throughput --plot docs/throughput.png
+	$(BIN)/python -m vtryon_loadtests.overload
 	$(BIN)/python -m vtryon_loadtests.tensor_streaming
+
+bench-gpu: $(VENV)/.dev ## measure a real-size random checkpoint on a GPU (LIKE=1b)
+	test -d out/$(LIKE) || $(BIN)/vtryon models make out/$(LIKE) --random --like $(LIKE) --device cuda
+	$(BIN)/python -m vtryon_loadtests.real_size out/$(LIKE)
 
 strip: $(VENV)/.product ## draw the strip of held-out examples in the README
 	$(BIN)/python -m vtryon_services.mannequin.strip --rows 10 -o docs/strip.png

@@ -28,21 +28,23 @@ class _PictureProcessor(Qwen2VLProcessor):  # type: ignore[misc]
         return ["image_processor", "tokenizer"]
 
 
-def diffusers_pipeline(folder: Path) -> QwenImageEditPlusPipeline:
-    """Load a checkpoint into QwenImageEditPlusPipeline, fp32, on the CPU."""
+def diffusers_pipeline(
+    folder: Path, dtype: torch.dtype = torch.float32
+) -> QwenImageEditPlusPipeline:
+    """Load a checkpoint into QwenImageEditPlusPipeline, on the CPU."""
     tokenizer = Qwen2Tokenizer.from_pretrained(folder / "tokenizer")
     images = Qwen2VLImageProcessorPil.from_pretrained(folder / "processor")
     processor = _PictureProcessor(image_processor=images, tokenizer=tokenizer)
     processor.video_processor = None
     pipeline = QwenImageEditPlusPipeline(
-        vae=AutoencoderKLQwenImage.from_pretrained(folder / "vae", torch_dtype=torch.float32),
+        vae=AutoencoderKLQwenImage.from_pretrained(folder / "vae", torch_dtype=dtype),
         text_encoder=Qwen2_5_VLForConditionalGeneration.from_pretrained(
-            folder / "text_encoder", dtype=torch.float32
+            folder / "text_encoder", dtype=dtype
         ).eval(),
         tokenizer=tokenizer,
         processor=processor,
         transformer=QwenImageTransformer2DModel.from_pretrained(
-            folder / "transformer", torch_dtype=torch.float32
+            folder / "transformer", torch_dtype=dtype
         ).eval(),
         scheduler=FlowMatchEulerDiscreteScheduler.from_pretrained(folder / "scheduler"),
     )

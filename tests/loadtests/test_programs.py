@@ -1,0 +1,62 @@
+"""The programs that measure, at toy size: they run, and their figures are figures."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from vtryon_loadtests.real_size import transformer_flops
+
+from vtryon_services.models.make import make_random
+
+
+def run(module: str, *arguments: str) -> list[dict]:
+    command = (sys.executable, "-m", f"vtryon_loadtests.{module}", *arguments, "--json")
+    done = subprocess.run(command, capture_output=True, text=True, timeout=280)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return json.loads(done.stdout)
+
+
+@pytest.mark.timeout(300)
+def test_throughput_has_a_row_per_side_and_draws_a_plot(tmp_path: Path) -> None:
+    plot = tmp_path / "plot.png"
+    rows = run("throughput", "--rounds", "1", "--images", "2", "--plot", str(plot))
+    assert len(rows) == 10
+    assert rows[0]["ratio"] == 1
+    assert all(row["images_per_second"] > 0 for row in rows)
+    assert all(row["first_preview_ms"] < row["p95_ms"] for row in rows[1:])
+    assert plot.stat().st_size > 1000
+
+
+@pytest.mark.timeout(300)
+def test_overload_refuses_and_goes_on(tmp_path: Path) -> None:
+    peak, usual, over = run("overload", "--seconds", "6")
+    assert peak["finished"] > 0
+    assert usual["finished"] > 0
+    assert over["refused"] > 0
+    assert over["other"] == []
+
+
+@pytest.mark.timeout(300)
+def test_real_size_measures_diffusers_and_every_stage(tmp_path: Path) -> None:
+    folder = tmp_path / "tiny"
+    make_random(folder, "tiny", dtype=torch.float32)
+    short = ("--sizes", "128", "--steps", "1", "--at-once", "1", "2", "--images", "1")
+    rows = run("real_size", str(folder), "--device", "cpu", "--dtype", "fp32", *short)
+    assert [(row["side"], row["at_once"]) for row in rows] == [
+        ("diffusers", 1),
+        ("vtryon", 1),
+        ("vtryon", 2),
+    ]
+    assert len(rows[1]["stage_p50_seconds"]) == 4
+    assert all(row["teraflops"] > 0 for row in rows)
+
+
+def test_operations_of_the_real_model() -> None:
+    config = {"num_layers": 60, "num_attention_heads": 24, "attention_head_dim": 128}
+    # 1024² with two references: 12 · 3072² weights meet each of 12 588 tokens in each layer.
+    assert transformer_flops(config, 1024, 300, 2) == pytest.approx(0.28e15, rel=0.05)
