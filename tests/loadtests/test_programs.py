@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from vtryon_loadtests.real_size import transformer_flops
 
+from vtryon_loadtests.real_size import transformer_flops
 from vtryon_services.models.make import make_random
 
 
