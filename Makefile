@@ -70,13 +70,13 @@ bench-gpu: $(VENV)/.dev ## measure a real-size random checkpoint on a GPU (LIKE=
 	$(BIN)/python -m vtryon_loadtests.real_size out/$(LIKE)
 
 strip: $(VENV)/.product ## draw the strip of held-out examples in the README
-	$(BIN)/python -m vtryon_services.mannequin.strip --rows 10 -o docs/strip.png
+	$(BIN)/vtryon mannequin strip -o docs/strip.png
 
 evaluate: $(VENV)/.product ## measure the shipped checkpoint on held-out drawings
-	$(BIN)/python -m vtryon_services.mannequin.evaluate --examples 200
+	$(BIN)/vtryon mannequin evaluate --full
 
 train: $(VENV)/.product ## train a checkpoint on the drawings, or go on with it (RUN=folder)
-	$(BIN)/python -m vtryon_services.mannequin.training $(RUN)
+	$(BIN)/vtryon mannequin train all $(RUN)
 
 clean: ## remove everything that was set up or made
 	rm -rf $(VENV) out .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache dist

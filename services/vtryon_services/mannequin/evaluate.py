@@ -1,28 +1,27 @@
-"""Measure a checkpoint on held-out drawings, through the whole mesh, beside what costs nothing.
-
-python -m vtryon_services.mannequin.evaluate [--examples 100] [--steps 2 4] [--checkpoint DIR]
-"""
+"""Measuring checkpoints on held-out drawings, through the whole mesh, beside what costs nothing."""
 
 from __future__ import annotations
 
-import argparse
 import asyncio
-import json
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from rich.console import Console
-from rich.progress import track
+from rich.progress import Progress
 from rich.table import Table
 from torch import Tensor
 
 import vtryon
 from vtryon_services.embedded import embedded_mesh
+from vtryon_services.mannequin.garments import COLOUR_NAMES, PATTERNS, SLEEVE_NAMES
+from vtryon_services.mannequin.prompts import AS_IT_IS, RECOLOUR, RESLEEVE, Wishes
 from vtryon_services.mannequin.triples import HELD_OUT, Triples, draw_triples, to_picture
 
-_TUCKED, _LOOSE = ", tucked in", ", worn loose"
+_AT_ONCE = 16
+_PLAIN = "Put the shirt from picture 2 on the person in picture 1"
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,20 +33,50 @@ class Score:
     psnr_outside: float
 
 
+@dataclass(slots=True)
+class Report:
+    """What was found of one checkpoint.
+
+    Attributes:
+        rows: scores by what was drawn.
+        patterns: scores by pattern, at the default number of steps.
+        obeyed: the share of prompts obeyed, by what they ask for.
+    """
+
+    rows: dict[str, Score] = field(default_factory=dict)
+    patterns: dict[str, Score] = field(default_factory=dict)
+    obeyed: dict[str, float] = field(default_factory=dict)
+
+    def as_json(self) -> dict[str, Any]:
+        """Give plain values."""
+        return asdict(self)
+
+
+class Errors:
+    """The errors of a batch of pictures, an example each: on the shirt, and off it."""
+
+    def __init__(self, result: Tensor, triples: Triples) -> None:
+        torso = (triples.shirt_after > 0.95).float()
+        outside = (torch.maximum(triples.shirt_before, triples.shirt_after) < 0.02).float()
+        means = _mean_colour(result, torso) - _mean_colour(triples.truth, torso)
+        self.colour = means.abs().mean(1) * 255
+        self.torso = _psnr(result, triples.truth, torso)
+        self.outside = _psnr(result, triples.truth, outside)
+
+    def score(self, where: Tensor | None = None) -> Score:
+        """Average over the examples, or over some."""
+        chosen = slice(None) if where is None else where
+        parts = (self.colour, self.torso, self.outside)
+        return Score(*(float(part[chosen].mean()) for part in parts))
+
+
 def score(result: Tensor, triples: Triples) -> Score:
-    """Compare pictures with the truth, on the shirt and off it.
+    """Compare pictures with the truth.
 
     Shapes:
         result: (examples, 3, height, width), 0 to 1.
     """
-    torso = (triples.shirt_after > 0.95).float()
-    outside = (torch.maximum(triples.shirt_before, triples.shirt_after) < 0.02).float()
-    wrong = (_mean_colour(result, torso) - _mean_colour(triples.truth, torso)).abs().mean(1)
-    return Score(
-        float(wrong.mean() * 255),
-        _psnr(result, triples.truth, torso),
-        _psnr(result, triples.truth, outside),
-    )
+    return Errors(result, triples).score()
 
 
 def _mean_colour(pixels: Tensor, mask: Tensor) -> Tensor:
@@ -55,73 +84,163 @@ def _mean_colour(pixels: Tensor, mask: Tensor) -> Tensor:
     return total / mask.sum((1, 2)).clamp(min=1)[:, None]
 
 
-def _psnr(result: Tensor, truth: Tensor, mask: Tensor) -> float:
+def _psnr(result: Tensor, truth: Tensor, mask: Tensor) -> Tensor:
     error = ((result - truth) ** 2).mean(1) * mask
     mean = error.sum((1, 2)) / mask.sum((1, 2)).clamp(min=1)
-    return float((-10 * torch.log10(mean + 1e-9)).mean())
+    return -10 * torch.log10(mean + 1e-9)
+
+
+def paste_mean_colour(triples: Triples) -> Tensor:
+    """Paint the mean colour of the garment's middle over what is to be shirt."""
+    colour = triples.garment[:, :, 44:92, 34:62].mean((2, 3))
+    cover = triples.shirt_after[:, None]
+    return triples.person * (1 - cover) + colour[:, :, None, None] * cover
 
 
 class Evaluation:
     """Held-out examples, and a mesh to draw them with."""
 
-    def __init__(self, client: vtryon.Client, examples: int, console: Console) -> None:
+    def __init__(self, client: vtryon.Client, triples: Triples, progress: Progress) -> None:
         self._client = client
-        self._console = console
-        self.triples = draw_triples(examples, HELD_OUT)
+        self._progress = progress
+        self.triples = triples
+        self._people = [to_picture(pixels) for pixels in triples.person]
+        self._garments = [to_picture(pixels) for pixels in triples.garment]
 
-    async def rows(self, steps: Sequence[int]) -> dict[str, Score]:
-        """Score the mesh at each number of steps, and the controls."""
-        triples, shuffled = self.triples, self.triples.garment.roll(1, 0)
-        rows = {
-            "the person unchanged": score(triples.person, triples),
-            "VAE round trip of the truth": score(await self._round_trip(), triples),
-        }
-        for count in steps:
-            drawn = await self._draw(f"{count} steps", triples.garment, triples.prompts, count)
-            rows[f"{count} steps"] = score(drawn, triples)
-        drawn = await self._draw("shuffled garments", shuffled, triples.prompts, steps[-1])
-        return rows | {"shuffled garments": score(drawn, triples)}
+    async def report(self, steps: int, *, full: bool) -> Report:
+        """Score the mesh at `steps`; fully: other numbers of steps, guidance, and obedience."""
+        triples, report = self.triples, Report()
+        report.rows["the person unchanged"] = score(triples.person, triples)
+        report.rows["the garment's mean colour"] = score(paste_mean_colour(triples), triples)
+        report.rows["VAE round trip of the truth"] = score(await self._round_trip(), triples)
+        errors = Errors(await self.draw(f"{steps} steps", steps=steps), triples)
+        report.rows[f"{steps} steps"] = errors.score()
+        for index, name in enumerate(PATTERNS):
+            where = triples.shirts.pattern.flatten() == index
+            if where.any():
+                report.patterns[name] = errors.score(where)
+        turned = self._garments[1:] + self._garments[:1]
+        drawn = await self.draw("shuffled garments", garments=turned, steps=steps)
+        report.rows["shuffled garments"] = score(drawn, triples)
+        report.obeyed["tucked in / worn loose"] = await self._obeys_tuck(steps)
+        if full:
+            for other in sorted({1, 2, 4, 8} - {steps}):
+                drawn = await self.draw(f"{other} steps", steps=other)
+                report.rows[f"{other} steps"] = score(drawn, triples)
+            for scale in (2.0, 4.0):
+                name = f"{steps} steps, guidance {scale:g}"
+                given: dict[str, Any] = {
+                    "steps": steps,
+                    "true_cfg_scale": scale,
+                    "negative_prompt": " ",
+                }
+                report.rows[name] = score(await self.draw(name, **given), triples)
+            report.obeyed |= await self._obeys_changes(steps)
+            report.obeyed["a negative prompt, guidance 3"] = await self._obeys_negative(steps)
+        return report
 
-    async def prompt_control(self, steps: int) -> float:
-        """Give the share of examples nearer to the truth with its own word than with the other."""
-        triples = self.triples
-        plain = [prompt.rstrip(".").split(",")[0] for prompt in triples.prompts]
-        tucked, loose = [
-            await self._draw(word[2:], triples.garment, [one + word for one in plain], steps)
-            for word in (_TUCKED, _LOOSE)
-        ]
-
-        def distance(drawn: Tensor) -> Tensor:
-            return ((drawn - triples.truth) ** 2).mean((1, 2, 3))
-
-        obeyed = (distance(tucked) < distance(loose)) == triples.tucked
-        return float(obeyed.float().mean())
-
-    async def _draw(
-        self, name: str, garments: Tensor, prompts: Sequence[str], steps: int
+    async def draw(
+        self, name: str, prompts: Sequence[str] = (), garments: Sequence[Any] = (), **options: Any
     ) -> Tensor:
+        """Draw every example, by default as it is asked."""
+        prompts, garments = prompts or self.triples.prompts, garments or self._garments
+
         async def one(index: int) -> Tensor:
-            person, garment = to_picture(self.triples.person[index]), to_picture(garments[index])
+            pictures = (self._people[index], garments[index])
             run = self._client.try_on(
-                person, garment, prompts[index], steps=steps, seed=index, previews=False
+                *pictures, prompts[index], seed=index, previews=False, **options
             )
             return _pixels((await run).picture)
 
         return await self._each(name, one)
 
+    async def _obeys_tuck(self, steps: int) -> float:
+        """Share of examples nearer to the truth with its own word than with the other."""
+        tucked, loose = self._wishes(True), self._wishes(False)
+        return await self._obeys(
+            "tucked in / worn loose", steps, (tucked, ", tucked in"), (loose, ", worn loose")
+        )
+
+    async def _obeys_changes(self, steps: int) -> dict[str, float]:
+        """Shares of examples nearer to the truth with the change asked for than without it."""
+        shirts, count = self.triples.shirts, len(self._people)
+        plain = self._wishes(False)
+        colour = ((shirts.named + 5) % len(COLOUR_NAMES)).view(-1, 1, 1)
+        sleeves = (shirts.sleeves + 1) % len(SLEEVE_NAMES)
+        recolour = replace(plain, change=torch.full((count, 1, 1), RECOLOUR), colour=colour)
+        resleeve = replace(plain, change=torch.full((count, 1, 1), RESLEEVE), sleeves=sleeves)
+        colours = [f", in {COLOUR_NAMES[int(one)]}" for one in colour]
+        lengths = [f", with {SLEEVE_NAMES[int(one)]}" for one in sleeves]
+        return {
+            "another colour": await self._obeys(
+                "another colour", steps, (recolour, colours), (plain, "")
+            ),
+            "other sleeves": await self._obeys(
+                "other sleeves", steps, (resleeve, lengths), (plain, "")
+            ),
+        }
+
+    async def _obeys_negative(self, steps: int) -> float:
+        """Share of examples that come out loose without "tucked in", and the other way round."""
+        truths = [self.triples.truth_for(self._wishes(tucked)) for tucked in (False, True)]
+        right = []
+        for index, negative in enumerate(("tucked in", "worn loose")):
+            drawn = await self.draw(
+                f"without “{negative}”",
+                [_PLAIN] * len(self._people),
+                steps=steps,
+                true_cfg_scale=3.0,
+                negative_prompt=negative,
+            )
+            wanted, other = truths[index], truths[1 - index]
+            right.append(_distance(drawn, wanted) < _distance(drawn, other))
+        return float(torch.cat(right).float().mean())
+
+    async def _obeys(
+        self, name: str, steps: int, *asked: tuple[Wishes, str | Sequence[str]]
+    ) -> float:
+        """Share of drawings that are nearer to the truth of their own words than to the other's."""
+        truths = [self.triples.truth_for(wishes) for wishes, _ in asked]
+        right = []
+        for index, (_, words) in enumerate(asked):
+            endings = [words] * len(self._people) if isinstance(words, str) else words
+            prompts = [_PLAIN + ending for ending in endings]
+            drawn = await self.draw(name, prompts, steps=steps)
+            right.append(_distance(drawn, truths[index]) < _distance(drawn, truths[1 - index]))
+        return float(torch.cat(right).float().mean())
+
+    def _wishes(self, tucked: bool) -> Wishes:
+        wishes = self.triples.wishes
+        return replace(
+            wishes,
+            tucked=torch.full_like(wishes.tucked, tucked),
+            change=torch.full_like(wishes.change, AS_IT_IS),
+        )
+
     async def _round_trip(self) -> Tensor:
         async def one(index: int) -> Tensor:
-            latents = await self._client.latent_encoder.encode(
-                to_picture(self.triples.truth[index])
+            truth = to_picture(self.triples.truth[index])
+            return _pixels(
+                await self._client.decoding.decode(await self._client.latent_encoder.encode(truth))
             )
-            return _pixels(await self._client.decoding.decode(latents))
 
         return await self._each("VAE round trip", one)
 
-    async def _each(self, name: str, one: Callable) -> Tensor:  # type: ignore[type-arg]
-        count = range(len(self.triples.prompts))
-        drawn = [await one(index) for index in track(count, name, console=self._console)]
-        return torch.stack(drawn)
+    async def _each(self, name: str, one: Callable[[int], Awaitable[Tensor]]) -> Tensor:
+        bar = self._progress.add_task(name, total=len(self._people))
+        room = asyncio.Semaphore(_AT_ONCE)
+
+        async def work(index: int) -> Tensor:
+            async with room:
+                drawn = await one(index)
+            self._progress.advance(bar)
+            return drawn
+
+        return torch.stack(await asyncio.gather(*map(work, range(len(self._people)))))
+
+
+def _distance(drawn: Tensor, truth: Tensor) -> Tensor:
+    return ((drawn - truth) ** 2).mean((1, 2, 3))
 
 
 def _pixels(picture: vtryon.Picture) -> Tensor:
@@ -129,36 +248,25 @@ def _pixels(picture: vtryon.Picture) -> Tensor:
 
 
 async def evaluate(
-    arguments: argparse.Namespace, console: Console
-) -> tuple[dict[str, Score], float]:
-    """Start a mesh and measure it."""
-    given = {"checkpoint": arguments.checkpoint} if arguments.checkpoint else {}
+    checkpoint: Path | None, examples: int, steps: int, console: Console, *, full: bool
+) -> Report:
+    """Start a mesh on a checkpoint, by default the shipped one, and measure it."""
+    given = {"checkpoint": checkpoint} if checkpoint else {}
+    triples = draw_triples(examples, HELD_OUT)
     async with embedded_mesh(**given) as target, vtryon.Client(target) as client:
-        evaluation = Evaluation(client, arguments.examples, console)
-        rows = await evaluation.rows(arguments.steps)
-        return rows, await evaluation.prompt_control(arguments.steps[-1])
+        with Progress(console=console) as progress:
+            return await Evaluation(client, triples, progress).report(steps, full=full)
 
 
-def main() -> None:
-    """Measure and print."""
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--examples", type=int, default=100)
-    parser.add_argument("--steps", type=int, nargs="+", default=[2, 4])
-    parser.add_argument("--checkpoint", type=Path)
-    parser.add_argument("--json", action="store_true")
-    arguments = parser.parse_args()
-    rows, control = asyncio.run(evaluate(arguments, Console(stderr=True)))
-    if arguments.json:
-        found = {name: asdict(row) for name, row in rows.items()}
-        Console().print_json(json.dumps({"rows": found, "prompt_control": control}))
-        return
-    table = Table("", "torso colour error", "PSNR torso", "PSNR outside", box=None)
-    for name, row in rows.items():
-        decibels = (f"{row.psnr_torso:.1f} dB", f"{row.psnr_outside:.1f} dB")
-        table.add_row(name, f"{row.torso_colour_error:.1f}", *decibels)
-    Console().print(table)
-    Console().print(f"prompt control: {control:.0%} of {arguments.examples}", highlight=False)
-
-
-if __name__ == "__main__":
-    main()
+def show(reports: dict[str, Report], console: Console) -> None:
+    """Print a table of scores, one of patterns, and what is obeyed, for each checkpoint."""
+    for name, report in reports.items():
+        for title, rows in (("drawn", report.rows), ("pattern", report.patterns)):
+            table = Table(title, "torso colour error", "PSNR torso", "PSNR outside", box=None)
+            table.title = name
+            for row, found in rows.items():
+                decibels = (f"{found.psnr_torso:.1f} dB", f"{found.psnr_outside:.1f} dB")
+                table.add_row(row, f"{found.torso_colour_error:.1f}", *decibels)
+            console.print(table)
+        for asked, share in report.obeyed.items():
+            console.print(f"obeyed, {asked}: {share:.1%}", highlight=False)

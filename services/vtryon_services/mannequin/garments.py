@@ -11,11 +11,10 @@ from vtryon_services.mannequin.shapes import (
     WIDTH,
     Canvas,
     Dice,
-    X,
-    Y,
     both,
     capsule,
     cover,
+    grid,
     palette,
     triangle_wave,
 )
@@ -28,11 +27,16 @@ COLOURS = palette(
     *("cc2428", "ee7e1e", "f5d032", "34963e", "189696", "2e66d6", "1a225c"),
     *("7a34a0", "f082af", "f4f4f4", "8a8c92", "1e1e22", "704628", "d8c4a0"),
 )
-PATTERNS = ("plain", "striped", "vertical striped", "dotted", "checked", "logo", "two-tone")
-_PATTERN_WEIGHTS = [0.25, 0.18, 0.13, 0.15, 0.12, 0.1, 0.07]
-_FIRST_TORSO_PATTERN = PATTERNS.index("logo")  # from here on, sleeves are plain
+PATTERNS = (
+    *("plain", "striped", "vertical striped", "dotted", "checked"),
+    *("sash", "logo", "two-tone", "raglan"),
+)
+_PATTERN_WEIGHTS = (0.2, 0.15, 0.13, 0.12, 0.1, 0.07, 0.1, 0.07, 0.06)
+_FIRST_TORSO_PATTERN = PATTERNS.index("sash")  # from here on, sleeves are of one colour
+_RAGLAN = PATTERNS.index("raglan")
+SLEEVE_NAMES = ("no sleeves", "short sleeves", "long sleeves")
 NO_SLEEVES, SHORT_SLEEVES, LONG_SLEEVES = range(3)
-ROUND_NECK, V_NECK = range(2)
+ROUND_NECK, V_NECK, SQUARE_NECK = range(3)
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +45,7 @@ class Shirts:
 
     Shapes:
         ground, figure: (shirts, 3), the two colours; named: (shirts,), index of the ground's name
-        or −1; the others are columns.
+        or −1; the others are columns. `period` and `phase` of the pattern count in shirt lengths.
     """
 
     ground: Tensor
@@ -54,30 +58,42 @@ class Shirts:
     neck: Tensor
 
     def sleeve_cloth(self) -> Shirts:
-        """Give the cloth of the sleeves: logos and two tones are the torso's alone."""
+        """Give the cloth of the sleeves: sashes, logos and two tones are the torso's alone."""
         plain = torch.zeros_like(self.pattern)
         pattern = torch.where(self.pattern >= _FIRST_TORSO_PATTERN, plain, self.pattern)
-        return replace(self, pattern=pattern)
+        raglan = (self.pattern == _RAGLAN).view(-1, 1)
+        ground = torch.where(raglan, self.figure, self.ground)
+        return replace(self, pattern=pattern, ground=ground)
+
+    def recoloured(self, ground: Tensor, where: Tensor) -> Shirts:
+        """Give shirts of another ground colour (shirts, 3), where told (shirts,)."""
+        ground = torch.where(where[:, None], ground, self.ground)
+        return replace(self, ground=ground, figure=_apart(ground, self.figure))
 
 
 def draw_shirts(dice: Dice) -> Shirts:
     """Draw a batch of shirts, each with two colours that can be told apart."""
     ground, named = dice.colour(COLOURS, 0.04)
     figure, _ = dice.colour(COLOURS, 0.04)
-    unnamed = dice.chance(0.25).flatten()
+    unnamed = dice.chance(0.2).flatten()
     ground = torch.where(unnamed[:, None], dice.any_colour(), ground)
-    alike = (ground - figure).abs().sum(1) < 0.6
-    opposite = (1 - ground.mean(1, keepdim=True)).round().expand(-1, 3) * 0.9 + 0.05
     return Shirts(
         ground=ground,
-        figure=torch.where(alike[:, None], opposite, figure),
+        figure=_apart(ground, figure),
         named=torch.where(unnamed, torch.full_like(named, -1), named),
         pattern=dice.weigh(_PATTERN_WEIGHTS),
-        period=dice.uniform(0.17, 0.30),
+        period=dice.uniform(0.22, 0.36),
         phase=dice.uniform(0, 1),
         sleeves=dice.choose(3),
-        neck=dice.choose(2),
+        neck=dice.weigh((0.4, 0.35, 0.25)),
     )
+
+
+def _apart(ground: Tensor, figure: Tensor) -> Tensor:
+    """Give the figure's colour, or, where it is too near to the ground's, black or white."""
+    alike = (ground - figure).abs().sum(1, keepdim=True) < 0.6
+    opposite = (1 - ground.mean(1, keepdim=True)).round().expand(-1, 3) * 0.9 + 0.05
+    return torch.where(alike, opposite, figure)
 
 
 def cloth(shirts: Shirts, u: Tensor, v: Tensor, scale: Tensor) -> Tensor:
@@ -96,16 +112,18 @@ def cloth(shirts: Shirts, u: Tensor, v: Tensor, scale: Tensor) -> Tensor:
 
     across, down = stripes(u), stripes(v)
     dots = cover((torch.hypot(nearest(u), nearest(v + phase * period)) - 0.31 * period) * scale)
-    logo = cover((torch.hypot(u, v - 0.36) - 0.15) * scale)
+    plain = torch.zeros_like(down)
     figures = torch.stack(
         [
-            torch.zeros_like(down),
+            plain,
             down,
             across,
             dots,
             down * (1 - across) + across * (1 - down),
-            logo,
+            cover(((u + 0.75 * v - 0.36).abs() - 0.12) * scale * 0.8),
+            cover((torch.hypot(u, v - 0.42) - 0.17) * scale),
             cover((0.5 - v) * scale),
+            plain,
         ],
         dim=1,
     )
@@ -124,32 +142,43 @@ def rounded(distance: Tensor) -> Tensor:
     return ((distance + 2.5) / 2.5).clamp(0, 1)
 
 
+def neckline(shirts: Shirts, x: Tensor, y: Tensor, size: Tensor) -> Tensor:
+    """Distance to the opening of a neck; `y` counts down from the shoulders, `size` is pixels."""
+    across = x.abs()
+    round_neck = torch.hypot(x, y * 1.1) - size
+    v_neck = both(across - (1 - y / (2.1 * size)) * size, -2 - y)
+    square = both(across - size, y - 0.8 * size, -2 - y)
+    return torch.where(
+        shirts.neck == ROUND_NECK, round_neck, torch.where(shirts.neck == V_NECK, v_neck, square)
+    )
+
+
 def draw_flat(shirts: Shirts, dice: Dice) -> Tensor:
-    """Draw shirts lying flat on a light ground.
+    """Draw shirts lying flat, on light and dark grounds.
 
     Shapes:
         result: (shirts, 3, 128, 96), 0 to 1.
     """
-    centre, top, length = dice.uniform(45, 51), dice.uniform(26, 32), dice.uniform(66, 76)
-    turn = dice.uniform(-0.08, 0.08)
-    light = 0.97 - dice.uniform(0, 0.12).view(-1, 1)
-    tint = (dice.any_colour() - 0.5) * 0.05
-    ground = (light + tint).clamp(0, 1)
+    centre, top, length = dice.uniform(46, 50), dice.uniform(28, 32), dice.uniform(62, 68)
+    turn = dice.uniform(-0.06, 0.06)
+    light, dark = dice.uniform(0.84, 0.97), dice.uniform(0.1, 0.45)
+    brightness = torch.where(dice.chance(0.25), dark, light).view(-1, 1)
+    ground = (brightness + (dice.any_colour() - 0.5) * 0.08).clamp(0, 1)
     canvas = Canvas(ground[:, :, None, None])
-    from_x, from_y = X - centre, Y - 64
+    pixel_x, pixel_y = grid(dice.device)
+    from_x, from_y = pixel_x - centre, pixel_y - 64
     x = from_x * turn.cos() + from_y * turn.sin()
     y = from_y * turn.cos() - from_x * turn.sin() + 64
-    shoulder, waist = length * 0.36, length * 0.33
-    _lay_sleeves(canvas, shirts, x, y, (shoulder, top, length))
-
+    shoulder, waist = length * 0.37, length * 0.33
     half = shoulder + (waist - shoulder) * ((y - top) / length).clamp(0, 1)
     torso = both(x.abs() - half, y - top - length * 1.08, top + (x.abs() / shoulder) ** 2 * 5 - y)
+    canvas.paint(ground * 0.8, (0.5 - torso / 5).clamp(0, 1) * 0.7)
+    _lay_sleeves(canvas, shirts, x, y, (shoulder, top, length))
+
     texture = cloth(shirts, x / length, (y - top) / length, length)
     canvas.paint(shade(texture, 0.15 * (x / half).abs().clamp(max=1) ** 3), cover(torso))
-    round_neck = torch.hypot(x, (y - top) * 1.1) - 10
-    v_neck = both(x.abs() - (1 - (y - top) / 21) * 10, top - 2 - y)
-    neck = torch.where(shirts.neck == ROUND_NECK, round_neck, v_neck)
-    canvas.paint(ground * 0.86, cover(neck) * cover(torso - 2))
+    neck = neckline(shirts, x, y - top, torch.full_like(top, 9.5))
+    canvas.paint(ground * 0.8, cover(neck) * cover(torso - 2))
     return canvas.pixels.clamp(0, 1)
 
 
@@ -158,8 +187,8 @@ def _lay_sleeves(
 ) -> None:
     shoulder, top, length = size
     short = shirts.sleeves == SHORT_SLEEVES
-    angle = torch.where(short, 0.85, 0.38)
-    reach = torch.where(short, 0.26 * length, 0.72 * length)
+    angle = torch.where(short, 0.85, 0.36)
+    reach = torch.where(short, 0.28 * length, 0.78 * length)
     for side in (-1, 1):
         x0, y0 = side * (shoulder - 5), top + 9
         dx, dy = side * angle.sin(), angle.cos()

@@ -1,11 +1,7 @@
-"""Finish a checkpoint: fit its preview map, write geometry.json and digests.json.
-
-python -m vtryon_services.mannequin.package FOLDER
-"""
+"""Finishing a checkpoint: its preview map, geometry.json and digests.json."""
 
 from __future__ import annotations
 
-import argparse
 import json
 from pathlib import Path
 
@@ -61,9 +57,3 @@ def package(folder: Path) -> None:
     geometry = mannequin_geometry(fit_preview_map(vae))
     (folder / FILE_NAME).write_text(geometry.model_dump_json(indent=2) + "\n")
     write_digests(folder)
-
-
-if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("folder", type=Path)
-    package(parser.parse_args().folder)

@@ -13,10 +13,10 @@ from vtryon_services.mannequin.garments import (
     COLOURS,
     LONG_SLEEVES,
     NO_SLEEVES,
-    ROUND_NECK,
     SHORT_SLEEVES,
     Shirts,
     cloth,
+    neckline,
     rounded,
     shade,
 )
@@ -25,20 +25,22 @@ from vtryon_services.mannequin.shapes import (
     WIDTH,
     Canvas,
     Dice,
-    X,
-    Y,
+    Grid,
     both,
     capsule,
     cover,
     ellipse,
+    grid,
     palette,
     triangle_wave,
 )
 
-_SKIN = palette("ffe0c4", "f1c29b", "d69e74", "a87048", "784c30", "543424")
+_SKIN = palette("ffe0c4", "f1c29b", "d69e74", "a87048", "784c30", "5c3a28")
 _HAIR = palette("1c1614", "462c1c", "784e1c", "c8a054", "963c1e", "96969b", "3c325a")
+_EYES = palette("2a1a10", "3a2a18", "2c4a66", "2e5a3a")
 _PLAIN, _FLOOR, _WALL = range(3)
-_SHORT_HAIR, _LONG_HAIR, _BUN = range(3)
+_SHORT_HAIR, _LONG_HAIR, _BUN, _BOB = range(4)
+_UPPER, _FORE = 27.0, 23.0  # lengths of the arm's parts, in pixels at size 1
 
 
 class Arm(NamedTuple):
@@ -59,6 +61,8 @@ class People:
     skin: Tensor
     hair: Tensor
     hair_style: Tensor
+    eyes: Tensor
+    smile: Tensor
     trousers: Tensor
     skirt: Tensor
     centre: Tensor
@@ -71,6 +75,11 @@ class People:
     right: Arm
 
     @property
+    def pixels(self) -> Grid:
+        """Where the pixels are."""
+        return grid(self.size.device)
+
+    @property
     def hip_y(self) -> Tensor:
         """Where the torso ends."""
         return self.shoulders_y + self.torso
@@ -78,7 +87,7 @@ class People:
     @property
     def head_y(self) -> Tensor:
         """Where the middle of the face is."""
-        return self.shoulders_y - 17 * self.size
+        return self.shoulders_y - 21 * self.size
 
 
 class Worn(NamedTuple):
@@ -93,54 +102,62 @@ class Worn(NamedTuple):
 
 
 def draw_people(dice: Dice) -> People:
-    """Draw a batch of people."""
-    size = dice.uniform(0.92, 1.08)
-    shoulder = size * dice.uniform(15, 19)
+    """Draw a batch of people, a third of them before a dark wall."""
+    size = dice.uniform(0.95, 1.05)
+    shoulder = size * dice.uniform(19, 22)
+    light = torch.where(dice.chance(0.33), 0.08, 0.45).view(-1, 1)
     return People(
-        wall=dice.colour(COLOURS * 0.5 + 0.45, 0.08)[0],
-        floor=dice.colour(COLOURS * 0.6 + 0.25, 0.08)[0],
+        wall=(dice.colour(COLOURS, 0.1)[0] * 0.5 + light).clamp(0, 1),
+        floor=dice.colour(COLOURS * 0.6 + 0.2, 0.08)[0],
         floor_line=dice.uniform(96, 140),
         ground=dice.choose(3),
         skin=dice.colour(_SKIN, 0.02)[0],
         hair=dice.colour(_HAIR, 0.03)[0],
-        hair_style=dice.choose(3),
+        hair_style=dice.choose(4),
+        eyes=dice.colour(_EYES, 0.02)[0],
+        smile=dice.uniform(-0.4, 1.6),
         trousers=dice.colour(COLOURS, 0.04)[0],
         skirt=dice.chance(0.3),
-        centre=dice.uniform(43, 53),
+        centre=dice.uniform(45, 51),
         size=size,
-        shoulders_y=dice.uniform(36, 43),
+        shoulders_y=dice.uniform(44, 48),
         shoulder=shoulder,
-        waist=shoulder * dice.uniform(0.72, 0.92),
-        torso=size * dice.uniform(44, 52),
-        left=_arm(dice),
-        right=_arm(dice),
+        waist=shoulder * dice.uniform(0.75, 0.9),
+        torso=size * dice.uniform(54, 60),
+        left=_draw_arm(dice),
+        right=_draw_arm(dice),
     )
 
 
-def _arm(dice: Dice) -> Arm:
-    return Arm(
-        dice.uniform(math.radians(8), math.radians(70)),
-        dice.uniform(math.radians(-60), math.radians(40)),
-    )
+def _draw_arm(dice: Dice) -> Arm:
+    """Draw an arm's pose: hanging, on the hip, held out, or laid over the torso."""
+    upper = [(6, 24), (26, 42), (24, 52), (4, 14)]
+    bend = [(-18, 12), (-95, -70), (0, 60), (-118, -88)]
+    pose = dice.weigh((0.42, 0.16, 0.22, 0.2))[..., None]
+
+    def angle(ranges: list[tuple[int, int]]) -> Tensor:
+        drawn = [dice.uniform(math.radians(low), math.radians(high)) for low, high in ranges]
+        return torch.stack(drawn, dim=-1).gather(-1, pose)[..., 0]
+
+    return Arm(angle(upper), angle(bend))
 
 
 def draw_worn(people: People, shirts: Shirts, tucked: Tensor) -> Worn:
     """Draw people wearing shirts; `tucked` is a column of truths."""
-    wall = people.wall[:, :, None, None] * (1 - 0.25 * Y / HEIGHT)[:, None]
+    wall = people.wall[:, :, None, None] * (1 - 0.25 * people.pixels.y / HEIGHT)[:, None]
     canvas = Canvas(wall)
     _paint_ground(canvas, people)
     _paint_below(canvas, people)
     torso, open_neck = _paint_torso(canvas, people, shirts, tucked)
     canvas.paint(people.skin, open_neck)
     neck = capsule(
-        X,
-        Y,
-        (people.centre, people.head_y + 6 * people.size),
+        *people.pixels,
+        (people.centre, people.head_y + 8 * people.size),
         (people.centre, people.shoulders_y + people.size),
-        4.2 * people.size,
+        5 * people.size,
     )
-    canvas.paint(people.skin * 0.93, cover(neck))
-    shirt = torso * (1 - open_neck)
+    canvas.paint(people.skin * 0.9, cover(neck))
+    shirt = torso * (1 - open_neck) * (1 - cover(neck))
     for side, arm in ((-1, people.left), (1, people.right)):
         bare, sleeve = _paint_arm(canvas, people, shirts, side, arm)
         shirt = shirt * (1 - bare) * (1 - sleeve) + sleeve
@@ -149,23 +166,27 @@ def draw_worn(people: People, shirts: Shirts, tucked: Tensor) -> Worn:
 
 
 def _paint_ground(canvas: Canvas, people: People) -> None:
-    floor = torch.where(people.ground == _FLOOR, cover(people.floor_line - Y), 0.0)
-    boards = torch.where(people.ground == _WALL, (triangle_wave(X / 24) > 0.9) * 0.5, 0.0)
+    x, y = people.pixels
+    floor = torch.where(people.ground == _FLOOR, cover(people.floor_line - y), 0.0)
+    boards = torch.where(people.ground == _WALL, (triangle_wave(x / 24) > 0.9) * 0.5, 0.0)
     canvas.paint(people.floor, (floor + boards).clamp(0, 1))
 
 
 def _paint_below(canvas: Canvas, people: People) -> None:
-    x, size, hip, waist = X - people.centre, people.size, people.hip_y, people.waist
+    x, y = people.pixels.x - people.centre, people.pixels.y
+    size, hip, waist = people.size, people.hip_y, people.waist
+    behind = torch.where(people.hair_style == _LONG_HAIR, 12.0, -12.0) * size
     hair = capsule(
-        x, Y, (x * 0, people.head_y - 2 * size), (x * 0, people.shoulders_y + 8 * size), 12 * size
+        x, y, (x * 0, people.head_y - 2 * size), (x * 0, people.shoulders_y + behind), 14.5 * size
     )
-    canvas.paint(people.hair, cover(hair) * (people.hair_style == _LONG_HAIR))
+    has = (people.hair_style == _LONG_HAIR) | (people.hair_style == _BOB)
+    canvas.paint(people.hair * 0.85, cover(hair) * has)
     for side, light in ((-1, 0.94), (1, 1.0)):
-        foot = (side * waist * 0.62, torch.full_like(hip, 150.0))
-        leg = capsule(x, Y, (side * waist * 0.5, hip), foot, waist * 0.52)
+        foot = (side * waist * 0.62, torch.full_like(hip, 165.0))
+        leg = capsule(x, y, (side * waist * 0.5, hip), foot, waist * 0.52)
         canvas.paint(people.trousers * light, cover(leg))
-    flare = waist + 0.35 * (Y - hip).clamp(min=0)
-    skirt = both(x.abs() - flare, hip - 4 - Y, Y - (hip + 34 * size))
+    flare = waist + 0.35 * (y - hip).clamp(min=0)
+    skirt = both(x.abs() - flare, hip - 4 - y)
     canvas.paint(people.trousers, cover(skirt) * people.skirt)
 
 
@@ -173,23 +194,22 @@ def _paint_torso(
     canvas: Canvas, people: People, shirts: Shirts, tucked: Tensor
 ) -> tuple[Tensor, Tensor]:
     """Paint belt and torso; give the covers of the torso and of the neckline's opening."""
-    x, y, size = X - people.centre, Y - people.shoulders_y, people.size
+    x, down = people.pixels.x - people.centre, people.pixels.y
+    y, size = down - people.shoulders_y, people.size
     hip, torso, waist = people.hip_y, people.torso, people.waist
     tuck = tucked.float()
-    hem = hip + (1 - tuck) * 9 * size - tuck * 2 * size
+    hem = hip + (1 - tuck) * 10 * size - tuck * 3 * size
     half = people.shoulder + (waist * 1.04 - people.shoulder) * (y / torso).clamp(0, 1)
-    belt = both(x.abs() - waist, hip - 3 * size - Y, Y - hip - 2 * size)
-    canvas.paint(torch.full((len(tuck), 3), 0.12), cover(belt) * tuck)
+    belt = both(x.abs() - waist, hip - 5 * size - down, down - hip - 1 * size)
+    canvas.paint(torch.full_like(people.skin, 0.12), cover(belt) * tuck)
     body = both(
         x.abs() - half - (1 - tuck) * 1.5 * size,
-        Y - hem,
+        down - hem,
         (x.abs() / people.shoulder) ** 2 * 4 * size - y,
     )
     texture = cloth(shirts, x / torso, y / torso, torso)
     canvas.paint(shade(texture, 0.22 * (x / half).abs().clamp(max=1) ** 3), cover(body))
-    round_neck = torch.hypot(x, y * 1.1) - 7 * size
-    v_neck = both(x.abs() - (1 - y / (15 * size)) * 7 * size, -2 - y)
-    neck = torch.where(shirts.neck == ROUND_NECK, round_neck, v_neck)
+    neck = neckline(shirts, x, y, 8.5 * size)
     return cover(body), cover(neck) * cover(-3 - y)
 
 
@@ -197,58 +217,75 @@ def _paint_arm(
     canvas: Canvas, people: People, shirts: Shirts, side: int, arm: Arm
 ) -> tuple[Tensor, Tensor]:
     """Paint an arm and its sleeve; give the covers of both."""
+    x, y = people.pixels
     size, fore = people.size, arm.upper + arm.bend
     upper_x, upper_y = side * arm.upper.sin(), arm.upper.cos()
     fore_x, fore_y = side * fore.sin(), fore.cos()
-    x0 = people.centre + side * (people.shoulder - 3.5 * size)
-    y0 = people.shoulders_y + 7 * size
-    x1, y1 = x0 + upper_x * 24 * size, y0 + upper_y * 24 * size
-    x2, y2 = x1 + fore_x * 21 * size, y1 + fore_y * 21 * size
+    x0 = people.centre + side * (people.shoulder - 4 * size)
+    y0 = people.shoulders_y + 8 * size
+    x1, y1 = x0 + upper_x * _UPPER * size, y0 + upper_y * _UPPER * size
+    x2, y2 = x1 + fore_x * _FORE * size, y1 + fore_y * _FORE * size
 
     skin = torch.minimum(
-        capsule(X, Y, (x0, y0), (x1, y1), 4.8 * size),
+        capsule(x, y, (x0, y0), (x1, y1), 5.4 * size),
         torch.minimum(
-            capsule(X, Y, (x1, y1), (x2, y2), 4.2 * size),
-            torch.hypot(X - x2, Y - y2) - 4.8 * size,
+            capsule(x, y, (x1, y1), (x2, y2), 4.8 * size),
+            torch.hypot(x - x2, y - y2) - 5.6 * size,
         ),
     )
+    canvas.paint(people.skin * 0.8, (0.5 - skin / 2).clamp(0, 1))
     canvas.paint(people.skin * 0.97, cover(skin))
 
     short, long = shirts.sleeves == SHORT_SLEEVES, shirts.sleeves == LONG_SLEEVES
     share = torch.where(short, 0.6, 1.0)
-    along = (X - x0) * upper_x + (Y - y0) * upper_y
+    along = (x - x0) * upper_x + (y - y0) * upper_y
     elbow = (x0 + (x1 - x0) * share, y0 + (y1 - y0) * share)
-    upper = capsule(X, Y, (x0, y0), elbow, 6.2 * size)
-    upper = torch.where(short, both(upper, along - 24 * size * share), upper)
-    along_fore = (X - x1) * fore_x + (Y - y1) * fore_y
+    upper = capsule(x, y, (x0, y0), elbow, 7 * size)
+    upper = torch.where(short, both(upper, along - _UPPER * size * share), upper)
+    along_fore = (x - x1) * fore_x + (y - y1) * fore_y
     cuff = (x1 + (x2 - x1) * 0.8, y1 + (y2 - y1) * 0.8)
-    lower = both(capsule(X, Y, (x1, y1), cuff, 5.4 * size), along_fore - 21 * size * 0.8)
+    lower = both(capsule(x, y, (x1, y1), cuff, 6.2 * size), along_fore - _FORE * size * 0.8)
     sleeve = torch.where(long, torch.minimum(upper, lower), upper)
     sleeve = torch.where(shirts.sleeves == NO_SLEEVES, torch.full_like(sleeve, WIDTH), sleeve)
 
     on_upper = (upper < lower) | ~long
-    down = torch.where(on_upper, along, 24 * size + along_fore) / people.torso
+    down = torch.where(on_upper, along, _UPPER * size + along_fore) / people.torso
     across = torch.where(
         on_upper,
-        (X - x0) * upper_y - (Y - y0) * upper_x,
-        (X - x1) * fore_y - (Y - y1) * fore_x,
+        (x - x0) * upper_y - (y - y0) * upper_x,
+        (x - x1) * fore_y - (y - y1) * fore_x,
     )
     texture = cloth(shirts.sleeve_cloth(), across / people.torso, down + 0.1, people.torso)
-    canvas.paint(shade(texture, 0.25 * rounded(sleeve)) * 0.95, cover(sleeve))
-    return cover(skin), cover(sleeve)
+    canvas.paint(shade(texture, 0.3 * rounded(sleeve)) * 0.95, cover(sleeve))
+    return (0.5 - skin / 2).clamp(0, 1), cover(sleeve)
 
 
 def _paint_head(canvas: Canvas, people: People) -> None:
-    x, y, size = X - people.centre, Y - people.head_y, people.size
+    x, y = people.pixels.x - people.centre, people.pixels.y - people.head_y
+    size = people.size
 
     def oval(dx: float, dy: float, radius_x: float, radius_y: float) -> Tensor:
-        return ellipse(x - dx * size, y - dy * size, radius_x * size, radius_y * size)
+        return cover(ellipse(x - dx * size, y - dy * size, radius_x * size, radius_y * size))
 
-    canvas.paint(people.hair, cover(oval(0, -2, 11, 12)))
-    canvas.paint(people.hair, cover(oval(0, -14, 5, 5)) * (people.hair_style == _BUN))
-    canvas.paint(people.skin, cover(both(oval(0, 2, 9, 11), -5 * size - y)))
-    black = torch.full_like(people.skin, 0.1)
-    for side in (-3.6, 3.6):
-        canvas.paint(black, cover(oval(side, 1, 1.4, 1.6)))
-    lips = torch.tensor([0.7, 0.25, 0.25]).expand_as(people.skin)
-    canvas.paint(lips, cover(oval(0, 8, 3, 1.1)))
+    def line(start: tuple[float, float], end: tuple[float, float], radius: float) -> Tensor:
+        (x0, y0), (x1, y1) = [(dx * size, dy * size) for dx, dy in (start, end)]
+        return cover(capsule(x, y, (x0, y0), (x1, y1), radius * size))
+
+    canvas.paint(people.hair, oval(0, -16, 6, 6) * (people.hair_style == _BUN))
+    canvas.paint(people.hair, oval(0, -2, 13.5, 15))
+    for side in (-1, 1):
+        canvas.paint(people.skin * 0.92, oval(12 * side, 3, 2.2, 3))
+    face = both(
+        ellipse(x, y - 2 * size, 11.5 * size, 13.5 * size), -6.5 * size - y + (x / size) ** 2 * 0.02
+    )
+    canvas.paint(people.skin, cover(face))
+    white, brow = torch.full_like(people.skin, 0.97), people.hair * 0.6
+    for across in (-4.6, 4.6):
+        canvas.paint(white, oval(across, 1, 2.9, 2.1))
+        canvas.paint(people.eyes, oval(across, 1, 1.6, 1.9))
+        canvas.paint(brow, line((across - 2.6, -3.2), (across + 2.6, -3.4), 0.8))
+    canvas.paint(people.skin * 0.78, line((0, 2.5), (0.6, 5.5), 0.9))
+    lips = people.skin * 0.35 + people.skin.new_tensor([0.45, 0.1, 0.12])
+    curve = people.smile * size * (1 - (x / (4.2 * size)) ** 2)
+    mouth = both(x.abs() - 4.2 * size, (y - 9.3 * size - curve).abs() - 1.1 * size)
+    canvas.paint(lips.clamp(0, 1), cover(mouth))

@@ -1,27 +1,102 @@
-"""What is said about a try-on, in several wordings."""
+"""What is asked of a try-on, and in what words."""
 
 from __future__ import annotations
 
 import random
+from dataclasses import dataclass, replace
 
-from vtryon_services.mannequin.garments import COLOUR_NAMES, PATTERNS, Shirts
+import torch
+from torch import Tensor
+
+from vtryon_services.mannequin.garments import (
+    COLOUR_NAMES,
+    COLOURS,
+    PATTERNS,
+    SLEEVE_NAMES,
+    Shirts,
+)
+from vtryon_services.mannequin.shapes import Dice
 
 _WORDINGS = (
     "Put the {} from picture 2 on the person in picture 1",
     "Dress the person in picture 1 in the {} from picture 2",
     "The person in picture 1 wears the {} from picture 2",
-    "Replace the clothes of the person in picture 1 with the {} from picture 2",
+    "Replace the clothes in picture 1 with the {} from picture 2",
     "Virtual try-on: person in picture 1, {} in picture 2",
+    "{}",
 )
 _PLAIN_NAMES = ("shirt", "garment", "top", "t-shirt")
+_ASIDES = (
+    *("high quality photo", "keep the person", "in good light"),
+    *("with a smile", "the same face", "as in a shop", "sharp"),
+)
+AS_IT_IS, RECOLOUR, RESLEEVE = range(3)
 
 
-def write_prompt(shirts: Shirts, index: int, tucked: bool, seed: int) -> str:
-    """Word one try-on; "tucked in" is always said, "worn loose" half of the time."""
+@dataclass(frozen=True, slots=True)
+class Wishes:
+    """What a batch of prompts asks for besides the garment; (prompts, 1, 1) each.
+
+    Attributes:
+        tucked: whether the shirt ends in the trousers, or hangs over them.
+        change: whether the shirt is worn as it lies there, in another colour, or with other
+            sleeves; `colour` and `sleeves` are those others.
+    """
+
+    tucked: Tensor
+    change: Tensor
+    colour: Tensor
+    sleeves: Tensor
+
+    def worn(self, shirts: Shirts) -> Shirts:
+        """Give the shirts as they are worn."""
+        recoloured = (self.change == RECOLOUR).flatten()
+        colours = COLOURS.to(self.colour.device)[self.colour.flatten()]
+        sleeves = torch.where(self.change == RESLEEVE, self.sleeves, shirts.sleeves)
+        return replace(shirts.recoloured(colours, recoloured), sleeves=sleeves)
+
+
+def draw_wishes(dice: Dice) -> Wishes:
+    """Draw what is asked: a third tucked in, a tenth in another colour, a tenth resleeved."""
+    return Wishes(
+        tucked=dice.chance(0.35),
+        change=dice.weigh((0.8, 0.1, 0.1)),
+        colour=dice.choose(len(COLOURS)),
+        sleeves=dice.choose(3),
+    )
+
+
+def write_prompt(shirts: Shirts, wishes: Wishes, index: int, seed: int) -> str:
+    """Word one try-on. What differs from the garment's picture and "tucked in" are always said.
+
+    "Worn loose" is said half of the time, and now and then something that changes nothing.
+    """
     rng = random.Random(seed)  # noqa: S311
-    ending = ", tucked in" if tucked else rng.choice(["", ", worn loose"])
-    name = _name(shirts, index, rng)
-    return rng.choice(_WORDINGS).format(name) + ending + rng.choice(["", "."])
+    said = instruction(wishes, index, rng)
+    if rng.random() < 0.2:
+        said.append(rng.choice(_ASIDES))
+    sentence = rng.choice(_WORDINGS).format(_name(shirts, index, rng))
+    return ", ".join([sentence, *said]) + rng.choice(["", "."])
+
+
+def write_terse_prompt(wishes: Wishes, index: int, seed: int) -> str:
+    """Word the instruction alone: what a negative prompt looks like. It may be a blank."""
+    return ", ".join(instruction(wishes, index, random.Random(seed))) or " "  # noqa: S311
+
+
+def instruction(wishes: Wishes, index: int, rng: random.Random) -> list[str]:
+    """Say what is asked for besides the garment."""
+    change = int(wishes.change[index])
+    said = []
+    if change == RECOLOUR:
+        said.append(f"in {COLOUR_NAMES[int(wishes.colour[index])]}")
+    if change == RESLEEVE:
+        said.append(f"with {SLEEVE_NAMES[int(wishes.sleeves[index])]}")
+    if wishes.tucked[index]:
+        said.append("tucked in")
+    elif rng.random() < 0.5:
+        said.append("worn loose")
+    return said
 
 
 def _name(shirts: Shirts, index: int, rng: random.Random) -> str:

@@ -7,39 +7,57 @@ the pixel grid.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import fields, replace
+from functools import lru_cache
+from typing import NamedTuple, TypeVar
+
 import torch
 from torch import Tensor
 
 HEIGHT, WIDTH = 128, 96
 
-_rows, _columns = torch.meshgrid(
-    torch.arange(HEIGHT) + 0.5, torch.arange(WIDTH) + 0.5, indexing="ij"
-)
-X = _columns[None].float()
-Y = _rows[None].float()
+Batch = TypeVar("Batch")
+
+
+class Grid(NamedTuple):
+    """Where the pixels are: (1, height, width) each, from the picture's top left corner."""
+
+    x: Tensor
+    y: Tensor
+
+
+@lru_cache(maxsize=4)
+def grid(device: torch.device) -> Grid:
+    """Give the middles of the pixels."""
+    across, down = torch.arange(WIDTH) + 0.5, torch.arange(HEIGHT) + 0.5
+    y, x = torch.meshgrid(down, across, indexing="ij")
+    return Grid(x[None].to(device), y[None].to(device))
 
 
 class Dice:
-    """Random columns and colours from one seed."""
+    """Random columns and colours from one seed; the same on every device."""
 
-    def __init__(self, count: int, seed: int) -> None:
+    def __init__(self, count: int, seed: int, device: torch.device | str = "cpu") -> None:
         self.count = count
+        self.device = torch.device(device)
         self._generator = torch.Generator().manual_seed(seed)
 
     def uniform(self, low: float, high: float) -> Tensor:
         """Give a column of numbers between two."""
-        return low + (high - low) * torch.rand((self.count, 1, 1), generator=self._generator)
+        drawn = torch.rand((self.count, 1, 1), generator=self._generator)
+        return (low + (high - low) * drawn).to(self.device)
 
     def choose(self, options: int) -> Tensor:
         """Give a column of whole numbers below `options`."""
-        return torch.randint(options, (self.count, 1, 1), generator=self._generator)
+        return torch.randint(options, (self.count, 1, 1), generator=self._generator).to(self.device)
 
-    def weigh(self, weights: list[float]) -> Tensor:
+    def weigh(self, weights: Sequence[float]) -> Tensor:
         """Give a column of indices, each as often as its weight says."""
         drawn = torch.multinomial(
             torch.tensor(weights), self.count, replacement=True, generator=self._generator
         )
-        return drawn.view(-1, 1, 1)
+        return drawn.view(-1, 1, 1).to(self.device)
 
     def chance(self, probability: float) -> Tensor:
         """Give a column of truths."""
@@ -49,11 +67,21 @@ class Dice:
         """Pick palette colours and shift them a little: (pictures, 3), and which they were."""
         index = self.choose(len(palette)).flatten()
         shift = torch.randn((self.count, 3), generator=self._generator) * spread
-        return (palette[index] + shift).clamp(0, 1), index
+        return (palette.to(self.device)[index] + shift.to(self.device)).clamp(0, 1), index
 
     def any_colour(self) -> Tensor:
         """Give (pictures, 3) colours from the whole cube."""
-        return torch.rand((self.count, 3), generator=self._generator)
+        return torch.rand((self.count, 3), generator=self._generator).to(self.device)
+
+
+def take(batch: Batch, index: Tensor) -> Batch:
+    """Pick rows of a batch's tensors, whatever dataclass or tuple of tensors it is."""
+    if isinstance(batch, Tensor):
+        return batch[index]  # type: ignore[return-value]
+    if isinstance(batch, tuple):
+        return type(batch)(*(take(part, index) for part in batch))
+    parts = {field.name: take(getattr(batch, field.name), index) for field in fields(batch)}  # type: ignore[arg-type]
+    return replace(batch, **parts)  # type: ignore[type-var]
 
 
 class Canvas:

@@ -1,13 +1,8 @@
-"""Draw held-out examples through the whole mesh: person, garment, result, truth, a row each.
-
-python -m vtryon_services.mannequin.strip --rows 10 -o docs/strip.png
-"""
+"""Held-out examples through the whole mesh: person, garment, result, truth."""
 
 from __future__ import annotations
 
-import argparse
 import asyncio
-from pathlib import Path
 
 from PIL import Image
 
@@ -31,20 +26,12 @@ async def draw_rows(count: int) -> list[list[Image.Image]]:
     return rows
 
 
-def main() -> None:
-    """Draw the strip, two examples beside each other in a row."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--rows", type=int, default=10)
-    parser.add_argument("-o", "--out", type=Path, required=True)
-    arguments = parser.parse_args()
-    rows = asyncio.run(draw_rows(arguments.rows))
-    half = (len(rows) + 1) // 2
+def draw_strip(count: int, columns: int = 3) -> Image.Image:
+    """Draw so many examples, several beside each other in a row."""
+    rows = asyncio.run(draw_rows(count))
+    height = -(-len(rows) // columns)
     wide = [
-        row + (rows[half + i] if half + i < len(rows) else []) for i, row in enumerate(rows[:half])
+        [picture for at in range(row, len(rows), height) for picture in rows[at]]
+        for row in range(height)
     ]
-    arguments.out.parent.mkdir(parents=True, exist_ok=True)
-    sheet(wide, _CAPTIONS * 2, height=192).save(arguments.out)
-
-
-if __name__ == "__main__":
-    main()
+    return sheet(wide, _CAPTIONS * columns, height=192)

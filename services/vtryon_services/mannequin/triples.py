@@ -14,8 +14,8 @@ from PIL import Image
 from torch import Tensor
 
 from vtryon_services.mannequin.garments import Shirts, draw_flat, draw_shirts
-from vtryon_services.mannequin.people import draw_people, draw_worn
-from vtryon_services.mannequin.prompts import write_prompt
+from vtryon_services.mannequin.people import People, draw_people, draw_worn
+from vtryon_services.mannequin.prompts import Wishes, draw_wishes, write_prompt
 from vtryon_services.mannequin.shapes import Dice
 
 HELD_OUT = 1_000_000_000
@@ -26,7 +26,7 @@ class Triples:
     """A batch of examples.
 
     Shapes:
-        person, garment, truth: (examples, 3, 128, 96), 0 to 1; tucked: (examples,).
+        person, garment, truth: (examples, 3, 128, 96), 0 to 1.
         shirt_before, shirt_after: (examples, 128, 96), how much of a pixel is shirt.
     """
 
@@ -34,10 +34,15 @@ class Triples:
     garment: Tensor
     truth: Tensor
     prompts: list[str]
-    tucked: Tensor
+    people: People
     shirts: Shirts
+    wishes: Wishes
     shirt_before: Tensor
     shirt_after: Tensor
+
+    def truth_for(self, wishes: Wishes) -> Tensor:
+        """Draw what ought to come out if something else were asked: (examples, 3, 128, 96)."""
+        return draw_worn(self.people, wishes.worn(self.shirts), wishes.tucked).pixels
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,26 +55,34 @@ class Example:
     prompt: str
 
 
-def draw_triples(count: int, seed: int) -> Triples:
+def draw_triples(count: int, seed: int, device: torch.device | str = "cpu") -> Triples:
     """Draw examples; equal arguments give equal drawings."""
-    dice = Dice(count, seed)
+    dice = Dice(count, seed, device)
     people, old, new = draw_people(dice), draw_shirts(dice), draw_shirts(dice)
-    tucked_before, tucked = dice.chance(0.35), dice.chance(0.35)
-    before = draw_worn(people, old, tucked_before)
-    after = draw_worn(people, new, tucked)
-    prompts = [
-        write_prompt(new, index, bool(tucked[index]), seed + index) for index in range(count)
-    ]
+    wishes = draw_wishes(dice)
+    before = draw_worn(people, old, dice.chance(0.35))
+    after = draw_worn(people, wishes.worn(new), wishes.tucked)
+    prompts = [write_prompt(new, wishes, index, seed + index) for index in range(count)]
     return Triples(
         before.pixels,
         draw_flat(new, dice),
         after.pixels,
         prompts,
-        tucked.flatten(),
+        people,
         new,
+        wishes,
         before.shirt,
         after.shirt,
     )
+
+
+def draw_pictures(count: int, seed: int, device: torch.device | str = "cpu") -> Tensor:
+    """Draw pictures of both kinds, three of four a person: (count, 3, 128, 96), 0 to 1."""
+    flat = count // 4
+    dice, worn = Dice(flat, seed, device), Dice(count - flat, seed + 1, device)
+    shirts = draw_shirts(dice)
+    people = draw_worn(draw_people(worn), draw_shirts(worn), worn.chance(0.35))
+    return torch.cat([draw_flat(shirts, dice), people.pixels])
 
 
 def held_out(number: int) -> Example:
@@ -85,5 +98,5 @@ def held_out(number: int) -> Example:
 
 def to_picture(pixels: Tensor) -> Image.Image:
     """Give a picture of (3, height, width), 0 to 1."""
-    array = (pixels.permute(1, 2, 0) * 255).round().to(torch.uint8).numpy()
+    array = (pixels.permute(1, 2, 0) * 255).round().to(torch.uint8).cpu().numpy()
     return Image.fromarray(np.ascontiguousarray(array))

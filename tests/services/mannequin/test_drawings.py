@@ -1,4 +1,5 @@
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -8,7 +9,14 @@ from vtryon_services.backends.torch import SHIPPED_CHECKPOINT
 from vtryon_services.engine.checkpoint import Checkpoint
 from vtryon_services.engine.placement import Placement
 from vtryon_services.engine.still_vae import StillVae
+from vtryon_services.mannequin.garments import COLOUR_NAMES, PATTERNS, SLEEVE_NAMES
 from vtryon_services.mannequin.package import fit_preview_map, mannequin_geometry, package
+from vtryon_services.mannequin.prompts import (
+    AS_IT_IS,
+    RECOLOUR,
+    RESLEEVE,
+    write_terse_prompt,
+)
 from vtryon_services.mannequin.triples import HELD_OUT, draw_triples, held_out
 
 
@@ -32,16 +40,50 @@ def test_person_and_truth_differ_where_a_shirt_is_and_nowhere_else() -> None:
     changed = (triples.person - triples.truth).abs().amax(1) > 0.02
     shirt = torch.maximum(triples.shirt_before, triples.shirt_after) > 0
     around = torch.zeros(128, 96, dtype=torch.bool)
-    around[75:105] = True  # a tucked shirt shows the belt
-    around[30:62, 34:64] = True  # a neckline shows skin
+    around[88:120] = True  # a tucked shirt shows the belt
+    around[36:74, 28:68] = True  # a neckline shows skin
     assert not (changed & ~shirt & ~around).any()
     assert changed.any(dim=(1, 2)).all()
 
 
-def test_tucking_is_always_said() -> None:
-    triples = draw_triples(64, 5)
-    for prompt, tucked in zip(triples.prompts, triples.tucked.tolist(), strict=True):
-        assert ("tucked in" in prompt) == tucked
+def test_what_differs_from_the_garments_picture_is_always_said() -> None:
+    triples = draw_triples(256, 5)
+    wishes = triples.wishes
+    for index, prompt in enumerate(triples.prompts):
+        assert ("tucked in" in prompt) == bool(wishes.tucked[index])
+        if wishes.change[index] == RECOLOUR:
+            assert f", in {COLOUR_NAMES[int(wishes.colour[index])]}" in prompt
+        asked = f"with {SLEEVE_NAMES[int(wishes.sleeves[index])]}" in prompt
+        assert asked == (int(wishes.change[index]) == RESLEEVE)
+
+
+def test_another_colour_and_other_sleeves_change_the_truth_and_nothing_else_does() -> None:
+    triples = draw_triples(8, 6)
+    plain = replace(triples.wishes, change=torch.full((8, 1, 1), AS_IT_IS))
+    recoloured = replace(plain, change=torch.full((8, 1, 1), RECOLOUR))
+    resleeved = replace(plain, change=torch.full((8, 1, 1), RESLEEVE))
+    truth = triples.truth_for(plain)
+    assert torch.equal(truth, triples.truth_for(plain))
+    assert ((truth - triples.truth_for(recoloured)).abs().amax((1, 2, 3)) > 0.05).any()
+    other = (triples.wishes.sleeves != triples.shirts.sleeves).flatten()
+    differs = (truth - triples.truth_for(resleeved)).abs().amax((1, 2, 3)) > 0.05
+    assert torch.equal(differs, other)
+
+
+def test_a_terse_prompt_is_the_instruction_alone() -> None:
+    wishes = draw_triples(64, 7).wishes
+    prompts = [write_terse_prompt(wishes, index, index) for index in range(64)]
+    assert all(("tucked in" in one) == bool(wishes.tucked[i]) for i, one in enumerate(prompts))
+    assert " " in prompts
+    assert not any("picture" in one for one in prompts)
+
+
+def test_every_pattern_sleeve_and_neck_is_drawn_and_patterns_keep_away_from_8_pixels() -> None:
+    shirts = draw_triples(512, 8).shirts
+    for part, count in ((shirts.pattern, len(PATTERNS)), (shirts.sleeves, 3), (shirts.neck, 3)):
+        assert set(part.flatten().tolist()) == set(range(count))
+    shortest_torso = 54 * 0.95
+    assert shirts.period.min() * shortest_torso > 10
 
 
 def test_held_out_examples_are_far_from_the_training_seeds() -> None:

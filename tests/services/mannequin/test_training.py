@@ -13,23 +13,24 @@ from vtryon_loadtests.diffusers_pipeline import diffusers_pipeline, draw
 from vtryon_services.backends.torch import SHIPPED_CHECKPOINT
 from vtryon_services.engine.checkpoint import Checkpoint
 from vtryon_services.engine.placement import Placement
-from vtryon_services.mannequin.training.__main__ import main
 from vtryon_services.mannequin.training.autoencoder import DecoderTask, VaeTask
 from vtryon_services.mannequin.training.denoiser import TransformerTask
 from vtryon_services.mannequin.training.loop import Plan, Task, Training
+from vtryon_services.mannequin.training.muon import orthogonalise
 from vtryon_services.mannequin.training.networks import make_transformer, make_vae
-from vtryon_services.mannequin.training.pool import Encoder, fill_pool, load_pool
+from vtryon_services.mannequin.training.pool import Encoder, Pool, World, fill_pool
+from vtryon_services.mannequin.training.run import Run, Settings
 
 CPU = torch.device("cpu")
 QUIET = Console(quiet=True)
 
 
 @pytest.fixture(scope="module")
-def pool(tmp_path_factory) -> dict[str, torch.Tensor]:
+def pool(tmp_path_factory) -> Pool:
     folder = tmp_path_factory.mktemp("pool")
     encoder = Encoder(Checkpoint.open(SHIPPED_CHECKPOINT), Placement.of("cpu", "fp32"))
-    fill_pool(folder, encoder, 2, 8, 0, QUIET)
-    return load_pool(folder)
+    fill_pool(folder, encoder, 2, World(people=2, looks=3, befores=2), 0, QUIET)
+    return Pool.load(folder)
 
 
 def vae_task(_pool) -> Task:
@@ -85,6 +86,23 @@ def test_resuming_changes_no_bit(make, pool, tmp_path) -> None:
         assert (whole / "export" / name).read_bytes() == (parts / "export" / name).read_bytes()
 
 
+def test_a_pool_pairs_every_look_with_others_of_the_same_person(pool) -> None:
+    assert len(pool) == 2 * 2 * 3 * 2
+    batch = pool.batch(torch.arange(len(pool)), 64, CPU)
+    assert batch["person"].shape == batch["garment"].shape == batch["target"].shape
+    assert not (batch["person"] == batch["target"]).all(dim=(1, 2)).any()
+    assert batch["counts"].sum(1).tolist() == pool.lengths.tolist()
+    assert batch["shirt"].max() > 0.9
+
+
+@pytest.mark.parametrize("shape", [(3, 5, 8), (2, 8, 5), (1, 6, 6)])
+def test_muon_drives_singular_values_towards_one(shape) -> None:
+    drawn = torch.randn(shape, generator=torch.Generator().manual_seed(0))
+    values = torch.linalg.svdvals(orthogonalise(drawn))
+    assert values.min() > 0.5
+    assert values.max() < 1.3
+
+
 def test_a_run_is_not_resumed_under_another_plan(pool, tmp_path) -> None:
     Training(transformer_task(pool), tmp_path, Plan(6, 2, 1e-3)).resume()
     with pytest.raises(ValueError, match="other settings"):
@@ -106,12 +124,14 @@ def test_fresh_networks_begin_where_training_begins_well() -> None:
 
 
 @pytest.mark.timeout(300)
-async def test_one_command_trains_and_both_the_product_and_diffusers_take_the_result(
+async def test_a_run_trains_every_part_and_both_the_product_and_diffusers_take_the_result(
     tmp_path, example
 ) -> None:
-    steps = ("--vae-steps", "2", "--transformer-steps", "2", "--decoder-steps", "2")
-    main([str(tmp_path / "run"), *steps, "--batch", "2", "--examples", "64"])
-    folder = tmp_path / "run" / "checkpoint"
+    short = {"vae_steps": 2, "transformer_steps": 2, "decoder_steps": 2}
+    run = Run(tmp_path, Settings(plain=True, batch=2, examples=192, **short), QUIET)
+    for part in ("vae", "pool", "transformer", "decoder", "checkpoint"):
+        run.make(part)
+    folder = tmp_path / "checkpoint"
     size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
     assert size < 15_000_000
     async with embedded_mesh(checkpoint=folder) as target, vtryon.Client(target) as client:

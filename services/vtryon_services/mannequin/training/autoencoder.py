@@ -14,9 +14,11 @@ from torch.nn import functional
 from vtryon_services.engine.still_vae import flatten_, restore
 from vtryon_services.mannequin.training.loop import Plan, split_optimizers
 from vtryon_services.mannequin.training.networks import CHANNELS
-from vtryon_services.mannequin.triples import HELD_OUT, draw_triples, to_picture
+from vtryon_services.mannequin.triples import HELD_OUT, draw_pictures, draw_triples, to_picture
 
 _CROP = 64
+_CROPS = 2  # of each drawing
+_FACES = 17  # half of the crops begin above this row, where the faces are
 _NOISE = 0.05
 _STATISTICS_EXAMPLES = 64
 
@@ -36,8 +38,13 @@ class VaeTask:
         self.model: nn.Module = vae.requires_grad_(True).train().to(device)
 
     def optimizers(self, learning_rate: float) -> list[torch.optim.Optimizer]:
-        """Make AdamW for everything."""
-        return split_optimizers(self.model, learning_rate, learning_rate)
+        """Make Muon for the blocks' kernels, AdamW for the rest."""
+        return split_optimizers(self.model, learning_rate, 10 * learning_rate)
+
+    def compile(self) -> None:
+        """Compile encoder and decoder."""
+        self.model.encoder.compile(dynamic=False)  # type: ignore[union-attr]
+        self.model.decoder.compile(dynamic=False)  # type: ignore[union-attr]
 
     def loss(self, model: nn.Module, step: int, plan: Plan) -> torch.Tensor:
         """Give the error of a round trip: values, squares and edges, and a pull on the latents."""
@@ -50,18 +57,22 @@ class VaeTask:
         )
 
     def _crops(self, step: int, plan: Plan, generator: torch.Generator) -> torch.Tensor:
-        triples = draw_triples(plan.batch, plan.seed + step * plan.batch)
-        kinds = (triples.person, triples.garment, triples.truth)
-        pixels = kinds[step % 3] * 2 - 1
-        top, left = (
-            int(torch.randint(0, side - self._crop + 1, (), generator=generator))
-            for side in pixels.shape[2:]
-        )
+        drawn = draw_pictures(plan.batch // _CROPS, plan.seed + step * plan.batch, self._device)
+        crops = [self._crop_of(drawn * 2 - 1, generator) for _ in range(_CROPS)]
+        return torch.cat(crops)
+
+    def _crop_of(self, pixels: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+        def toss(options: int) -> int:
+            return int(torch.randint(options, (), generator=generator))
+
+        room = [side - self._crop + 1 for side in pixels.shape[2:]]
+        top, left = toss(room[0] if toss(2) else min(room[0], _FACES)), toss(room[1])
         pixels = pixels[:, :, top : top + self._crop, left : left + self._crop]
-        pixels = pixels[:, torch.randperm(3, generator=generator)]
-        if step % 2:
+        if toss(2):
+            pixels = pixels[:, torch.randperm(3, generator=generator)]
+        if toss(2):
             pixels = pixels.flip(3)
-        return (-pixels if step % 4 == 3 else pixels).to(self._device)
+        return -pixels if toss(4) == 0 else pixels
 
     @torch.no_grad()
     def grid(self, model: nn.Module) -> Sequence[Sequence[Image.Image]]:

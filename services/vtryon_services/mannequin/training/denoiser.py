@@ -3,31 +3,37 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 import torch
 from diffusers import QwenImageTransformer2DModel
 from PIL import Image
 from torch import nn
+from torch.nn.functional import pad
 
+from vtryon.types import RopeLayout
 from vtryon_services.engine import latents as packing
+from vtryon_services.engine.attention import install
 from vtryon_services.engine.geometry import PreviewMap
+from vtryon_services.engine.rope import Rope
 from vtryon_services.mannequin.shapes import HEIGHT, WIDTH
 from vtryon_services.mannequin.training.loop import Plan, split_optimizers
+from vtryon_services.mannequin.training.pool import TOKENS, Pool
 
 _ROWS, _COLUMNS = HEIGHT // 16, WIDTH // 16
 _SHIRT_WEIGHT = 1.5
+_SHORT = 48  # tokens of most prompts
 
 
 class TransformerTask:
     """The transformer on a pool of encoded examples.
 
     Noise levels lean to 1 (a fifth are 1, the rest shifted by 3), where the picture is decided; the
-    error counts more where a shirt is or was; a tenth of the prompts are dropped, so that guidance
-    has something to push against.
+    error counts more where a shirt is or was. A step's rows are all short prompts or all of any
+    length, so that most steps carry little padding.
 
-    Source: "Scaling Rectified Flow Transformers", Esser et al. 2024, eq. 23; "Classifier-Free
-    Diffusion Guidance", Ho and Salimans 2022, algorithm 1.
+    Source: "Scaling Rectified Flow Transformers", Esser et al. 2024, eq. 23.
     """
 
     name = "transformer"
@@ -35,14 +41,25 @@ class TransformerTask:
     def __init__(
         self,
         transformer: QwenImageTransformer2DModel,
-        pool: dict[str, torch.Tensor],
+        pool: Pool,
         preview: PreviewMap,
         device: torch.device,
     ) -> None:
+        rope = Rope(tuple(transformer.config.axes_dims_rope))
+        shapes = ((1, _ROWS, _COLUMNS),) * 3
+        install(transformer)
         self.model: nn.Module = transformer.train().to(device)
+        self._table = partial(rope.table, shapes, layout=RopeLayout.DIFFUSERS, device=device)
         self._pool = pool
+        self._short = (pool.lengths <= _SHORT).nonzero().flatten()
+        self._long = (pool.lengths > _SHORT).nonzero().flatten()
         self._preview = preview
         self._device = device
+
+    def compile(self) -> None:
+        """Compile the blocks, which share one graph."""
+        for block in self.model.transformer_blocks:  # type: ignore[union-attr]
+            block.compile(dynamic=False)
 
     def optimizers(self, learning_rate: float) -> list[torch.optim.Optimizer]:
         """Make Muon for the blocks' matrices, AdamW for the rest."""
@@ -51,25 +68,23 @@ class TransformerTask:
     def loss(self, model: nn.Module, step: int, plan: Plan) -> torch.Tensor:
         """Give the weighted error of the velocity at random noise levels."""
         generator = torch.Generator().manual_seed(plan.seed + step)
-        count = len(self._pool["length"])
-        index = torch.randint(count, (plan.batch,), generator=generator)
         uniform = torch.rand(plan.batch, generator=generator)
         sigma = 3 * uniform / (1 + 2 * uniform)
         sigma[torch.rand(plan.batch, generator=generator) < 0.2] = 1.0
-        kept = torch.rand(plan.batch, generator=generator) >= 0.1
-        batch = self._batch(index)
+        batch = self._draw_batch(plan.batch, generator)
         noise = torch.randn(batch["target"].shape, generator=generator).to(self._device)
         level = sigma.to(self._device)
         noised = torch.lerp(batch["target"], noise, level[:, None, None])
-        predicted = self._velocity(model, batch, noised, level, kept.to(self._device))
+        predicted = self._velocity(model, batch, noised, level)
         weight = 1 + _SHIRT_WEIGHT * batch["shirt"][:, :, None]
         return (weight * (predicted - (noise - batch["target"])).square()).mean()
 
-    def _batch(self, index: torch.Tensor) -> dict[str, torch.Tensor]:
-        longest = int(self._pool["length"][index].max())
-        batch = {name: part[index].to(self._device).float() for name, part in self._pool.items()}
-        batch["text"] = batch["text"][:, :longest]
-        return batch
+    def _draw_batch(self, rows: int, generator: torch.Generator) -> dict[str, torch.Tensor]:
+        share = len(self._short) / len(self._pool)
+        short = float(torch.rand((), generator=generator)) < share
+        among, tokens = (self._short, _SHORT) if short else (self._long, TOKENS)
+        index = among[torch.randint(len(among), (rows,), generator=generator)]
+        return self._pool.batch(index, tokens, self._device)
 
     def _velocity(
         self,
@@ -77,16 +92,16 @@ class TransformerTask:
         batch: dict[str, torch.Tensor],
         noised: torch.Tensor,
         sigma: torch.Tensor,
-        kept: torch.Tensor,
     ) -> torch.Tensor:
-        positions = torch.arange(batch["text"].shape[1], device=self._device)
-        mask = positions < batch["length"][:, None]
+        pictures = torch.cat([noised, batch["person"], batch["garment"]], dim=1)
+        mask = pad(batch["counts"], (0, pictures.shape[1]), value=True)
+        tokens = batch["text"].shape[1]
         predicted: torch.Tensor = model(
-            hidden_states=torch.cat([noised, batch["person"], batch["garment"]], dim=1),
+            hidden_states=pictures,
             timestep=sigma,
-            encoder_hidden_states=batch["text"] * kept[:, None, None],
-            encoder_hidden_states_mask=None if mask.all() else mask,
+            encoder_hidden_states=batch["text"],
             img_shapes=[[(1, _ROWS, _COLUMNS)] * 3] * len(noised),
+            attention_kwargs={"rotary": self._table(tokens)[None], "mask": mask[:, None, None]},
             return_dict=False,
         )[0]
         return predicted[:, : noised.shape[1]]
@@ -94,11 +109,11 @@ class TransformerTask:
     @torch.no_grad()
     def grid(self, model: nn.Module) -> Sequence[Sequence[Image.Image]]:
         """Draw small pictures of one step from pure noise above those of the truth."""
-        batch = self._batch(torch.arange(min(8, len(self._pool["length"]))))
+        batch = self._pool.batch(torch.arange(0, len(self._pool), 97)[:8], TOKENS, self._device)
         generator = torch.Generator().manual_seed(0)
         noise = torch.randn(batch["target"].shape, generator=generator).to(self._device)
         ones = torch.ones(len(noise), device=self._device)
-        x0 = noise - self._velocity(model, batch, noise, ones, ones)
+        x0 = noise - self._velocity(model, batch, noise, ones)
         return [[self._small(one) for one in tokens] for tokens in (x0, batch["target"])]
 
     def _small(self, tokens: torch.Tensor) -> Image.Image:

@@ -23,6 +23,7 @@ from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from vtryon_services.mannequin.sheets import sheet
+from vtryon_services.mannequin.training.muon import Muon
 
 Batch = dict[str, torch.Tensor]
 
@@ -34,6 +35,7 @@ class Plan:
     Attributes:
         learning_rate: at its highest: reached after `warmup` of the steps, falling to zero over the
             last `decay` of them.
+        bfloat16: whether the products are computed in bfloat16 (weights and sums stay in fp32).
         average: how slowly the averaged weights, which are exported, follow.
     """
 
@@ -43,6 +45,7 @@ class Plan:
     warmup: float = 0.02
     decay: float = 0.6
     average: float = 0.998
+    bfloat16: bool = False
     seed: int = 0
     save_every: int = 200
     grid_every: int = 1000
@@ -68,6 +71,10 @@ class Task(Protocol):
         """Make the optimizers of the model's parameters."""
         ...
 
+    def compile(self) -> None:
+        """Compile what pays to be compiled, in place."""
+        ...
+
     def grid(self, model: nn.Module) -> Sequence[Sequence[Image.Image]]:
         """Draw rows of held-out samples to look at."""
         ...
@@ -90,6 +97,10 @@ class Training:
         self._optimizers = task.optimizers(plan.learning_rate)
         self._highest = [group["lr"] for group in self._groups()]
         self.step = 0
+
+    @property
+    def _device_type(self) -> str:
+        return next(self._task.model.parameters()).device.type
 
     @property
     def _state_path(self) -> Path:
@@ -142,7 +153,8 @@ class Training:
         share = self._plan.rate(self.step)
         for group, highest in zip(self._groups(), self._highest, strict=True):
             group["lr"] = highest * share
-        loss = self._task.loss(self._task.model, self.step, self._plan)
+        with torch.autocast(self._device_type, torch.bfloat16, enabled=self._plan.bfloat16):
+            loss = self._task.loss(self._task.model, self.step, self._plan)
         loss.backward()
         nn.utils.clip_grad_norm_(self._task.model.parameters(), 1.0)
         for optimizer in self._optimizers:
@@ -181,12 +193,17 @@ def _bar(console: Console) -> Progress:
 def split_optimizers(
     model: nn.Module, learning_rate: float, matrix_rate: float
 ) -> list[torch.optim.Optimizer]:
-    """Give Muon for the matrices of transformer blocks, and AdamW for the rest."""
+    """Give Muon for matrices and kernels of the blocks, and AdamW for the rest."""
     named = [item for item in model.named_parameters() if item[1].requires_grad]
-    matrices = [p for name, p in named if p.dim() == 2 and "blocks" in name and "mod" not in name]
+    matrices = [parameter for name, parameter in named if parameter.dim() > 1 and _is_inner(name)]
     chosen = {id(parameter) for parameter in matrices}
     others = [parameter for _, parameter in named if id(parameter) not in chosen]
     adam = torch.optim.AdamW(others, lr=learning_rate, betas=(0.9, 0.98), weight_decay=0.0)
     if not matrices:
         return [adam]
-    return [adam, torch.optim.Muon(matrices, lr=matrix_rate, weight_decay=0.02)]
+    return [adam, Muon(matrices, lr=matrix_rate)]
+
+
+def _is_inner(name: str) -> bool:
+    """Whether a weight is inside the network: not its first layer, its last, or a modulation."""
+    return "block" in name and "mod" not in name

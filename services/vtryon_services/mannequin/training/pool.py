@@ -1,7 +1,15 @@
-"""Encoded examples on disk, so that the transformer's training waits for no encoder."""
+"""Encoded examples on disk, so that the transformer's training waits for no encoder.
+
+A shard is a small world: a few people, who each wear every one of some looks. Each pair of looks of
+a person is an example (what they wear, the other look's garment, what they wear then), so that a
+shard's encoded pictures give far more examples than they would as triples.
+"""
 
 from __future__ import annotations
 
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -15,10 +23,35 @@ from vtryon_services.engine.checkpoint import Checkpoint
 from vtryon_services.engine.numerics import resolve
 from vtryon_services.engine.placement import Placement
 from vtryon_services.engine.still_vae import StillVae
-from vtryon_services.engine.text_encoder import TextEncoder
-from vtryon_services.mannequin.triples import Triples, draw_triples, to_picture
+from vtryon_services.engine.text_encoder import Asked, Seen, TextEncoder
+from vtryon_services.mannequin.garments import Shirts, draw_flat, draw_shirts
+from vtryon_services.mannequin.people import draw_people, draw_worn
+from vtryon_services.mannequin.prompts import (
+    Wishes,
+    draw_wishes,
+    write_prompt,
+    write_terse_prompt,
+)
+from vtryon_services.mannequin.shapes import Dice, take
+from vtryon_services.mannequin.triples import to_picture
 
 TOKENS = 64  # the longest prompt of the drawings has fewer
+_TERSE = 0.15  # this share of the prompts is the instruction alone, or nothing
+_ROWS_AT_ONCE = 32
+
+
+@dataclass(frozen=True, slots=True)
+class World:
+    """How many people and looks a shard has, and from how many looks each example starts."""
+
+    people: int = 4
+    looks: int = 16
+    befores: int = 3
+
+    @property
+    def examples(self) -> int:
+        """How many examples a shard has."""
+        return self.people * self.looks * self.befores
 
 
 class Encoder:
@@ -28,43 +61,91 @@ class Encoder:
         self._vae = StillVae.load(checkpoint, placement)
         self._text = TextEncoder.load(checkpoint, placement)
 
-    def encode(self, count: int, seed: int) -> dict[str, torch.Tensor]:
-        """Draw and encode examples.
+    def encode(self, world: World, seed: int) -> dict[str, torch.Tensor]:
+        """Draw and encode a shard.
 
         Shapes:
-            person, garment, target: (count, picture tokens, 64).
-            text: (count, TOKENS, width), zeros behind `length` tokens.
-            shirt: (count, picture tokens), how much of a token is or was shirt.
+            worn: (people · looks, picture tokens, 64); flat: (looks, picture tokens, 64).
+            shirt: (people · looks, picture tokens), how much of a token is shirt.
+            before, garment, after: (examples,), which of those an example is made of.
+            text: (examples, TOKENS, width), zeros behind `length` tokens.
         """
-        triples = draw_triples(count, seed)
-        shirt = torch.maximum(triples.shirt_before, triples.shirt_after)
-        texts = [self._embed(triples, index) for index in range(count)]
+        one, many = Dice(world.looks, seed), Dice(world.people, seed + 1)
+        shirts, wishes, people = draw_shirts(one), draw_wishes(one), draw_people(many)
+        who = torch.arange(world.people).repeat_interleave(world.looks)
+        look = torch.arange(world.looks).repeat(world.people)
+        asked = take(wishes, look)
+        tucked = Dice(len(look), seed + 2).chance(0.35)
+        asked = Wishes(tucked, asked.change, asked.colour, asked.sleeves)
+        worn = draw_worn(take(people, who), asked.worn(take(shirts, look)), tucked)
+        flat = draw_flat(shirts, one)
+        before, after = _pairs(world, random.Random(seed))  # noqa: S311
+        texts = self._texts(
+            _prompts(take(shirts, look), asked, after, seed),
+            [(b, len(look) + int(look[a])) for b, a in zip(before, after, strict=True)],
+            torch.cat([worn.pixels, flat]),
+        )
         return {
-            "person": self._tokens(triples.person),
-            "garment": self._tokens(triples.garment),
-            "target": self._tokens(triples.truth),
-            "shirt": avg_pool2d(shirt[:, None], 16).flatten(1).half(),
-            "text": torch.stack(
-                [pad(text, (0, 0, 0, TOKENS - len(text))) for text in texts]
-            ).half(),
+            "worn": self._tokens(worn.pixels),
+            "flat": self._tokens(flat),
+            "shirt": avg_pool2d(worn.shirt[:, None], 16).flatten(1).half(),
+            "before": torch.tensor(before),
+            "after": torch.tensor(after),
+            "garment": look[after],
+            "text": torch.stack([_padded(text) for text in texts]).half(),
             "length": torch.tensor([len(text) for text in texts]),
         }
 
     def _tokens(self, pixels: torch.Tensor) -> torch.Tensor:
-        return torch.stack([packing.pack(one) for one in self._vae.encode(pixels * 2 - 1)]).half()
+        latents = [self._vae.encode(part * 2 - 1) for part in pixels.split(_ROWS_AT_ONCE)]
+        return torch.stack([packing.pack(one) for one in torch.cat(latents)]).half()
 
-    def _embed(self, triples: Triples, index: int) -> torch.Tensor:
-        pictures = [to_picture(triples.person[index]), to_picture(triples.garment[index])]
-        asked = self._text.prepare([triples.prompts[index]], pictures, resolve(None))
-        return self._text.embed(asked)[0]
+    def _texts(
+        self, prompts: Sequence[str], pictures: Sequence[tuple[int, int]], drawn: torch.Tensor
+    ) -> list[torch.Tensor]:
+        """Embed prompts, each with two of the pictures, which are prepared once."""
+        seen = [self._text.see([to_picture(pixels)], resolve(None)) for pixels in drawn]
+        asked = [
+            Asked(
+                prompt,
+                Seen(*map(torch.cat, zip(seen[one], seen[other], strict=True))),
+            )
+            for prompt, (one, other) in zip(prompts, pictures, strict=True)
+        ]
+        parts = [asked[at : at + _ROWS_AT_ONCE] for at in range(0, len(asked), _ROWS_AT_ONCE)]
+        return [text for part in parts for text in self._text.embed(part)]
 
 
-def _pad(text: torch.Tensor) -> torch.Tensor:
-    return torch.nn.functional.pad(text, (0, 0, 0, TOKENS - len(text)))
+def _padded(text: torch.Tensor) -> torch.Tensor:
+    if len(text) > TOKENS:
+        raise ValueError(f"a prompt of {len(text)} tokens; the pool takes {TOKENS}")
+    return pad(text, (0, 0, 0, TOKENS - len(text)))
+
+
+def _pairs(world: World, rng: random.Random) -> tuple[list[int], list[int]]:
+    """Pick looks to come from for every look of every person."""
+    before, after = [], []
+    for person in range(world.people):
+        first = person * world.looks
+        for look in range(world.looks):
+            others = [other for other in range(world.looks) if other != look]
+            before += [first + other for other in rng.sample(others, world.befores)]
+            after += [first + look] * world.befores
+    return before, after
+
+
+def _prompts(shirts: Shirts, wishes: Wishes, after: list[int], seed: int) -> list[str]:
+    rng = random.Random(seed)  # noqa: S311
+    return [
+        write_terse_prompt(wishes, index, rng.randrange(2**31))
+        if rng.random() < _TERSE
+        else write_prompt(shirts, wishes, index, rng.randrange(2**31))
+        for index in after
+    ]
 
 
 def fill_pool(
-    folder: Path, encoder: Encoder, shards: int, size: int, seed: int, console: Console
+    folder: Path, encoder: Encoder, shards: int, world: World, seed: int, console: Console
 ) -> None:
     """Write the shards that are missing, each whole or not at all."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -72,17 +153,65 @@ def fill_pool(
         path = folder / f"shard-{number:04d}.safetensors"
         if not path.exists():
             scratch = path.with_suffix(".part")
-            save_file(encoder.encode(size, seed + number * size), scratch)
+            save_file(encoder.encode(world, seed + number * world.examples), scratch)
             scratch.replace(path)
 
 
-def load_pool(folder: Path) -> dict[str, torch.Tensor]:
-    """Read all shards as one.
+class Pool:
+    """All shards in memory."""
 
-    Raises:
-        FileNotFoundError: there is none.
-    """
-    shards = [load_file(path) for path in sorted(folder.glob("shard-*.safetensors"))]
-    if not shards:
-        raise FileNotFoundError(f"no shards in {folder}")
-    return {name: torch.cat([shard[name] for shard in shards]) for name in shards[0]}
+    def __init__(self, shards: list[dict[str, torch.Tensor]]) -> None:
+        firsts = {"before": "worn", "after": "worn", "garment": "flat"}
+        reached = dict.fromkeys(("worn", "flat"), 0)
+        for shard in shards:
+            for name, among in firsts.items():
+                shard[name] = shard[name] + reached[among]
+            for among in reached:
+                reached[among] += len(shard[among])
+        self._parts = {name: torch.cat([shard[name] for shard in shards]) for name in shards[0]}
+
+    @classmethod
+    def load(cls, folder: Path) -> Pool:
+        """Read all shards.
+
+        Raises:
+            FileNotFoundError: there is none.
+        """
+        shards = [load_file(path) for path in sorted(folder.glob("shard-*.safetensors"))]
+        if not shards:
+            raise FileNotFoundError(f"no shards in {folder}")
+        return cls(shards)
+
+    def __len__(self) -> int:
+        """How many examples there are."""
+        return len(self.lengths)
+
+    @property
+    def lengths(self) -> torch.Tensor:
+        """How many text tokens each example has: (examples,)."""
+        return self._parts["length"]
+
+    def batch(
+        self, index: torch.Tensor, tokens: int, device: torch.device
+    ) -> dict[str, torch.Tensor]:
+        """Pick examples.
+
+        Shapes:
+            person, garment, target: (examples, picture tokens, 64).
+            shirt: (examples, picture tokens), how much of a token is or was shirt.
+            text: (examples, tokens, width); counts: (examples, tokens), true for no padding.
+        """
+        parts = self._parts
+        before, after = parts["before"][index], parts["after"][index]
+        found = {
+            "person": parts["worn"][before],
+            "garment": parts["flat"][parts["garment"][index]],
+            "target": parts["worn"][after],
+            "shirt": torch.maximum(parts["shirt"][before], parts["shirt"][after]),
+            "text": parts["text"][index, :tokens],
+            "counts": torch.arange(tokens) < parts["length"][index, None],
+        }
+        return {
+            name: part.to(device, torch.float32 if part.is_floating_point() else None)
+            for name, part in found.items()
+        }

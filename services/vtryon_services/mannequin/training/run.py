@@ -1,16 +1,17 @@
-"""Train a checkpoint: python -m vtryon_services.mannequin.training RUN [--only vae].
+"""A run: a folder in which a checkpoint is trained, part by part.
 
-RUN/vae, RUN/pool, RUN/transformer and RUN/decoder hold the parts, each with its settings, state,
-losses and sample grids; RUN/checkpoint holds what comes out. Stop it whenever you like: the same
-command goes on where it stopped.
+`vae`, `pool`, `transformer` and `decoder` hold the parts, each with its settings, state, losses and
+sample grids; `checkpoint` holds what comes out. Stop it whenever you like: the same command goes on
+where it stopped.
 """
 
 from __future__ import annotations
 
-import argparse
 import os
 import shutil
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from diffusers import AutoencoderKLQwenImage, QwenImageTransformer2DModel
@@ -25,45 +26,64 @@ from vtryon_services.mannequin.training.autoencoder import DecoderTask, VaeTask
 from vtryon_services.mannequin.training.denoiser import TransformerTask
 from vtryon_services.mannequin.training.loop import Plan, Task, Training
 from vtryon_services.mannequin.training.networks import make_transformer, make_vae
-from vtryon_services.mannequin.training.pool import Encoder, fill_pool, load_pool
+from vtryon_services.mannequin.training.pool import Encoder, Pool, World, fill_pool
 
-PARTS = ("vae", "pool", "transformer", "decoder", "checkpoint")
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """How parts are trained; see `vtryon mannequin train --help`."""
+
+    start: Path | None = None
+    device: str = "cpu"
+    batch: int = 32
+    plain: bool = False
+    rate: float = 1.0
+    examples: int = 65_280
+    vae_steps: int = 7000
+    transformer_steps: int = 20_000
+    decoder_steps: int = 1000
+
+    @classmethod
+    def of(cls, device: str | None = None, **given: Any) -> Settings:
+        """Take the GPU where there is one and nothing else was asked for."""
+        return cls(device=device or ("cuda" if torch.cuda.is_available() else "cpu"), **given)
 
 
 class Run:
     """A run folder, and the parts of a checkpoint that come out of it in turn."""
 
-    def __init__(self, folder: Path, arguments: argparse.Namespace, console: Console) -> None:
+    def __init__(self, folder: Path, settings: Settings, console: Console) -> None:
         self._folder = folder
-        self._arguments = arguments
+        self._settings = settings
         self._console = console
-        self._device = torch.device(arguments.device)
+        self._device = torch.device(settings.device)
 
     def make(self, part: str) -> None:
         """Make one part, or go on with it."""
         getattr(self, f"_make_{part}")()
 
     def _make_vae(self) -> None:
-        self._train(VaeTask(self._start_vae(), self._device), self._arguments.vae_steps, 2e-3)
+        self._train(VaeTask(self._start_vae(), self._device), self._settings.vae_steps, 1e-3)
 
     def _make_pool(self) -> None:
         base = self._folder / "base"
         if not base.exists():
             assemble(base, {"vae": self._folder / "vae" / "export"})
         encoder = Encoder(Checkpoint.open(base), Placement.of(str(self._device), "fp32"))
-        size, examples = 64, self._arguments.examples
-        fill_pool(self._folder / "pool", encoder, -(-examples // size), size, 0, self._console)
+        world = World()
+        shards = -(-self._settings.examples // world.examples)
+        fill_pool(self._folder / "pool", encoder, shards, world, 0, self._console)
 
     def _make_transformer(self) -> None:
         preview = Checkpoint.open(self._folder / "base").geometry.preview
         assert isinstance(preview, PreviewMap)
-        pool = load_pool(self._folder / "pool")
+        pool = Pool.load(self._folder / "pool")
         task = TransformerTask(self._start_transformer(), pool, preview, self._device)
-        self._train(task, self._arguments.transformer_steps, 1e-3)
+        self._train(task, self._settings.transformer_steps, 1e-3)
 
     def _make_decoder(self) -> None:
         vae = AutoencoderKLQwenImage.from_pretrained(self._folder / "vae" / "export")
-        self._train(DecoderTask(vae.float(), self._device), self._arguments.decoder_steps, 1e-3)
+        self._train(DecoderTask(vae.float(), self._device), self._settings.decoder_steps, 1e-3)
 
     def _make_checkpoint(self) -> None:
         parts = {"vae": "decoder", "transformer": "transformer"}
@@ -72,20 +92,24 @@ class Run:
         self._console.print(f"{self._folder / 'checkpoint'} is ready")
 
     def _train(self, task: Task, steps: int, learning_rate: float) -> None:
-        plan = Plan(steps, self._arguments.batch, learning_rate)
+        fast = not self._settings.plain
+        rate = learning_rate * self._settings.rate
+        plan = Plan(steps, self._settings.batch, rate, bfloat16=fast)
         training = Training(task, self._folder / task.name, plan)
         training.resume()
+        if fast:
+            task.compile()
         training.run(self._console)
 
     def _start_vae(self) -> AutoencoderKLQwenImage:
-        if self._arguments.start is None:
+        if self._settings.start is None:
             return make_vae()
-        return AutoencoderKLQwenImage.from_pretrained(self._arguments.start / "vae").float()
+        return AutoencoderKLQwenImage.from_pretrained(self._settings.start / "vae").float()
 
     def _start_transformer(self) -> QwenImageTransformer2DModel:
-        if self._arguments.start is None:
+        if self._settings.start is None:
             return make_transformer()
-        folder = self._arguments.start / "transformer"
+        folder = self._settings.start / "transformer"
         return QwenImageTransformer2DModel.from_pretrained(folder).float()
 
 
@@ -100,26 +124,3 @@ def assemble(folder: Path, parts: dict[str, Path]) -> None:
     package(scratch)
     shutil.rmtree(folder, ignore_errors=True)
     os.replace(scratch, folder)  # noqa: PTH105
-
-
-def main(arguments: list[str] | None = None) -> None:
-    """Make the parts that are asked for, in order."""
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("run", type=Path, help="folder of the run; made if it is not there")
-    parser.add_argument("--only", nargs="+", choices=PARTS, default=PARTS, help="parts to make")
-    parser.add_argument("--start", type=Path, help="checkpoint to go on from, instead of anew")
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--batch", type=int, default=32)
-    parser.add_argument("--examples", type=int, default=16_384, help="encoded for the transformer")
-    parser.add_argument("--vae-steps", type=int, default=4000)
-    parser.add_argument("--transformer-steps", type=int, default=10_000)
-    parser.add_argument("--decoder-steps", type=int, default=500)
-    given = parser.parse_args(arguments)
-    run = Run(given.run, given, Console(stderr=True))
-    for part in PARTS:
-        if part in given.only:
-            run.make(part)
-
-
-if __name__ == "__main__":
-    main()
