@@ -173,7 +173,11 @@ class Evaluation:
         lengths = [f", with {SLEEVE_NAMES[int(one)]}" for one in sleeves]
         return {
             "another colour": await self._obeys(
-                "another colour", steps, (recolour, colours), (plain, "")
+                "another colour",
+                steps,
+                (recolour, colours),
+                (plain, ""),
+                where=shirts.has_ground.flatten(),
             ),
             "other sleeves": await self._obeys(
                 "other sleeves", steps, (resleeve, lengths), (plain, "")
@@ -197,16 +201,22 @@ class Evaluation:
         return float(torch.cat(right).float().mean())
 
     async def _obeys(
-        self, name: str, steps: int, *asked: tuple[Wishes, str | Sequence[str]]
+        self,
+        name: str,
+        steps: int,
+        *asked: tuple[Wishes, str | Sequence[str]],
+        where: Tensor | None = None,
     ) -> float:
         """Share of drawings that are nearer to the truth of their own words than to the other's."""
+        chosen = slice(None) if where is None else where
         truths = [self.triples.truth_for(wishes) for wishes, _ in asked]
         right = []
         for index, (_, words) in enumerate(asked):
             endings = [words] * len(self._people) if isinstance(words, str) else words
             prompts = [_PLAIN + ending for ending in endings]
             drawn = await self.draw(name, prompts, steps=steps)
-            right.append(_distance(drawn, truths[index]) < _distance(drawn, truths[1 - index]))
+            obeyed = _distance(drawn, truths[index]) < _distance(drawn, truths[1 - index])
+            right.append(obeyed[chosen])
         return float(torch.cat(right).float().mean())
 
     def _wishes(self, tucked: bool) -> Wishes:

@@ -32,6 +32,7 @@ PATTERNS = (
     *("sash", "logo", "two-tone", "raglan"),
 )
 _PATTERN_WEIGHTS = (0.2, 0.15, 0.13, 0.12, 0.1, 0.07, 0.1, 0.07, 0.06)
+_WITHOUT_GROUND = ("striped", "vertical striped", "checked", "two-tone")
 _FIRST_TORSO_PATTERN = PATTERNS.index("sash")  # from here on, sleeves are of one colour
 _RAGLAN = PATTERNS.index("raglan")
 SLEEVE_NAMES = ("no sleeves", "short sleeves", "long sleeves")
@@ -56,6 +57,12 @@ class Shirts:
     phase: Tensor
     sleeves: Tensor
     neck: Tensor
+
+    @property
+    def has_ground(self) -> Tensor:
+        """Whether it can be told which of the two colours is the ground's: not between stripes."""
+        even = torch.tensor([PATTERNS.index(name) for name in _WITHOUT_GROUND])
+        return ~torch.isin(self.pattern, even.to(self.pattern.device))
 
     def sleeve_cloth(self) -> Shirts:
         """Give the cloth of the sleeves: sashes, logos and two tones are the torso's alone."""

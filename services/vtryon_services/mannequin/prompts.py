@@ -56,11 +56,16 @@ class Wishes:
         return replace(shirts.recoloured(colours, recoloured), sleeves=sleeves)
 
 
-def draw_wishes(dice: Dice) -> Wishes:
-    """Draw what is asked: a third tucked in, a tenth in another colour, a tenth resleeved."""
+def draw_wishes(dice: Dice, shirts: Shirts) -> Wishes:
+    """Draw what is asked: a third tucked in, a tenth resleeved, up to a tenth in another colour.
+
+    Shirts whose ground nobody could tell from the figure are left in their colours.
+    """
+    tucked, change = dice.chance(0.35), dice.weigh((0.8, 0.1, 0.1))
+    unclear = (change == RECOLOUR) & ~shirts.has_ground
     return Wishes(
-        tucked=dice.chance(0.35),
-        change=dice.weigh((0.8, 0.1, 0.1)),
+        tucked=tucked,
+        change=torch.where(unclear, AS_IT_IS, change),
         colour=dice.choose(len(COLOURS)),
         sleeves=dice.choose(3),
     )

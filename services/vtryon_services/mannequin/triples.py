@@ -59,7 +59,7 @@ def draw_triples(count: int, seed: int, device: torch.device | str = "cpu") -> T
     """Draw examples; equal arguments give equal drawings."""
     dice = Dice(count, seed, device)
     people, old, new = draw_people(dice), draw_shirts(dice), draw_shirts(dice)
-    wishes = draw_wishes(dice)
+    wishes = draw_wishes(dice, new)
     before = draw_worn(people, old, dice.chance(0.35))
     after = draw_worn(people, wishes.worn(new), wishes.tucked)
     prompts = [write_prompt(new, wishes, index, seed + index) for index in range(count)]

@@ -71,7 +71,8 @@ class Encoder:
             text: (examples, TOKENS, width), zeros behind `length` tokens.
         """
         one, many = Dice(world.looks, seed), Dice(world.people, seed + 1)
-        shirts, wishes, people = draw_shirts(one), draw_wishes(one), draw_people(many)
+        shirts, people = draw_shirts(one), draw_people(many)
+        wishes = draw_wishes(one, shirts)
         who = torch.arange(world.people).repeat_interleave(world.looks)
         look = torch.arange(world.looks).repeat(world.people)
         asked = take(wishes, look)
