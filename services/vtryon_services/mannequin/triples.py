@@ -77,8 +77,11 @@ def draw_triples(count: int, seed: int, device: torch.device | str = "cpu") -> T
 
 
 def draw_pictures(count: int, seed: int, device: torch.device | str = "cpu") -> Tensor:
-    """Draw pictures of both kinds, three of four a person: (count, 3, 128, 96), 0 to 1."""
-    flat = count // 4
+    """Draw pictures of both kinds, three of four a person: (count, 3, 128, 96), 0 to 1.
+
+    `count` is 2 or more.
+    """
+    flat = max(1, count // 4)
     dice, worn = Dice(flat, seed, device), Dice(count - flat, seed + 1, device)
     shirts = draw_shirts(dice)
     people = draw_worn(draw_people(worn), draw_shirts(worn), worn.chance(0.35))

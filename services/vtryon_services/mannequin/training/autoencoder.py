@@ -57,7 +57,8 @@ class VaeTask:
         )
 
     def _crops(self, step: int, plan: Plan, generator: torch.Generator) -> torch.Tensor:
-        drawn = draw_pictures(plan.batch // _CROPS, plan.seed + step * plan.batch, self._device)
+        count = max(2, plan.batch // _CROPS)
+        drawn = draw_pictures(count, plan.seed + step * plan.batch, self._device)
         crops = [self._crop_of(drawn * 2 - 1, generator) for _ in range(_CROPS)]
         return torch.cat(crops)
 
