@@ -29,7 +29,7 @@ QUIET = Console(quiet=True)
 def pool(tmp_path_factory) -> Pool:
     folder = tmp_path_factory.mktemp("pool")
     encoder = Encoder(Checkpoint.open(SHIPPED_CHECKPOINT), Placement.of("cpu", "fp32"))
-    fill_pool(folder, encoder, 2, World(people=2, looks=3, befores=2), 0, QUIET)
+    fill_pool(folder, encoder, 2, World(people=2, looks=3, sources=2), 0, QUIET)
     return Pool.load(folder)
 
 

@@ -46,12 +46,12 @@ class World:
 
     people: int = 4
     looks: int = 16
-    befores: int = 3
+    sources: int = 3
 
     @property
     def examples(self) -> int:
         """How many examples a shard has."""
-        return self.people * self.looks * self.befores
+        return self.people * self.looks * self.sources
 
 
 class Encoder:
@@ -130,8 +130,8 @@ def _pairs(world: World, rng: random.Random) -> tuple[list[int], list[int]]:
         first = person * world.looks
         for look in range(world.looks):
             others = [other for other in range(world.looks) if other != look]
-            before += [first + other for other in rng.sample(others, world.befores)]
-            after += [first + look] * world.befores
+            before += [first + other for other in rng.sample(others, world.sources)]
+            after += [first + look] * world.sources
     return before, after
 
 
