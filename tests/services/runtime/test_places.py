@@ -29,7 +29,7 @@ async def test_a_full_queue_refuses_at_once_and_says_when() -> None:
     places = Places(1, 1)
     places.enter()
     places.enter()
-    with pytest.raises(OverloadedError, match="1 requests are waiting") as caught:
+    with pytest.raises(OverloadedError, match="1 are waiting") as caught:
         places.enter()
     assert caught.value.retry_after_seconds > 0
 
