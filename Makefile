@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --constraint constraints.txt
 EXAMPLE ?= out
-SEED ?= 7
+SEED ?= 0
 RUN ?= run
 LIKE ?= 1b
 
