@@ -33,8 +33,8 @@ class Mailbox:
 
     def moved(self, standing: Standing) -> None:
         """Keep a place in the queue, in place of an older one."""
-        if self._items and isinstance(self._items[-1], Standing):
-            with contextlib.suppress(IndexError):
+        with contextlib.suppress(IndexError):  # the reader may empty it at any moment
+            if isinstance(self._items[-1], Standing):
                 self._items.pop()
         self._put(standing)
 
