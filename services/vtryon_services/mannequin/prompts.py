@@ -71,36 +71,36 @@ def draw_wishes(dice: Dice, shirts: Shirts) -> Wishes:
     )
 
 
-def write_prompt(shirts: Shirts, wishes: Wishes, index: int, seed: int) -> str:
-    """Word one try-on. What differs from the garment's picture and "tucked in" are always said.
+def write_prompt(
+    shirts: Shirts, wishes: Wishes, index: int, seed: int, *, vague: bool = False
+) -> str:
+    """Word one try-on: the garment, what is asked for, and now and then what changes nothing.
 
-    "Worn loose" is said half of the time, and now and then something that changes nothing.
+    A vague prompt leaves open how the shirt ends. What differs from the garment's picture is always
+    said.
     """
     rng = random.Random(seed)  # noqa: S311
-    said = instruction(wishes, index, rng)
+    said = _instruction(wishes, index, vague)
     if rng.random() < 0.2:
         said.append(rng.choice(_ASIDES))
     sentence = rng.choice(_WORDINGS).format(_name(shirts, index, rng))
     return ", ".join([sentence, *said]) + rng.choice(["", "."])
 
 
-def write_terse_prompt(wishes: Wishes, index: int, seed: int) -> str:
-    """Word the instruction alone: what a negative prompt looks like. It may be a blank."""
-    return ", ".join(instruction(wishes, index, random.Random(seed))) or " "  # noqa: S311
+def write_terse_prompt(wishes: Wishes, index: int, *, vague: bool = False) -> str:
+    """Word the instruction alone: what a negative prompt looks like. A vague one may be a blank."""
+    return ", ".join(_instruction(wishes, index, vague)) or " "
 
 
-def instruction(wishes: Wishes, index: int, rng: random.Random) -> list[str]:
-    """Say what is asked for besides the garment."""
+def _instruction(wishes: Wishes, index: int, vague: bool) -> list[str]:
     change = int(wishes.change[index])
     said = []
     if change == RECOLOUR:
         said.append(f"in {COLOUR_NAMES[int(wishes.colour[index])]}")
     if change == RESLEEVE:
         said.append(f"with {SLEEVE_NAMES[int(wishes.sleeves[index])]}")
-    if wishes.tucked[index]:
-        said.append("tucked in")
-    elif rng.random() < 0.5:
-        said.append("worn loose")
+    if not vague:
+        said.append("tucked in" if wishes.tucked[index] else "worn loose")
     return said
 
 

@@ -15,6 +15,7 @@ from vtryon_services.mannequin.prompts import (
     AS_IT_IS,
     RECOLOUR,
     RESLEEVE,
+    write_prompt,
     write_terse_prompt,
 )
 from vtryon_services.mannequin.triples import HELD_OUT, draw_triples, held_out
@@ -72,10 +73,21 @@ def test_another_colour_and_other_sleeves_change_the_truth_and_nothing_else_does
 
 def test_a_terse_prompt_is_the_instruction_alone() -> None:
     wishes = draw_triples(64, 7).wishes
-    prompts = [write_terse_prompt(wishes, index, index) for index in range(64)]
-    assert all(("tucked in" in one) == bool(wishes.tucked[i]) for i, one in enumerate(prompts))
-    assert " " in prompts
+    prompts = [write_terse_prompt(wishes, index) for index in range(64)]
+    for index, one in enumerate(prompts):
+        assert ("tucked in" if wishes.tucked[index] else "worn loose") in one
     assert not any("picture" in one for one in prompts)
+
+
+def test_a_vague_prompt_leaves_open_how_the_shirt_ends() -> None:
+    triples = draw_triples(64, 7)
+    full = [
+        write_prompt(triples.shirts, triples.wishes, index, index, vague=True)
+        for index in range(64)
+    ]
+    terse = [write_terse_prompt(triples.wishes, index, vague=True) for index in range(64)]
+    assert not any("tucked" in one or "loose" in one for one in full + terse)
+    assert " " in terse
 
 
 def test_every_pattern_sleeve_and_neck_is_drawn_and_patterns_keep_away_from_8_pixels() -> None:

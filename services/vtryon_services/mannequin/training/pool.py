@@ -36,7 +36,8 @@ from vtryon_services.mannequin.shapes import Dice, take
 from vtryon_services.mannequin.triples import to_picture
 
 TOKENS = 64  # the longest prompt of the drawings has fewer
-_TERSE = 0.15  # this share of the prompts is the instruction alone, or nothing
+_TERSE = 0.2  # this share of the prompts is the instruction alone, or nothing
+_VAGUE = 0.4  # this share leaves open how the shirt ends, so that negative prompts can decide it
 _ROWS_AT_ONCE = 32
 
 
@@ -76,7 +77,7 @@ class Encoder:
         who = torch.arange(world.people).repeat_interleave(world.looks)
         look = torch.arange(world.looks).repeat(world.people)
         asked = take(wishes, look)
-        tucked = Dice(len(look), seed + 2).chance(0.35)
+        tucked = Dice(len(look), seed + 2).chance(0.45)
         asked = Wishes(tucked, asked.change, asked.colour, asked.sleeves)
         worn = draw_worn(take(people, who), asked.worn(take(shirts, look)), tucked)
         flat = draw_flat(shirts, one)
@@ -137,12 +138,14 @@ def _pairs(world: World, rng: random.Random) -> tuple[list[int], list[int]]:
 
 def _prompts(shirts: Shirts, wishes: Wishes, after: list[int], seed: int) -> list[str]:
     rng = random.Random(seed)  # noqa: S311
-    return [
-        write_terse_prompt(wishes, index, rng.randrange(2**31))
-        if rng.random() < _TERSE
-        else write_prompt(shirts, wishes, index, rng.randrange(2**31))
-        for index in after
-    ]
+
+    def prompt(index: int) -> str:
+        vague = rng.random() < _VAGUE
+        if rng.random() < _TERSE:
+            return write_terse_prompt(wishes, index, vague=vague)
+        return write_prompt(shirts, wishes, index, rng.randrange(2**31), vague=vague)
+
+    return [prompt(index) for index in after]
 
 
 def fill_pool(
