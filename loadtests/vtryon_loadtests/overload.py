@@ -25,6 +25,7 @@ from rich.console import Console
 from rich.table import Table
 
 import vtryon
+from vtryon_loadtests.figures import percentile
 from vtryon_loadtests.throughput import STEPS, Pictures, one_process
 
 
@@ -53,15 +54,10 @@ class Phase:
             "finished": len(self.finished),
             "refused": len(self.refused),
             "other": sorted(set(self.other)),
-            "p50_ms": 1e3 * share(self.finished, 0.5),
-            "p99_ms": 1e3 * share(self.finished, 0.99),
-            "refused_p99_ms": 1e3 * share(self.refused, 0.99),
+            "p50_ms": 1e3 * percentile(self.finished, 50),
+            "p99_ms": 1e3 * percentile(self.finished, 99),
+            "refused_p99_ms": 1e3 * percentile(self.refused, 99),
         }
-
-
-def share(values: Sequence[float], part: float) -> float:
-    """Give the value that `part` of the values don't exceed; NaN where there are none."""
-    return sorted(values)[int(part * (len(values) - 1))] if values else float("nan")
 
 
 class Load:
@@ -138,9 +134,10 @@ def show(phases: Sequence[Phase], console: Console) -> None:
         )
     console.print(table)
     peak, usual, over = phases
+    slower = percentile(over.finished, 99) / percentile(usual.finished, 99)
     console.print(
         f"goodput at 400 %: {over.goodput / peak.goodput:.0%} of the peak; "
-        f"p99 {share(over.finished, 0.99) / share(usual.finished, 0.99):.1f}× its value at 80 %",
+        f"p99 {slower:.1f}× its value at 80 %",
         highlight=False,
     )
 

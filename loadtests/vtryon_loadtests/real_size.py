@@ -33,6 +33,7 @@ from rich.table import Table
 
 import vtryon
 from vtryon_loadtests.diffusers_pipeline import diffusers_pipeline, draw
+from vtryon_loadtests.figures import percentile
 from vtryon_loadtests.tensor_streaming import running
 
 # Dense bf16 TFLOP/s. Source: NVIDIA's data sheets of the H100 and H200 SXM, A100 SXM and L40S.
@@ -176,15 +177,11 @@ def _row(
         case.at_once,
         rate,
         statistics.median(latencies),
-        _p95(latencies),
+        percentile(latencies, 95),
         {name: statistics.median(values) for name, values in stages.items()},
-        {name: _p95(values) for name, values in stages.items()},
+        {name: percentile(values, 95) for name, values in stages.items()},
         rate * case.steps * count / 1e12,
     )
-
-
-def _p95(values: Sequence[float]) -> float:
-    return sorted(values)[math.floor(0.95 * (len(values) - 1))]
 
 
 async def measure(given: argparse.Namespace) -> list[Row]:

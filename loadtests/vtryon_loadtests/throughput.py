@@ -38,6 +38,7 @@ from rich.progress import Progress
 from rich.table import Table
 
 import vtryon
+from vtryon_loadtests.figures import percentile
 from vtryon_loadtests.tensor_streaming import running
 
 STEPS = 4
@@ -230,7 +231,7 @@ async def measure(checkpoint: Path, rounds: int, images: int, console: Console) 
 def _row(side: Side, reference: Side) -> Row:
     pairs = list(zip(side.rounds, reference.rounds, strict=True))
     ratios = sorted(own.images_per_second / other.images_per_second for own, other in pairs)
-    latencies = sorted(latency for one in side.rounds for latency in one.latencies)
+    latencies = [latency for one in side.rounds for latency in one.latencies]
     previews = [seconds for one in side.rounds for seconds in one.first_previews]
     return Row(
         side.name,
@@ -239,7 +240,7 @@ def _row(side: Side, reference: Side) -> Row:
         ratios[0],
         ratios[-1],
         1e3 * statistics.median(latencies),
-        1e3 * latencies[int(0.95 * (len(latencies) - 1))],
+        1e3 * percentile(latencies, 95),
         statistics.median(
             statistics.median(own.latencies) / statistics.median(other.latencies)
             for own, other in pairs

@@ -14,6 +14,7 @@ from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 
 from vtryon_services.backends.torch import SHIPPED_CHECKPOINT
 from vtryon_services.engine.geometry import Geometry
+from vtryon_services.models.architectures import SCHEDULER
 
 PARTS = ("vae", "text_encoder", "tokenizer", "processor", "transformer", "scheduler")
 
@@ -65,15 +66,7 @@ def random_checkpoint(folder: Path, geometry: Geometry, *, zero_cond_t: bool = F
 
 def qwen_scheduler() -> FlowMatchEulerDiscreteScheduler:
     """The scheduler of Qwen-Image: dynamic shift 0.5 to 0.9, terminal 0.02."""
-    return FlowMatchEulerDiscreteScheduler(
-        use_dynamic_shifting=True,
-        base_shift=0.5,
-        max_shift=0.9,
-        base_image_seq_len=256,
-        max_image_seq_len=8192,
-        shift_terminal=0.02,
-        time_shift_type="exponential",
-    )
+    return FlowMatchEulerDiscreteScheduler(**SCHEDULER)
 
 
 def _text_encoder() -> Qwen2_5_VLForConditionalGeneration:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import NamedTuple
 
 import torch
@@ -105,10 +106,6 @@ class Sample:
         """Give (channels, height / 8, width / 8), on the CPU."""
         return packing.unpack(self.tokens, *self.plan.latent_size).cpu()
 
-    def estimate(self) -> torch.Tensor | None:
-        """Give the x0 estimate in the shape of the latents, on the CPU."""
-        return None if self.x0 is None else packing.unpack(self.x0, *self.plan.latent_size).cpu()
-
 
 class Pass(NamedTuple):
     """One forward of a step: its rows, its tokens with padding, and what it took."""
@@ -197,8 +194,9 @@ class Sampler:
             for index, velocity in zip(batch.rows, self._forward(rows, batch), strict=True):
                 velocities[index] = velocity
             passes.append(Pass(len(batch.rows), batch.tokens, time.monotonic() - started))
+        remaining = iter(velocities)
         for sample, own in zip(samples, wanted, strict=True):
-            sample.take([velocities.pop(0) for _ in own])
+            sample.take(list(islice(remaining, len(own))))
         return passes
 
     def _starting_point(self, plan: Plan, given: Given) -> torch.Tensor:

@@ -7,15 +7,14 @@ from __future__ import annotations
 
 import asyncio
 import json
+from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 from rich.console import Console
 
 app = typer.Typer(help="Train, package and measure the small checkpoint that ships.")
-train = typer.Typer(help="Train parts of a checkpoint; the same command goes on where it stopped.")
-app.add_typer(train, name="train")
 
 
 def example_pair(
@@ -112,116 +111,47 @@ def package(
     Console().print(f"{folder} is ready", highlight=False)
 
 
-_Folder = Annotated[Path, typer.Argument(help="Folder of the run; made if it is not there.")]
-_Start = Annotated[
-    Path | None, typer.Option(help="Checkpoint to go on from, instead of anew.", exists=True)
-]
-_Device = Annotated[str | None, typer.Option(help="A torch device; the GPU if there is one.")]
-_Batch = Annotated[int, typer.Option(help="Rows of a training step.", min=1)]
-_Rate = Annotated[float, typer.Option(help="Learning rates, in units of the usual ones.", min=0)]
-_Plain = Annotated[bool, typer.Option("--plain", help="fp32, nothing compiled.")]
-_Examples = Annotated[int, typer.Option(help="Encoded for the transformer.", min=1)]
-_VaeSteps = Annotated[int, typer.Option(help="Steps of the VAE.", min=1)]
-_TransformerSteps = Annotated[int, typer.Option(help="Steps of the transformer.", min=1)]
-_DecoderSteps = Annotated[int, typer.Option(help="Steps of the decoder alone.", min=1)]
+class Part(StrEnum):
+    """What can be trained by itself."""
+
+    VAE = "vae"
+    TRANSFORMER = "transformer"
+    DECODER = "decoder"
+    ALL = "all"
 
 
-def _make(run: Path, parts: tuple[str, ...], **given: Any) -> None:
+@app.command()
+def train(
+    part: Annotated[Part, typer.Argument(help="What to train; later parts need the earlier ones.")],
+    run: Annotated[Path, typer.Argument(help="Folder of the run; made if it is not there.")],
+    start: Annotated[
+        Path | None, typer.Option(help="Checkpoint to go on from, instead of anew.", exists=True)
+    ] = None,
+    device: Annotated[
+        str | None, typer.Option(help="A torch device; the GPU if there is one.")
+    ] = None,
+    batch: Annotated[int, typer.Option(help="Rows of a training step.", min=1)] = 32,
+    rate: Annotated[
+        float, typer.Option(help="Learning rates, in units of the usual ones.", min=0)
+    ] = 1.0,
+    plain: Annotated[bool, typer.Option("--plain", help="fp32, nothing compiled.")] = False,
+    examples: Annotated[int, typer.Option(help="Encoded for the transformer.", min=1)] = 65_280,
+    vae_steps: Annotated[int, typer.Option(help="Steps of the VAE.", min=1)] = 7000,
+    transformer_steps: Annotated[
+        int, typer.Option(help="Steps of the transformer.", min=1)
+    ] = 20_000,
+    decoder_steps: Annotated[int, typer.Option(help="Steps of the decoder alone.", min=1)] = 1000,
+) -> None:
+    """Train a part of a checkpoint, or all of it; the same command goes on where it stopped.
+
+    The transformer comes with the examples that the run's VAE encodes for it, the decoder with the
+    finished checkpoint.
+    """
     from vtryon_services.mannequin.training.run import Run, Settings
 
-    making = Run(run, Settings.of(**given), Console(stderr=True))
-    for part in parts:
-        making.make(part)
-
-
-@train.command("vae")
-def train_vae(
-    run: _Folder,
-    start: _Start = None,
-    device: _Device = None,
-    batch: _Batch = 32,
-    rate: _Rate = 1.0,
-    plain: _Plain = False,
-    vae_steps: _VaeSteps = 7000,
-) -> None:
-    """Train the VAE on crops of drawings."""
-    _make(
-        run,
-        ("vae",),
+    settings = Settings.of(
+        device,
         start=start,
-        device=device,
-        batch=batch,
-        rate=rate,
-        plain=plain,
-        vae_steps=vae_steps,
-    )
-
-
-@train.command("transformer")
-def train_transformer(
-    run: _Folder,
-    start: _Start = None,
-    device: _Device = None,
-    batch: _Batch = 32,
-    rate: _Rate = 1.0,
-    plain: _Plain = False,
-    examples: _Examples = 65_280,
-    transformer_steps: _TransformerSteps = 20_000,
-) -> None:
-    """Encode examples with the run's VAE, then train the transformer on them."""
-    _make(
-        run,
-        ("pool", "transformer"),
-        start=start,
-        device=device,
-        batch=batch,
-        rate=rate,
-        plain=plain,
-        examples=examples,
-        transformer_steps=transformer_steps,
-    )
-
-
-@train.command("decoder")
-def train_decoder(
-    run: _Folder,
-    device: _Device = None,
-    batch: _Batch = 32,
-    rate: _Rate = 1.0,
-    plain: _Plain = False,
-    decoder_steps: _DecoderSteps = 1000,
-) -> None:
-    """Train the run's decoder alone, and put the checkpoint together."""
-    _make(
-        run,
-        ("decoder", "checkpoint"),
-        device=device,
-        batch=batch,
-        rate=rate,
-        plain=plain,
-        decoder_steps=decoder_steps,
-    )
-
-
-@train.command("all")
-def train_all(
-    run: _Folder,
-    start: _Start = None,
-    device: _Device = None,
-    batch: _Batch = 32,
-    rate: _Rate = 1.0,
-    plain: _Plain = False,
-    examples: _Examples = 65_280,
-    vae_steps: _VaeSteps = 7000,
-    transformer_steps: _TransformerSteps = 20_000,
-    decoder_steps: _DecoderSteps = 1000,
-) -> None:
-    """Train everything, one part after the other."""
-    _make(
-        run,
-        ("vae", "pool", "transformer", "decoder", "checkpoint"),
-        start=start,
-        device=device,
         batch=batch,
         rate=rate,
         plain=plain,
@@ -230,3 +160,4 @@ def train_all(
         transformer_steps=transformer_steps,
         decoder_steps=decoder_steps,
     )
+    Run(run, settings, Console(stderr=True)).make(part.value)

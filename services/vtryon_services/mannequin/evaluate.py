@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from rich.console import Console
@@ -21,6 +21,7 @@ from vtryon_services.mannequin.prompts import AS_IT_IS, RECOLOUR, RESLEEVE, Wish
 from vtryon_services.mannequin.triples import HELD_OUT, Triples, draw_triples, to_picture
 
 _AT_ONCE = 16
+_NEGATIVE_SCALE = 2.0
 _PLAIN = "Put the shirt from picture 2 on the person in picture 1"
 
 
@@ -97,6 +98,14 @@ def paste_mean_colour(triples: Triples) -> Tensor:
     return triples.person * (1 - cover) + colour[:, :, None, None] * cover
 
 
+class Asked(NamedTuple):
+    """A way to ask for every example: what ought to come out, in what words, with what options."""
+
+    wishes: Wishes
+    prompts: str | Sequence[str]
+    options: Mapping[str, Any] = {}
+
+
 class Evaluation:
     """Held-out examples, and a mesh to draw them with."""
 
@@ -136,7 +145,9 @@ class Evaluation:
                 }
                 report.rows[name] = score(await self.draw(name, **given), triples)
             report.obeyed |= await self._obeys_changes(steps)
-            report.obeyed["a negative prompt, guidance 3"] = await self._obeys_negative(steps)
+            report.obeyed[
+                f"a negative prompt, guidance {_NEGATIVE_SCALE:g}"
+            ] = await self._obeys_negative(steps)
         return report
 
     async def draw(
@@ -156,67 +167,50 @@ class Evaluation:
 
     async def _obeys_tuck(self, steps: int) -> float:
         """Share of examples nearer to the truth with its own word than with the other."""
-        tucked, loose = self._wishes(True), self._wishes(False)
-        return await self._obeys(
-            "tucked in / worn loose", steps, (tucked, ", tucked in"), (loose, ", worn loose")
-        )
+        tucked = Asked(self._wishes(True), _PLAIN + ", tucked in")
+        loose = Asked(self._wishes(False), _PLAIN + ", worn loose")
+        return await self._obeys("tucked in / worn loose", steps, tucked, loose)
 
     async def _obeys_changes(self, steps: int) -> dict[str, float]:
         """Shares of examples nearer to the truth with the change asked for than without it."""
         shirts, count = self.triples.shirts, len(self._people)
-        plain = self._wishes(False)
+        unchanged = self._wishes(False)
         colour = ((shirts.named + 5) % len(COLOUR_NAMES)).view(-1, 1, 1)
         sleeves = (shirts.sleeves + 1) % len(SLEEVE_NAMES)
-        recolour = replace(plain, change=torch.full((count, 1, 1), RECOLOUR), colour=colour)
-        resleeve = replace(plain, change=torch.full((count, 1, 1), RESLEEVE), sleeves=sleeves)
-        colours = [f", in {COLOUR_NAMES[int(one)]}" for one in colour]
-        lengths = [f", with {SLEEVE_NAMES[int(one)]}" for one in sleeves]
+        recolour = replace(unchanged, change=torch.full((count, 1, 1), RECOLOUR), colour=colour)
+        resleeve = replace(unchanged, change=torch.full((count, 1, 1), RESLEEVE), sleeves=sleeves)
+        colours = [f"{_PLAIN}, in {COLOUR_NAMES[int(one)]}, worn loose" for one in colour]
+        lengths = [f"{_PLAIN}, with {SLEEVE_NAMES[int(one)]}, worn loose" for one in sleeves]
+        plain = Asked(unchanged, _PLAIN + ", worn loose")
+        told = shirts.has_ground.flatten()
         return {
             "another colour": await self._obeys(
-                "another colour",
-                steps,
-                (recolour, colours),
-                (plain, ""),
-                where=shirts.has_ground.flatten(),
+                "another colour", steps, Asked(recolour, colours), plain, where=told
             ),
             "other sleeves": await self._obeys(
-                "other sleeves", steps, (resleeve, lengths), (plain, "")
+                "other sleeves", steps, Asked(resleeve, lengths), plain
             ),
         }
 
     async def _obeys_negative(self, steps: int) -> float:
         """Share of examples that come out loose without "tucked in", and the other way round."""
-        truths = [self.triples.truth_for(self._wishes(tucked)) for tucked in (False, True)]
-        right = []
-        for index, negative in enumerate(("tucked in", "worn loose")):
-            drawn = await self.draw(
-                f"without “{negative}”",
-                [_PLAIN] * len(self._people),
-                steps=steps,
-                true_cfg_scale=3.0,
-                negative_prompt=negative,
-            )
-            wanted, other = truths[index], truths[1 - index]
-            right.append(_distance(drawn, wanted) < _distance(drawn, other))
-        return float(torch.cat(right).float().mean())
+        guided = {"true_cfg_scale": _NEGATIVE_SCALE}
+        loose = Asked(self._wishes(False), _PLAIN, {**guided, "negative_prompt": "tucked in"})
+        tucked = Asked(self._wishes(True), _PLAIN, {**guided, "negative_prompt": "worn loose"})
+        return await self._obeys("a negative prompt", steps, loose, tucked)
 
     async def _obeys(
-        self,
-        name: str,
-        steps: int,
-        *asked: tuple[Wishes, str | Sequence[str]],
-        where: Tensor | None = None,
+        self, name: str, steps: int, one: Asked, other: Asked, where: Tensor | None = None
     ) -> float:
         """Share of drawings that are nearer to the truth of their own words than to the other's."""
         chosen = slice(None) if where is None else where
-        truths = [self.triples.truth_for(wishes) for wishes, _ in asked]
         right = []
-        for index, (_, words) in enumerate(asked):
-            endings = [words] * len(self._people) if isinstance(words, str) else words
-            prompts = [_PLAIN + ending for ending in endings]
-            drawn = await self.draw(name, prompts, steps=steps)
-            obeyed = _distance(drawn, truths[index]) < _distance(drawn, truths[1 - index])
-            right.append(obeyed[chosen])
+        for own, against in ((one, other), (other, one)):
+            words = own.prompts
+            prompts = [words] * len(self._people) if isinstance(words, str) else words
+            drawn = await self.draw(name, prompts, steps=steps, **own.options)
+            truth, wrong = (self.triples.truth_for(asked.wishes) for asked in (own, against))
+            right.append((_distance(drawn, truth) < _distance(drawn, wrong))[chosen])
         return float(torch.cat(right).float().mean())
 
     def _wishes(self, tucked: bool) -> Wishes:

@@ -34,14 +34,31 @@ class ResultCache(Generic[R]):
         stage: for the metric.
         max_bytes: of all results together; 0 keeps nothing, and joins nothing.
         size_of: how many bytes a result takes.
+        per_tenant: whether a tenant meets its own results alone.
     """
 
-    def __init__(self, stage: str, max_bytes: int, size_of: Callable[[R], int]) -> None:
+    def __init__(
+        self,
+        stage: str,
+        max_bytes: int,
+        size_of: Callable[[R], int],
+        *,
+        per_tenant: bool = False,
+    ) -> None:
         self._stage = stage
         self._max_bytes = max_bytes
         self._size_of = size_of
+        self._per_tenant = per_tenant
         self._results: LRUCache[Hashable, R] = LRUCache(max_bytes, getsizeof=size_of)
         self._flights: dict[Hashable, _Flight[R]] = {}
+
+    async def key(self, tenant: str, buffers: Sequence[Buffer], *others: Hashable) -> Hashable:
+        """Name a result: by the sha256 of buffers, taken beside the event loop, and by the rest."""
+
+        def work() -> tuple[str, ...]:
+            return tuple(hashlib.sha256(buffer).hexdigest() for buffer in buffers)
+
+        return (await asyncio.to_thread(work), others, tenant if self._per_tenant else "")
 
     def __contains__(self, key: Hashable) -> bool:
         """Whether a result is there, or on its way."""
@@ -88,12 +105,3 @@ class ResultCache(Generic[R]):
 
     def _count(self, outcome: str) -> None:
         _lookups.add(1, {"stage": self._stage, "outcome": outcome})
-
-
-async def digest(buffers: Sequence[Buffer]) -> tuple[str, ...]:
-    """Give the sha256 of each buffer, without holding the event loop up."""
-
-    def work() -> tuple[str, ...]:
-        return tuple(hashlib.sha256(buffer).hexdigest() for buffer in buffers)
-
-    return await asyncio.to_thread(work)

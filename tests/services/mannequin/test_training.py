@@ -129,8 +129,7 @@ async def test_a_run_trains_every_part_and_both_the_product_and_diffusers_take_t
 ) -> None:
     short = {"vae_steps": 2, "transformer_steps": 2, "decoder_steps": 2}
     run = Run(tmp_path, Settings(plain=True, batch=2, examples=192, **short), QUIET)
-    for part in ("vae", "pool", "transformer", "decoder", "checkpoint"):
-        run.make(part)
+    run.make("all")
     folder = tmp_path / "checkpoint"
     size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
     assert size < 15_000_000

@@ -6,7 +6,7 @@ import asyncio
 
 import pytest
 
-from vtryon_services.runtime.cache import ResultCache, digest
+from vtryon_services.runtime.cache import ResultCache
 
 
 class Work:
@@ -95,9 +95,14 @@ async def test_no_bytes_no_cache() -> None:
     assert work.made == 2
 
 
-async def test_digests_tell_content_apart() -> None:
-    one, same, other = await digest([b"abc", bytearray(b"abc"), memoryview(b"xyz")])
-    assert one == same != other
+@pytest.mark.parametrize("per_tenant", [False, True])
+async def test_keys_tell_content_apart_and_tenants_where_asked(per_tenant) -> None:
+    cache = ResultCache[bytes]("test", 1000, len, per_tenant=per_tenant)
+    key = await cache.key("a", [b"abc"], "prompt", None)
+    assert key == await cache.key("a", [bytearray(b"abc")], "prompt", None)
+    assert key != await cache.key("a", [memoryview(b"xyz")], "prompt", None)
+    assert key != await cache.key("a", [b"abc"], None, "prompt")
+    assert (key != await cache.key("b", [b"abc"], "prompt", None)) == per_tenant
 
 
 @pytest.mark.parametrize("per_tenant", [False, True])

@@ -35,7 +35,7 @@ from vtryon_services.mannequin.prompts import (
 from vtryon_services.mannequin.shapes import Dice, take
 from vtryon_services.mannequin.triples import to_picture
 
-TOKENS = 64  # the longest prompt of the drawings has fewer
+TOKENS = 72  # the longest prompt of the drawings has fewer
 _TERSE = 0.2  # this share of the prompts is the instruction alone, or nothing
 _VAGUE = 0.4  # this share leaves open how the shirt ends, so that negative prompts can decide it
 _ROWS_AT_ONCE = 32

@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import os
 import shutil
+from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -59,8 +61,18 @@ class Run:
         self._device = torch.device(settings.device)
 
     def make(self, part: str) -> None:
-        """Make one part, or go on with it."""
-        getattr(self, f"_make_{part}")()
+        """Make a part with what belongs to it, or go on with it; `all` makes one after the other.
+
+        Raises:
+            KeyError: there is no such part.
+        """
+        steps: dict[str, tuple[Callable[[], None], ...]] = {
+            "vae": (self._make_vae,),
+            "transformer": (self._make_pool, self._make_transformer),
+            "decoder": (self._make_decoder, self._make_checkpoint),
+        }
+        for step in chain(*steps.values()) if part == "all" else steps[part]:
+            step()
 
     def _make_vae(self) -> None:
         self._train(VaeTask(self._start_vae(), self._device), self._settings.vae_steps, 1e-3)

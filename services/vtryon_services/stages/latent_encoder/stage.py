@@ -10,7 +10,7 @@ from vtryon.events import Event, Finished, Queued
 from vtryon.types import EncodeLatentsStart, PayloadKind, Stage
 from vtryon_services.backends.protocols import LatentEncoderBackend, Latents
 from vtryon_services.engine.numerics import resolve
-from vtryon_services.runtime.cache import ResultCache, digest
+from vtryon_services.runtime.cache import ResultCache
 from vtryon_services.runtime.call import Call, Incoming, accepted, send_output
 from vtryon_services.runtime.ledger import one_hop
 from vtryon_services.runtime.places import Places
@@ -25,9 +25,11 @@ class LatentEncoderStage:
     def __init__(self, backend: LatentEncoderBackend, settings: LatentEncoderSettings) -> None:
         self._backend = backend
         self._places = Places(settings.places, settings.max_waiting)
-        self._per_tenant = settings.cache_per_tenant
         self._cache: ResultCache[Latents] = ResultCache(
-            STAGE.value, settings.cache_bytes, lambda latents: len(latents.tensor.data)
+            STAGE.value,
+            settings.cache_bytes,
+            lambda latents: len(latents.tensor.data),
+            per_tenant=settings.cache_per_tenant,
         )
 
     async def encode(
@@ -42,7 +44,7 @@ class LatentEncoderStage:
             )
         self._places.check_room()
         [picture] = await incoming.receive()
-        key = (*await digest([picture]), numerics.resize, call.tenant if self._per_tenant else "")
+        key = await self._cache.key(call.tenant, [picture], numerics.resize)
         yield accepted(
             STAGE,
             call,

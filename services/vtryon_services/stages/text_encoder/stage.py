@@ -12,7 +12,7 @@ from vtryon.stages import Embeddings
 from vtryon.types import EncodeTextStart, PayloadKind, Stage
 from vtryon_services.backends.protocols import TextEncoderBackend
 from vtryon_services.engine.numerics import resolve
-from vtryon_services.runtime.cache import ResultCache, digest
+from vtryon_services.runtime.cache import ResultCache
 from vtryon_services.runtime.call import Call, Incoming, accepted, send_output
 from vtryon_services.runtime.ledger import one_hop
 from vtryon_services.runtime.places import Places
@@ -29,9 +29,8 @@ class TextEncoderStage:
         self._backend = backend
         self._places = Places(settings.places, settings.max_waiting)
         self._max_pictures = settings.max_pictures
-        self._per_tenant = settings.cache_per_tenant
         self._cache: ResultCache[Embeddings] = ResultCache(
-            STAGE.value, settings.cache_bytes, _bytes_of
+            STAGE.value, settings.cache_bytes, _bytes_of, per_tenant=settings.cache_per_tenant
         )
 
     async def encode(
@@ -44,8 +43,7 @@ class TextEncoderStage:
         self._places.check_room()
         images = await incoming.receive()
         prompts = (start.prompt, start.negative_prompt)
-        tenant = call.tenant if self._per_tenant else ""
-        key = (*prompts, *await digest(images), numerics.resize, tenant)
+        key = await self._cache.key(call.tenant, images, *prompts, numerics.resize)
         yield accepted(
             STAGE,
             call,
