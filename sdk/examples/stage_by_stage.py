@@ -14,7 +14,7 @@ async def main(target: str, person: str, garment: str, out: str) -> None:
     pictures = [person, garment]
     async with vtryon.Client(target) as client:
         embeddings = await client.text_encoder.encode("Put the shirt on", pictures)
-        references = [await client.latent_encoder.encode(picture) for picture in pictures]
+        references = await client.latent_encoder.encode(pictures)
         given = vtryon.Conditioning(embeddings, references)
         _, height, width = references[0].spec.shape
         for seed in (1, 2):

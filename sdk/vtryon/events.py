@@ -41,7 +41,7 @@ class Queued(ProtoType):
 
 @dataclass(frozen=True, slots=True)
 class StageStarted(ProtoType):
-    """A stage took the request on; `subject` says which of several: "person", "garment"."""
+    """A stage took the request on; `subject` says what it works on, where that is not all."""
 
     proto = stream_pb2.StageStarted
     stage: Stage | None

@@ -104,23 +104,23 @@ class LatentEncoder(_StageClient):
 
     def encode(
         self,
-        picture: PictureSource,
+        pictures: Sequence[PictureSource],
         *,
         numerics: Numerics | None = None,
         timeout_seconds: float | None = None,
-    ) -> Run[Tensor]:
-        """Encode one picture.
+    ) -> Run[list[Tensor]]:
+        """Encode pictures; those that come to the same size go through the VAE together.
 
         Shapes:
-            result: (channels, height / 8, width / 8), FP32, normalised.
+            result: (channels, height / 8, width / 8) for each picture, FP32, normalised.
         """
 
         async def open_call() -> StreamCall:
-            outgoing = [await image_payload(PayloadKind.IMAGE, picture)]
+            outgoing = [await image_payload(PayloadKind.IMAGE, picture) for picture in pictures]
             start = EncodeLatentsStart(numerics=numerics)
             return self.open(start, outgoing, timeout_seconds=timeout_seconds)
 
-        return Run(open_call, lambda received: _tensor(received, PayloadKind.LATENTS))
+        return Run(open_call, lambda received: _tensors(received, PayloadKind.LATENTS))
 
 
 class TextEncoder(_StageClient):
@@ -174,7 +174,7 @@ class Sampling(_StageClient):
         async def open_call() -> StreamCall:
             return self.open(start, given.outgoing(), timeout_seconds=timeout_seconds)
 
-        return Run(open_call, lambda received: _tensor(received, PayloadKind.LATENTS))
+        return Run(open_call, lambda received: _tensors(received, PayloadKind.LATENTS)[0])
 
 
 class Decoding(_StageClient):
@@ -210,15 +210,20 @@ async def image_payload(kind: PayloadKind, source: PictureSource) -> Outgoing:
     return outgoing_image(kind, data)
 
 
-def _tensor(received: Received, kind: PayloadKind) -> Tensor:
-    for payload, buffer in zip(received.payloads, received.buffers, strict=True):
-        if payload.kind is kind and payload.tensor is not None:
-            return Tensor(payload.tensor, buffer)
-    raise ProtocolError(f"the output has no {kind.value}")
+def _tensors(received: Received, kind: PayloadKind) -> list[Tensor]:
+    found = [
+        Tensor(payload.tensor, buffer)
+        for payload, buffer in zip(received.payloads, received.buffers, strict=True)
+        if payload.kind is kind and payload.tensor is not None
+    ]
+    if not found:
+        raise ProtocolError(f"the output has no {kind.value}")
+    return found
 
 
 def _embeddings(received: Received) -> Embeddings:
-    positive = _tensor(received, PayloadKind.EMBEDDINGS)
+    [positive] = _tensors(received, PayloadKind.EMBEDDINGS)
     if len(received.payloads) == 1:
         return Embeddings(positive)
-    return Embeddings(positive, _tensor(received, PayloadKind.NEGATIVE_EMBEDDINGS))
+    [negative] = _tensors(received, PayloadKind.NEGATIVE_EMBEDDINGS)
+    return Embeddings(positive, negative)

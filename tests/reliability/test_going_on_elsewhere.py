@@ -1,4 +1,4 @@
-"""F6, F8, F20: a sampling replica is killed, frozen or drained, and the request finishes."""
+"""F6, F8, F20: a replica is killed, frozen or drained, and the requests finish elsewhere."""
 
 from __future__ import annotations
 
@@ -6,75 +6,25 @@ import asyncio
 import itertools
 import os
 import signal
-import socket
 import time
 from collections.abc import AsyncIterator
-from contextlib import AbstractContextManager
 
 import numpy as np
 import pytest
-from tests.support.processes import ServedMesh, served
+from tests.support.pictures import png
+from tests.support.processes import Replicas
 
 import vtryon
 from vtryon import StepFinished
 from vtryon.embedded import embedded_mesh
 
 STEPS = 60
-
-
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        return int(listener.getsockname()[1])
-
-
-class Replicas:
-    """Two sampling processes, each on a port that it keeps through its restarts."""
-
-    def __init__(self) -> None:
-        self.ports = (free_port(), free_port())
-        self._contexts: dict[int, AbstractContextManager[ServedMesh]] = {}
-        self._processes: dict[int, ServedMesh] = {}
-        for port in self.ports:
-            self._start(port)
-
-    @property
-    def target(self) -> str:
-        return "ipv4:" + ",".join(f"127.0.0.1:{port}" for port in self.ports)
-
-    def ticks(self) -> dict[int, int]:
-        return {port: process.cpu_ticks() for port, process in self._processes.items()}
-
-    def strike(self, number: int, before: dict[int, int]) -> ServedMesh:
-        """Send a signal to the replica that has computed most since `before`."""
-        now = self.ticks()
-        port = max(self.ports, key=lambda port: now[port] - before[port])
-        os.kill(self._processes[port].process.pid, number)
-        return self._processes[port]
-
-    def restart(self) -> None:
-        """Start again who is dead."""
-        for port, process in list(self._processes.items()):
-            if process.process.poll() is not None:
-                self._contexts[port].__exit__(None, None, None)
-                self._start(port)
-
-    def close(self) -> None:
-        for context in self._contexts.values():
-            context.__exit__(None, None, None)
-
-    def _start(self, port: int) -> None:
-        self._contexts[port] = served(
-            "sampling",
-            listen=f"127.0.0.1:{port}",
-            VTRYON_THREADS="1",
-            VTRYON_DRAIN_DELAY_SECONDS="0",
-        )
-        self._processes[port] = self._contexts[port].__enter__()
+RECONNECTION_SECONDS = 1.5  # gRPC tries a server that was away at growing intervals
 
 
 @pytest.fixture(scope="module")
 def replicas():
-    found = Replicas()
+    found = Replicas("sampling")
     yield found
     found.close()
 
@@ -107,17 +57,18 @@ async def test_a_killed_replica_costs_the_caller_nothing_but_time(
 ) -> None:
     whole, _ = await draw(client, example)
     for at in (1, 7, 30, 58):
-        before = replicas.ticks()
+        before, struck = replicas.ticks(), []
 
-        def kill(step: int, at=at, before=before) -> None:
+        def kill(step: int, at=at, before=before, struck=struck) -> None:
             if step == at:
-                replicas.strike(signal.SIGKILL, before)
+                struck.append(replicas.busiest(before))
+                replicas.strike(signal.SIGKILL, struck[0])
 
         drawn, steps = await draw(client, example, kill)
         np.testing.assert_array_equal(drawn, whole)
         assert all(earlier < later for earlier, later in itertools.pairwise(steps))
         assert steps[-1] == STEPS
-        await asyncio.to_thread(replicas.restart)
+        await asyncio.to_thread(replicas.restart, struck[0])
 
 
 @pytest.mark.timeout(300)
@@ -127,15 +78,16 @@ async def test_a_drained_replica_hands_its_requests_over(client, replicas, examp
 
     def drain(step: int) -> None:
         if step == 10:
-            struck.append((replicas.strike(signal.SIGTERM, before), time.monotonic()))
+            struck.append((replicas.busiest(before), time.monotonic()))
+            replicas.strike(signal.SIGTERM, struck[0][0])
 
     drawn, steps = await draw(client, example, drain)
-    process, at = struck[0]
+    port, at = struck[0]
     np.testing.assert_array_equal(drawn, whole)
     assert steps == list(range(1, STEPS + 1))
-    assert process.process.wait(20) == 0
+    assert replicas.processes[port].process.wait(20) == 0
     assert time.monotonic() - at < 20
-    await asyncio.to_thread(replicas.restart)
+    await asyncio.to_thread(replicas.restart, port)
 
 
 @pytest.mark.timeout(300)
@@ -146,7 +98,7 @@ async def test_a_frozen_replica_is_found_within_six_seconds(client, replicas, ex
     def freeze(step: int) -> None:
         moments.append(time.monotonic())
         if step == 10:
-            struck.append(replicas.strike(signal.SIGSTOP, before))
+            struck.append(replicas.strike(signal.SIGSTOP, replicas.busiest(before)))
 
     try:
         drawn, _ = await draw(client, example, freeze)
@@ -156,3 +108,42 @@ async def test_a_frozen_replica_is_found_within_six_seconds(client, replicas, ex
     np.testing.assert_array_equal(drawn, whole)
     pauses = [later - earlier for earlier, later in itertools.pairwise(moments)]
     assert max(pauses) < 6
+
+
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize("stage", ["latent-encoder", "text-encoder", "sampling", "decoding"])
+async def test_a_stage_killed_under_many_requests_costs_none_of_them(stage: str) -> None:
+    """Eight streams at a time, about half of them on the replica that dies."""
+    picture, at_once = png(), 8
+    name = stage.replace("-", "_")
+    variables = {f"VTRYON_{name.upper()}_SCRIPTED_SECONDS": "0.1"}
+    if stage.endswith("encoder"):
+        variables[f"VTRYON_{name.upper()}_CACHE_BYTES"] = "0"
+    replicas = await asyncio.to_thread(Replicas, stage, "--backend", "scripted", **variables)
+    try:
+        async with (
+            embedded_mesh(backend="scripted", **{f"{name}_target": replicas.target}) as target,
+            vtryon.Client(target) as client,
+        ):
+
+            async def draw(seed: int) -> bytes:
+                run = client.try_on(picture, picture, "x", seed=seed, timeout_seconds=30)
+                steps, ends = [], 0
+                async for event in run:
+                    if isinstance(event, StepFinished):
+                        steps.append(event.step)
+                    ends += isinstance(event, vtryon.Finished)
+                assert steps == [1, 2, 3, 4]
+                assert ends == 1
+                return (await run).picture.data
+
+            whole = [await draw(seed) for seed in range(at_once)]
+            for number, port in enumerate(replicas.ports * 2):
+                runs = asyncio.gather(*(draw(seed) for seed in range(at_once)))
+                await asyncio.sleep(0.05 + 0.03 * number)
+                replicas.strike(signal.SIGKILL, port)
+                assert await runs == whole
+                await asyncio.to_thread(replicas.restart, port)
+                await asyncio.sleep(RECONNECTION_SECONDS)
+    finally:
+        await asyncio.to_thread(replicas.close)

@@ -51,7 +51,7 @@ def test_try_on_embedded_leaves_the_picture_and_the_previews(pair: Path, tmp_pat
     assert size(tmp_path / "out" / "result.png") == (96, 128)
     previews = sorted(path.name for path in (tmp_path / "out" / "previews").iterdir())
     assert previews == ["step-001.png", "step-002.png", "step-003.png"]
-    for word in ("latent-encoder (person)", "sampling", "wall time", "seed 5"):
+    for word in ("latent-encoder (person, garment)", "sampling", "wall time", "seed 5"):
         assert word in done.stderr
 
     sheet = vtryon("contact-sheet", pair, "out", "-o", "sheet.png", cwd=tmp_path)

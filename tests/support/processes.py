@@ -4,11 +4,12 @@ import os
 import queue
 import re
 import signal
+import socket
 import subprocess
 import sys
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
 VTRYON = Path(sys.executable).with_name("vtryon")
@@ -73,3 +74,52 @@ def served(*arguments: str, listen: str = "127.0.0.1:0", **variables: str) -> It
         except subprocess.TimeoutExpired:
             process.kill()
         process.stderr.close()
+
+
+class Replicas:
+    """Two processes of one stage, each on a port that it keeps through its restarts."""
+
+    def __init__(self, stage: str, *arguments: str, **variables: str) -> None:
+        self._command = (stage, *arguments)
+        self._variables = {"VTRYON_THREADS": "1", "VTRYON_DRAIN_DELAY_SECONDS": "0", **variables}
+        self.ports = (free_port(), free_port())
+        self._contexts: dict[int, AbstractContextManager[ServedMesh]] = {}
+        self.processes: dict[int, ServedMesh] = {}
+        for port in self.ports:
+            self._start(port)
+
+    @property
+    def target(self) -> str:
+        return "ipv4:" + ",".join(f"127.0.0.1:{port}" for port in self.ports)
+
+    def ticks(self) -> dict[int, int]:
+        return {port: process.cpu_ticks() for port, process in self.processes.items()}
+
+    def busiest(self, before: dict[int, int]) -> int:
+        """The port of the replica that has computed most since `before`."""
+        now = self.ticks()
+        return max(self.ports, key=lambda port: now[port] - before[port])
+
+    def strike(self, number: int, port: int) -> ServedMesh:
+        """Send a signal to a replica."""
+        os.kill(self.processes[port].process.pid, number)
+        return self.processes[port]
+
+    def restart(self, port: int) -> None:
+        """Start a replica again that was told to end."""
+        self.processes[port].process.wait(20)
+        self._contexts[port].__exit__(None, None, None)
+        self._start(port)
+
+    def close(self) -> None:
+        for context in self._contexts.values():
+            context.__exit__(None, None, None)
+
+    def _start(self, port: int) -> None:
+        self._contexts[port] = served(*self._command, listen=f"127.0.0.1:{port}", **self._variables)
+        self.processes[port] = self._contexts[port].__enter__()
+
+
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        return int(listener.getsockname()[1])

@@ -48,12 +48,13 @@ class LatentEncoderServiceServicer:
     """
 
     def Encode(self, request_iterator, context):
-        """Encode one picture with the VAE.
+        """Encode pictures with the VAE, those of one size together.
 
-        Requests: `start` declaring one payload of kind IMAGE, its chunks, half-close. Responses: the
-        grammar of `Event`; the output is one payload of kind LATENTS, FP32, (channels, height / 8,
-        width / 8), normalised with the checkpoint's statistics; `finished.fits` says how the picture
-        was brought to size.
+        Requests: `start` declaring one or more payloads of kind IMAGE, their chunks, half-close.
+        Responses: the grammar of `Event`; the output is a payload of kind LATENTS for each picture, in
+        their order: FP32, (channels, height / 8, width / 8), normalised with the checkpoint's
+        statistics; `finished.fits` says how each was brought to size. `accepted.cached` is true where
+        all of them were.
 
         Errors: INVALID_ARGUMENT for a picture that is too large, broken or of another format;
         RESOURCE_EXHAUSTED where the queue is full, with RetryInfo; DEADLINE_EXCEEDED.

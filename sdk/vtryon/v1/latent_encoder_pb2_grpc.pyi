@@ -35,12 +35,13 @@ class LatentEncoderServiceStub:
     @_typing.overload
     def __new__(cls, channel: _aio.Channel) -> LatentEncoderServiceAsyncStub: ...
     Encode: _grpc.StreamStreamMultiCallable[_latent_encoder_pb2.EncodeLatentsRequest, _stream_pb2.Event]
-    """Encode one picture with the VAE.
+    """Encode pictures with the VAE, those of one size together.
 
-    Requests: `start` declaring one payload of kind IMAGE, its chunks, half-close. Responses: the
-    grammar of `Event`; the output is one payload of kind LATENTS, FP32, (channels, height / 8,
-    width / 8), normalised with the checkpoint's statistics; `finished.fits` says how the picture
-    was brought to size.
+    Requests: `start` declaring one or more payloads of kind IMAGE, their chunks, half-close.
+    Responses: the grammar of `Event`; the output is a payload of kind LATENTS for each picture, in
+    their order: FP32, (channels, height / 8, width / 8), normalised with the checkpoint's
+    statistics; `finished.fits` says how each was brought to size. `accepted.cached` is true where
+    all of them were.
 
     Errors: INVALID_ARGUMENT for a picture that is too large, broken or of another format;
     RESOURCE_EXHAUSTED where the queue is full, with RetryInfo; DEADLINE_EXCEEDED.
@@ -52,12 +53,13 @@ class LatentEncoderServiceAsyncStub(LatentEncoderServiceStub):
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     Encode: _aio.StreamStreamMultiCallable[_latent_encoder_pb2.EncodeLatentsRequest, _stream_pb2.Event]  # type: ignore[assignment]
-    """Encode one picture with the VAE.
+    """Encode pictures with the VAE, those of one size together.
 
-    Requests: `start` declaring one payload of kind IMAGE, its chunks, half-close. Responses: the
-    grammar of `Event`; the output is one payload of kind LATENTS, FP32, (channels, height / 8,
-    width / 8), normalised with the checkpoint's statistics; `finished.fits` says how the picture
-    was brought to size.
+    Requests: `start` declaring one or more payloads of kind IMAGE, their chunks, half-close.
+    Responses: the grammar of `Event`; the output is a payload of kind LATENTS for each picture, in
+    their order: FP32, (channels, height / 8, width / 8), normalised with the checkpoint's
+    statistics; `finished.fits` says how each was brought to size. `accepted.cached` is true where
+    all of them were.
 
     Errors: INVALID_ARGUMENT for a picture that is too large, broken or of another format;
     RESOURCE_EXHAUSTED where the queue is full, with RetryInfo; DEADLINE_EXCEEDED.
@@ -72,12 +74,13 @@ class LatentEncoderServiceServicer(metaclass=_abc_1.ABCMeta):
         request_iterator: _MaybeAsyncIterator[_latent_encoder_pb2.EncodeLatentsRequest],
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_stream_pb2.Event], _abc.AsyncIterator[_stream_pb2.Event]]:
-        """Encode one picture with the VAE.
+        """Encode pictures with the VAE, those of one size together.
 
-        Requests: `start` declaring one payload of kind IMAGE, its chunks, half-close. Responses: the
-        grammar of `Event`; the output is one payload of kind LATENTS, FP32, (channels, height / 8,
-        width / 8), normalised with the checkpoint's statistics; `finished.fits` says how the picture
-        was brought to size.
+        Requests: `start` declaring one or more payloads of kind IMAGE, their chunks, half-close.
+        Responses: the grammar of `Event`; the output is a payload of kind LATENTS for each picture, in
+        their order: FP32, (channels, height / 8, width / 8), normalised with the checkpoint's
+        statistics; `finished.fits` says how each was brought to size. `accepted.cached` is true where
+        all of them were.
 
         Errors: INVALID_ARGUMENT for a picture that is too large, broken or of another format;
         RESOURCE_EXHAUSTED where the queue is full, with RetryInfo; DEADLINE_EXCEEDED.

@@ -286,7 +286,7 @@ class StageStarted(_message.Message):
     ACCEPTED_FIELD_NUMBER: _builtins.int
     stage: Global___Stage.ValueType
     subject: _builtins.str
-    """Which of several: "person", "garment". Empty where there is one."""
+    """What it works on, where that is not all: "person, garment"."""
     @_builtins.property
     def accepted(self) -> Global___Accepted: ...
     def __init__(

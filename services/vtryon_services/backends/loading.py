@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from vtryon.types import Stage
 from vtryon_services.backends import scripted
 from vtryon_services.backends.protocols import (
     DecodingBackend,
@@ -34,7 +35,7 @@ async def load_text_encoder(settings: StageSettings) -> TextEncoderBackend:
 async def load_sampling(settings: StageSettings) -> SamplingBackend:
     """Make the sampler's backend ready."""
     if settings.backend == "scripted":
-        places = Places(settings.places, settings.max_waiting)
+        places = Places(Stage.SAMPLING, settings.places, settings.max_waiting)
         return scripted.ScriptedSampling(settings.scripted_seconds, places)
     from vtryon_services.backends.torch import TorchSampling
 

@@ -73,8 +73,8 @@ class LatentEncoderBackend(Protocol):
         """Look at a picture's header, before it waits; `RequestError` where it is none."""
         ...
 
-    async def encode(self, picture: Buffer, numerics: Resolved) -> Latents:
-        """Encode one picture; `RequestError` where it can't be decoded."""
+    async def encode(self, pictures: Sequence[Buffer], numerics: Resolved) -> Sequence[Latents]:
+        """Encode pictures, together where sizes allow; `RequestError` where one is broken."""
         ...
 
 

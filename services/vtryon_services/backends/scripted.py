@@ -49,12 +49,12 @@ class ScriptedLatentEncoder:
     def check(self, picture: Buffer) -> None:
         """Take any bytes for a picture."""
 
-    async def encode(self, picture: Buffer, numerics: Resolved) -> Latents:
-        """Draw latents from the picture's bytes."""
+    async def encode(self, pictures: Sequence[Buffer], numerics: Resolved) -> Sequence[Latents]:
+        """Draw latents from each picture's bytes."""
         await asyncio.sleep(self._seconds)
         shape = (CHANNELS, _HEIGHT // 8, _WIDTH // 8)
         fit = Fit("", _WIDTH, _HEIGHT, _WIDTH, _HEIGHT, FitMethod.PAD)
-        return Latents(_draw(shape, [picture]), fit)
+        return [Latents(_draw(shape, [picture]), fit) for picture in pictures]
 
 
 class ScriptedTextEncoder:

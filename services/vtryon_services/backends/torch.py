@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncGenerator, Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
+from operator import attrgetter
 from pathlib import Path
 from typing import TypeVar
 
@@ -19,7 +20,7 @@ from vtryon.payloads import Buffer
 from vtryon.pictures import Picture
 from vtryon.stages import Conditioning, Embeddings
 from vtryon.tensors import Tensor
-from vtryon.types import DataType, EncodedImage, ImageFormat, TensorSpec
+from vtryon.types import DataType, EncodedImage, ImageFormat, Stage, TensorSpec
 from vtryon_services.backends.mailbox import Mailbox
 from vtryon_services.backends.protocols import Latents, StepDone, Wanted
 from vtryon_services.engine import fitting, pictures
@@ -35,6 +36,7 @@ from vtryon_services.engine.placement import Placement
 from vtryon_services.engine.plan import Demand, Standing
 from vtryon_services.engine.sampler import Given, Sampler
 from vtryon_services.engine.text_encoder import Asked, TextEncoder
+from vtryon_services.runtime.metrics import Watched
 from vtryon_services.runtime.settings import StageSettings
 
 R = TypeVar("R")
@@ -67,15 +69,18 @@ class TorchLatentEncoder:
         self._merger = Merger(_compute, engine.encode, lambda pixels: pixels.shape, BATCH)
         self.digest = engine.digest
 
-    async def encode(self, picture: Buffer, numerics: Resolved) -> Latents:
+    async def encode(self, given: Sequence[Buffer], numerics: Resolved) -> Sequence[Latents]:
         """Decode beside, encode on the compute thread with whatever waits there as well."""
 
-        def prepare() -> Fitted:
+        def prepare(picture: Buffer) -> Fitted:
             return self._engine.fit(pictures.decode(picture), numerics)
 
-        pixels, fit = await asyncio.to_thread(prepare)
-        latents = await asyncio.wrap_future(self._merger.submit(pixels))
-        return Latents(_to_wire(latents), fit)
+        fitted = await asyncio.gather(*(asyncio.to_thread(prepare, one) for one in given))
+        encoded = await _gather(self._merger.submit(*(pixels for pixels, _ in fitted)))
+        return [
+            Latents(_to_wire(latents), fit)
+            for latents, (_, fit) in zip(encoded, fitted, strict=True)
+        ]
 
 
 class TorchTextEncoder:
@@ -108,8 +113,27 @@ class TorchTextEncoder:
             return self._engine.prepare(prompts, decoded, numerics)
 
         asked = await asyncio.to_thread(prepare)
-        futures = [asyncio.wrap_future(self._merger.submit(one)) for one in asked]
-        return Embeddings(*[_to_wire(embedded) for embedded in await asyncio.gather(*futures)])
+        embedded = await _gather(self._merger.submit(*asked))
+        return Embeddings(*map(_to_wire, embedded))
+
+
+batchers: Watched[StepBatcher] = Watched(lambda _: Stage.SAMPLING.value)
+for _name, _description in {
+    "running": "Requests in the running batch.",
+    "waiting": "Requests that are admitted and have no slot.",
+}.items():
+    batchers.gauge(f"vtryon.batch.{_name}", _description, attrgetter(_name))
+for _name, _description in {
+    "steps": "Steps of the running batch.",
+    "rows": "Predictions of the transformer.",
+    "finished": "Requests finished.",
+    "cancelled": "Requests left before their end.",
+    "expired": "Requests that ran out of time.",
+    "refused": "Requests refused at the door.",
+    "preempted": "Slots lost to a request of higher priority.",
+    "wasted_steps": "Steps of requests that never finished.",
+}.items():
+    batchers.counter(f"vtryon.batch.{_name}", _description, attrgetter(f"counts.{_name}"))
 
 
 class TorchSampling:
@@ -127,6 +151,7 @@ class TorchSampling:
     def __init__(self, engine: Sampler, batcher: StepBatcher) -> None:
         self._engine = engine
         self.batcher = batcher
+        batchers.add(batcher)
         self.digest = engine.digest
         self.channels = engine.channels
         self.width = engine.width
@@ -227,7 +252,7 @@ class TorchDecoding:
 
     async def decode(self, latents: Tensor, format: ImageFormat, quality: int | None) -> Picture:  # noqa: A002
         """Decode on the compute thread with whatever waits there as well, encode beside it."""
-        pixels = await asyncio.wrap_future(self._merger.submit(_from_wire(latents)))
+        [pixels] = await _gather(self._merger.submit(_from_wire(latents)))
 
         def draw() -> Picture:
             picture = fitting.to_picture(pixels)
@@ -251,6 +276,10 @@ async def _load_engine(settings: StageSettings, load: Callable[[Checkpoint, Plac
         return load(checkpoint, Placement.of(settings.device, settings.dtype))
 
     return await _run(work)
+
+
+async def _gather(futures: Sequence[Future[R]]) -> Sequence[R]:
+    return await asyncio.gather(*map(asyncio.wrap_future, futures))
 
 
 async def _run(work: Callable[[], R]) -> R:

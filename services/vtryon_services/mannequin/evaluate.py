@@ -224,9 +224,8 @@ class Evaluation:
     async def _round_trip(self) -> Tensor:
         async def one(index: int) -> Tensor:
             truth = to_picture(self.triples.truth[index])
-            return _pixels(
-                await self._client.decoding.decode(await self._client.latent_encoder.encode(truth))
-            )
+            [latents] = await self._client.latent_encoder.encode([truth])
+            return _pixels(await self._client.decoding.decode(latents))
 
         return await self._each("VAE round trip", one)
 

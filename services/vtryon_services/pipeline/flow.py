@@ -1,8 +1,7 @@
 """One try-on through the stages.
 
-    person ─┬─▶ latent encoder ─┐
-            ├─▶ text encoder ───┼─▶ sampling ─▶ decoding ─▶ caller
-    garment ┴─▶ latent encoder ─┘
+    person ──┬─▶ latent encoder ─┬─▶ sampling ─▶ decoding ─▶ caller
+    garment ─┴─▶ text encoder ───┘
 
 Every arrow is a relay of chunks. The stages run as tasks of one group: if one fails, the others are
 cancelled, and with them their calls.
@@ -126,26 +125,30 @@ class Flow:
 
     async def _encode(self, group: asyncio.TaskGroup, pictures: Fanout) -> list[Outgoing]:
         options, declared = self._options, self._incoming.payloads
+
+        def images() -> list[Outgoing]:
+            return [
+                as_kind(Outgoing(payload, pictures.relay(index)), PayloadKind.IMAGE)
+                for index, payload in enumerate(declared)
+            ]
+
         subjects = _subjects(declared)
-        encoders = []
-        for index, (payload, subject) in enumerate(zip(declared, subjects, strict=True)):
-            image = as_kind(Outgoing(payload, pictures.relay(index)), PayloadKind.IMAGE)
-            start = EncodeLatentsStart(numerics=options.numerics)
-            encoders.append(self._open(group, Stage.LATENT_ENCODER, subject, start, [image]))
-        images = [
-            as_kind(Outgoing(payload, pictures.relay(index)), PayloadKind.IMAGE)
-            for index, payload in enumerate(declared)
-        ]
+        latents = self._open(
+            group,
+            Stage.LATENT_ENCODER,
+            EncodeLatentsStart(numerics=options.numerics),
+            images(),
+            subjects,
+        )
         text = EncodeTextStart(
             numerics=options.numerics,
             prompt=options.prompt,
             negative_prompt=options.negative_prompt,
         )
-        texts = self._open(group, Stage.TEXT_ENCODER, "", text, images)
+        texts = self._open(group, Stage.TEXT_ENCODER, text, images())
         group.create_task(self._pass_on(pictures))
         embeddings = await texts.output
-        latents = [output for encoder in encoders for output in await encoder.output]
-        references = [as_kind(one, PayloadKind.REFERENCE_LATENTS) for one in latents]
+        references = [as_kind(one, PayloadKind.REFERENCE_LATENTS) for one in await latents.output]
         return [*embeddings, *references]
 
     async def _pass_on(self, pictures: Fanout) -> None:
@@ -168,7 +171,7 @@ class Flow:
             priority=options.priority,
             resume_every=self._retries.resume_every,
         )
-        return await self._open(group, Stage.SAMPLING, "", start, given).output
+        return await self._open(group, Stage.SAMPLING, start, given).output
 
     def _target_size(self, given: Sequence[Outgoing]) -> tuple[int, int]:
         """By default the person's size, as it was encoded: the first reference."""
@@ -186,15 +189,15 @@ class Flow:
         self, group: asyncio.TaskGroup, latents: Sequence[Outgoing]
     ) -> list[Outgoing]:
         start = DecodeStart(format=self._options.format, quality=self._options.quality)
-        return await self._open(group, Stage.DECODING, "", start, latents).output
+        return await self._open(group, Stage.DECODING, start, latents).output
 
     def _open(
         self,
         group: asyncio.TaskGroup,
         stage: Stage,
-        subject: str,
         start: Start,
         outgoing: Sequence[Outgoing],
+        subjects: Sequence[str] = (),
     ) -> StageRun:
         client: Client = getattr(self._stages, stage.name.lower())
         kept = [replace(item, data=Replay(item.data)) for item in outgoing]
@@ -209,7 +212,7 @@ class Flow:
             )
 
         attempts = Attempts(self._retries.budget, self._retries.attempts)
-        run = StageRun(stage, subject, self._call, self._emit, attempts)
+        run = StageRun(stage, subjects, self._call, self._emit, attempts)
         self._runs.append(run)
         group.create_task(run.run(open_call))
         return run

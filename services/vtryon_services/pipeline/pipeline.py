@@ -42,7 +42,7 @@ class Pipeline:
     def __init__(self, stages: StageClients, settings: PipelineSettings) -> None:
         self._stages = stages
         self._max_garments = settings.max_garments
-        self._places = Places(settings.max_requests, max_waiting=0)
+        self._places = Places(STAGE, settings.max_requests, max_waiting=0)
         self._retries = Retries(RetryBudget(), settings.stage_attempts, settings.resume_every)
 
     async def try_on(

@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterable, AsyncIterator, Sequence
 
-from vtryon.events import Chunk
+from vtryon.errors import StageError
+from vtryon.events import Chunk, Output
 from vtryon.payloads import Buffer
 from vtryon.types import Payload
 
@@ -74,6 +75,7 @@ class Fanout:
 
     def __init__(self, payloads: Sequence[Payload]) -> None:
         self._payloads = payloads
+        self._passed = [0] * len(payloads)
         self._takers: list[list[Relay]] = [[] for _ in payloads]
 
     def relay(self, payload: int) -> Relay:
@@ -82,10 +84,26 @@ class Fanout:
         self._takers[payload].append(relay)
         return relay
 
+    def expect(self, output: Output) -> None:
+        """Take note that the payloads come once more, from another server.
+
+        What was passed on is not passed on again: it is the same, up to the rounding of sums.
+
+        Raises:
+            StageError: they are not the payloads that were declared.
+        """
+        if tuple(output.payloads) != tuple(self._payloads):
+            raise StageError("another attempt of a stage gave a result of another shape")
+
     async def pass_on(self, chunk: Chunk) -> None:
         """Hand a chunk to every relay of its payload; the last one ends them."""
-        complete = chunk.offset + len(chunk.data) == self._payloads[chunk.payload].byte_length
+        passed = self._passed[chunk.payload]
+        end = chunk.offset + len(chunk.data)
+        if end <= passed:
+            return
+        fresh = memoryview(chunk.data)[max(0, passed - chunk.offset) :]
+        self._passed[chunk.payload] = end
         for relay in self._takers[chunk.payload]:
-            await relay.put(chunk.data)
-            if complete:
+            await relay.put(fresh)
+            if end == self._payloads[chunk.payload].byte_length:
                 await relay.put(b"")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import replace
 
 import structlog
@@ -44,12 +44,18 @@ class StageRun:
     """
 
     def __init__(
-        self, stage: Stage, subject: str, request: Call, emit: Emit, attempts: Attempts
+        self,
+        stage: Stage,
+        subjects: Sequence[str],
+        request: Call,
+        emit: Emit,
+        attempts: Attempts,
     ) -> None:
         self.stage = stage
-        self.subject = subject
+        self.subject = ", ".join(subjects)
         self.output: asyncio.Future[list[Outgoing]] = asyncio.get_running_loop().create_future()
         self.fits: tuple[Fit, ...] = ()
+        self._subjects = subjects
         self._request = request
         self._emit = emit
         self._attempts = attempts
@@ -79,9 +85,7 @@ class StageRun:
                     await self._take(event)
         except VtryonError as error:
             named = self._name(error)
-            if self.output.done() or not self._attempts.may_go_on(
-                named, self._request.remaining_seconds
-            ):
+            if not self._attempts.may_go_on(named, self._request.remaining_seconds):
                 raise named from None
             _log.info("another attempt", stage=self.stage.value, reason=named.reason)
             await asyncio.sleep(self._attempts.pause_seconds)
@@ -121,13 +125,18 @@ class StageRun:
                 await self._emit(event)
             case ResumeChunk():
                 self._attempts.take(event)
+            case Output() if self.output.done():
+                self._fanout.expect(event)
             case Output():
                 await self._declare(event)
             case Chunk():
                 await self._fanout.pass_on(event)
             case Finished(ledger, fits):
                 self._own = ledger.hops[0] if ledger and ledger.hops else None
-                self.fits = tuple(replace(fit, subject=self.subject) for fit in fits)
+                self.fits = tuple(
+                    replace(fit, subject=subject)
+                    for fit, subject in zip(fits, self._subjects, strict=False)
+                )
             case _:
                 pass
 

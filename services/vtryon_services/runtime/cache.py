@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-from collections.abc import Awaitable, Callable, Hashable, Sequence
+from collections import ChainMap
+from collections.abc import Awaitable, Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
@@ -19,11 +20,12 @@ _lookups = metrics.get_meter("vtryon").create_counter(
 )
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class _Flight(Generic[R]):
-    """Work under way, and how many wait for it."""
+    """Results that are made together, and how many wait for any of them."""
 
-    task: asyncio.Task[R]
+    keys: Sequence[Hashable]
+    task: asyncio.Task[Mapping[Hashable, R | Exception]]
     waiting: int = 0
 
 
@@ -69,39 +71,85 @@ class ResultCache(Generic[R]):
         """What the results take."""
         return int(self._results.currsize)
 
-    async def get(self, key: Hashable, make: Callable[[], Awaitable[R]]) -> R:
-        """Give the result of `key`, made now if it is not there.
+    async def get(
+        self, keys: Sequence[Hashable], make: Callable[[Sequence[int]], Awaitable[Sequence[R]]]
+    ) -> list[R]:
+        """Give the results of `keys`; those that are not there are made now, together.
 
-        Whoever waits may be cancelled: the work goes on as long as anybody waits for it.
+        Whoever waits may be cancelled: the work goes on as long as anybody waits for it. Where it
+        fails, each result is made alone, so that none fails with another.
+
+        Args:
+            keys: of the results.
+            make: makes those at the given places of `keys`.
         """
         if not self._max_bytes:
-            return await make()
-        result = self._results.get(key)
-        if result is not None:
-            self._count("hit")
-            return result
-        flight = self._flights.get(key)
-        self._count("miss" if flight is None else "joined")
-        if flight is None:
-            flight = self._flights[key] = _Flight(asyncio.ensure_future(self._make(key, make)))
-        flight.waiting += 1
+            return list(await make(range(len(keys))))
+        found: dict[Hashable, R | Exception] = {}
+        for key in dict.fromkeys(keys):
+            if (result := self._results.get(key)) is not None:
+                found[key] = result
+            self._count("hit" if key in found else "joined" if key in self._flights else "miss")
+        self._take_off([key for key in dict.fromkeys(keys) if key not in found], keys, make)
+        flights = {self._flights[key] for key in keys if key not in found}
+        for flight in flights:
+            flight.waiting += 1
         try:
-            return await asyncio.shield(flight.task)
+            for flight in flights:
+                found.update(await asyncio.shield(flight.task))
         finally:
-            flight.waiting -= 1
-            if not flight.waiting and not flight.task.done():
-                flight.task.cancel()
-                self._flights.pop(key, None)
+            for flight in flights:
+                self._leave(flight)
+        return [_unless_failed(found[key]) for key in keys]
 
-    async def _make(self, key: Hashable, make: Callable[[], Awaitable[R]]) -> R:
-        try:
-            result = await make()
-        finally:
-            if (flight := self._flights.get(key)) and flight.task is asyncio.current_task():
+    def _take_off(
+        self,
+        wanted: Sequence[Hashable],
+        keys: Sequence[Hashable],
+        make: Callable[[Sequence[int]], Awaitable[Sequence[R]]],
+    ) -> None:
+        """Begin with what is neither there nor on its way."""
+        missing = [key for key in wanted if key not in self._flights]
+        if missing:
+            places = [keys.index(key) for key in missing]
+            flight = _Flight(missing, asyncio.ensure_future(self._make(keys, places, make)))
+            self._flights.update(dict.fromkeys(missing, flight))
+
+    def _leave(self, flight: _Flight[R]) -> None:
+        flight.waiting -= 1
+        if not flight.waiting:
+            flight.task.cancel()
+            self._land(flight)
+
+    def _land(self, flight: _Flight[R]) -> None:
+        for key in flight.keys:
+            if self._flights.get(key) is flight:
                 del self._flights[key]
-        if self._size_of(result) <= self._max_bytes:
-            self._results[key] = result
-        return result
+
+    async def _make(
+        self,
+        keys: Sequence[Hashable],
+        places: Sequence[int],
+        make: Callable[[Sequence[int]], Awaitable[Sequence[R]]],
+    ) -> Mapping[Hashable, R | Exception]:
+        try:
+            made = await make(places)
+        except Exception as error:
+            if len(places) == 1:
+                return {keys[places[0]]: error}
+            alone = [await self._make(keys, [place], make) for place in places]
+            return ChainMap(*map(dict, alone))
+        results = {keys[place]: result for place, result in zip(places, made, strict=True)}
+        for key, result in results.items():
+            if self._size_of(result) <= self._max_bytes:
+                self._results[key] = result
+        return results
 
     def _count(self, outcome: str) -> None:
         _lookups.add(1, {"stage": self._stage, "outcome": outcome})
+
+
+def _unless_failed(result: R | Exception) -> R:
+    if isinstance(result, Exception):
+        raise result
+    return result

@@ -9,17 +9,31 @@ from collections.abc import AsyncIterator
 from typing import Self
 
 from vtryon.errors import OverloadedError
+from vtryon.types import Stage
+from vtryon_services.runtime.metrics import Watched
 
 
 class Places:
     """First come, first served; the queue refuses at once when it is full."""
 
-    def __init__(self, places: int, max_waiting: int) -> None:
+    def __init__(self, stage: Stage, places: int, max_waiting: int) -> None:
+        self.stage = stage
         self._free = places
         self._places = places
         self._max_waiting = max_waiting
         self._waiting: deque[Ticket] = deque()
         self._average_seconds = 0.1
+        _watched.add(self)
+
+    @property
+    def taken(self) -> int:
+        """How many places are taken."""
+        return self._places - self._free
+
+    @property
+    def waiting(self) -> int:
+        """How many wait for one."""
+        return len(self._waiting)
 
     def check_room(self) -> None:
         """Refuse at the door, before a caller sends its payloads.
@@ -115,3 +129,8 @@ class Ticket:
 
     def __exit__(self, *_: object) -> None:
         self._places.leave(self)
+
+
+_watched: Watched[Places] = Watched(lambda places: places.stage.value)
+_watched.gauge("vtryon.places.taken", "Requests being served.", lambda places: places.taken)
+_watched.gauge("vtryon.places.waiting", "Requests waiting.", lambda places: places.waiting)

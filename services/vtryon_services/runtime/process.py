@@ -14,7 +14,7 @@ from vtryon.errors import SettingsError
 from vtryon_services.runtime.adapter import Service
 from vtryon_services.runtime.serve import Server
 from vtryon_services.runtime.settings import ServiceSettings
-from vtryon_services.runtime.telemetry import set_up_logs, set_up_traces
+from vtryon_services.runtime.telemetry import set_up_export, set_up_logs
 
 T = TypeVar("T", bound=ServiceSettings)
 _log = structlog.get_logger("vtryon.serve")
@@ -57,11 +57,10 @@ async def serve(settings: ServiceSettings, begin: AbstractAsyncContextManager[Se
         SettingsError: something is set up wrongly; nothing is left running.
     """
     set_up_logs(settings)
-    traces = set_up_traces(settings, settings.service.value)
+    flush = set_up_export(settings, settings.service.value)
     async with begin as serving:
         names = [service.stage.value for service in serving.services]
         _log.info("serving", address=serving.address, services=names)
         await serving.server.wait_for_signal()
-    if traces is not None:
-        await asyncio.to_thread(traces.shutdown)
+    await asyncio.to_thread(flush)
     _log.info("stopped")

@@ -43,7 +43,8 @@ class ServiceSettings(BaseSettings):
     )
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     otlp_endpoint: str | None = Field(
-        default=None, description="Where traces go, host:port of an OTLP gRPC receiver."
+        default=None,
+        description="Where traces and metrics go, host:port of an OTLP gRPC receiver.",
     )
     tls_certificate_path: Path | None = Field(default=None, description="PEM; turns TLS on.")
     tls_key_path: Path | None = Field(default=None, description="PEM of the certificate's key.")
@@ -156,6 +157,7 @@ class StageSettings(ServiceSettings):
 class EncoderSettings(StageSettings):
     """What the encoders can be told besides."""
 
+    max_pictures: int = Field(default=4, ge=0, description="Pictures of one request.")
     cache_bytes: int = Field(
         default=256 * 1024 * 1024, ge=0, description="Results kept for equal input; 0 for none."
     )

@@ -1,12 +1,15 @@
-"""Logs and traces of a process. Neither ever holds a prompt, a picture or a token."""
+"""Logs, traces and metrics of a process. None ever holds a prompt, a picture or a token."""
 
 from __future__ import annotations
 
 import logging
 import sys
+from collections.abc import Callable
 
 import structlog
-from opentelemetry import trace
+from opentelemetry import metrics, trace
+from opentelemetry.sdk.metrics import MeterProvider
+from opentelemetry.sdk.metrics.export import PeriodicExportingMetricReader
 from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import BatchSpanProcessor
@@ -38,17 +41,32 @@ def set_up_logs(settings: ServiceSettings) -> None:
     )
 
 
-def set_up_traces(settings: ServiceSettings, name: str) -> TracerProvider | None:
-    """Send spans to the OTLP endpoint, where one is set."""
-    if settings.otlp_endpoint is None:
-        return None
+def set_up_export(settings: ServiceSettings, name: str) -> Callable[[], None]:
+    """Send spans and metrics to the OTLP endpoint, where one is set; gives what flushes them.
+
+    Metrics go every minute, or as OTEL_METRIC_EXPORT_INTERVAL says in milliseconds.
+    """
+    endpoint = settings.otlp_endpoint
+    if endpoint is None:
+        return lambda: None
+    from opentelemetry.exporter.otlp.proto.grpc.metric_exporter import OTLPMetricExporter
     from opentelemetry.exporter.otlp.proto.grpc.trace_exporter import OTLPSpanExporter
 
-    provider = TracerProvider(resource=Resource.create({"service.name": f"vtryon-{name}"}))
-    exporter = OTLPSpanExporter(endpoint=settings.otlp_endpoint, insecure=True)
-    provider.add_span_processor(BatchSpanProcessor(exporter))
-    trace.set_tracer_provider(provider)
-    return provider
+    resource = Resource.create({"service.name": f"vtryon-{name}"})
+    traces = TracerProvider(resource=resource)
+    traces.add_span_processor(
+        BatchSpanProcessor(OTLPSpanExporter(endpoint=endpoint, insecure=True))
+    )
+    trace.set_tracer_provider(traces)
+    reader = PeriodicExportingMetricReader(OTLPMetricExporter(endpoint=endpoint, insecure=True))
+    measures = MeterProvider([reader], resource)
+    metrics.set_meter_provider(measures)
+
+    def flush() -> None:
+        traces.shutdown()
+        measures.shutdown()
+
+    return flush
 
 
 def _add_trace(

@@ -168,7 +168,7 @@ async def test_comfys_references_are_rounded_to_sixteen(tmp_path) -> None:
     async with embedded_mesh(checkpoint=folder) as target, vtryon.Client(target) as client:
         for profile in (vtryon.Profile.DIFFUSERS, vtryon.Profile.COMFY):
             numerics = vtryon.Numerics(profile=profile)
-            latents = await client.latent_encoder.encode(png(100, 100), numerics=numerics)
+            [latents] = await client.latent_encoder.encode([png(100, 100)], numerics=numerics)
             shapes.append(latents.spec.shape[1:])
     assert shapes == [(12, 12), (14, 14)]
 

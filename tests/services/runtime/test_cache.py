@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 
 import pytest
 
@@ -11,88 +12,108 @@ from vtryon_services.runtime.cache import ResultCache
 
 class Work:
     def __init__(self, size: int = 10) -> None:
-        self.made = 0
+        self.made: list[list[int]] = []
         self.gate = asyncio.Event()
         self.size = size
 
-    async def __call__(self) -> bytes:
-        self.made += 1
+    async def __call__(self, places: Sequence[int]) -> list[bytes]:
+        self.made.append(list(places))
         await self.gate.wait()
-        return bytes(self.size)
+        return [bytes(self.size + place) for place in places]
 
 
 async def test_equal_work_under_way_is_done_once() -> None:
     cache, work = ResultCache[bytes]("test", 1000, len), Work()
-    asked = [asyncio.ensure_future(cache.get("a", work)) for _ in range(5)]
+    asked = [asyncio.ensure_future(cache.get(["a"], work)) for _ in range(5)]
     await asyncio.sleep(0)
     assert "a" in cache
     work.gate.set()
-    assert len(set(await asyncio.gather(*asked))) == 1
-    assert work.made == 1
-    assert await cache.get("a", work) == bytes(10)
-    assert work.made == 1
+    assert await asyncio.gather(*asked) == [[bytes(10)]] * 5
+    assert work.made == [[0]]
+    assert await cache.get(["a"], work) == [bytes(10)]
+    assert work.made == [[0]]
+
+
+async def test_what_is_missing_is_made_together_and_each_result_once() -> None:
+    cache, work = ResultCache[bytes]("test", 1000, len), Work()
+    first = asyncio.ensure_future(cache.get(["a", "b", "a"], work))
+    await asyncio.sleep(0)
+    second = asyncio.ensure_future(cache.get(["c", "a", "d"], work))
+    await asyncio.sleep(0)
+    work.gate.set()
+    assert await first == [bytes(10), bytes(11), bytes(10)]
+    assert await second == [bytes(10), bytes(10), bytes(12)]
+    assert work.made == [[0, 1], [0, 2]]
 
 
 async def test_who_leaves_does_not_take_the_work_from_the_others() -> None:
     cache, work = ResultCache[bytes]("test", 1000, len), Work()
-    first, second = (asyncio.ensure_future(cache.get("a", work)) for _ in range(2))
+    first = asyncio.ensure_future(cache.get(["a", "b"], work))
+    await asyncio.sleep(0)
+    second = asyncio.ensure_future(cache.get(["a"], work))
     await asyncio.sleep(0)
     first.cancel()
     await asyncio.sleep(0)
     work.gate.set()
-    assert await second == bytes(10)
+    assert await second == [bytes(10)]
 
 
 async def test_work_that_nobody_waits_for_stops_and_is_begun_anew() -> None:
     cache, work = ResultCache[bytes]("test", 1000, len), Work()
-    only = asyncio.ensure_future(cache.get("a", work))
+    only = asyncio.ensure_future(cache.get(["a", "b"], work))
     await asyncio.sleep(0)
     only.cancel()
     await asyncio.gather(only, return_exceptions=True)
-    await asyncio.sleep(0)
     assert "a" not in cache
     work.gate.set()
-    assert await cache.get("a", work) == bytes(10)
-    assert work.made == 2
+    assert await cache.get(["a"], work) == [bytes(10)]
+    assert work.made == [[0, 1], [0]]
 
 
 async def test_the_least_recently_used_results_go_and_large_ones_are_not_kept() -> None:
     cache = ResultCache[bytes]("test", 25, len)
 
-    async def make(size: int) -> bytes:
-        return bytes(size)
+    def make(size: int) -> Work:
+        work = Work(size)
+        work.gate.set()
+        return work
 
-    await cache.get("a", lambda: make(10))
-    await cache.get("b", lambda: make(10))
-    await cache.get("a", lambda: make(10))
-    await cache.get("c", lambda: make(10))
+    await cache.get(["a"], make(10))
+    await cache.get(["b"], make(10))
+    await cache.get(["a"], make(10))
+    await cache.get(["c"], make(10))
     assert ("a" in cache, "b" in cache, "c" in cache) == (True, False, True)
-    await cache.get("d", lambda: make(26))
+    await cache.get(["d"], make(26))
     assert "d" not in cache
     assert cache.bytes_held == 20
 
 
-async def test_a_failure_reaches_everybody_and_is_not_kept() -> None:
+async def test_a_failure_reaches_whom_it_concerns_and_is_not_kept() -> None:
     cache = ResultCache[bytes]("test", 100, len)
     gate = asyncio.Event()
 
-    async def fail() -> bytes:
+    async def fail(places: Sequence[int]) -> list[bytes]:
         await gate.wait()
-        raise RuntimeError("broken")
+        if 1 in places:
+            raise RuntimeError("broken")
+        return [bytes(10) for _ in places]
 
-    asked = [asyncio.ensure_future(cache.get("a", fail)) for _ in range(2)]
+    asked = [asyncio.ensure_future(cache.get(["a", "b"], fail)) for _ in range(2)]
+    await asyncio.sleep(0)
+    good = asyncio.ensure_future(cache.get(["a"], fail))
     await asyncio.sleep(0)
     gate.set()
     found = await asyncio.gather(*asked, return_exceptions=True)
     assert [str(error) for error in found] == ["broken", "broken"]
-    assert "a" not in cache
+    assert await good == [bytes(10)]
+    assert ("a" in cache, "b" in cache) == (True, False)
 
 
 async def test_no_bytes_no_cache() -> None:
     cache, work = ResultCache[bytes]("test", 0, len), Work()
     work.gate.set()
-    await asyncio.gather(cache.get("a", work), cache.get("a", work))
-    assert work.made == 2
+    await asyncio.gather(cache.get(["a"], work), cache.get(["a"], work))
+    assert work.made == [[0], [0]]
 
 
 @pytest.mark.parametrize("per_tenant", [False, True])

@@ -3,6 +3,7 @@ import asyncio
 import pytest
 
 from vtryon.errors import OverloadedError
+from vtryon.types import Stage
 from vtryon_services.runtime.places import Places, Ticket
 
 
@@ -11,7 +12,7 @@ async def positions(ticket: Ticket, seen: list[int]) -> None:
 
 
 async def test_first_come_first_served_with_positions_that_fall() -> None:
-    places = Places(1, 5)
+    places = Places(Stage.DECODING, 1, 5)
     first, second, third = places.enter(), places.enter(), places.enter()
     assert first.has_place
     seen: list[int] = []
@@ -26,7 +27,7 @@ async def test_first_come_first_served_with_positions_that_fall() -> None:
 
 
 async def test_a_full_queue_refuses_at_once_and_says_when() -> None:
-    places = Places(1, 1)
+    places = Places(Stage.DECODING, 1, 1)
     places.enter()
     places.enter()
     with pytest.raises(OverloadedError, match="1 are waiting") as caught:
@@ -35,7 +36,7 @@ async def test_a_full_queue_refuses_at_once_and_says_when() -> None:
 
 
 async def test_leaving_the_queue_lets_the_others_move_up() -> None:
-    places = Places(1, 5)
+    places = Places(Stage.DECODING, 1, 5)
     with places.enter():
         with places.enter() as waiting:
             behind = places.enter()
@@ -47,7 +48,7 @@ async def test_leaving_the_queue_lets_the_others_move_up() -> None:
 
 
 async def test_a_full_queue_refuses_at_the_door_too() -> None:
-    places = Places(1, 0)
+    places = Places(Stage.DECODING, 1, 0)
     places.check_room()
     with places.enter(), pytest.raises(OverloadedError):
         places.check_room()

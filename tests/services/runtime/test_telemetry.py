@@ -1,10 +1,14 @@
-"""Traces arrive at a real OTLP receiver, and neither they nor the logs say what was asked for."""
+"""Traces and metrics arrive at a real OTLP receiver; nothing says what was asked for."""
 
 import asyncio
 import base64
 
 import grpc
 import pytest
+from opentelemetry.proto.collector.metrics.v1 import (
+    metrics_service_pb2,
+    metrics_service_pb2_grpc,
+)
 from opentelemetry.proto.collector.trace.v1 import (
     trace_service_pb2,
     trace_service_pb2_grpc,
@@ -38,10 +42,35 @@ class Receiver(trace_service_pb2_grpc.TraceServiceServicer):
         ]
 
 
+class Metrics(metrics_service_pb2_grpc.MetricsServiceServicer):
+    """The receiver's other half: the newest values."""
+
+    def __init__(self) -> None:
+        self.points: dict[str, list] = {}
+
+    async def Export(self, request, context):  # noqa: N802
+        for resource in request.resource_metrics:
+            for metric in (one for scope in resource.scope_metrics for one in scope.metrics):
+                self.points[metric.name] = list(
+                    getattr(metric, metric.WhichOneof("data")).data_points
+                )
+        return metrics_service_pb2.ExportMetricsServiceResponse()
+
+    def total(self, name: str, **attributes: str) -> int:
+        return sum(
+            point.as_int
+            for point in self.points[name]
+            if attributes.items()
+            <= {item.key: item.value.string_value for item in point.attributes}.items()
+        )
+
+
 @pytest.fixture
 async def receiver():
     server = grpc.aio.server()
     receiver = Receiver()
+    receiver.metrics = Metrics()
+    metrics_service_pb2_grpc.add_MetricsServiceServicer_to_server(receiver.metrics, server)
     trace_service_pb2_grpc.add_TraceServiceServicer_to_server(receiver, server)
     receiver.port = server.add_insecure_port("127.0.0.1:0")
     await server.start()
@@ -100,6 +129,35 @@ async def test_one_trace_per_request_whatever_its_outcome(receiver) -> None:
     assert "INVALID_ARGUMENT" in log
     assert CANARY not in said
     assert base64.b64encode(picture)[:40].decode() not in said
+
+
+async def test_the_batch_and_the_caches_are_counted(receiver, example) -> None:
+    context = served("all", VTRYON_OTLP_ENDPOINT=f"127.0.0.1:{receiver.port}")
+    process = await asyncio.to_thread(context.__enter__)
+    async with vtryon.Client(process.target) as client:
+        for _ in range(2):
+            await client.try_on(example.person, example.garment, "x", steps=3)
+        async for event in client.try_on(example.person, example.garment, "x", steps=200):
+            if isinstance(event, vtryon.StepFinished) and event.step == 2:
+                break
+    await asyncio.to_thread(context.__exit__, None, None, None)
+
+    found = receiver.metrics
+    assert found.total("vtryon.batch.finished") == 2
+    assert found.total("vtryon.batch.cancelled") == 1
+    assert found.total("vtryon.batch.wasted_steps") >= 2
+    steps = found.total("vtryon.batch.steps")
+    assert steps == found.total("vtryon.batch.rows")
+    assert steps == 6 + found.total("vtryon.batch.wasted_steps")
+    assert found.total("vtryon.batch.running") == found.total("vtryon.batch.waiting") == 0
+    for stage, hits in (("latent-encoder", 4), ("text-encoder", 2)):
+        assert found.total("vtryon.cache.lookups", stage=stage, outcome="hit") == hits
+        assert found.total("vtryon.places.waiting", stage=stage) == 0
+    methods = {
+        next(item.value.string_value for item in point.attributes if item.key == "rpc.method")
+        for point in found.points["rpc.server.duration"]
+    }
+    assert {"TryOn", "Encode", "Sample", "Decode"} <= methods
 
 
 def dict_of(span) -> dict[str, int]:

@@ -187,7 +187,7 @@ DECLARATIONS = {
     "a tensor that declares neither": (DECODE, DecodeStart, [Payload(PayloadKind.LATENTS, 4)]),
     "a picture where a tensor belongs": (DECODE, DecodeStart, [image()]),
     "an empty picture": (ENCODE_LATENTS, EncodeLatentsStart, [image(0)]),
-    "two pictures": (ENCODE_LATENTS, EncodeLatentsStart, [image(), image()]),
+    "five pictures": (ENCODE_LATENTS, EncodeLatentsStart, [image()] * 5),
     "no picture": (ENCODE_LATENTS, EncodeLatentsStart, []),
     "a tensor where a picture belongs": (ENCODE_LATENTS, EncodeLatentsStart, [EMBEDDINGS]),
     "five pictures of a prompt": (ENCODE_TEXT, EncodeTextStart, [image()] * 5),

@@ -18,7 +18,7 @@ async def conditioning(client: vtryon.Client, example, negative: str | None = No
     embeddings = await client.text_encoder.encode(
         example.prompt, pictures, negative_prompt=negative
     )
-    references = [await client.latent_encoder.encode(picture) for picture in pictures]
+    references = await client.latent_encoder.encode(pictures)
     return Conditioning(embeddings, references)
 
 

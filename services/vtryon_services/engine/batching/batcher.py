@@ -137,13 +137,15 @@ class StepBatcher:
 
     @property
     def running(self) -> int:
-        """How many requests took part in the last step."""
-        return len(self._running)
+        """How many requests have a slot."""
+        with self._lock:
+            return sum(entry in self._tickets for entry in self._running)
 
     @property
     def waiting(self) -> int:
         """How many are admitted and have no slot."""
-        return len(self._tickets) - len(self._running)
+        with self._lock:
+            return len(self._tickets.keys() - self._running)
 
     def admit(self, demand: Demand) -> Ticket:
         """Promise a request its turn, or refuse it at once.

@@ -37,15 +37,15 @@ class Merger(Generic[T, R]):
         self._lock = threading.Lock()
         self._pending: list[tuple[T, Future[R]]] = []
 
-    def submit(self, item: T) -> Future[R]:
-        """Ask for an item; cancelling the future takes it back if it was not begun."""
-        future: Future[R] = Future()
+    def submit(self, *items: T) -> list[Future[R]]:
+        """Ask for items; cancelling a future takes its item back if it was not begun."""
+        futures: list[Future[R]] = [Future() for _ in items]
         with self._lock:
-            self._pending.append((item, future))
-            first = len(self._pending) == 1
-        if first:
+            idle = not self._pending
+            self._pending += zip(items, futures, strict=True)
+        if idle and items:
             self._executor.submit(self._run)
-        return future
+        return futures
 
     def _run(self) -> None:
         with self._lock:

@@ -1,9 +1,9 @@
-"""Encode one picture."""
+"""Encode pictures."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Sequence
 
 from vtryon.errors import Reason, RequestError
 from vtryon.events import Event, Finished, Queued
@@ -20,11 +20,12 @@ STAGE = Stage.LATENT_ENCODER
 
 
 class LatentEncoderStage:
-    """Takes one picture, waits for a place, gives its latents."""
+    """Takes pictures, waits for a place, gives the latents of each."""
 
     def __init__(self, backend: LatentEncoderBackend, settings: LatentEncoderSettings) -> None:
         self._backend = backend
-        self._places = Places(settings.places, settings.max_waiting)
+        self._places = Places(STAGE, settings.places, settings.max_waiting)
+        self._max_pictures = settings.max_pictures
         self._cache: ResultCache[Latents] = ResultCache(
             STAGE.value,
             settings.cache_bytes,
@@ -37,30 +38,42 @@ class LatentEncoderStage:
     ) -> AsyncGenerator[Event, None]:
         """Serve `LatentEncoderService.Encode`."""
         numerics = resolve(start.numerics)
-        if [payload.kind for payload in start.payloads] != [PayloadKind.IMAGE]:
-            raise RequestError(
-                "the latent encoder takes one payload, of kind IMAGE",
-                reason=Reason.PAYLOAD_INVALID,
-            )
+        self._check_kinds(start)
         self._places.check_room()
-        [picture] = await incoming.receive()
-        key = await self._cache.key(call.tenant, [picture], numerics.resize)
+        pictures = await incoming.receive()
+        keys = [
+            await self._cache.key(call.tenant, [picture], numerics.resize) for picture in pictures
+        ]
+
+        async def encode(places: Sequence[int]) -> Sequence[Latents]:
+            return await self._backend.encode([pictures[place] for place in places], numerics)
+
         yield accepted(
             STAGE,
             call,
             model_digest=self._backend.digest,
             numerics=numerics.to_wire(),
-            cached=key in self._cache,
+            cached=all(key in self._cache for key in keys),
         )
-        await asyncio.to_thread(self._backend.check, picture)
+        for picture in pictures:
+            await asyncio.to_thread(self._backend.check, picture)
         with self._places.enter() as ticket:
             async for position in ticket:
                 yield Queued(STAGE, position)
-            latents, fit = await self._cache.get(
-                key, lambda: self._backend.encode(picture, numerics)
-            )
-        async for event in send_output([latents.outgoing(PayloadKind.LATENTS)]):
+            found = await self._cache.get(keys, encode)
+        async for event in send_output(
+            [latents.tensor.outgoing(PayloadKind.LATENTS) for latents in found]
+        ):
             yield event
         yield Finished(
-            one_hop(STAGE, call, ticket.waited_seconds, ticket.held_seconds), fits=(fit,)
+            one_hop(STAGE, call, ticket.waited_seconds, ticket.held_seconds),
+            fits=tuple(latents.fit for latents in found),
         )
+
+    def _check_kinds(self, start: EncodeLatentsStart) -> None:
+        kinds = {payload.kind for payload in start.payloads}
+        if kinds != {PayloadKind.IMAGE} or len(start.payloads) > self._max_pictures:
+            raise RequestError(
+                f"the latent encoder takes 1 to {self._max_pictures} payloads, of kind IMAGE",
+                reason=Reason.PAYLOAD_INVALID,
+            )

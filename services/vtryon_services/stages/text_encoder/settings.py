@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from typing import ClassVar
 
-from pydantic import Field
-
 from vtryon.types import Stage
 from vtryon_services.runtime.settings import EncoderSettings
 
@@ -16,4 +14,3 @@ class TextEncoderSettings(EncoderSettings):
     service: ClassVar[Stage] = Stage.TEXT_ENCODER
 
     listen: str = "127.0.0.1:50052"
-    max_pictures: int = Field(default=4, ge=0, description="Pictures of one prompt.")

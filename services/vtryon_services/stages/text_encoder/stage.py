@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Sequence
 
 from vtryon.errors import Reason, RequestError
 from vtryon.events import Event, Finished, Queued
@@ -27,7 +27,7 @@ class TextEncoderStage:
 
     def __init__(self, backend: TextEncoderBackend, settings: TextEncoderSettings) -> None:
         self._backend = backend
-        self._places = Places(settings.places, settings.max_waiting)
+        self._places = Places(STAGE, settings.places, settings.max_waiting)
         self._max_pictures = settings.max_pictures
         self._cache: ResultCache[Embeddings] = ResultCache(
             STAGE.value, settings.cache_bytes, _bytes_of, per_tenant=settings.cache_per_tenant
@@ -56,9 +56,11 @@ class TextEncoderStage:
         with self._places.enter() as ticket:
             async for position in ticket:
                 yield Queued(STAGE, position)
-            embeddings = await self._cache.get(
-                key, lambda: self._backend.encode(*prompts, images, numerics)
-            )
+
+            async def encode(_: Sequence[int]) -> Sequence[Embeddings]:
+                return [await self._backend.encode(*prompts, images, numerics)]
+
+            [embeddings] = await self._cache.get([key], encode)
         async for event in send_output(_outgoing(embeddings)):
             yield event
         yield Finished(one_hop(STAGE, call, ticket.waited_seconds, ticket.held_seconds))

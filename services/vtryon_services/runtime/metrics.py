@@ -1,0 +1,52 @@
+"""Figures that are read when an exporter asks for them."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterator
+from typing import Generic, TypeVar
+from weakref import WeakSet
+
+from opentelemetry import metrics
+from opentelemetry.metrics import CallbackOptions, Observation
+
+T = TypeVar("T")
+Observer = Callable[[CallbackOptions], Iterator[Observation]]
+_meter = metrics.get_meter("vtryon")
+
+
+class Watched(Generic[T]):
+    """Objects whose figures are metrics as long as they live; those of one stage add up.
+
+    Args:
+        stage_of: the stage that an object works for.
+    """
+
+    def __init__(self, stage_of: Callable[[T], str]) -> None:
+        self._stage_of = stage_of
+        self._objects: WeakSet[T] = WeakSet()
+
+    def __iter__(self) -> Iterator[T]:
+        return iter(list(self._objects))
+
+    def add(self, one: T) -> None:
+        """Watch an object."""
+        self._objects.add(one)
+
+    def counter(self, name: str, description: str, read: Callable[[T], int]) -> None:
+        """Make a metric of a figure that only grows."""
+        _meter.create_observable_counter(name, [self._observer(read)], description=description)
+
+    def gauge(self, name: str, description: str, read: Callable[[T], int]) -> None:
+        """Make a metric of a figure that comes and goes."""
+        _meter.create_observable_gauge(name, [self._observer(read)], description=description)
+
+    def _observer(self, read: Callable[[T], int]) -> Observer:
+        def observe(_: CallbackOptions) -> Iterator[Observation]:
+            totals: Counter[str] = Counter()
+            for one in self:
+                totals[self._stage_of(one)] += read(one)
+            for stage, total in totals.items():
+                yield Observation(total, {"stage": stage})
+
+        return observe
