@@ -1,51 +1,85 @@
-"""F1, F2, F4, F10 and F24 as far as the slice goes: whoever leaves, the place comes free."""
+"""F1, F2, F4, F10, F18 and F24 with the real batcher: whoever leaves, the slot comes free."""
+
+from __future__ import annotations
 
 import asyncio
 import gc
 import random
 import signal
+import statistics
 import subprocess
 import sys
 import textwrap
+import time
+from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import NamedTuple
 
-from tests.support.pictures import png
+import pytest
+from tests.support.processes import served
 
 import vtryon
 from vtryon.embedded import embedded_mesh
+from vtryon_services.backends.torch import batchers
+from vtryon_services.engine.batching.batcher import StepBatcher
 
-PICTURE = png()
-STEP_SECONDS = 0.02
-
-
-async def place_is_free(client: vtryon.Client) -> None:
-    """The mesh has one place: a request of one step is through long before a left one would be."""
-    async with asyncio.timeout(2):
-        await client.try_on(PICTURE, steps=1)
+LONG = 200  # steps: about a second, if nobody leaves
 
 
-async def test_a_hundred_cancels_at_random_steps_leave_nothing_behind() -> None:
+class Mesh(NamedTuple):
+    """A mesh of its own, and its sampler's batch."""
+
+    target: str
+    client: vtryon.Client
+    batcher: StepBatcher
+
+
+@pytest.fixture
+async def own() -> AsyncIterator[Mesh]:
+    others = set(batchers)
     async with (
-        embedded_mesh(backend="scripted", places=1, scripted_seconds=STEP_SECONDS) as target,
+        embedded_mesh(listen="127.0.0.1:0") as target,
         vtryon.Client(target) as client,
     ):
-        await place_is_free(client)
-        tasks, files = len(asyncio.all_tasks()), len(list(Path("/proc/self/fd").iterdir()))
-        dice = random.Random(1)
-        for _ in range(100):
-            last = dice.randrange(1, 4)
-            async for event in client.try_on(PICTURE, PICTURE, steps=200):
-                if isinstance(event, vtryon.StepFinished) and event.step == last:
-                    break
-        await place_is_free(client)
-        gc.collect()
-        async with asyncio.timeout(10):
-            while len(asyncio.all_tasks()) > tasks:
-                await asyncio.sleep(0.02)
-        assert len(list(Path("/proc/self/fd").iterdir())) <= files + 2
+        [batcher] = set(batchers) - others
+        yield Mesh(target, client, batcher)
 
 
-async def test_a_killed_client_frees_its_place() -> None:
+async def slot_is_free(batcher: StepBatcher) -> float:
+    """Wait for it, and tell how long that took."""
+    started = time.monotonic()
+    async with asyncio.timeout(5):
+        while batcher.running or batcher.waiting:
+            await asyncio.sleep(0.001)
+    return time.monotonic() - started
+
+
+async def step_until(run: vtryon.Run, last: int) -> None:
+    async for event in run:
+        if isinstance(event, vtryon.StepFinished) and event.step >= last:
+            break
+
+
+async def test_a_hundred_cancels_at_random_steps_leave_nothing_behind(own, example) -> None:
+    pictures = (example.person, example.garment)
+    await own.client.try_on(*pictures, steps=1)
+    tasks, files = len(asyncio.all_tasks()), len(list(Path("/proc/self/fd").iterdir()))
+    dice, waits = random.Random(1), []
+    for _ in range(100):
+        await step_until(own.client.try_on(*pictures, steps=LONG), dice.randrange(1, 12))
+        waits.append(await slot_is_free(own.batcher))
+    counts = own.batcher.counts
+    assert (counts.cancelled, counts.finished) == (100, 1)
+    assert statistics.median(waits) < 0.1
+    assert counts.steps < 100 * LONG / 4
+    gc.collect()
+    async with asyncio.timeout(10):
+        while len(asyncio.all_tasks()) > tasks:
+            await asyncio.sleep(0.02)
+    assert len(list(Path("/proc/self/fd").iterdir())) <= files + 2
+
+
+async def test_a_killed_client_frees_its_slot(own, example, tmp_path) -> None:
     program = textwrap.dedent(
         """
         import asyncio, sys, vtryon
@@ -57,46 +91,78 @@ async def test_a_killed_client_frees_its_place() -> None:
         asyncio.run(main())
         """
     )
-    picture = Path(__file__).parents[2] / "docs" / "strip.png"
-    async with (
-        embedded_mesh(
-            backend="scripted", places=1, scripted_seconds=STEP_SECONDS, listen="127.0.0.1:0"
-        ) as target,
-        vtryon.Client(target) as client,
-    ):
+    example.person.save(tmp_path / "person.png")
+    # Whoever finished is told by the count: the slot must come free long before the last step.
+    for _ in range(3):
         process = await asyncio.create_subprocess_exec(
-            *(sys.executable, "-c", program, target, str(picture)), stdout=subprocess.PIPE
+            *(sys.executable, "-c", program, own.target, str(tmp_path / "person.png")),
+            stdout=subprocess.PIPE,
         )
         assert await process.stdout.readline() == b"stepping\n"
         process.send_signal(signal.SIGKILL)
         await process.wait()
-        await place_is_free(client)
+        await slot_is_free(own.batcher)
+    assert (own.batcher.counts.cancelled, own.batcher.counts.finished) == (3, 0)
 
 
-async def test_after_the_deadline_no_step_begins() -> None:
-    async with (
-        embedded_mesh(backend="scripted", places=1, scripted_seconds=0.1) as target,
-        vtryon.Client(target) as client,
-    ):
-        for _ in range(3):
-            try:
-                await client.try_on(PICTURE, steps=200, timeout_seconds=0.55)
-            except vtryon.DeadlineError as error:
-                assert error.completed_steps <= 5
-            else:
-                raise AssertionError("the deadline passed unnoticed")
-        await place_is_free(client)
+async def test_after_the_deadline_no_step_begins(own, example) -> None:
+    started = time.monotonic()
+    with pytest.raises(vtryon.DeadlineError) as caught:
+        await own.client.try_on(example.person, steps=LONG, timeout_seconds=0.4)
+    assert time.monotonic() - started < 0.8
+    assert 0 < caught.value.completed_steps < LONG
+    await slot_is_free(own.batcher)
+    before = own.batcher.counts.steps
+    await asyncio.sleep(0.1)
+    assert own.batcher.counts.steps <= before + 1  # the one under way
+    assert own.batcher.counts.finished == 0
 
 
-async def test_memory_does_not_grow_with_requests(served_mesh) -> None:
-    async with vtryon.Client(served_mesh.target) as client:
+async def test_a_deadline_that_cannot_be_met_is_refused_once_steps_are_known(own, example) -> None:
+    await own.client.try_on(example.person, steps=20)
+    with pytest.raises(vtryon.OverloadedError) as caught:
+        await own.client.try_on(example.person, steps=LONG, timeout_seconds=0.3)
+    assert caught.value.reason is vtryon.Reason.DEADLINE_UNREACHABLE
+    assert own.batcher.counts.refused == 1
 
-        async def some(count: int) -> None:
-            for _ in range(count // 10):
-                runs = [client.try_on(PICTURE, PICTURE, steps=1) for _ in range(10)]
-                await asyncio.gather(*runs)
 
-        await some(300)
-        before = served_mesh.memory_kib("VmRSS")
-        await some(300)
-        assert served_mesh.memory_kib("VmRSS") < before * 1.05
+async def test_who_reads_nothing_costs_neither_steps_nor_memory(example) -> None:
+    previews = vtryon.PreviewPolicy(every_steps=1, max_pixels=192 * 256)
+    with served("all") as mesh:
+        async with vtryon.Client(mesh.target) as client:
+
+            def begin(seed: int) -> vtryon.Run:
+                return client.try_on(example.person, steps=LONG, seed=seed, previews=previews)
+
+            await asyncio.gather(*(begin(seed) for seed in range(4)))
+            before = mesh.memory_kib("VmRSS")
+            runs = [begin(seed) for seed in range(4)]
+            readers = [aiter(run) for run in runs]
+            await asyncio.gather(*(anext(reader) for reader in readers))
+            await asyncio.sleep(4)  # nobody reads; the steps go on
+            assert mesh.memory_kib("VmRSS") - before < 4 * 8 * 1024
+            for reader, run in zip(readers, runs, strict=True):
+                steps = [e.step async for e in reader if isinstance(e, vtryon.StepFinished)]
+                assert steps == list(range(1, LONG + 1))
+                assert (await run).picture.size == (96, 128)
+
+
+@pytest.mark.timeout(300)
+async def test_two_thousand_left_and_two_thousand_finished_leave_no_trace(example) -> None:
+    pictures = (example.person, example.garment)
+    small = {"steps": 1, "width": 32, "height": 48, "previews": False}
+    with served("all", VTRYON_MAX_WAITING="256") as mesh:
+        async with vtryon.Client(mesh.target) as client:
+
+            async def some(count: int) -> None:
+                for _ in range(count // 20):
+                    finished = [client.try_on(*pictures, seed=1, **small) for _ in range(10)]
+                    left = [client.try_on(*pictures, **{**small, "steps": 50}) for _ in range(10)]
+                    await asyncio.gather(
+                        *(run for run in finished), *(step_until(run, 1) for run in left)
+                    )
+
+            await some(500)
+            before = mesh.memory_kib("VmRSS")
+            await some(3500)
+            assert mesh.memory_kib("VmRSS") < before * 1.05
