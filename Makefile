@@ -60,9 +60,10 @@ format: $(VENV)/.dev ## format Python and protos
 generate: $(VENV)/.dev ## make sdk/vtryon/v1 from protos
 	$(BIN)/python protos/generate.py
 
-bench: $(VENV)/.dev ## measure: try-ons beside diffusers, overload, tensor streaming
+bench: $(VENV)/.dev ## measure: try-ons beside diffusers, overload, padding, streaming
 	$(BIN)/python -m vtryon_loadtests.throughput --plot docs/throughput.png
 	$(BIN)/python -m vtryon_loadtests.overload
+	$(BIN)/python -m vtryon_loadtests.padding
 	$(BIN)/python -m vtryon_loadtests.tensor_streaming
 
 bench-gpu: $(VENV)/.dev ## measure a real-size random checkpoint on a GPU (LIKE=1b)

@@ -41,6 +41,12 @@ def test_overload_refuses_and_goes_on(tmp_path: Path) -> None:
     assert over["other"] == []
 
 
+def test_padding_compares_limits_on_every_mix() -> None:
+    found = run("padding", "--rows", "3", "--rounds", "1")
+    assert {row["ratio"] for row in found if row["limit"] == 0} == {1.0}
+    assert all(row["forwards"] == 1 for row in found if row["limit"] == 10)
+
+
 @pytest.mark.timeout(300)
 def test_real_size_measures_diffusers_and_every_stage(tmp_path: Path) -> None:
     folder = tmp_path / "tiny"

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncGenerator, Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
 from operator import attrgetter
 from pathlib import Path
 from typing import TypeVar
@@ -29,7 +30,7 @@ from vtryon_services.engine.batching.batcher import StepBatcher, Stepped, Ticket
 from vtryon_services.engine.batching.merger import Merger
 from vtryon_services.engine.checkpoint import Checkpoint
 from vtryon_services.engine.decoder import Decoder
-from vtryon_services.engine.geometry import Defaults, PreviewMap
+from vtryon_services.engine.geometry import Defaults
 from vtryon_services.engine.latent_encoder import Fitted, LatentEncoder
 from vtryon_services.engine.numerics import Resolved
 from vtryon_services.engine.placement import Placement
@@ -142,7 +143,7 @@ class TorchSampling:
     @classmethod
     async def load(cls, settings: StageSettings) -> TorchSampling:
         """Load the engine that the settings ask for."""
-        engine = await _load_engine(settings, Sampler.load)
+        engine = await _load_engine(settings, partial(Sampler.load, compiled=settings.compiled))
         batcher = StepBatcher(
             engine, _compute, slots=settings.places, max_waiting=settings.max_waiting
         )
@@ -169,7 +170,7 @@ class TorchSampling:
 
     def admit(self, demand: Demand) -> TorchSlot:
         """Take a ticket of the batcher."""
-        return TorchSlot(self.batcher.admit(demand), self._engine.geometry.preview)
+        return TorchSlot(self.batcher.admit(demand), self._engine)
 
     async def hand_over(self) -> None:
         """End every request behind the step under way."""
@@ -179,17 +180,19 @@ class TorchSampling:
 class TorchSlot:
     """A request in the batcher, as its event loop sees it."""
 
-    def __init__(self, ticket: Ticket, colours: PreviewMap | None) -> None:
+    def __init__(self, ticket: Ticket, engine: Sampler) -> None:
         self._ticket = ticket
         self._plan = ticket.demand.plan
-        self._colours = colours
+        self._engine = engine
 
     async def sample(
         self, given: Conditioning, wanted: Wanted
     ) -> AsyncGenerator[Standing | StepDone, None]:
         """Wait and denoise; a slow reader gets every step, but of the rest the newest alone."""
-        mailbox = Mailbox()
-        self._ticket.begin(_given(given), mailbox)
+        mailbox, tensors = Mailbox(), _given(given)
+        if self._engine.device.type != "cpu":
+            tensors = await asyncio.to_thread(self._engine.move, tensors)
+        self._ticket.begin(tensors, mailbox)
         last: Stepped | None = None
         try:
             async for item in mailbox:
@@ -228,10 +231,11 @@ class TorchSlot:
         return await asyncio.to_thread(fetch)
 
     def _draw(self, x0: torch.Tensor, max_pixels: int) -> Picture | None:
-        if self._colours is None:
+        colours = self._engine.geometry.preview
+        if colours is None:
             return None
         estimate = drawing.unpack(x0, *self._plan.latent_size)
-        small = drawing.preview(estimate, self._colours, max_pixels)
+        small = drawing.preview(estimate, colours, max_pixels)
         declared = EncodedImage(ImageFormat.PNG, *small.size)
         return Picture(declared, pictures.encode(small, ImageFormat.PNG))
 

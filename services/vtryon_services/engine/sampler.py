@@ -12,6 +12,7 @@ import torch
 from diffusers import FlowMatchEulerDiscreteScheduler, QwenImageTransformer2DModel
 
 from vtryon.errors import Reason, RequestError, SettingsError
+from vtryon.types import RopeLayout
 from vtryon_services.engine import latents as packing
 from vtryon_services.engine.attention import install
 from vtryon_services.engine.checkpoint import Checkpoint
@@ -127,7 +128,7 @@ class Sampler:
     ) -> None:
         _check_supported(transformer, scheduler)
         install(transformer)
-        self._transformer = transformer
+        self.transformer = transformer
         self._forward = Forward(transformer)
         self._scheduler = scheduler
         self.geometry = geometry
@@ -136,14 +137,47 @@ class Sampler:
         self.width: int = transformer.config.joint_attention_dim
 
     @classmethod
-    def load(cls, checkpoint: Checkpoint, placement: Placement) -> Sampler:
-        """Load `transformer/` and `scheduler/`."""
+    def load(
+        cls, checkpoint: Checkpoint, placement: Placement, *, compiled: bool = False
+    ) -> Sampler:
+        """Load `transformer/` and `scheduler/`; compile the blocks where that is asked for.
+
+        Raises:
+            SettingsError: the checkpoint does not hold, or the blocks can't be compiled here.
+        """
         transformer = checkpoint.load_model("transformer", QwenImageTransformer2DModel, placement)
         scheduler = FlowMatchEulerDiscreteScheduler.from_pretrained(
             checkpoint.part("scheduler"), local_files_only=True
         )
         digest = checkpoint.digest("transformer", "scheduler")
-        return cls(transformer, scheduler, checkpoint.geometry, digest)
+        sampler = cls(transformer, scheduler, checkpoint.geometry, digest)
+        if compiled:
+            sampler._compile()
+        return sampler
+
+    @torch.inference_mode()
+    def _compile(self) -> None:
+        """Compile the blocks for one row, for equal rows and for unequal ones, of any lengths."""
+        for block in self.transformer.transformer_blocks:
+            block.compile(dynamic=True)
+        one, other = (self._blank_row(text) for text in (11, 13))
+        # 7 is none of the sizes: torch takes sizes that are equal here to be equal always.
+        try:
+            for batch in ([one], [one] * 7, [one] * 3 + [other] * 4):
+                for part in divide(batch, len(batch), padding=1.0):
+                    self._forward(batch, part)
+        except torch._dynamo.exc.TorchDynamoException as error:
+            reason = str(error).strip().splitlines()[0]
+            raise SettingsError(f"the sampler's blocks can't be compiled here: {reason}") from error
+
+    def _blank_row(self, text: int) -> Row:
+        place = {"device": self.device, "dtype": self.transformer.dtype}
+        shapes = ((1, 5, 7), (1, 3, 4))
+        target, references = (
+            torch.zeros(rows * columns, 4 * self.channels, **place) for _, rows, columns in shapes
+        )
+        embeddings = torch.zeros(text, self.width, **place)
+        return Row(target.float(), references, embeddings, shapes, 1.0, RopeLayout.DIFFUSERS)
 
     def defaults(self, numerics: Resolved) -> Defaults:
         """Steps and scale of a request that names none."""
@@ -157,6 +191,31 @@ class Sampler:
         tokens = (width // TOKEN_PIXELS) * (height // TOKEN_PIXELS)
         return shorten(sigmas_for(self._scheduler, numerics, steps, tokens), strength)
 
+    @property
+    def device(self) -> torch.device:
+        """Where it computes."""
+        return self.transformer.device
+
+    def move(self, given: Given) -> Given:
+        """Bring a request's tensors to the device, from pinned memory.
+
+        From another thread than the one that steps, so that no step waits for it.
+        """
+
+        def moved(tensor: torch.Tensor) -> torch.Tensor:
+            return tensor.pin_memory().to(self.device, non_blocking=True)
+
+        def maybe(tensor: torch.Tensor | None) -> torch.Tensor | None:
+            return None if tensor is None else moved(tensor)
+
+        return Given(
+            positive=moved(given.positive),
+            negative=maybe(given.negative),
+            references=[moved(reference) for reference in given.references],
+            noise=maybe(given.noise),
+            resume=maybe(given.resume),
+        )
+
     def begin(self, plan: Plan, given: Given) -> Sample:
         """Lay out a request's tokens.
 
@@ -167,7 +226,7 @@ class Sampler:
         references = [packing.pack(reference) for reference in given.references]
         sizes = [(plan.height // 8, plan.width // 8)]
         sizes += [(reference.shape[1], reference.shape[2]) for reference in given.references]
-        device, dtype = self._transformer.device, self._transformer.dtype
+        device, dtype = self.transformer.device, self.transformer.dtype
         negative = given.negative if plan.true_cfg_scale > 1 else None
         return Sample(
             plan=plan,
@@ -193,11 +252,20 @@ class Sampler:
             started = time.monotonic()
             for index, velocity in zip(batch.rows, self._forward(rows, batch), strict=True):
                 velocities[index] = velocity
+            self._wait()
             passes.append(Pass(len(batch.rows), batch.tokens, time.monotonic() - started))
         remaining = iter(velocities)
         for sample, own in zip(samples, wanted, strict=True):
             sample.take(list(islice(remaining, len(own))))
         return passes
+
+    def _wait(self) -> None:
+        """Wait for the device, so that a pass took what it seems to, and a cancel counts at once.
+
+        Between passes: nothing within one waits.
+        """
+        if self.device.type == "cuda":
+            torch.cuda.current_stream(self.device).synchronize()
 
     def _starting_point(self, plan: Plan, given: Given) -> torch.Tensor:
         if given.resume is not None:

@@ -147,6 +147,10 @@ class StageSettings(ServiceSettings):
         default="fp32", description="Element type of the weights."
     )
     threads: int = Field(default=0, ge=0, description="torch threads; 0 leaves it to torch.")
+    compiled: bool = Field(
+        default=False,
+        description="Compile the sampler's blocks: a slower start, quicker steps.",
+    )
     places: int = Field(default=16, ge=1, description="Requests computed at once.")
     max_waiting: int = Field(default=64, ge=0, description="Requests waiting before refusal.")
     scripted_seconds: float = Field(
