@@ -8,7 +8,7 @@ SEED ?= 0
 RUN ?= run
 LIKE ?= 1b
 
-.PHONY: help try-on test check format generate bench bench-gpu strip evaluate train clean
+.PHONY: help try-on test check format generate bench bench-gpu triton strip evaluate train clean
 .DEFAULT_GOAL := help
 
 help: ## show these words
@@ -28,7 +28,7 @@ $(VENV)/.product: $(VENV)/.created pyproject.toml constraints.txt
 
 $(VENV)/.dev: $(VENV)/.product
 	@echo "installing what the tests need ..."
-	@$(PIP) --editable '.[cli,server]' --group dev
+	@$(PIP) --editable '.[cli,server,triton]' --group dev
 	@touch $@
 
 try-on: $(VENV)/.product ## draw a person and a garment, and put one on the other (EXAMPLE=folder SEED=n)
@@ -69,6 +69,12 @@ bench: $(VENV)/.dev ## measure: try-ons beside diffusers, overload, padding, str
 bench-gpu: $(VENV)/.dev ## measure a real-size random checkpoint on a GPU (LIKE=1b)
 	test -d out/$(LIKE) || $(BIN)/vtryon models make out/$(LIKE) --random --like $(LIKE) --device cuda
 	$(BIN)/python -m vtryon_loadtests.real_size out/$(LIKE)
+
+.triton: $(VENV)/.created
+	@echo "installing tritonserver into .triton ..."
+	@$(BIN)/python -m pip install --quiet --no-deps --target .triton nvidia-pytriton==0.7.0
+
+triton: $(VENV)/.dev .triton ## install a Triton server for development into .triton
 
 strip: $(VENV)/.product ## draw the strip of held-out examples in the README
 	$(BIN)/vtryon mannequin strip -o docs/strip.png

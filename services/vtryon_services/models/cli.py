@@ -8,12 +8,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-app = typer.Typer(help="Make checkpoints.")
-
-
-@app.callback()
-def models() -> None:
-    """Make checkpoints."""
+app = typer.Typer(help="Make checkpoints, and model repositories of them.")
 
 
 @app.command()
@@ -62,3 +57,35 @@ def make(
             raise typer.BadParameter(str(error), param_hint="FOLDER") from error
     size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
     Console().print(f"{folder}: {like}, {dtype}, {size / 1e9:.2f} GB", highlight=False)
+
+
+@app.command()
+def export_triton(
+    out: Annotated[Path, typer.Argument(help="Folder to write; must be empty or not there.")],
+    checkpoint: Annotated[
+        Path | None, typer.Option(help="Folder in diffusers layout; else the one that ships.")
+    ] = None,
+    device: Annotated[str, typer.Option(help='"cpu", or "cuda": a GPU for each model.')] = "cpu",
+    dtype: Annotated[str, typer.Option(help="bf16, fp16 or fp32.")] = "fp32",
+    threads: Annotated[int, typer.Option(help="Of torch in each model; 0: its choice.")] = 0,
+    batch: Annotated[int, typer.Option(help="Most requests of one encoding.", min=1)] = 16,
+    queue_delay: Annotated[
+        float, typer.Option(help="Seconds to wait for company for an encoding.", min=0)
+    ] = 0.0,
+    slots: Annotated[int, typer.Option(help="Of the sampler's running batch.", min=1)] = 16,
+) -> None:
+    """Write a model repository for Triton: four models of the Python backend over the engine."""
+    from vtryon.errors import SettingsError
+    from vtryon_services.backends.torch import SHIPPED_CHECKPOINT
+    from vtryon_services.engine.checkpoint import Checkpoint
+    from vtryon_services.triton.export import Options, export
+
+    options = Options(device, dtype, threads, batch, queue_delay, slots)
+    try:
+        models = export(Checkpoint.open(checkpoint or SHIPPED_CHECKPOINT), out, options)
+    except FileExistsError as error:
+        raise typer.BadParameter(str(error), param_hint="OUT") from error
+    except SettingsError as error:
+        raise typer.BadParameter(str(error), param_hint="--checkpoint") from error
+    names = ", ".join(model.name for model in models)
+    Console().print(f"{out}: {names}; `vtryon triton up {out}` serves it", highlight=False)

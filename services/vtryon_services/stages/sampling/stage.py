@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-import secrets
 import time
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
 
-from vtryon.errors import RequestError, StageError
+from vtryon.errors import StageError
 from vtryon.events import Event, Finished, Preview, Queued, ResumeChunk, StepFinished
 from vtryon.payloads import cut
 from vtryon.types import PayloadKind, Priority, SampleStart, Stage
+from vtryon_services.backends.planning import plan_of
 from vtryon_services.backends.protocols import SamplingBackend, StepDone, Wanted
-from vtryon_services.engine.numerics import Resolved, resolve
 from vtryon_services.engine.plan import TOKEN_PIXELS, Demand, Plan, Standing
 from vtryon_services.runtime.call import Call, Incoming, accepted, send_output
 from vtryon_services.runtime.ledger import one_hop
-from vtryon_services.runtime.ranges import ResumeRanges, SamplingRanges, SizeRanges, check_ranges
 from vtryon_services.stages.sampling.conditioning import check_declared, receive
 from vtryon_services.stages.sampling.settings import SamplingSettings
 
@@ -37,7 +35,7 @@ class SamplingStage:
 
         Closing the generator frees the slot; no step begins afterwards.
         """
-        plan = self._plan(start)
+        plan = plan_of(start, self._backend)
         check_declared(start, self._backend, self._max_references)
         slot = self._backend.admit(_demand(start, plan, call))
         try:
@@ -74,34 +72,6 @@ class SamplingStage:
         async for event in send_output([latents.outgoing(PayloadKind.LATENTS)]):
             yield event
         yield Finished(one_hop(STAGE, call, queued, computed))
-
-    def _plan(self, start: SampleStart) -> Plan:
-        check_ranges(start, SamplingRanges, SizeRanges, ResumeRanges)
-        numerics = resolve(start.numerics)
-        defaults = self._backend.defaults(numerics)
-        scale = defaults.true_cfg_scale if start.true_cfg_scale is None else start.true_cfg_scale
-        strength = start.strength or 1.0
-        sigmas = self._sigmas(start, numerics, start.steps or defaults.steps, strength)
-        done = start.resume.step if start.resume else 0
-        if start.resume and not 0 < done < len(sigmas) - 1:
-            raise RequestError(f"resume.step is {done}; it takes 1 to {len(sigmas) - 2}")
-        return Plan(
-            numerics=numerics,
-            width=start.width,
-            height=start.height,
-            sigmas=sigmas,
-            true_cfg_scale=scale,
-            seed=secrets.randbelow(2**63) if start.seed is None else start.seed,
-            first_step=done,
-            from_reference=strength < 1,
-        )
-
-    def _sigmas(
-        self, start: SampleStart, numerics: Resolved, steps: int, strength: float
-    ) -> tuple[float, ...]:
-        if start.sigmas:
-            return (*start.sigmas, 0.0)
-        return self._backend.sigmas(numerics, steps, start.width, start.height, strength)
 
 
 def _demand(start: SampleStart, plan: Plan, call: Call) -> Demand:

@@ -1,0 +1,58 @@
+"""From what a request leaves open to a plan with every number in it."""
+
+from __future__ import annotations
+
+import secrets
+from typing import Protocol
+
+from vtryon.errors import RequestError
+from vtryon.types import SampleStart
+from vtryon_services.engine.geometry import Defaults
+from vtryon_services.engine.numerics import Resolved, resolve
+from vtryon_services.engine.plan import Plan
+from vtryon_services.runtime.ranges import ResumeRanges, SamplingRanges, SizeRanges, check_ranges
+
+
+class Schedules(Protocol):
+    """What a checkpoint decides of a plan."""
+
+    def defaults(self, numerics: Resolved) -> Defaults:
+        """Steps and scale of a request that names none."""
+        ...
+
+    def sigmas(
+        self, numerics: Resolved, steps: int, width: int, height: int, strength: float
+    ) -> tuple[float, ...]:
+        """Noise levels of a request."""
+        ...
+
+
+def plan_of(start: SampleStart, schedules: Schedules) -> Plan:
+    """Decide what a request leaves open.
+
+    Raises:
+        RequestError: a field is out of its range, or the resume point behind the last step.
+    """
+    check_ranges(start, SamplingRanges, SizeRanges, ResumeRanges)
+    numerics = resolve(start.numerics)
+    defaults = schedules.defaults(numerics)
+    scale = defaults.true_cfg_scale if start.true_cfg_scale is None else start.true_cfg_scale
+    strength = start.strength or 1.0
+    if start.sigmas:
+        sigmas = (*start.sigmas, 0.0)
+    else:
+        steps = start.steps or defaults.steps
+        sigmas = schedules.sigmas(numerics, steps, start.width, start.height, strength)
+    done = start.resume.step if start.resume else 0
+    if start.resume and not 0 < done < len(sigmas) - 1:
+        raise RequestError(f"resume.step is {done}; it takes 1 to {len(sigmas) - 2}")
+    return Plan(
+        numerics=numerics,
+        width=start.width,
+        height=start.height,
+        sigmas=sigmas,
+        true_cfg_scale=scale,
+        seed=secrets.randbelow(2**63) if start.seed is None else start.seed,
+        first_step=done,
+        from_reference=strength < 1,
+    )

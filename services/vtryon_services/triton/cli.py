@@ -1,0 +1,62 @@
+"""`vtryon triton`."""
+
+from __future__ import annotations
+
+import signal
+import time
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+app = typer.Typer(help="Run a Triton server on this machine.")
+
+
+@app.callback()
+def triton() -> None:
+    """Run a Triton server on this machine."""
+
+
+@app.command()
+def up(
+    repository: Annotated[Path, typer.Argument(help="A model repository.", exists=True)],
+    grpc_port: Annotated[int, typer.Option(help="0 takes a free one.")] = 8001,
+    http_port: Annotated[int, typer.Option(help="0 takes a free one.")] = 8000,
+    metrics_port: Annotated[int, typer.Option(help="0 takes a free one.")] = 8002,
+    timeout: Annotated[float, typer.Option(help="Seconds until the models must be loaded.")] = 300,
+    log: Annotated[Path | None, typer.Option(help="File for the server's log.")] = None,
+) -> None:
+    """Serve a model repository on the loopback address, until interrupted.
+
+    Takes the tritonserver on PATH, or the one that `make triton` put into .triton. What it leaves
+    in /dev/shm goes with it.
+    """
+    from vtryon.errors import SettingsError
+    from vtryon_services.triton.server import serve
+
+    console = Console(stderr=True)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with serve(
+            repository,
+            grpc_port=grpc_port,
+            http_port=http_port,
+            metrics_port=metrics_port,
+            log=log,
+        ) as running:
+            with console.status("loading models"):
+                running.wait_until_ready(timeout)
+            names = sorted(path.name for path in repository.iterdir() if path.is_dir())
+            console.print(f"ready: {', '.join(names)}", highlight=False)
+            console.print(f"grpc {running.grpc}, http {running.http}", highlight=False)
+            while running.process.poll() is None:
+                time.sleep(0.5)
+            console.print("[red]tritonserver has ended[/red]")
+            raise typer.Exit(1)
+    except KeyboardInterrupt:
+        console.print("stopped")
+    except SettingsError as error:
+        console.print(f"[red]error:[/red] {error}", highlight=False)
+        raise typer.Exit(2) from None

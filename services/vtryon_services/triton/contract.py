@@ -1,0 +1,153 @@
+"""The tensor contract of the models: names, element types, shapes, parameters.
+
+From it come `config.pbtxt`, the table in `services/model_repository/README.md`, and the names that
+both ends use. Every tensor has a leading 1, as Triton's models with a batch dimension do: ensembles
+can then join them, and Triton can hand several requests to one call.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+MAX_PICTURES = 4
+
+
+class Model(StrEnum):
+    """The models by name."""
+
+    LATENT_ENCODER = "latent_encoder"
+    TEXT_ENCODER = "text_encoder"
+    SAMPLING = "sampling"
+    DECODING = "decoding"
+
+
+@dataclass(frozen=True, slots=True)
+class TensorOf:
+    """A tensor of a model, without the leading 1; −1 is any size.
+
+    Attributes:
+        ragged: requests in one call may differ in its shape.
+    """
+
+    name: str
+    data_type: str
+    dims: tuple[int, ...]
+    about: str
+    optional: bool = False
+    ragged: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class ParameterOf:
+    """A request parameter of a model."""
+
+    name: str
+    kind: str
+    about: str
+
+
+@dataclass(frozen=True, slots=True)
+class Contract:
+    """One model."""
+
+    model: Model
+    about: str
+    inputs: tuple[TensorOf, ...]
+    outputs: tuple[TensorOf, ...]
+    parameters: tuple[ParameterOf, ...] = ()
+    decoupled: bool = False
+    batches: bool = True
+
+
+_RESIZE = ParameterOf("resize", "string", "lanczos (default) or area")
+
+
+def contracts(channels: int, width: int) -> tuple[Contract, ...]:
+    """Give the models of a checkpoint with so many latent channels and embeddings so wide."""
+    latents = (channels, -1, -1)
+    picture = "an encoded picture, PNG, JPEG or WebP"
+    return (
+        Contract(
+            Model.LATENT_ENCODER,
+            "A picture to latents.",
+            (TensorOf("PICTURE", "UINT8", (-1,), picture, ragged=True),),
+            (
+                TensorOf("LATENTS", "FP32", latents, "normalised; height / 8, width / 8"),
+                TensorOf("FIT", "INT32", (5,), "from width, height, to width, height; 1: padded"),
+            ),
+            (_RESIZE,),
+        ),
+        Contract(
+            Model.TEXT_ENCODER,
+            "A prompt and its pictures to embeddings.",
+            (
+                TensorOf("PROMPT", "UINT8", (-1,), "UTF-8", ragged=True),
+                TensorOf("NEGATIVE_PROMPT", "UINT8", (-1,), "UTF-8", True, True),
+                *(
+                    TensorOf(f"PICTURE_{number}", "UINT8", (-1,), picture, True, True)
+                    for number in range(1, MAX_PICTURES + 1)
+                ),
+            ),
+            (
+                TensorOf("EMBEDDINGS", "FP32", (-1, width), "a row per token"),
+                TensorOf("NEGATIVE_EMBEDDINGS", "FP32", (-1, width), "where one was asked for"),
+            ),
+            (_RESIZE,),
+        ),
+        Contract(
+            Model.SAMPLING,
+            "Noise to latents: a response per step, the last one with the latents.",
+            (
+                TensorOf("EMBEDDINGS", "FP32", (-1, width), "of the prompt"),
+                TensorOf("NEGATIVE_EMBEDDINGS", "FP32", (-1, width), "turn guidance on", True),
+                TensorOf("REFERENCE_1", "FP32", latents, "of the person"),
+                *(
+                    TensorOf(f"REFERENCE_{number}", "FP32", latents, "of a garment", True)
+                    for number in range(2, MAX_PICTURES + 1)
+                ),
+                TensorOf("NOISE", "FP32", latents, "in place of a seed", True),
+                TensorOf("RESUME", "FP32", latents, "latents of an earlier attempt", True),
+            ),
+            (
+                TensorOf("STEP", "INT32", (1,), "steps done; 0 while the request waits"),
+                TensorOf("SECONDS", "FP32", (1,), "what the step took, or will be waited"),
+                TensorOf("POSITION", "INT32", (1,), "how many go first; while it waits"),
+                TensorOf("PREVIEW", "UINT8", (-1,), "PNG of the x0 estimate, where due"),
+                TensorOf("RESUME_LATENTS", "FP32", latents, "where due"),
+                TensorOf("LATENTS", "FP32", latents, "behind the last step"),
+            ),
+            (
+                ParameterOf("width", "int", "pixels, a multiple of 16; by default the person's"),
+                ParameterOf("height", "int", "likewise"),
+                ParameterOf("steps", "int", "by default the checkpoint's"),
+                ParameterOf("true_cfg_scale", "double", "likewise"),
+                ParameterOf("seed", "int", "by default drawn"),
+                ParameterOf("strength", "double", "the share of the schedule to run"),
+                ParameterOf("sigmas", "string", "JSON list of noise levels, in place of steps"),
+                ParameterOf("numerics", "string", "JSON object, as vtryon.v1.Numerics"),
+                ParameterOf("preview_every", "int", "a preview after every n-th step; 0: none"),
+                ParameterOf("preview_max_pixels", "int", "of one preview"),
+                ParameterOf("resume_every", "int", "RESUME_LATENTS after every n-th step"),
+                ParameterOf("resume_step", "int", "steps that the earlier attempt did"),
+                ParameterOf("priority", "string", "interactive (default) or batch"),
+                ParameterOf("tenant", "string", "for fair shares"),
+                ParameterOf("timeout_seconds", "double", "no step begins afterwards"),
+            ),
+            decoupled=True,
+            batches=False,
+        ),
+        Contract(
+            Model.DECODING,
+            "Latents to a picture.",
+            (TensorOf("LATENTS", "FP32", latents, "normalised"),),
+            (
+                TensorOf("PICTURE", "UINT8", (-1,), "encoded"),
+                TensorOf("SIZE", "INT32", (2,), "width and height in pixels"),
+            ),
+            (
+                ParameterOf("format", "string", "png (default), jpeg or webp"),
+                ParameterOf("quality", "int", "of jpeg and webp, 1 to 100"),
+            ),
+        ),
+    )

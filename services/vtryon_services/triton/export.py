@@ -1,0 +1,145 @@
+"""A model repository from a checkpoint."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+from google.protobuf import text_format
+from tritonclient.grpc import model_config_pb2
+
+from vtryon_services.engine.checkpoint import Checkpoint
+from vtryon_services.triton.contract import Contract, Model, TensorOf, contracts
+
+_SHELL = '''"""{about} See vtryon_services.triton.models."""
+
+from vtryon_services.triton.models import {name} as TritonPythonModel
+
+__all__ = ["TritonPythonModel"]
+'''
+_CLASSES = {
+    Model.LATENT_ENCODER: "LatentEncoderModel",
+    Model.TEXT_ENCODER: "TextEncoderModel",
+    Model.SAMPLING: "SamplingModel",
+    Model.DECODING: "DecodingModel",
+}
+_PARTS = {
+    Model.LATENT_ENCODER: ("vae",),
+    Model.TEXT_ENCODER: ("text_encoder", "tokenizer", "processor"),
+    Model.SAMPLING: ("transformer", "scheduler"),
+    Model.DECODING: ("vae",),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """How the models are to run.
+
+    Attributes:
+        device: "cpu", or "cuda": Triton then gives each instance a GPU.
+        threads: of torch in each model's process; 0 leaves it to torch.
+        batch: the most requests of one call of an encoder or decoder.
+        queue_delay_seconds: how long Triton waits for company for a request.
+        slots, max_waiting: of the sampler's running batch.
+    """
+
+    device: str = "cpu"
+    dtype: str = "fp32"
+    threads: int = 0
+    batch: int = 16
+    queue_delay_seconds: float = 0.0
+    slots: int = 16
+    max_waiting: int = 64
+
+
+def export(checkpoint: Checkpoint, folder: Path, options: Options) -> list[Path]:
+    """Write the repository; gives its models' folders.
+
+    Raises:
+        FileExistsError: something else is there already.
+    """
+    if folder.exists() and any(folder.iterdir()):
+        raise FileExistsError(f"{folder} is not empty")
+    scratch = folder.with_name(folder.name + ".part")
+    shutil.rmtree(scratch, ignore_errors=True)
+    for contract in contracts(*sizes_of(checkpoint)):
+        model = scratch / contract.model.value
+        (model / "1").mkdir(parents=True)
+        config = configure(contract, checkpoint, options)
+        (model / "config.pbtxt").write_text(text_format.MessageToString(config))
+        shell = _SHELL.format(about=contract.about, name=_CLASSES[contract.model])
+        (model / "1" / "model.py").write_text(shell)
+    shutil.rmtree(folder, ignore_errors=True)
+    scratch.rename(folder)
+    return sorted(folder.iterdir())
+
+
+def sizes_of(checkpoint: Checkpoint) -> tuple[int, int]:
+    """Give the latent channels and the width of embeddings."""
+    config = json.loads((checkpoint.part("transformer") / "config.json").read_text())
+    return config["in_channels"] // 4, config["joint_attention_dim"]
+
+
+def configure(
+    contract: Contract, checkpoint: Checkpoint, options: Options
+) -> model_config_pb2.ModelConfig:
+    """Make a model's configuration."""
+    config = model_config_pb2.ModelConfig(
+        name=contract.model.value,
+        backend="python",
+        max_batch_size=options.batch if contract.batches else 1,
+        input=[
+            model_config_pb2.ModelInput(
+                name=one.name,
+                data_type=_type(one),
+                dims=one.dims,
+                optional=one.optional,
+                allow_ragged_batch=one.ragged,
+            )
+            for one in contract.inputs
+        ],
+        output=[
+            model_config_pb2.ModelOutput(name=one.name, data_type=_type(one), dims=one.dims)
+            for one in contract.outputs
+        ],
+        instance_group=[model_config_pb2.ModelInstanceGroup(count=1, kind=_kind(options.device))],
+    )
+    if contract.decoupled:
+        config.model_transaction_policy.decoupled = True
+    if contract.batches:
+        delay = round(1e6 * options.queue_delay_seconds)
+        config.dynamic_batching.max_queue_delay_microseconds = delay
+    for name, value in _parameters(contract.model, checkpoint, options).items():
+        config.parameters[name].string_value = value
+    return config
+
+
+def _parameters(model: Model, checkpoint: Checkpoint, options: Options) -> dict[str, str]:
+    """What the model reads when it loads, and what its callers want to know."""
+    values = {
+        "checkpoint": str(checkpoint.folder.resolve()),
+        "device": options.device,
+        "dtype": options.dtype,
+        "threads": str(options.threads),
+        "digest": checkpoint.digest(*_PARTS[model]),
+        "geometry": checkpoint.geometry.model_dump_json(exclude={"preview"}),
+    }
+    if model is Model.SAMPLING:
+        scheduler = json.loads((checkpoint.part("scheduler") / "scheduler_config.json").read_text())
+        values |= {
+            "slots": str(options.slots),
+            "max_waiting": str(options.max_waiting),
+            "scheduler": json.dumps(scheduler, sort_keys=True),
+        }
+    return values
+
+
+def _type(tensor: TensorOf) -> int:
+    return int(model_config_pb2.DataType.Value(f"TYPE_{tensor.data_type}"))
+
+
+def _kind(device: str) -> int:
+    kinds = model_config_pb2.ModelInstanceGroup
+    return int(kinds.KIND_CPU if device == "cpu" else kinds.KIND_GPU)
