@@ -1,4 +1,4 @@
-"""Which backend a stage's settings ask for. torch is imported only where it is wanted."""
+"""Which backend a stage's settings ask for. What it stands on is imported only then."""
 
 from __future__ import annotations
 
@@ -18,6 +18,10 @@ async def load_latent_encoder(settings: StageSettings) -> LatentEncoderBackend:
     """Make the latent encoder's backend ready."""
     if settings.backend == "scripted":
         return scripted.ScriptedLatentEncoder(settings.scripted_seconds)
+    if settings.backend == "triton":
+        from vtryon_services.backends.triton import TritonLatentEncoder
+
+        return await TritonLatentEncoder.load(settings)
     from vtryon_services.backends.torch import TorchLatentEncoder
 
     return await TorchLatentEncoder.load(settings)
@@ -27,6 +31,10 @@ async def load_text_encoder(settings: StageSettings) -> TextEncoderBackend:
     """Make the text encoder's backend ready."""
     if settings.backend == "scripted":
         return scripted.ScriptedTextEncoder(settings.scripted_seconds)
+    if settings.backend == "triton":
+        from vtryon_services.backends.triton import TritonTextEncoder
+
+        return await TritonTextEncoder.load(settings)
     from vtryon_services.backends.torch import TorchTextEncoder
 
     return await TorchTextEncoder.load(settings)
@@ -37,6 +45,10 @@ async def load_sampling(settings: StageSettings) -> SamplingBackend:
     if settings.backend == "scripted":
         places = Places(Stage.SAMPLING, settings.places, settings.max_waiting)
         return scripted.ScriptedSampling(settings.scripted_seconds, places)
+    if settings.backend == "triton":
+        from vtryon_services.backends.triton import TritonSampling
+
+        return await TritonSampling.load(settings)
     from vtryon_services.backends.torch import TorchSampling
 
     return await TorchSampling.load(settings)
@@ -46,6 +58,10 @@ async def load_decoding(settings: StageSettings) -> DecodingBackend:
     """Make the decoder's backend ready."""
     if settings.backend == "scripted":
         return scripted.ScriptedDecoding(settings.scripted_seconds)
+    if settings.backend == "triton":
+        from vtryon_services.backends.triton import TritonDecoding
+
+        return await TritonDecoding.load(settings)
     from vtryon_services.backends.torch import TorchDecoding
 
     return await TorchDecoding.load(settings)

@@ -118,13 +118,21 @@ class _Exchange:
         except TimeoutError:
             limit = self._call.timeout_seconds
             return DeadlineError(f"out of time: the call was given {limit:.3g} s")
+        except asyncio.CancelledError:
+            task = asyncio.current_task()
+            if task is None or task.cancelling():
+                raise
+            return self._failed()  # something that it waited for was cancelled, not the call
         except Exception:
-            _log.exception("the service failed", stage=self._service.stage.value)
-            return StageError(
-                f"{self._service.stage} failed; its log has the cause under request id "
-                f"{self._call.request_id}"
-            )
+            return self._failed()
         return None
+
+    def _failed(self) -> StageError:
+        _log.exception("the service failed", stage=self._service.stage.value)
+        return StageError(
+            f"{self._service.stage} failed; its log has the cause under request id "
+            f"{self._call.request_id}"
+        )
 
     def _describe_call(self) -> Call:
         metadata = dict(self._context.invocation_metadata() or ())

@@ -135,9 +135,13 @@ class ServiceSettings(BaseSettings):
 class StageSettings(ServiceSettings):
     """What every stage can be told besides."""
 
-    backend: Literal["torch", "scripted"] = Field(
+    backend: Literal["torch", "triton", "scripted"] = Field(
         default="torch",
         description="Where the arithmetic happens; scripted computes nothing and takes set times.",
+    )
+    triton_url: str = Field(
+        default="127.0.0.1:8001",
+        description="Of the triton backend: host:port, or several between commas.",
     )
     checkpoint: Path | None = Field(
         default=None, description="Folder in diffusers layout; unset: the one that ships."

@@ -118,7 +118,10 @@ def configure(
 
 def _parameters(model: Model, checkpoint: Checkpoint, options: Options) -> dict[str, str]:
     """What the model reads when it loads, and what its callers want to know."""
+    channels, width = sizes_of(checkpoint)
     values = {
+        "channels": str(channels),
+        "width": str(width),
         "checkpoint": str(checkpoint.folder.resolve()),
         "device": options.device,
         "dtype": options.dtype,

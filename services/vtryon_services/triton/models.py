@@ -14,6 +14,7 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
@@ -30,7 +31,6 @@ from vtryon.types import (
     SampleStart,
 )
 from vtryon.v1 import numerics_pb2
-from vtryon_services.backends.planning import plan_of
 from vtryon_services.engine import fitting, pictures
 from vtryon_services.engine import latents as drawing
 from vtryon_services.engine.batching.batcher import StepBatcher, Stepped, Ticket
@@ -40,8 +40,10 @@ from vtryon_services.engine.latent_encoder import Fitted, LatentEncoder
 from vtryon_services.engine.numerics import Resolved, resolve
 from vtryon_services.engine.placement import Placement
 from vtryon_services.engine.plan import TOKEN_PIXELS, Demand, Plan, Standing
+from vtryon_services.engine.planning import plan_of
 from vtryon_services.engine.sampler import Given, Sampler
 from vtryon_services.engine.text_encoder import Asked, TextEncoder
+from vtryon_services.runtime.ranges import ResumeRanges, SamplingRanges, SizeRanges, check_ranges
 from vtryon_services.triton.contract import MAX_PICTURES
 from vtryon_services.triton.failures import to_message
 
@@ -313,7 +315,10 @@ class SamplingModel:
     def _admit(self, request: Request, sender: Any) -> None:
         given = _given(request)
         start = _start(request.parameters, given)
+        check_ranges(start, SamplingRanges, SizeRanges, ResumeRanges)
         plan = plan_of(start, self._engine)
+        if request.parameters.get("from_reference"):
+            plan = replace(plan, from_reference=True)
         guided = plan.true_cfg_scale > 1 and given.negative is not None
         tokens = plan.width * plan.height // TOKEN_PIXELS**2 + len(given.positive)
         tokens += sum(one.shape[1] * one.shape[2] // 4 for one in given.references)
@@ -384,6 +389,7 @@ class Answers:
                 x0 = drawing.unpack(step.x0, *self._plan.latent_size)
                 small = drawing.preview(x0, colours, self._max_pixels)
                 tensors["PREVIEW"] = _bytes(pictures.encode(small, ImageFormat.PNG))
+                tensors["PREVIEW_SIZE"] = torch.tensor(small.size, dtype=torch.int32)
         if self._resume_every and not last and step.step % self._resume_every == 0:
             latents = drawing.unpack(step.tokens, *self._plan.latent_size)
             tensors["RESUME_LATENTS"] = latents.cpu()
@@ -501,7 +507,7 @@ def _start(parameters: Mapping[str, Any], given: Given) -> SampleStart:
     if text := parameters.get("numerics"):
         numerics = Numerics.from_proto(_parse(text, numerics_pb2.Numerics()))
     resume = parameters.get("resume_step")
-    priority = parameters.get("priority")
+    priority = parameters.get("urgency")
     return SampleStart(
         numerics=numerics,
         width=int(parameters.get("width", 8 * width)),

@@ -56,8 +56,8 @@ class Installation:
         server = root / "pytriton" / "tritonserver"
         if not (server / "bin" / "tritonserver").exists():
             raise SettingsError(
-                f"no tritonserver on PATH, and none in {root.name}/; `make triton` installs one; so "
-                "does `pip install --no-deps --target .triton nvidia-pytriton==0.7.0`"
+                f"no tritonserver on PATH, and none in {root.name}/: to install one, `make triton` "
+                "or `pip install --no-deps --target .triton nvidia-pytriton==0.7.0`"
             )
         version = f"{sys.version_info.major}.{sys.version_info.minor}"
         stub = server / "python_backend_stubs" / version / "triton_python_backend_stub"

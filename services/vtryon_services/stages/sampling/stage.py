@@ -10,11 +10,12 @@ from vtryon.errors import StageError
 from vtryon.events import Event, Finished, Preview, Queued, ResumeChunk, StepFinished
 from vtryon.payloads import cut
 from vtryon.types import PayloadKind, Priority, SampleStart, Stage
-from vtryon_services.backends.planning import plan_of
 from vtryon_services.backends.protocols import SamplingBackend, StepDone, Wanted
 from vtryon_services.engine.plan import TOKEN_PIXELS, Demand, Plan, Standing
+from vtryon_services.engine.planning import plan_of
 from vtryon_services.runtime.call import Call, Incoming, accepted, send_output
 from vtryon_services.runtime.ledger import one_hop
+from vtryon_services.runtime.ranges import ResumeRanges, SamplingRanges, SizeRanges, check_ranges
 from vtryon_services.stages.sampling.conditioning import check_declared, receive
 from vtryon_services.stages.sampling.settings import SamplingSettings
 
@@ -35,6 +36,7 @@ class SamplingStage:
 
         Closing the generator frees the slot; no step begins afterwards.
         """
+        check_ranges(start, SamplingRanges, SizeRanges, ResumeRanges)
         plan = plan_of(start, self._backend)
         check_declared(start, self._backend, self._max_references)
         slot = self._backend.admit(_demand(start, plan, call))

@@ -10,7 +10,6 @@ from vtryon.types import SampleStart
 from vtryon_services.engine.geometry import Defaults
 from vtryon_services.engine.numerics import Resolved, resolve
 from vtryon_services.engine.plan import Plan
-from vtryon_services.runtime.ranges import ResumeRanges, SamplingRanges, SizeRanges, check_ranges
 
 
 class Schedules(Protocol):
@@ -28,12 +27,11 @@ class Schedules(Protocol):
 
 
 def plan_of(start: SampleStart, schedules: Schedules) -> Plan:
-    """Decide what a request leaves open.
+    """Decide what a request leaves open, whose fields are in their ranges.
 
     Raises:
-        RequestError: a field is out of its range, or the resume point behind the last step.
+        RequestError: the numerics don't go together, or the resume point is behind the last step.
     """
-    check_ranges(start, SamplingRanges, SizeRanges, ResumeRanges)
     numerics = resolve(start.numerics)
     defaults = schedules.defaults(numerics)
     scale = defaults.true_cfg_scale if start.true_cfg_scale is None else start.true_cfg_scale

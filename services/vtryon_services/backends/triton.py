@@ -1,0 +1,249 @@
+"""The engine in a Triton server: what the stages ask of it, as requests of its models."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import aclosing
+from typing import Self
+
+import numpy as np
+from diffusers import FlowMatchEulerDiscreteScheduler
+from google.protobuf import json_format
+
+from vtryon.errors import SettingsError
+from vtryon.events import Fit
+from vtryon.payloads import Buffer
+from vtryon.pictures import Picture
+from vtryon.stages import Conditioning, Embeddings
+from vtryon.tensors import Tensor
+from vtryon.types import EncodedImage, FitMethod, ImageFormat
+from vtryon_services.backends.protocols import Latents, StepDone, Wanted
+from vtryon_services.engine import pictures
+from vtryon_services.engine.geometry import Defaults, Geometry
+from vtryon_services.engine.numerics import DEFAULTS, Resolved
+from vtryon_services.engine.plan import TOKEN_PIXELS, Demand, Standing
+from vtryon_services.engine.schedule import shorten, sigmas_for
+from vtryon_services.runtime.settings import StageSettings
+from vtryon_services.triton.client import TritonPool
+from vtryon_services.triton.contract import Model
+
+_START_SECONDS = 60.0  # a server that starts beside us gets so long
+
+
+class _TritonBackend:
+    """One model, as its export described it."""
+
+    model: Model
+
+    @classmethod
+    async def load(cls, settings: StageSettings) -> Self:
+        """Find the model, and wait for it if it is being loaded.
+
+        Raises:
+            SettingsError: no server has it.
+        """
+        pool = TritonPool.of(settings.triton_url)
+        until = time.monotonic() + _START_SECONDS
+        while not await pool.is_ready(cls.model):
+            if time.monotonic() > until:
+                await pool.close()
+                raise SettingsError(
+                    f"no model {cls.model} is ready at {settings.triton_url}: "
+                    "`vtryon models export-triton` makes one, `vtryon triton up` serves it"
+                )
+            await asyncio.sleep(0.2)
+        return cls(pool, await pool.parameters(cls.model))
+
+    def __init__(self, pool: TritonPool, described: dict[str, str]) -> None:
+        self._pool = pool
+        self.digest = described["digest"]
+        self.channels = int(described["channels"])
+        self.width = int(described["width"])
+        self.geometry = Geometry.model_validate_json(described["geometry"])
+        self.max_target_area = self.geometry.max_target_area
+
+    async def is_ready(self) -> bool:
+        """Whether a server can serve the model now."""
+        return await self._pool.is_ready(self.model)
+
+    async def close(self) -> None:
+        """Close the connections."""
+        await self._pool.close()
+
+
+class TritonLatentEncoder(_TritonBackend):
+    """Encodes pictures with the model `latent_encoder`."""
+
+    model = Model.LATENT_ENCODER
+    check = staticmethod(pictures.check)
+
+    async def encode(self, given: Sequence[Buffer], numerics: Resolved) -> Sequence[Latents]:
+        """Ask for each; the server puts together what comes together."""
+        return await asyncio.gather(*(self._encode(picture, numerics) for picture in given))
+
+    async def _encode(self, picture: Buffer, numerics: Resolved) -> Latents:
+        found = await self._pool.infer(
+            self.model, {"PICTURE": _bytes(picture)}, {"resize": numerics.resize.value}
+        )
+        *sizes, padded = found["FIT"].tolist()
+        from_width, from_height, to_width, to_height = sizes
+        method = FitMethod.PAD if padded else FitMethod.AREA
+        fit = Fit("", from_width, from_height, to_width, to_height, method)
+        return Latents(Tensor.from_numpy(found["LATENTS"]), fit)
+
+
+class TritonTextEncoder(_TritonBackend):
+    """Encodes prompts with the model `text_encoder`."""
+
+    model = Model.TEXT_ENCODER
+    check = staticmethod(pictures.check)
+
+    async def encode(
+        self,
+        prompt: str,
+        negative_prompt: str | None,
+        images: Sequence[Buffer],
+        numerics: Resolved,
+    ) -> Embeddings:
+        """Ask for both prompts at once."""
+        tensors = {"PROMPT": _bytes(prompt.encode())}
+        if negative_prompt is not None:
+            tensors["NEGATIVE_PROMPT"] = _bytes(negative_prompt.encode())
+        tensors |= {f"PICTURE_{number}": _bytes(image) for number, image in enumerate(images, 1)}
+        found = await self._pool.infer(self.model, tensors, {"resize": numerics.resize.value})
+        negative = found.get("NEGATIVE_EMBEDDINGS")
+        return Embeddings(
+            Tensor.from_numpy(found["EMBEDDINGS"]),
+            None if negative is None else Tensor.from_numpy(negative),
+        )
+
+
+class TritonSampling(_TritonBackend):
+    """Denoises with the model `sampling`, whose running batch is in the server."""
+
+    model = Model.SAMPLING
+
+    def __init__(self, pool: TritonPool, described: dict[str, str]) -> None:
+        super().__init__(pool, described)
+        self._scheduler = FlowMatchEulerDiscreteScheduler.from_config(
+            json.loads(described["scheduler"])
+        )
+
+    def defaults(self, numerics: Resolved) -> Defaults:
+        """Steps and scale of a request that names none."""
+        return self.geometry.defaults.get(numerics.profile) or DEFAULTS[numerics.profile]
+
+    def sigmas(
+        self, numerics: Resolved, steps: int, width: int, height: int, strength: float
+    ) -> tuple[float, ...]:
+        """Noise levels of a request."""
+        tokens = (width // TOKEN_PIXELS) * (height // TOKEN_PIXELS)
+        return shorten(sigmas_for(self._scheduler, numerics, steps, tokens), strength)
+
+    def admit(self, demand: Demand) -> TritonSlot:
+        """Take a request on; the model admits or refuses it when it gets the tensors."""
+        return TritonSlot(self._pool, demand)
+
+    async def hand_over(self) -> None:
+        """Let requests finish: the server that steps them is not going away."""
+
+
+class TritonSlot:
+    """One stream of the model `sampling`."""
+
+    def __init__(self, pool: TritonPool, demand: Demand) -> None:
+        self._pool = pool
+        self._demand = demand
+
+    async def sample(
+        self, given: Conditioning, wanted: Wanted
+    ) -> AsyncGenerator[Standing | StepDone, None]:
+        """Send the tensors, and give what comes."""
+        answers = self._pool.stream(
+            Model.SAMPLING, self._tensors(given), self._parameters(wanted), self._remaining
+        )
+        async with aclosing(answers):
+            async for found in answers:
+                seconds = float(found["SECONDS"][0])
+                if "POSITION" in found:
+                    yield Standing(int(found["POSITION"][0]), seconds or None)
+                else:
+                    yield _step(found, seconds)
+
+    def leave(self) -> None:
+        """Leave nothing: the stream that holds the slot is cancelled when it is closed."""
+
+    @property
+    def _remaining(self) -> float:
+        return max(0.001, self._demand.deadline - time.monotonic())
+
+    def _tensors(self, given: Conditioning) -> dict[str, np.ndarray]:
+        tensors = {"EMBEDDINGS": given.embeddings.positive}
+        if given.embeddings.negative is not None and self._demand.guided:
+            tensors["NEGATIVE_EMBEDDINGS"] = given.embeddings.negative
+        tensors |= {f"REFERENCE_{number}": one for number, one in enumerate(given.references, 1)}
+        others = {"NOISE": given.noise, "RESUME": given.resume_latents}
+        tensors |= {name: one for name, one in others.items() if one is not None}
+        return {
+            name: one.to_numpy().astype(np.float32, copy=False) for name, one in tensors.items()
+        }
+
+    def _parameters(self, wanted: Wanted) -> dict[str, str | int | float]:
+        demand, plan = self._demand, self._demand.plan
+        numerics = plan.numerics.to_wire().to_proto()
+        parameters: dict[str, str | int | float] = {
+            "width": plan.width,
+            "height": plan.height,
+            "true_cfg_scale": float(plan.true_cfg_scale),
+            "seed": plan.seed,
+            "sigmas": json.dumps(plan.sigmas[:-1]),
+            "numerics": json_format.MessageToJson(numerics, indent=None),
+            "urgency": demand.priority.value,  # Triton keeps the name "priority" to itself
+            "tenant": demand.tenant,
+            "timeout_seconds": self._remaining,
+            "resume_every": wanted.resume_every,
+        }
+        if plan.from_reference:
+            parameters["from_reference"] = 1
+        if plan.first_step:
+            parameters["resume_step"] = plan.first_step
+        if wanted.previews:
+            parameters["preview_every"] = wanted.previews.every_steps
+            parameters["preview_max_pixels"] = wanted.previews.max_pixels
+        return parameters
+
+
+class TritonDecoding(_TritonBackend):
+    """Decodes latents with the model `decoding`."""
+
+    model = Model.DECODING
+
+    async def decode(self, latents: Tensor, format: ImageFormat, quality: int | None) -> Picture:  # noqa: A002
+        """Ask for the encoded picture."""
+        parameters: dict[str, str | int | float] = {"format": format.value}
+        if quality is not None:
+            parameters["quality"] = quality
+        found = await self._pool.infer(self.model, {"LATENTS": latents.to_numpy()}, parameters)
+        width, height = found["SIZE"].tolist()
+        return Picture(EncodedImage(format, width, height), found["PICTURE"].tobytes())
+
+
+def _step(found: dict[str, np.ndarray], seconds: float) -> StepDone:
+    latents = found.get("LATENTS", found.get("RESUME_LATENTS"))
+    preview = None
+    if "PREVIEW" in found:
+        declared = EncodedImage(ImageFormat.PNG, *found["PREVIEW_SIZE"].tolist())
+        preview = Picture(declared, found["PREVIEW"].tobytes())
+    return StepDone(
+        int(found["STEP"][0]),
+        seconds,
+        preview,
+        None if latents is None else Tensor.from_numpy(latents),
+    )
+
+
+def _bytes(data: Buffer) -> np.ndarray:
+    return np.frombuffer(data, np.uint8)

@@ -1,0 +1,214 @@
+"""A client of Triton servers: owns streams, cancels, deadlines, and maps every failure to ours."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from contextlib import asynccontextmanager
+from typing import Any, TypeVar
+
+import grpc
+import numpy as np
+from tritonclient.grpc import KeepAliveOptions
+from tritonclient.grpc import aio as triton
+from tritonclient.utils import InferenceServerException, np_to_triton_dtype
+
+from vtryon import status
+from vtryon.errors import (
+    CancelledError,
+    DeadlineError,
+    OverloadedError,
+    SettingsError,
+    StageError,
+    UnavailableError,
+    VtryonError,
+)
+from vtryon_services.triton.contract import Model
+from vtryon_services.triton.failures import from_message
+
+R = TypeVar("R")
+Tensors = Mapping[str, np.ndarray]
+Parameters = Mapping[str, str | int | float]
+_AVOID_SECONDS = 1.0
+# As between our own services: a frozen server is found in under 5 s.
+_KEEPALIVE = KeepAliveOptions(
+    keepalive_time_ms=2500, keepalive_timeout_ms=2000, http2_max_pings_without_data=0
+)
+
+
+class _Server:
+    """One server; `open` counts what it works on for us."""
+
+    def __init__(self, url: str) -> None:
+        self.url = url
+        self.client = triton.InferenceServerClient(url, keepalive_options=_KEEPALIVE)
+        self.open = 0
+        self.failed_at = float("-inf")
+
+    @property
+    def load(self) -> tuple[bool, int]:
+        """How much there is against asking it: a failure just now, then work."""
+        return time.monotonic() - self.failed_at < _AVOID_SECONDS, self.open
+
+
+class TritonPool:
+    """Servers with the same models; each request goes to the one with the least to do.
+
+    Shapes:
+        tensors, everywhere: without the leading 1 that the models' have.
+
+    Raises, everywhere:
+        VtryonError: the model's own error, or what the transport's means.
+    """
+
+    def __init__(self, urls: Sequence[str]) -> None:
+        self._servers = [_Server(url) for url in urls]
+
+    @classmethod
+    def of(cls, urls: str) -> TritonPool:
+        """Take host:port, or several between commas.
+
+        Raises:
+            SettingsError: there is none.
+        """
+        found = [url.strip() for url in urls.split(",") if url.strip()]
+        if not found:
+            raise SettingsError("the triton backend needs VTRYON_TRITON_URL, host:port")
+        return cls(found)
+
+    async def close(self) -> None:
+        """Close the connections."""
+        for server in self._servers:
+            await server.client.close()
+
+    async def is_ready(self, model: Model) -> bool:
+        """Whether any server can serve a model."""
+        for server in self._servers:
+            try:
+                if await server.client.is_model_ready(model.value, client_timeout=2.0):
+                    return True
+            except (InferenceServerException, grpc.aio.AioRpcError):
+                continue
+        return False
+
+    async def parameters(self, model: Model) -> dict[str, str]:
+        """Give what the export wrote about a model."""
+
+        async def ask(server: _Server) -> dict[str, str]:
+            answer = await server.client.get_model_config(model.value, client_timeout=5.0)
+            return {name: one.string_value for name, one in answer.config.parameters.items()}
+
+        return await self._somewhere(ask)
+
+    async def infer(
+        self,
+        model: Model,
+        tensors: Tensors,
+        parameters: Parameters | None = None,
+        timeout_seconds: float | None = None,
+    ) -> dict[str, np.ndarray]:
+        """Ask a model that answers once; cancelling the task cancels the request."""
+
+        async def ask(server: _Server) -> dict[str, np.ndarray]:
+            result = await server.client.infer(
+                model.value,
+                _inputs(tensors),
+                parameters=dict(parameters or {}),
+                client_timeout=timeout_seconds,
+            )
+            return _outputs(result)
+
+        return await self._somewhere(ask)
+
+    async def stream(
+        self,
+        model: Model,
+        tensors: Tensors,
+        parameters: Parameters,
+        timeout_seconds: float | None = None,
+    ) -> AsyncGenerator[dict[str, np.ndarray], None]:
+        """Ask a model that answers many times; closing the generator cancels the request."""
+        request = {
+            "model_name": model.value,
+            "inputs": _inputs(tensors),
+            "parameters": dict(parameters),
+        }
+
+        async def requests() -> AsyncIterator[dict[str, Any]]:
+            yield request
+
+        async with self._chosen() as server:
+            answers = server.client.stream_infer(requests(), stream_timeout=timeout_seconds)
+            try:
+                async for result, error in answers:
+                    if error is not None:
+                        raise error
+                    yield _outputs(result)
+                    if result.get_response().parameters["triton_final_response"].bool_param:
+                        return
+                raise UnavailableError("the Triton server ended a stream before its last response")
+            except asyncio.CancelledError:
+                if _is_cancelled():
+                    raise
+                # tritonclient cancels its own call where a request can't be written.
+                raise StageError("the request could not be sent to the Triton server") from None
+            finally:
+                answers.cancel()
+
+    async def _somewhere(self, ask: Callable[[_Server], Awaitable[R]]) -> R:
+        async with self._chosen() as server:
+            return await ask(server)
+
+    @asynccontextmanager
+    async def _chosen(self) -> AsyncIterator[_Server]:
+        """Choose a server, count the work, and give its failures our names."""
+        server = min(self._servers, key=lambda one: one.load)
+        server.open += 1
+        try:
+            yield server
+        except (InferenceServerException, grpc.aio.AioRpcError) as error:
+            failure = _named(error)
+            if isinstance(failure, UnavailableError):
+                server.failed_at = time.monotonic()
+            raise failure from None
+        finally:
+            server.open -= 1
+
+
+def _is_cancelled() -> bool:
+    """Whether this task is being cancelled, and not a call that it waits for."""
+    task = asyncio.current_task()
+    return task is not None and task.cancelling() > 0
+
+
+def _inputs(tensors: Tensors) -> list[Any]:
+    inputs = []
+    for name, array in tensors.items():
+        batched = np.ascontiguousarray(array)[None]
+        one = triton.InferInput(name, list(batched.shape), np_to_triton_dtype(batched.dtype))
+        inputs.append(one.set_data_from_numpy(batched))
+    return inputs
+
+
+def _outputs(result: Any) -> dict[str, np.ndarray]:
+    names = [output.name for output in result.get_response().outputs]
+    return {name: result.as_numpy(name)[0] for name in names}
+
+
+def _named(error: InferenceServerException | grpc.aio.AioRpcError) -> VtryonError:
+    if isinstance(error, grpc.aio.AioRpcError):
+        return status.from_aio_error(error)
+    message = error.message() or "no message"
+    if (ours := from_message(message)) is not None:
+        return ours
+    code = (error.status() or "").removeprefix("StatusCode.")
+    if code in {"UNAVAILABLE", "NOT_FOUND"} or "is not healthy" in message:
+        return UnavailableError(f"the Triton server can't serve: {message}")
+    if code == "DEADLINE_EXCEEDED":
+        return DeadlineError(f"out of time at the Triton server: {message}")
+    if code == "CANCELLED":
+        return CancelledError(f"the Triton server cancelled the request: {message}")
+    if "Exceeds maximum queue size" in message:
+        return OverloadedError(f"the Triton server's queue is full: {message}")
+    return StageError(f"the Triton server refused the request: {message}")

@@ -1,0 +1,141 @@
+"""The whole mesh with its arithmetic in Triton: the same pictures, events and errors."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from tests.support.triton import cpu_seconds, kill, models_of, triton_server
+
+import vtryon
+from vtryon import Preview, StepFinished
+from vtryon.embedded import embedded_mesh
+
+MIXES = [
+    {"steps": 4, "seed": 1},
+    {"steps": 3, "seed": 2, "true_cfg_scale": 3.0, "negative_prompt": "tucked in"},
+    {"steps": 4, "seed": 3, "width": 64, "height": 96, "format": vtryon.ImageFormat.WEBP},
+    {"steps": 5, "seed": 4, "profile": vtryon.Profile.COMFY},
+    {"steps": 4, "seed": 5, "strength": 0.6},
+    {"seed": 6, "sigmas": (1.0, 0.7, 0.2)},
+]
+
+
+async def draw(client: vtryon.Client, example, mix: dict) -> tuple[np.ndarray, list[str]]:
+    run = client.try_on(example.person, example.garment, example.prompt, **mix)
+    kinds = [type(event).__name__ async for event in run]
+    return (await run).picture.to_numpy().astype(int), kinds
+
+
+async def test_mixed_requests_at_once_are_what_the_torch_backend_draws(
+    client, on_triton, example
+) -> None:
+    expected = [await draw(client, example, mix) for mix in MIXES]
+    found = await asyncio.gather(*(draw(on_triton, example, mix) for mix in MIXES * 2))
+    for (one, kinds), (other, others) in zip(expected * 2, found, strict=True):
+        assert np.abs(one - other).max() <= 1
+        for kind in set(kinds) - {"Queued", "Preview"}:
+            assert others.count(kind) == kinds.count(kind)
+        assert (others[0], others[-1]) == ("Accepted", "Finished")
+
+
+async def test_every_step_and_preview_comes_as_it_is_made(on_triton, example) -> None:
+    steps, previews = [], []
+    async for event in on_triton.try_on(example.person, example.garment, steps=6, seed=1):
+        if isinstance(event, StepFinished):
+            steps.append(event.step)
+        if isinstance(event, Preview):
+            previews.append(event.picture.size)
+    assert steps == list(range(1, 7))
+    assert previews
+    assert set(previews) == {(12, 16)}
+
+
+async def test_errors_are_those_of_the_torch_backend(client, on_triton, example) -> None:
+    broken = b"\x89PNG\r\n\x1a\n" + b"x" * 100
+    for pictures in [(broken, example.garment), (example.person, b"nothing")]:
+        raised = []
+        for one in (client, on_triton):
+            with pytest.raises(vtryon.RequestError) as caught:
+                await one.try_on(*pictures, steps=1)
+            raised.append((caught.value.reason, caught.value.stage is None))
+        assert raised[0] == raised[1]
+
+
+async def test_a_request_that_is_left_takes_no_further_step(on_triton, triton, example) -> None:
+    pid = models_of(triton)["sampling"]
+    for _ in range(3):
+        async for event in on_triton.try_on(example.person, example.garment, steps=200):
+            if isinstance(event, StepFinished) and event.step == 3:
+                break
+        await asyncio.sleep(0.3)
+        before = cpu_seconds(pid)
+        await asyncio.sleep(0.5)
+        assert cpu_seconds(pid) - before < 0.1
+
+
+async def test_no_step_begins_after_the_deadline(on_triton, triton, example) -> None:
+    pid = models_of(triton)["sampling"]
+    started = time.monotonic()
+    with pytest.raises((vtryon.DeadlineError, vtryon.OverloadedError)):
+        await on_triton.try_on(example.person, example.garment, steps=200, timeout_seconds=0.5)
+    assert time.monotonic() - started < 1
+    await asyncio.sleep(0.3)
+    before = cpu_seconds(pid)
+    await asyncio.sleep(0.5)
+    assert cpu_seconds(pid) - before < 0.1
+
+
+@pytest.mark.timeout(300)
+async def test_a_killed_server_is_gone_on_without_and_leaves_nothing(
+    triton, repository, example, tmp_path
+) -> None:
+    with triton_server(repository, tmp_path / "second.log") as second:
+        models = models_of(second)
+        assert set(models) == {"latent_encoder", "text_encoder", "sampling", "decoding"}
+        urls = f"{second.grpc},{triton.grpc}"
+        async with (
+            embedded_mesh(backend="triton", triton_url=urls) as target,
+            vtryon.Client(target) as client,
+        ):
+
+            async def one(seed: int) -> tuple[bytes, list[int]]:
+                run = client.try_on(example.person, example.garment, steps=60, seed=seed)
+                steps = [e.step async for e in run if isinstance(e, StepFinished)]
+                return (await run).picture.to_numpy().astype(int), steps
+
+            whole = [await one(seed) for seed in range(4)]
+            runs = asyncio.gather(*(one(seed) for seed in range(4)))
+            await asyncio.sleep(0.6)
+            kill(second)
+            for (drawn, steps), (expected, _) in zip(await runs, whole, strict=True):
+                assert np.abs(drawn - expected).max() <= 1
+                assert all(earlier < later for earlier, later in itertools.pairwise(steps))
+                assert steps[-1] == 60
+    for pid in models.values():
+        assert not Path(f"/proc/{pid}").exists() or is_zombie(pid)
+    assert not list(Path("/dev/shm").glob(f"vtryon_*_{second.grpc.rpartition(':')[2]}_*"))
+
+
+def is_zombie(pid: int) -> bool:
+    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
+
+
+async def test_two_hundred_requests_leave_no_region_and_no_process_behind(
+    on_triton, triton, example
+) -> None:
+    def regions() -> int:
+        port = triton.grpc.rpartition(":")[2]
+        return len(list(Path("/dev/shm").glob(f"vtryon_*_{port}_*")))
+
+    before, models = regions(), models_of(triton)
+    small = {"steps": 1, "width": 32, "height": 48, "previews": False}
+    for _ in range(20):
+        runs = [on_triton.try_on(example.person, example.garment, **small) for _ in range(10)]
+        await asyncio.gather(*runs)
+    assert regions() == before == 4
+    assert models_of(triton) == models

@@ -1,0 +1,105 @@
+"""Every model answers tritonclient's plain style of call: names, arrays, parameters, no SDK."""
+
+from __future__ import annotations
+
+import io
+from typing import Any
+
+import numpy as np
+import pytest
+import tritonclient.grpc.aio as grpcclient
+from PIL import Image
+from tritonclient.utils import InferenceServerException, np_to_triton_dtype
+
+
+def png(picture: Image.Image) -> np.ndarray:
+    buffer = io.BytesIO()
+    picture.save(buffer, "PNG")
+    return np.frombuffer(buffer.getvalue(), np.uint8)[None]
+
+
+def inputs(**arrays: np.ndarray) -> list[Any]:
+    found = []
+    for name, array in arrays.items():
+        tensor = grpcclient.InferInput(name, array.shape, np_to_triton_dtype(array.dtype))
+        tensor.set_data_from_numpy(array)
+        found.append(tensor)
+    return found
+
+
+@pytest.fixture
+async def plain(triton):
+    client = grpcclient.InferenceServerClient(triton.grpc)
+    yield client
+    await client.close()
+
+
+async def encode(plain, picture: Image.Image) -> np.ndarray:
+    return (await plain.infer("latent_encoder", inputs(PICTURE=png(picture)))).as_numpy("LATENTS")
+
+
+async def test_a_picture_goes_the_whole_way_by_plain_calls(plain, client, example) -> None:
+    person, garment = await encode(plain, example.person), await encode(plain, example.garment)
+    assert person.shape == (1, 16, 16, 12)
+    text = np.frombuffer(example.prompt.encode(), np.uint8)[None]
+    pictures = {"PICTURE_1": png(example.person), "PICTURE_2": png(example.garment)}
+    embedded = await plain.infer("text_encoder", inputs(PROMPT=text, **pictures))
+    embeddings = embedded.as_numpy("EMBEDDINGS")
+    assert embedded.as_numpy("NEGATIVE_EMBEDDINGS") is None
+    given = inputs(EMBEDDINGS=embeddings, REFERENCE_1=person, REFERENCE_2=garment)
+    parameters = {"steps": 4, "seed": 7, "preview_every": 2, "resume_every": 2}
+
+    async def requests():
+        yield {"model_name": "sampling", "inputs": given, "parameters": parameters}
+
+    steps, previews, resumes, latents = [], [], [], None
+    async for result, error in plain.stream_infer(requests()):
+        assert error is None
+        [[step]] = result.as_numpy("STEP")
+        steps.append(step)
+        previews += [step] * (result.as_numpy("PREVIEW") is not None)
+        resumes += [step] * (result.as_numpy("RESUME_LATENTS") is not None)
+        latents = result.as_numpy("LATENTS")
+        if result.get_response().parameters["triton_final_response"].bool_param:
+            break
+    assert (steps, previews, resumes) == ([1, 2, 3, 4], [2, 4], [2])
+    assert latents is not None
+
+    decoded = await plain.infer("decoding", inputs(LATENTS=latents), parameters={"format": "png"})
+    drawn = np.asarray(Image.open(io.BytesIO(decoded.as_numpy("PICTURE").tobytes())))
+    assert decoded.as_numpy("SIZE").tolist() == [[96, 128]]
+    here = await client.try_on(example.person, example.garment, example.prompt, steps=4, seed=7)
+    assert np.abs(drawn.astype(int) - here.picture.to_numpy()).max() <= 1
+
+
+async def test_what_cannot_be_is_refused_with_our_reason(plain, example) -> None:
+    nonsense = np.frombuffer(b"no picture", np.uint8)[None]
+    with pytest.raises(InferenceServerException, match="PICTURE_FORMAT_UNSUPPORTED") as caught:
+        await plain.infer("latent_encoder", inputs(PICTURE=nonsense))
+    assert caught.value.status() == "StatusCode.INVALID_ARGUMENT"
+    person = await encode(plain, example.person)
+    given = inputs(EMBEDDINGS=np.zeros((1, 3, 128), np.float32), REFERENCE_1=person)
+
+    async def requests():
+        yield {"model_name": "sampling", "inputs": given, "parameters": {"steps": 1000}}
+
+    async for result, error in plain.stream_infer(requests()):
+        assert result is None
+        assert "FIELD_INVALID" in error.message()
+        break
+
+
+async def test_one_bad_picture_among_many_fails_alone(plain, example) -> None:
+    import asyncio
+
+    async def ask(array: np.ndarray) -> object:
+        return await plain.infer("latent_encoder", inputs(PICTURE=array))
+
+    bad = np.frombuffer(b"\x89PNG but not for long", np.uint8)[None]
+    pictures = [png(example.person), bad, png(example.garment), bad, png(example.person)]
+    found = await asyncio.gather(*map(ask, pictures), return_exceptions=True)
+    failed = [isinstance(one, InferenceServerException) for one in found]
+    assert failed == [False, True, False, True, False]
+    np.testing.assert_allclose(
+        found[0].as_numpy("LATENTS"), found[4].as_numpy("LATENTS"), atol=1e-4
+    )
