@@ -62,8 +62,7 @@ def _backends() -> Iterator[Finding]:
     try:
         import torch
 
-        from vtryon_services.backends.torch import SHIPPED_CHECKPOINT
-        from vtryon_services.engine.checkpoint import Checkpoint
+        from vtryon_services.engine.checkpoint import SHIPPED_CHECKPOINT, Checkpoint
     except ImportError as error:
         yield Finding("backend torch", False, str(error), True, "pip install 'vtryon[server]'")
         return

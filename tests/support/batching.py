@@ -12,9 +12,8 @@ import torch
 from diffusers import FlowMatchEulerDiscreteScheduler, QwenImageTransformer2DModel
 
 from vtryon.errors import VtryonError
-from vtryon_services.backends.torch import SHIPPED_CHECKPOINT
 from vtryon_services.engine.batching.batcher import Stepped
-from vtryon_services.engine.checkpoint import Checkpoint
+from vtryon_services.engine.checkpoint import SHIPPED_CHECKPOINT, Checkpoint
 from vtryon_services.engine.plan import Standing
 from vtryon_services.engine.sampler import Sampler
 

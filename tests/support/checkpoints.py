@@ -12,7 +12,7 @@ from diffusers import (
 )
 from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 
-from vtryon_services.backends.torch import SHIPPED_CHECKPOINT
+from vtryon_services.engine.checkpoint import SHIPPED_CHECKPOINT
 from vtryon_services.engine.geometry import Geometry
 from vtryon_services.models.architectures import SCHEDULER
 

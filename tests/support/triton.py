@@ -8,8 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from vtryon_services.backends.torch import SHIPPED_CHECKPOINT
-from vtryon_services.engine.checkpoint import Checkpoint
+from vtryon_services.engine.checkpoint import SHIPPED_CHECKPOINT, Checkpoint
 from vtryon_services.triton.export import Options, export
 from vtryon_services.triton.server import Installation, Running, serve
 

@@ -64,10 +64,25 @@ class Slot(Protocol):
         ...
 
 
-class LatentEncoderBackend(Protocol):
-    """Encodes pictures."""
+class Backend(Protocol):
+    """What all backends have in common.
+
+    Attributes:
+        digest: of the weights and configurations that it computes with.
+    """
 
     digest: str
+
+    async def is_ready(self) -> bool:
+        """Whether it can compute now; the stage's health says so."""
+        return True
+
+    async def close(self) -> None:
+        """Let go of what it holds."""
+
+
+class LatentEncoderBackend(Backend, Protocol):
+    """Encodes pictures."""
 
     def check(self, picture: Buffer) -> None:
         """Look at a picture's header, before it waits; `RequestError` where it is none."""
@@ -78,10 +93,8 @@ class LatentEncoderBackend(Protocol):
         ...
 
 
-class TextEncoderBackend(Protocol):
+class TextEncoderBackend(Backend, Protocol):
     """Encodes prompts."""
-
-    digest: str
 
     def check(self, picture: Buffer) -> None:
         """Look at a picture's header, before it waits; `RequestError` where it is none."""
@@ -98,7 +111,7 @@ class TextEncoderBackend(Protocol):
         ...
 
 
-class SamplingBackend(Protocol):
+class SamplingBackend(Backend, Protocol):
     """Denoises.
 
     Attributes:
@@ -107,7 +120,6 @@ class SamplingBackend(Protocol):
         max_target_area: pixels of the largest picture.
     """
 
-    digest: str
     channels: int
     width: int
     max_target_area: int
@@ -131,10 +143,9 @@ class SamplingBackend(Protocol):
         ...
 
 
-class DecodingBackend(Protocol):
+class DecodingBackend(Backend, Protocol):
     """Decodes latents."""
 
-    digest: str
     channels: int
     max_target_area: int
 

@@ -25,7 +25,7 @@ from vtryon.types import (
     ImageFormat,
     TensorSpec,
 )
-from vtryon_services.backends.protocols import Latents, StepDone, Wanted
+from vtryon_services.backends.protocols import Backend, Latents, StepDone, Wanted
 from vtryon_services.engine.geometry import Defaults
 from vtryon_services.engine.numerics import Resolved
 from vtryon_services.engine.plan import Demand, Standing
@@ -38,7 +38,7 @@ _WIDTH, _HEIGHT = 96, 128
 _DIGEST = hashlib.sha256(b"vtryon scripted backend").hexdigest()
 
 
-class ScriptedLatentEncoder:
+class ScriptedLatentEncoder(Backend):
     """Gives latents of the reference size."""
 
     digest = _DIGEST
@@ -57,7 +57,7 @@ class ScriptedLatentEncoder:
         return [Latents(_draw(shape, [picture]), fit) for picture in pictures]
 
 
-class ScriptedTextEncoder:
+class ScriptedTextEncoder(Backend):
     """Gives one embedding per word."""
 
     digest = _DIGEST
@@ -87,7 +87,7 @@ class ScriptedTextEncoder:
         return _draw(shape, [prompt.encode(), *pictures])
 
 
-class ScriptedSampling:
+class ScriptedSampling(Backend):
     """Gives latents drawn from everything that went in."""
 
     digest = _DIGEST
@@ -154,7 +154,7 @@ class ScriptedSlot:
         return _draw((CHANNELS, *plan.latent_size), [*sources, str(plan.seed).encode()])
 
 
-class ScriptedDecoding:
+class ScriptedDecoding(Backend):
     """Gives a picture of one grey, drawn from the latents. PNG only, whatever is asked."""
 
     digest = _DIGEST

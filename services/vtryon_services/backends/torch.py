@@ -11,7 +11,6 @@ from collections.abc import AsyncGenerator, Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 from operator import attrgetter
-from pathlib import Path
 from typing import TypeVar
 
 import torch
@@ -23,12 +22,12 @@ from vtryon.stages import Conditioning, Embeddings
 from vtryon.tensors import Tensor
 from vtryon.types import DataType, EncodedImage, ImageFormat, Stage, TensorSpec
 from vtryon_services.backends.mailbox import Mailbox
-from vtryon_services.backends.protocols import Latents, StepDone, Wanted
+from vtryon_services.backends.protocols import Backend, Latents, StepDone, Wanted
 from vtryon_services.engine import fitting, pictures
 from vtryon_services.engine import latents as drawing
 from vtryon_services.engine.batching.batcher import StepBatcher, Stepped, Ticket
 from vtryon_services.engine.batching.merger import Merger
-from vtryon_services.engine.checkpoint import Checkpoint
+from vtryon_services.engine.checkpoint import SHIPPED_CHECKPOINT, Checkpoint
 from vtryon_services.engine.decoder import Decoder
 from vtryon_services.engine.geometry import Defaults
 from vtryon_services.engine.latent_encoder import Fitted, LatentEncoder
@@ -41,7 +40,6 @@ from vtryon_services.runtime.metrics import Watched
 from vtryon_services.runtime.settings import StageSettings
 
 R = TypeVar("R")
-SHIPPED_CHECKPOINT = Path(__file__).parents[1] / "mannequin" / "checkpoint"
 BATCH = 16  # pictures or prompts at once: a larger batch is no quicker per picture
 _compute = ThreadPoolExecutor(1, thread_name_prefix="vtryon-compute")
 _DTYPES = {
@@ -55,7 +53,7 @@ _DTYPES = {
 _NAMES = {dtype: name for name, dtype in _DTYPES.items()}
 
 
-class TorchLatentEncoder:
+class TorchLatentEncoder(Backend):
     """Encodes pictures with the VAE."""
 
     check = staticmethod(pictures.check)
@@ -84,7 +82,7 @@ class TorchLatentEncoder:
         ]
 
 
-class TorchTextEncoder:
+class TorchTextEncoder(Backend):
     """Encodes prompts with Qwen2.5-VL."""
 
     check = staticmethod(pictures.check)
@@ -137,7 +135,7 @@ for _name, _description in {
     batchers.counter(f"vtryon.batch.{_name}", _description, attrgetter(f"counts.{_name}"))
 
 
-class TorchSampling:
+class TorchSampling(Backend):
     """Denoises with the MMDiT, all requests in one running batch."""
 
     @classmethod
@@ -240,7 +238,7 @@ class TorchSlot:
         return Picture(declared, pictures.encode(small, ImageFormat.PNG))
 
 
-class TorchDecoding:
+class TorchDecoding(Backend):
     """Decodes latents with the VAE."""
 
     @classmethod

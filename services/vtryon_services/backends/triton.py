@@ -20,7 +20,7 @@ from vtryon.pictures import Picture
 from vtryon.stages import Conditioning, Embeddings
 from vtryon.tensors import Tensor
 from vtryon.types import EncodedImage, FitMethod, ImageFormat
-from vtryon_services.backends.protocols import Latents, StepDone, Wanted
+from vtryon_services.backends.protocols import Backend, Latents, StepDone, Wanted
 from vtryon_services.engine import pictures
 from vtryon_services.engine.geometry import Defaults, Geometry
 from vtryon_services.engine.numerics import DEFAULTS, Resolved
@@ -33,7 +33,7 @@ from vtryon_services.triton.contract import Model
 _START_SECONDS = 60.0  # a server that starts beside us gets so long
 
 
-class _TritonBackend:
+class _TritonBackend(Backend):
     """One model, as its export described it."""
 
     model: Model

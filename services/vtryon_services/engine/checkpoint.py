@@ -23,6 +23,7 @@ from vtryon.errors import Reason, SettingsError
 from vtryon_services.engine.geometry import Geometry
 from vtryon_services.engine.placement import Placement
 
+SHIPPED_CHECKPOINT = Path(__file__).parents[1] / "mannequin" / "checkpoint"
 DIGESTS_FILE = "digests.json"
 _PICKLES = {".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt"}
 _CLASSES = {

@@ -129,6 +129,7 @@ class Sampler:
         _check_supported(transformer, scheduler)
         install(transformer)
         self.transformer = transformer
+        self.device: torch.device = transformer.device  # looked up by diffusers, at some cost
         self._forward = Forward(transformer)
         self._scheduler = scheduler
         self.geometry = geometry
@@ -190,11 +191,6 @@ class Sampler:
         """Give the noise levels of a request."""
         tokens = (width // TOKEN_PIXELS) * (height // TOKEN_PIXELS)
         return shorten(sigmas_for(self._scheduler, numerics, steps, tokens), strength)
-
-    @property
-    def device(self) -> torch.device:
-        """Where it computes."""
-        return self.transformer.device
 
     def move(self, given: Given) -> Given:
         """Bring a request's tensors to the device, from pinned memory.

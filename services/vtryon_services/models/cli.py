@@ -76,8 +76,7 @@ def export_triton(
 ) -> None:
     """Write a model repository for Triton: four models of the Python backend over the engine."""
     from vtryon.errors import SettingsError
-    from vtryon_services.backends.torch import SHIPPED_CHECKPOINT
-    from vtryon_services.engine.checkpoint import Checkpoint
+    from vtryon_services.engine.checkpoint import SHIPPED_CHECKPOINT, Checkpoint
     from vtryon_services.triton.export import Options, export
 
     options = Options(device, dtype, threads, batch, queue_delay, slots)

@@ -22,8 +22,7 @@ from diffusers import (
 from torch import nn
 from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 
-from vtryon_services.backends.torch import SHIPPED_CHECKPOINT
-from vtryon_services.engine.checkpoint import write_digests
+from vtryon_services.engine.checkpoint import SHIPPED_CHECKPOINT, write_digests
 from vtryon_services.engine.geometry import FILE_NAME, Geometry
 from vtryon_services.models.architectures import ARCHITECTURES, SCHEDULER, Architecture
 

@@ -60,6 +60,7 @@ class Service:
     """A gRPC service, ready to be added to a server.
 
     Attributes:
+        is_ready: asked every second; the health service says what it says.
         hand_over: called when draining begins, where there may be other replicas: ends the calls
             that can go on elsewhere.
         close: called when the server has drained.
@@ -69,6 +70,7 @@ class Service:
     proto_name: str
     methods: tuple[Method[Any], ...]
     settings: ServiceSettings
+    is_ready: Callable[[], Awaitable[bool]] | None = None
     hand_over: Callable[[], Awaitable[None]] | None = None
     close: Callable[[], Awaitable[None]] | None = None
 

@@ -19,6 +19,7 @@ from vtryon_services.runtime.settings import ServiceSettings
 
 _log = structlog.get_logger("vtryon.serve")
 _SERVING = health_pb2.HealthCheckResponse.SERVING
+_READINESS_SECONDS = 1.0
 _NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
 
 _OPTIONS = (
@@ -49,6 +50,7 @@ class Server:
         self._settings = settings
         self._health = health.aio.HealthServicer()
         self._services: Sequence[Service] = ()
+        self._watch: asyncio.Task[None] | None = None
         self._server = grpc.aio.server(
             interceptors=[TelemetryInterceptor()],
             options=(*_OPTIONS, ("grpc.max_concurrent_streams", settings.max_streams)),
@@ -83,8 +85,21 @@ class Server:
             names = (*self._names(), health.SERVICE_NAME, reflection.SERVICE_NAME)
             reflection.enable_server_reflection(names, self._server)
         await self._server.start()
-        for name in ("", *self._names()):
-            await self._health.set(name, _SERVING)
+        await self._tell_health()
+        if any(service.is_ready for service in services):
+            self._watch = asyncio.create_task(self._keep_telling())
+
+    async def _keep_telling(self) -> None:
+        while True:
+            await asyncio.sleep(_READINESS_SECONDS)
+            await self._tell_health()
+
+    async def _tell_health(self) -> None:
+        """Say of each service whether it is ready, and of all together."""
+        ready = [service.is_ready is None or await service.is_ready() for service in self._services]
+        for name, one in zip(self._names(), ready, strict=True):
+            await self._health.set(name, _SERVING if one else _NOT_SERVING)
+        await self._health.set("", _SERVING if all(ready) else _NOT_SERVING)
 
     async def drain(self, *, hand_over: bool = True) -> None:
         """Say NOT_SERVING, let routing notice, let open calls finish, cancel the rest.
@@ -92,6 +107,7 @@ class Server:
         Args:
             hand_over: end calls that can go on at another replica, instead of waiting for them.
         """
+        await self._stop_watching()
         for name in ("", *self._names()):
             await self._health.set(name, _NOT_SERVING)
         await asyncio.sleep(self._settings.drain_delay_seconds)
@@ -108,7 +124,13 @@ class Server:
 
     async def stop(self) -> None:
         """Cancel what is open, and stop."""
+        await self._stop_watching()
         await self._server.stop(0)
+
+    async def _stop_watching(self) -> None:
+        if self._watch is not None:
+            self._watch.cancel()
+            await asyncio.gather(self._watch, return_exceptions=True)
 
     async def wait_for_signal(self) -> None:
         """Wait for SIGTERM or SIGINT; after it a second one ends the process at once."""

@@ -4,15 +4,38 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2
 
-from vtryon_services.engine.checkpoint import Checkpoint
+from vtryon_services.engine.checkpoint import SHIPPED_CHECKPOINT, Checkpoint
 from vtryon_services.triton.contract import Contract, Model, TensorOf, contracts
 
+_HEAD = """# The models in Triton
+
+Made by `vtryon models export-triton` from the contract in `vtryon_services.triton.contract`, and so
+is every `config.pbtxt` here. Each `model.py` is a shell of `vtryon_services.triton.models`: the
+Python that runs Triton's Python backend must have `vtryon[server]`.
+
+    make triton                                    # a server for development, into .triton
+    vtryon triton up services/model_repository     # or: tritonserver --model-repository=...
+    vtryon serve all --backend triton              # the mesh, its arithmetic in that server
+
+In production, in an image of NVIDIA's, release 25.07 or newer, with `vtryon[server]` installed:
+
+    vtryon models export-triton repository --checkpoint /models/Qwen-Image-Edit-2511 \\
+        --device cuda --dtype bf16
+    docker run --gpus all -p 8001:8001 -v ./repository:/repository -v /models:/models IMAGE \\
+        tritonserver --model-repository=/repository
+
+Requests follow the Open Inference Protocol as Triton serves it. Every tensor has a leading 1. Text
+is UINT8 in UTF-8. A request that is refused carries `[vtryon {"reason": ...}]` behind its message;
+the reasons are those of `protos/vtryon/v1/error_reason.proto`. Cancelling a request of `sampling`
+frees its slot before the next step.
+"""
 _SHELL = '''"""{about} See vtryon_services.triton.models."""
 
 from vtryon_services.triton.models import {name} as TritonPythonModel
@@ -71,9 +94,30 @@ def export(checkpoint: Checkpoint, folder: Path, options: Options) -> list[Path]
         (model / "config.pbtxt").write_text(text_format.MessageToString(config))
         shell = _SHELL.format(about=contract.about, name=_CLASSES[contract.model])
         (model / "1" / "model.py").write_text(shell)
+    (scratch / "README.md").write_text(describe(contracts(*sizes_of(checkpoint))))
     shutil.rmtree(folder, ignore_errors=True)
     scratch.rename(folder)
-    return sorted(folder.iterdir())
+    return sorted(path for path in folder.iterdir() if path.is_dir())
+
+
+def describe(found: Sequence[Contract]) -> str:
+    """Write the tensor contract of the models down, in Markdown."""
+    return "\n".join([_HEAD, *(_describe_model(contract) for contract in found)])
+
+
+def _describe_model(contract: Contract) -> str:
+    kind = "a stream of responses" if contract.decoupled else "one response"
+    lines = [f"## {contract.model}", "", f"{contract.about} Gives {kind}.", ""]
+    lines += ["| | tensor | type | shape | |", "|---|---|---|---|---|"]
+    for label, tensors in (("in", contract.inputs), ("out", contract.outputs)):
+        for one in tensors:
+            shape = ", ".join("n" if size < 0 else str(size) for size in (1, *one.dims))
+            about = f"{one.about} (optional)" if one.optional else one.about
+            lines.append(f"| {label} | `{one.name}` | {one.data_type} | {shape} | {about} |")
+    if contract.parameters:
+        lines += ["", "| parameter | kind | |", "|---|---|---|"]
+        lines += [f"| `{one.name}` | {one.kind} | {one.about} |" for one in contract.parameters]
+    return "\n".join([*lines, ""])
 
 
 def sizes_of(checkpoint: Checkpoint) -> tuple[int, int]:
@@ -119,10 +163,11 @@ def configure(
 def _parameters(model: Model, checkpoint: Checkpoint, options: Options) -> dict[str, str]:
     """What the model reads when it loads, and what its callers want to know."""
     channels, width = sizes_of(checkpoint)
+    folder = checkpoint.folder.resolve()
     values = {
         "channels": str(channels),
         "width": str(width),
-        "checkpoint": str(checkpoint.folder.resolve()),
+        "checkpoint": "" if checkpoint.folder == SHIPPED_CHECKPOINT else str(folder),
         "device": options.device,
         "dtype": options.dtype,
         "threads": str(options.threads),

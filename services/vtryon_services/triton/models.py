@@ -34,7 +34,7 @@ from vtryon.v1 import numerics_pb2
 from vtryon_services.engine import fitting, pictures
 from vtryon_services.engine import latents as drawing
 from vtryon_services.engine.batching.batcher import StepBatcher, Stepped, Ticket
-from vtryon_services.engine.checkpoint import Checkpoint
+from vtryon_services.engine.checkpoint import SHIPPED_CHECKPOINT, Checkpoint
 from vtryon_services.engine.decoder import Decoder
 from vtryon_services.engine.latent_encoder import Fitted, LatentEncoder
 from vtryon_services.engine.numerics import Resolved, resolve
@@ -142,7 +142,8 @@ class _Settings:
         given = json.loads(arguments["model_config"])["parameters"]
         self.values = {name: one["string_value"] for name, one in given.items()}
         torch.set_num_threads(int(self.values["threads"]) or torch.get_num_threads())
-        self.checkpoint = Checkpoint.open(Path(self.values["checkpoint"]))
+        checkpoint = self.values["checkpoint"]
+        self.checkpoint = Checkpoint.open(Path(checkpoint) if checkpoint else SHIPPED_CHECKPOINT)
         self.placement = Placement.of(self.values["device"], self.values["dtype"])
 
 

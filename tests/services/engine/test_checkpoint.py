@@ -7,8 +7,7 @@ from diffusers import QwenImageTransformer2DModel
 from safetensors.torch import load_file, save_file
 
 from vtryon.errors import Reason, SettingsError
-from vtryon_services.backends.torch import SHIPPED_CHECKPOINT
-from vtryon_services.engine.checkpoint import Checkpoint, sha256_of
+from vtryon_services.engine.checkpoint import SHIPPED_CHECKPOINT, Checkpoint, sha256_of
 from vtryon_services.engine.decoder import Decoder
 from vtryon_services.engine.placement import Placement
 from vtryon_services.engine.sampler import Sampler

@@ -1,8 +1,7 @@
 import torch
 from diffusers import AutoencoderKLQwenImage
 
-from vtryon_services.backends.torch import SHIPPED_CHECKPOINT
-from vtryon_services.engine.checkpoint import Checkpoint
+from vtryon_services.engine.checkpoint import SHIPPED_CHECKPOINT, Checkpoint
 from vtryon_services.engine.placement import Placement
 from vtryon_services.engine.still_vae import StillVae
 

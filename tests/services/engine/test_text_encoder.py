@@ -4,8 +4,7 @@ from transformers import Qwen2_5_VLForConditionalGeneration
 
 from vtryon.errors import RequestError
 from vtryon_loadtests.diffusers_pipeline import diffusers_pipeline
-from vtryon_services.backends.torch import SHIPPED_CHECKPOINT
-from vtryon_services.engine.checkpoint import Checkpoint
+from vtryon_services.engine.checkpoint import SHIPPED_CHECKPOINT, Checkpoint
 from vtryon_services.engine.numerics import resolve
 from vtryon_services.engine.placement import Placement
 from vtryon_services.engine.text_encoder import TextEncoder

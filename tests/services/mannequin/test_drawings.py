@@ -5,8 +5,7 @@ import numpy as np
 import pytest
 import torch
 
-from vtryon_services.backends.torch import SHIPPED_CHECKPOINT
-from vtryon_services.engine.checkpoint import Checkpoint
+from vtryon_services.engine.checkpoint import SHIPPED_CHECKPOINT, Checkpoint
 from vtryon_services.engine.placement import Placement
 from vtryon_services.engine.still_vae import StillVae
 from vtryon_services.mannequin.garments import COLOUR_NAMES, PATTERNS, SLEEVE_NAMES

@@ -10,8 +10,7 @@ from rich.console import Console
 import vtryon
 from vtryon.embedded import embedded_mesh
 from vtryon_loadtests.diffusers_pipeline import diffusers_pipeline, draw
-from vtryon_services.backends.torch import SHIPPED_CHECKPOINT
-from vtryon_services.engine.checkpoint import Checkpoint
+from vtryon_services.engine.checkpoint import SHIPPED_CHECKPOINT, Checkpoint
 from vtryon_services.engine.placement import Placement
 from vtryon_services.mannequin.training.autoencoder import DecoderTask, VaeTask
 from vtryon_services.mannequin.training.denoiser import TransformerTask

@@ -19,8 +19,7 @@ import torch
 from diffusers import AutoencoderKLQwenImage, QwenImageTransformer2DModel
 from rich.console import Console
 
-from vtryon_services.backends.torch import SHIPPED_CHECKPOINT
-from vtryon_services.engine.checkpoint import Checkpoint
+from vtryon_services.engine.checkpoint import SHIPPED_CHECKPOINT, Checkpoint
 from vtryon_services.engine.geometry import PreviewMap
 from vtryon_services.engine.placement import Placement
 from vtryon_services.mannequin.package import package

@@ -16,6 +16,14 @@ async def make_service(settings: DecodingSettings) -> Service:
     Raises:
         SettingsError: the backend can't be loaded.
     """
-    stage = DecodingStage(await load_decoding(settings), settings)
+    backend = await load_decoding(settings)
+    stage = DecodingStage(backend, settings)
     decode = Method("Decode", decoding_pb2.DecodeRequest, DecodeStart, stage.decode)
-    return Service(STAGE, "vtryon.v1.DecodingService", (decode,), settings)
+    return Service(
+        STAGE,
+        "vtryon.v1.DecodingService",
+        (decode,),
+        settings,
+        is_ready=backend.is_ready,
+        close=backend.close,
+    )

@@ -16,8 +16,16 @@ async def make_service(settings: LatentEncoderSettings) -> Service:
     Raises:
         SettingsError: the backend can't be loaded.
     """
-    stage = LatentEncoderStage(await load_latent_encoder(settings), settings)
+    backend = await load_latent_encoder(settings)
+    stage = LatentEncoderStage(backend, settings)
     encode = Method(
         "Encode", latent_encoder_pb2.EncodeLatentsRequest, EncodeLatentsStart, stage.encode
     )
-    return Service(STAGE, "vtryon.v1.LatentEncoderService", (encode,), settings)
+    return Service(
+        STAGE,
+        "vtryon.v1.LatentEncoderService",
+        (encode,),
+        settings,
+        is_ready=backend.is_ready,
+        close=backend.close,
+    )

@@ -20,5 +20,11 @@ async def make_service(settings: SamplingSettings) -> Service:
     stage = SamplingStage(backend, settings)
     sample = Method("Sample", sampling_pb2.SampleRequest, SampleStart, stage.sample)
     return Service(
-        STAGE, "vtryon.v1.SamplingService", (sample,), settings, hand_over=backend.hand_over
+        STAGE,
+        "vtryon.v1.SamplingService",
+        (sample,),
+        settings,
+        is_ready=backend.is_ready,
+        hand_over=backend.hand_over,
+        close=backend.close,
     )

@@ -16,6 +16,14 @@ async def make_service(settings: TextEncoderSettings) -> Service:
     Raises:
         SettingsError: the backend can't be loaded.
     """
-    stage = TextEncoderStage(await load_text_encoder(settings), settings)
+    backend = await load_text_encoder(settings)
+    stage = TextEncoderStage(backend, settings)
     encode = Method("Encode", text_encoder_pb2.EncodeTextRequest, EncodeTextStart, stage.encode)
-    return Service(STAGE, "vtryon.v1.TextEncoderService", (encode,), settings)
+    return Service(
+        STAGE,
+        "vtryon.v1.TextEncoderService",
+        (encode,),
+        settings,
+        is_ready=backend.is_ready,
+        close=backend.close,
+    )
