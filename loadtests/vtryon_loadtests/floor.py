@@ -133,9 +133,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--steps", type=int, default=4)
     parser.add_argument("--checkpoint", type=Path, default=shipped_checkpoint())
-    parser.add_argument(
-        "--compiled", action="store_true", help="compile the sampler's blocks"
-    )
+    parser.add_argument("--compiled", action="store_true", help="compile the sampler's blocks")
     parser.add_argument("--json", action="store_true")
     given = parser.parse_args()
     rows = measure(given.checkpoint, given.rounds, given.steps, compiled=given.compiled)

@@ -74,6 +74,10 @@ class _StageClient:
     def __init__(self, channel: Channel) -> None:
         self.channel = channel
 
+    async def close(self) -> None:
+        """Close the channel."""
+        await self.channel.close()
+
     def open(
         self,
         start: Start,

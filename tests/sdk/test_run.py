@@ -40,7 +40,7 @@ async def test_iterating_gives_typed_events_in_order_and_awaiting_then_the_resul
     assert kinds[-1] is Finished
     assert kinds.count(StepFinished) == 2
     assert kinds.count(Preview) == 2
-    assert kinds.count(StageStarted) == kinds.count(StageFinished) == 5
+    assert kinds.count(StageStarted) == kinds.count(StageFinished) == 4
     assert (await run).ledger == events[-1].ledger
 
 

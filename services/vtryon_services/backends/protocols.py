@@ -79,6 +79,7 @@ class Backend(Protocol):
 
     async def close(self) -> None:
         """Let go of what it holds."""
+        return
 
 
 class LatentEncoderBackend(Backend, Protocol):

@@ -11,14 +11,11 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncGenerator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
-from vtryon.channel import Channel
 from vtryon.errors import VtryonError
 from vtryon.events import Chunk, Event, Finished, Fit, Hop, Ledger, Output, Preview
 from vtryon.payloads import Outgoing
-from vtryon.stages import Decoding, LatentEncoder, Sampling, TextEncoder
-from vtryon.stream import StreamCall
 from vtryon.types import (
     DecodeStart,
     EncodeLatentsStart,
@@ -31,37 +28,12 @@ from vtryon.types import (
     TryOnOptions,
 )
 from vtryon_services.pipeline.attempts import Attempts, Retries
+from vtryon_services.pipeline.clients import StageCall, StageClients
 from vtryon_services.pipeline.relay import Fanout, Replay
 from vtryon_services.pipeline.stage_run import StageRun, as_kind
 from vtryon_services.runtime.call import Call, Incoming
 
 _EVENTS_HELD = 64
-Client = LatentEncoder | TextEncoder | Sampling | Decoding
-
-
-@dataclass(frozen=True, slots=True)
-class StageClients:
-    """The four stages, each by its client."""
-
-    latent_encoder: LatentEncoder
-    text_encoder: TextEncoder
-    sampling: Sampling
-    decoding: Decoding
-
-    @classmethod
-    def connect(cls, targets: Sequence[str]) -> StageClients:
-        """Connect to four targets, in the order of the fields; connections open when needed."""
-        encoder, text, sampling, decoding = (
-            Channel(target, between_services=True) for target in targets
-        )
-        return cls(
-            LatentEncoder(encoder), TextEncoder(text), Sampling(sampling), Decoding(decoding)
-        )
-
-    async def close(self) -> None:
-        """Close the connections."""
-        for client in (self.latent_encoder, self.text_encoder, self.sampling, self.decoding):
-            await client.channel.close()
 
 
 class Flow:
@@ -199,10 +171,10 @@ class Flow:
         outgoing: Sequence[Outgoing],
         subjects: Sequence[str] = (),
     ) -> StageRun:
-        client: Client = getattr(self._stages, stage.name.lower())
+        client = self._stages.by_stage[stage]
         kept = [replace(item, data=Replay(item.data)) for item in outgoing]
 
-        def open_call(attempts: Attempts) -> StreamCall:
+        def open_call(attempts: Attempts) -> StageCall:
             return client.open(
                 attempts.start(start),
                 attempts.payloads(start, kept),

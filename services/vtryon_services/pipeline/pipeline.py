@@ -21,7 +21,8 @@ from vtryon.types import (
 )
 from vtryon_services.engine.numerics import resolve
 from vtryon_services.pipeline.attempts import Retries, RetryBudget
-from vtryon_services.pipeline.flow import Flow, StageClients
+from vtryon_services.pipeline.clients import StageClients
+from vtryon_services.pipeline.flow import Flow
 from vtryon_services.pipeline.settings import PipelineSettings
 from vtryon_services.runtime.call import Call, Incoming, accepted
 from vtryon_services.runtime.places import Places

@@ -2,23 +2,24 @@
 
 from __future__ import annotations
 
-from vtryon.types import TryOnInline, TryOnStart
+from collections.abc import Mapping
+
+from vtryon.types import Stage, TryOnInline, TryOnStart
 from vtryon.v1 import pipeline_pb2
-from vtryon_services.pipeline.flow import StageClients
+from vtryon_services.pipeline.clients import StageClient, StageClients
 from vtryon_services.pipeline.pipeline import STAGE, Pipeline
 from vtryon_services.pipeline.settings import PipelineSettings
 from vtryon_services.runtime.adapter import Method, Service
 
 
-async def make_service(settings: PipelineSettings) -> Service:
-    """Connect to the stages, and give the service; a stage may still be on its way up."""
-    targets = (
-        settings.latent_encoder_target,
-        settings.text_encoder_target,
-        settings.sampling_target,
-        settings.decoding_target,
-    )
-    stages = StageClients.connect(targets)
+async def make_service(
+    settings: PipelineSettings, beside: Mapping[Stage, StageClient] | None = None
+) -> Service:
+    """Connect to the stages, and give the service; a stage may still be on its way up.
+
+    Stages `beside` the pipeline are called as they are, unless their targets are set.
+    """
+    stages = StageClients.connect(settings, beside or {})
     pipeline = Pipeline(stages, settings)
     try_on = Method("TryOn", pipeline_pb2.TryOnRequest, TryOnStart, pipeline.try_on)
     inline = Method(

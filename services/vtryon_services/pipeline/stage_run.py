@@ -25,9 +25,9 @@ from vtryon.events import (
     StepFinished,
 )
 from vtryon.payloads import Outgoing
-from vtryon.stream import StreamCall
 from vtryon.types import PayloadKind, Stage
 from vtryon_services.pipeline.attempts import Attempts
+from vtryon_services.pipeline.clients import StageCall
 from vtryon_services.pipeline.relay import Fanout
 from vtryon_services.runtime.call import Call
 
@@ -65,7 +65,7 @@ class StageRun:
         self._own: Hop | None = None
         self._fanout = Fanout(())
 
-    async def run(self, open_call: Callable[[Attempts], StreamCall]) -> None:
+    async def run(self, open_call: Callable[[Attempts], StageCall]) -> None:
         """Make the call and see it through, elsewhere if the server that had it goes away.
 
         Raises:
@@ -77,7 +77,7 @@ class StageRun:
         finally:
             self.output.cancel()
 
-    async def _attempt(self, open_call: Callable[[Attempts], StreamCall]) -> bool:
+    async def _attempt(self, open_call: Callable[[Attempts], StageCall]) -> bool:
         """Make the call once; false where another attempt is to follow."""
         try:
             async with open_call(self._attempts) as call:

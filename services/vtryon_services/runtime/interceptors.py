@@ -64,22 +64,10 @@ def _observed(behaviour: Behaviour, method: str, metadata: dict[str, Any]) -> Be
                 raise
             finally:
                 seconds = time.monotonic() - started
-                _conclude(span, code)
-                _durations.record(1e3 * seconds, _attributes(method, code))
+                conclude(span, method[1:], code, seconds)
                 _log.info("rpc", method=method, code=code.name, seconds=round(seconds, 4))
 
     return observed
-
-
-def _attributes(method: str, code: grpc.StatusCode) -> dict[str, str | int]:
-    """Name a call as OpenTelemetry's conventions for RPC metrics do."""
-    _, service, name = method.split("/")
-    return {
-        "rpc.system": "grpc",
-        "rpc.service": service,
-        "rpc.method": name,
-        "rpc.grpc.status_code": code.value[0],
-    }
 
 
 def _why_cancelled(context: grpc.aio.ServicerContext) -> grpc.StatusCode:
@@ -97,9 +85,16 @@ def _status_code(context: grpc.aio.ServicerContext) -> grpc.StatusCode:
     )
 
 
-def _conclude(span: trace.Span, code: grpc.StatusCode) -> None:
+def conclude(span: trace.Span, name: str, code: grpc.StatusCode, seconds: float) -> None:
+    """Say how a call of `name`, "package.Service/Method", went: in its span and its duration.
+
+    Names are those of OpenTelemetry's conventions for RPC.
+    """
     span.set_attribute("rpc.grpc.status_code", code.value[0])
     ok = code is grpc.StatusCode.OK
     span.set_status(
         trace.StatusCode.OK if ok else trace.StatusCode.ERROR, None if ok else code.name
     )
+    service, _, method = name.partition("/")
+    attributes = {"rpc.system": "grpc", "rpc.service": service, "rpc.method": method}
+    _durations.record(1e3 * seconds, {**attributes, "rpc.grpc.status_code": code.value[0]})

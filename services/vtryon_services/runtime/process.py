@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
@@ -59,6 +60,9 @@ async def serve(settings: ServiceSettings, begin: AbstractAsyncContextManager[Se
     set_up_logs(settings)
     flush = set_up_export(settings, settings.service.value)
     async with begin as serving:
+        # What was loaded stays: the collector need not walk through it again and again.
+        gc.collect()
+        gc.freeze()
         names = [service.stage.value for service in serving.services]
         _log.info("serving", address=serving.address, services=names)
         await serving.server.wait_for_signal()

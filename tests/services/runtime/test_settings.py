@@ -80,6 +80,6 @@ async def test_the_services_are_those_of_the_contract() -> None:
         for file in files
         for service in file.DESCRIPTOR.services_by_name.values()
     }
-    services = await make_services(list(Stage), "unix:/nowhere", backend="scripted")
+    services = await make_services(list(Stage), backend="scripted")
     served = {item.proto_name: {method.name for method in item.methods} for item in services}
     assert served == contract

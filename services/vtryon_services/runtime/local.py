@@ -1,0 +1,120 @@
+"""A service in the caller's process, called without a wire: the same checks, events, errors."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from dataclasses import replace
+from typing import Any, Self
+
+import grpc
+import structlog
+from opentelemetry import trace
+
+from vtryon.errors import REASONS, DeadlineError, Reason, StageError, VtryonError
+from vtryon.events import Event
+from vtryon.payloads import Outgoing, chunks
+from vtryon.types import Start
+from vtryon_services.runtime.adapter import Method, Service
+from vtryon_services.runtime.call import Call, Incoming
+from vtryon_services.runtime.declarations import check_payloads
+from vtryon_services.runtime.interceptors import conclude
+
+_log = structlog.get_logger("vtryon.service")
+_tracer = trace.get_tracer("vtryon")
+
+
+class LocalStage:
+    """Opens calls of a service's one method, as the SDK's client of the stage does."""
+
+    def __init__(self, service: Service) -> None:
+        [self._method] = service.methods
+        self._service = service
+
+    def open(
+        self,
+        start: Start,
+        outgoing: Sequence[Outgoing],
+        *,
+        timeout_seconds: float,
+        request_id: str,
+        tenant: str = "",
+    ) -> LocalCall:
+        """Make the call; it begins when it is iterated."""
+        call = Call(request_id, timeout_seconds, timeout_is_default=False, tenant=tenant)
+        declared = replace(start, payloads=tuple(item.payload for item in outgoing))
+        return LocalCall(self._service, self._method, declared, outgoing, call)
+
+    async def close(self) -> None:
+        """Hold nothing: the service is closed by whom it belongs to."""
+
+
+class LocalCall:
+    """One call: an async context manager that cancels when it is left, and an async iterator."""
+
+    def __init__(
+        self,
+        service: Service,
+        method: Method[Any],
+        start: Start,
+        outgoing: Sequence[Outgoing],
+        call: Call,
+    ) -> None:
+        self._service = service
+        self._call = call
+        self._start = start
+        self._outgoing = outgoing
+        self._method = method
+        self._events: AsyncGenerator[Event, None] | None = None
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        if self._events is not None:
+            await self._events.aclose()
+
+    async def __aiter__(self) -> AsyncIterator[Event]:
+        """Give the events as they come.
+
+        Raises:
+            VtryonError: as the service's callers see it across a wire.
+        """
+        name = f"{self._service.proto_name}/{self._method.name}"
+        span, code = _tracer.start_span(name, kind=trace.SpanKind.SERVER), grpc.StatusCode.CANCELLED
+        try:
+            async for event in self._serve():
+                yield event
+            code = grpc.StatusCode.OK
+        except VtryonError as error:
+            code = REASONS[error.reason or Reason.STAGE_FAILED].status
+            facts = {"stage": self._service.stage.value, "request_id": self._call.request_id}
+            error.metadata = {**facts, **self._call.facts, **error.metadata}
+            raise
+        finally:
+            conclude(span, name, code, self._call.elapsed_seconds)
+            span.end()
+
+    async def _serve(self) -> AsyncIterator[Event]:
+        check_payloads(self._start.payloads, self._service.settings.max_payload_bytes)
+        incoming = Incoming(self._start.payloads, chunks(self._outgoing))
+        self._events = self._method.serve(self._start, incoming, self._call)
+        while (event := await self._next(self._events)) is not None:
+            yield event
+
+    async def _next(self, served: AsyncGenerator[Event, None]) -> Event | None:
+        """Wait for an event until the deadline; None at the end."""
+        try:
+            async with asyncio.timeout(self._call.remaining_seconds):
+                return await anext(served, None)
+        except TimeoutError:
+            limit = self._call.timeout_seconds
+            raise DeadlineError(f"out of time: the call was given {limit:.3g} s") from None
+        except VtryonError:
+            raise
+        except Exception:
+            _log.exception("the service failed", stage=self._service.stage.value)
+            raise StageError(
+                f"{self._service.stage} failed; its log has the cause under request id "
+                f"{self._call.request_id}"
+            ) from None
