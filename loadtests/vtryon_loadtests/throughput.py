@@ -1,6 +1,6 @@
 """Try-ons per second and their latencies, beside diffusers' pipeline on the same checkpoint.
 
-    python -m vtryon_loadtests.throughput [--rounds 5] [--images 16] [--plot FILE] [--json]
+    python -m vtryon_loadtests.throughput [--rounds 3] [--images 48] [--plot FILE] [--json]
 
 Sides take turns in every round, on the same machine and the same pictures:
 
@@ -294,8 +294,8 @@ def shipped_checkpoint() -> Path:
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--images", type=int, default=16, help="of each side in each round")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--images", type=int, default=48, help="of each side in each round")
     parser.add_argument("--plot", type=Path, help="PNG to write")
     parser.add_argument("--json", action="store_true")
     given = parser.parse_args()

@@ -47,6 +47,13 @@ def test_padding_compares_limits_on_every_mix() -> None:
     assert all(row["forwards"] == 1 for row in found if row["limit"] == 10)
 
 
+def test_floor_tells_every_stage_at_three_sizes() -> None:
+    rows = run("floor", "--rounds", "1", "--steps", "1")
+    assert [row["at_once"] for row in rows] == [1, 4, 16]
+    stages = {"latent-encoder", "text-encoder", "sampling", "decoding"}
+    assert all(row["stage_ms"].keys() == stages for row in rows)
+
+
 @pytest.mark.timeout(300)
 def test_real_size_measures_diffusers_and_every_stage(tmp_path: Path) -> None:
     folder = tmp_path / "tiny"

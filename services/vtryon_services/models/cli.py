@@ -88,3 +88,23 @@ def export_triton(
         raise typer.BadParameter(str(error), param_hint="--checkpoint") from error
     names = ", ".join(model.name for model in models)
     Console().print(f"{out}: {names}; `vtryon triton up {out}` serves it", highlight=False)
+
+
+@app.command()
+def check(
+    repository: Annotated[Path, typer.Argument(help="A model repository.", exists=True)],
+    timeout: Annotated[float, typer.Option(help="Seconds until the models must be loaded.")] = 300,
+) -> None:
+    """Load a model repository in a real Triton server, and say whether it holds."""
+    from vtryon.errors import SettingsError
+    from vtryon_services.triton.server import serve
+
+    console = Console(stderr=True)
+    try:
+        with serve(repository) as running, console.status("loading models"):
+            running.wait_until_ready(timeout)
+    except SettingsError as error:
+        console.print(f"[red]error:[/red] {error}", highlight=False)
+        raise typer.Exit(1) from None
+    names = sorted(path.name for path in repository.iterdir() if path.is_dir())
+    Console().print(f"{repository}: {', '.join(names)} load", highlight=False)

@@ -1,0 +1,5 @@
+"""Noise to latents: a response per step, the last one with the latents. See vtryon_services.triton.models."""
+
+from vtryon_services.triton.models import SamplingModel as TritonPythonModel
+
+__all__ = ["TritonPythonModel"]
