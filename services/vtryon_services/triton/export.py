@@ -36,7 +36,7 @@ is UINT8 in UTF-8. A request that is refused carries `[vtryon {"reason": ...}]` 
 the reasons are those of `protos/vtryon/v1/error_reason.proto`. Cancelling a request of `sampling`
 frees its slot before the next step.
 """
-_SHELL = '''"""{about} See vtryon_services.triton.models."""
+_SHELL = '''"""{about}"""
 
 from vtryon_services.triton.models import {name} as TritonPythonModel
 

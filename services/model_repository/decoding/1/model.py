@@ -1,4 +1,4 @@
-"""Latents to a picture. See vtryon_services.triton.models."""
+"""Latents to a picture."""
 
 from vtryon_services.triton.models import DecodingModel as TritonPythonModel
 

@@ -1,4 +1,4 @@
-"""A picture to latents. See vtryon_services.triton.models."""
+"""A picture to latents."""
 
 from vtryon_services.triton.models import LatentEncoderModel as TritonPythonModel
 

@@ -1,4 +1,4 @@
-"""Noise to latents: a response per step, the last one with the latents. See vtryon_services.triton.models."""
+"""Noise to latents: a response per step, the last one with the latents."""
 
 from vtryon_services.triton.models import SamplingModel as TritonPythonModel
 

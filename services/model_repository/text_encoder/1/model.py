@@ -1,4 +1,4 @@
-"""A prompt and its pictures to embeddings. See vtryon_services.triton.models."""
+"""A prompt and its pictures to embeddings."""
 
 from vtryon_services.triton.models import TextEncoderModel as TritonPythonModel
 
