@@ -60,8 +60,8 @@ format: $(VENV)/.dev ## format Python and protos
 generate: $(VENV)/.dev ## make sdk/vtryon/v1 from protos
 	$(BIN)/python protos/generate.py
 
-bench: $(VENV)/.dev ## measure: try-ons beside diffusers, overload, padding, streaming
-	$(BIN)/python -m vtryon_loadtests.throughput --plot docs/throughput.png
+bench: $(VENV)/.dev .triton ## measure: try-ons beside diffusers, overload, padding, streaming
+	$(BIN)/python -m vtryon_loadtests.throughput --triton --plot docs/throughput.png
 	$(BIN)/python -m vtryon_loadtests.overload
 	$(BIN)/python -m vtryon_loadtests.floor
 	$(BIN)/python -m vtryon_loadtests.padding

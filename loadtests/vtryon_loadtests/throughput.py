@@ -1,6 +1,7 @@
 """Try-ons per second and their latencies, beside diffusers' pipeline on the same checkpoint.
 
-    python -m vtryon_loadtests.throughput [--rounds 3] [--images 48] [--plot FILE] [--json]
+    python -m vtryon_loadtests.throughput [--rounds 3] [--images 48] [--triton] [--plot FILE]
+                                          [--json]
 
 Sides take turns in every round, on the same machine and the same pictures:
 
@@ -8,6 +9,7 @@ Sides take turns in every round, on the same machine and the same pictures:
 - embedded: our mesh in a process of its own, at concurrency 1, 4 and 16; cold: every request brings
   pictures that were never seen; warm: the same pictures again, so that encoders answer from memory.
 - processes: the same, cold, through five gRPC processes over TCP.
+- Triton: the mesh in one process, cold, its arithmetic in a tritonserver (see `make triton`).
 
 Ratios are taken within a round: the machine's moods hit both sides.
 """
@@ -192,7 +194,25 @@ async def five_processes() -> AsyncIterator[vtryon.Client]:
         yield await stack.enter_async_context(vtryon.Client(target))
 
 
-async def measure(checkpoint: Path, rounds: int, images: int, console: Console) -> list[Row]:
+@asynccontextmanager
+async def on_triton() -> AsyncIterator[vtryon.Client]:
+    """Serve everything in one process, its arithmetic in a Triton server beside it."""
+    ports = [f"--{name}-port=0" for name in ("grpc", "http", "metrics")]
+    serve = ("vtryon", "serve", "all", "--listen", "127.0.0.1:0", "--backend", "triton")
+    with tempfile.TemporaryDirectory() as folder:
+        export = (sys.executable, "-m", "vtryon", "models", "export-triton", f"{folder}/models")
+        await asyncio.to_thread(subprocess.run, export, check=True, capture_output=True)
+        with (
+            running("vtryon", "triton", "up", f"{folder}/models", *ports) as url,
+            running(*serve, VTRYON_TRITON_URL=url) as target,
+        ):
+            async with vtryon.Client(target) as client:
+                yield client
+
+
+async def measure(
+    checkpoint: Path, rounds: int, images: int, console: Console, *, triton: bool = False
+) -> list[Row]:
     """Measure all sides in turn, after one round that only warms up."""
     async with AsyncExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
@@ -205,11 +225,15 @@ async def measure(checkpoint: Path, rounds: int, images: int, console: Console) 
             return await asyncio.to_thread(diffusers, count)
 
         sides = [Side("diffusers, one after another", reference)]
-        for name, client, warm in (
+        meshes = [
             ("one process, cold", embedded, False),
             ("one process, warm", embedded, True),
             ("five processes, cold", processes, False),
-        ):
+        ]
+        if triton:
+            server = await stack.enter_async_context(on_triton())
+            meshes.append(("Triton behind one process, cold", server, False))
+        for name, client, warm in meshes:
             for concurrency in CONCURRENCIES:
 
                 async def draw(count: int, client=client, warm=warm, at=concurrency) -> Round:  # type: ignore[no-untyped-def]
@@ -296,11 +320,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--images", type=int, default=48, help="of each side in each round")
+    parser.add_argument("--triton", action="store_true", help="with a Triton server as well")
     parser.add_argument("--plot", type=Path, help="PNG to write")
     parser.add_argument("--json", action="store_true")
     given = parser.parse_args()
     console = Console(stderr=True)
-    rows = asyncio.run(measure(shipped_checkpoint(), given.rounds, given.images, console))
+    rows = asyncio.run(
+        measure(shipped_checkpoint(), given.rounds, given.images, console, triton=given.triton)
+    )
     if given.plot:
         plot(rows, given.plot)
     if given.json:

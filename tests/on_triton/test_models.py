@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import io
 from typing import Any
 
@@ -90,8 +91,6 @@ async def test_what_cannot_be_is_refused_with_our_reason(plain, example) -> None
 
 
 async def test_one_bad_picture_among_many_fails_alone(plain, example) -> None:
-    import asyncio
-
     async def ask(array: np.ndarray) -> object:
         return await plain.infer("latent_encoder", inputs(PICTURE=array))
 
@@ -103,3 +102,31 @@ async def test_one_bad_picture_among_many_fails_alone(plain, example) -> None:
     np.testing.assert_allclose(
         found[0].as_numpy("LATENTS"), found[4].as_numpy("LATENTS"), atol=1e-4
     )
+
+
+def try_on(example, **parameters: Any) -> dict[str, Any]:
+    """A request of the ensemble."""
+    text = np.frombuffer(example.prompt.encode(), np.uint8)[None]
+    given = inputs(PERSON=png(example.person), GARMENT=png(example.garment), PROMPT=text)
+    return {"model_name": "tryon", "inputs": given, "parameters": parameters}
+
+
+async def test_the_ensemble_streams_its_steps_and_ends_with_the_picture(
+    plain, client, example
+) -> None:
+    async def requests():
+        yield try_on(example, steps=4, seed=7, preview_every=2)
+
+    steps, previews, pictures = [], [], []
+    async for result, error in plain.stream_infer(requests()):
+        assert error is None
+        steps.append(int(result.as_numpy("STEP")[0, 0]))
+        previews += [steps[-1]] * (result.as_numpy("PREVIEW") is not None)
+        if (picture := result.as_numpy("PICTURE")) is not None:
+            pictures.append(np.asarray(Image.open(io.BytesIO(picture.tobytes()))))
+        if result.get_response().parameters["triton_final_response"].bool_param:
+            break
+    assert (steps, previews) == ([1, 2, 3, 4], [2, 4])
+    [drawn] = pictures
+    here = await client.try_on(example.person, example.garment, example.prompt, steps=4, seed=7)
+    assert np.abs(drawn.astype(int) - here.picture.to_numpy()).max() <= 1

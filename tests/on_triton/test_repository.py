@@ -21,7 +21,7 @@ def run(*arguments: str) -> tuple[int, str]:
 def test_the_committed_repository_is_current(tmp_path: Path) -> None:
     rendered, committed = export_shipped(tmp_path / "fresh"), ROOT / "services" / "model_repository"
     names = [path.relative_to(rendered) for path in rendered.rglob("*") if path.is_file()]
-    assert len(names) == 2 * 4 + 1
+    assert len(names) == 2 * 5 + 1
     for name in names:
         assert (committed / name).read_text() == (rendered / name).read_text(), (
             f"{name} is not current: rm -r services/model_repository; "
@@ -33,8 +33,9 @@ def test_models_are_thin_and_every_tensor_is_described(tmp_path: Path) -> None:
     folder = export_shipped(tmp_path / "fresh")
     readme = (folder / "README.md").read_text()
     for contract in contracts(16, 128):
-        shell = (folder / contract.model.value / "1" / "model.py").read_text()
-        assert len(shell.splitlines()) < 60
+        if not contract.steps:
+            shell = (folder / contract.model.value / "1" / "model.py").read_text()
+            assert len(shell.splitlines()) < 60
         for one in (*contract.inputs, *contract.outputs, *contract.parameters):
             assert f"`{one.name}`" in readme
 

@@ -50,7 +50,7 @@ def up(
                 running.wait_until_ready(timeout)
             names = sorted(path.name for path in repository.iterdir() if path.is_dir())
             console.print(f"ready: {', '.join(names)}", highlight=False)
-            console.print(f"grpc {running.grpc}, http {running.http}", highlight=False)
+            console.print(f"address: grpc {running.grpc}, http {running.http}", highlight=False)
             while running.process.poll() is None:
                 time.sleep(0.5)
             console.print("[red]tritonserver has ended[/red]")

@@ -20,6 +20,7 @@ class Model(StrEnum):
     TEXT_ENCODER = "text_encoder"
     SAMPLING = "sampling"
     DECODING = "decoding"
+    TRYON = "tryon"
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,8 +49,17 @@ class ParameterOf:
 
 
 @dataclass(frozen=True, slots=True)
+class Step:
+    """One model of an ensemble: which of the ensemble's tensors are its inputs and outputs."""
+
+    model: Model
+    inputs: dict[str, str]
+    outputs: dict[str, str]
+
+
+@dataclass(frozen=True, slots=True)
 class Contract:
-    """One model."""
+    """One model; an ensemble of others where it has steps."""
 
     model: Model
     about: str
@@ -58,8 +68,38 @@ class Contract:
     parameters: tuple[ParameterOf, ...] = ()
     decoupled: bool = False
     batches: bool = True
+    steps: tuple[Step, ...] = ()
 
 
+# A try-on as an ensemble: the person, one garment, a prompt. Triton asks the decoder behind every
+# response of the sampler; LATENTS come with the last one alone, and without them it gives nothing.
+# STEP is there because Triton takes no request without any input.
+_TRY_ON = (
+    Step(Model.LATENT_ENCODER, {"PICTURE": "PERSON"}, {"LATENTS": "person"}),
+    Step(Model.LATENT_ENCODER, {"PICTURE": "GARMENT"}, {"LATENTS": "garment"}),
+    Step(
+        Model.TEXT_ENCODER,
+        {"PROMPT": "PROMPT", "PICTURE_1": "PERSON", "PICTURE_2": "GARMENT"},
+        {"EMBEDDINGS": "embeddings"},
+    ),
+    Step(
+        Model.SAMPLING,
+        {"EMBEDDINGS": "embeddings", "REFERENCE_1": "person", "REFERENCE_2": "garment"},
+        {
+            "STEP": "STEP",
+            "SECONDS": "SECONDS",
+            "POSITION": "POSITION",
+            "PREVIEW": "PREVIEW",
+            "PREVIEW_SIZE": "PREVIEW_SIZE",
+            "LATENTS": "latents",
+        },
+    ),
+    Step(
+        Model.DECODING,
+        {"LATENTS": "latents", "STEP": "STEP"},
+        {"PICTURE": "PICTURE", "SIZE": "SIZE"},
+    ),
+)
 _RESIZE = ParameterOf("resize", "string", "lanczos (default) or area")
 
 
@@ -67,6 +107,17 @@ def contracts(channels: int, width: int) -> tuple[Contract, ...]:
     """Give the models of a checkpoint with so many latent channels and embeddings so wide."""
     latents = (channels, -1, -1)
     picture = "an encoded picture, PNG, JPEG or WebP"
+    progress = (
+        TensorOf("STEP", "INT32", (1,), "steps done; 0 while the request waits"),
+        TensorOf("SECONDS", "FP32", (1,), "what the step took, or will be waited"),
+        TensorOf("POSITION", "INT32", (1,), "how many go first; while it waits"),
+        TensorOf("PREVIEW", "UINT8", (-1,), "PNG of the x0 estimate, where due"),
+        TensorOf("PREVIEW_SIZE", "INT32", (2,), "its width and height"),
+    )
+    drawn = (
+        TensorOf("PICTURE", "UINT8", (-1,), "encoded"),
+        TensorOf("SIZE", "INT32", (2,), "width and height in pixels"),
+    )
     return (
         Contract(
             Model.LATENT_ENCODER,
@@ -110,11 +161,7 @@ def contracts(channels: int, width: int) -> tuple[Contract, ...]:
                 TensorOf("RESUME", "FP32", latents, "latents of an earlier attempt", True),
             ),
             (
-                TensorOf("STEP", "INT32", (1,), "steps done; 0 while the request waits"),
-                TensorOf("SECONDS", "FP32", (1,), "what the step took, or will be waited"),
-                TensorOf("POSITION", "INT32", (1,), "how many go first; while it waits"),
-                TensorOf("PREVIEW", "UINT8", (-1,), "PNG of the x0 estimate, where due"),
-                TensorOf("PREVIEW_SIZE", "INT32", (2,), "its width and height"),
+                *progress,
                 TensorOf("RESUME_LATENTS", "FP32", latents, "where due"),
                 TensorOf("LATENTS", "FP32", latents, "behind the last step"),
             ),
@@ -142,14 +189,29 @@ def contracts(channels: int, width: int) -> tuple[Contract, ...]:
         Contract(
             Model.DECODING,
             "Latents to a picture.",
-            (TensorOf("LATENTS", "FP32", latents, "normalised"),),
             (
-                TensorOf("PICTURE", "UINT8", (-1,), "encoded"),
-                TensorOf("SIZE", "INT32", (2,), "width and height in pixels"),
+                TensorOf("LATENTS", "FP32", latents, "normalised; without, nothing comes", True),
+                TensorOf(
+                    "STEP", "INT32", (1,), "of no effect: ensembles have no LATENTS yet", True
+                ),
             ),
+            drawn,
             (
                 ParameterOf("format", "string", "png (default), jpeg or webp"),
                 ParameterOf("quality", "int", "of jpeg and webp, 1 to 100"),
             ),
+        ),
+        Contract(
+            Model.TRYON,
+            "Person, garment and prompt to a picture, a response per step.",
+            (
+                TensorOf("PERSON", "UINT8", (-1,), picture),
+                TensorOf("GARMENT", "UINT8", (-1,), picture),
+                TensorOf("PROMPT", "UINT8", (-1,), "UTF-8"),
+            ),
+            (*progress, *drawn),
+            decoupled=True,
+            batches=False,
+            steps=_TRY_ON,
         ),
     )

@@ -34,7 +34,9 @@ In production, in an image of NVIDIA's, release 25.07 or newer, with `vtryon[ser
 Requests follow the Open Inference Protocol as Triton serves it. Every tensor has a leading 1. Text
 is UINT8 in UTF-8. A request that is refused carries `[vtryon {"reason": ...}]` behind its message;
 the reasons are those of `protos/vtryon/v1/error_reason.proto`. Cancelling a request of `sampling`
-frees its slot before the next step.
+frees its slot before the next step. Cancelling one of `tryon` does not reach the sampler in release
+24.10, which passes parameters on to the models of an ensemble but no cancels: give it
+`timeout_seconds`, as you would `sampling`.
 """
 _SHELL = '''"""{about}"""
 
@@ -92,6 +94,9 @@ def export(checkpoint: Checkpoint, folder: Path, options: Options) -> list[Path]
         (model / "1").mkdir(parents=True)
         config = configure(contract, checkpoint, options)
         (model / "config.pbtxt").write_text(text_format.MessageToString(config))
+        if contract.steps:
+            (model / "1" / ".keep").touch()  # Triton wants a version of an ensemble too
+            continue
         shell = _SHELL.format(about=contract.about, name=_CLASSES[contract.model])
         (model / "1" / "model.py").write_text(shell)
     (scratch / "README.md").write_text(describe(contracts(*sizes_of(checkpoint))))
@@ -132,7 +137,6 @@ def configure(
     """Make a model's configuration."""
     config = model_config_pb2.ModelConfig(
         name=contract.model.value,
-        backend="python",
         max_batch_size=options.batch if contract.batches else 1,
         input=[
             model_config_pb2.ModelInput(
@@ -148,8 +152,16 @@ def configure(
             model_config_pb2.ModelOutput(name=one.name, data_type=_type(one), dims=one.dims)
             for one in contract.outputs
         ],
-        instance_group=[model_config_pb2.ModelInstanceGroup(count=1, kind=_kind(options.device))],
     )
+    if contract.steps:
+        config.platform = "ensemble"
+        for step in contract.steps:
+            added = config.ensemble_scheduling.step.add(model_name=step.model, model_version=-1)
+            added.input_map.update(step.inputs)
+            added.output_map.update(step.outputs)
+        return config
+    config.backend = "python"
+    config.instance_group.add(count=1, kind=_kind(options.device))
     if contract.decoupled:
         config.model_transaction_policy.decoupled = True
     if contract.batches:

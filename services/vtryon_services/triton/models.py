@@ -16,7 +16,7 @@ from collections.abc import Callable, Hashable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, NamedTuple, TypeVar
 
 import torch
 
@@ -258,29 +258,36 @@ class TextEncoderModel(_Batched[list[Asked], list[torch.Tensor]]):
         return respond(**dict(zip(names, result, strict=False)))
 
 
-class DecodingModel(_Batched[tuple[torch.Tensor, ImageFormat, int | None], torch.Tensor]):
+class Wanted(NamedTuple):
+    """What the decoder is asked for; no latents where an ensemble has none yet."""
+
+    latents: torch.Tensor | None
+    format: ImageFormat
+    quality: int | None
+
+
+class DecodingModel(_Batched[Wanted, torch.Tensor | None]):
     """Latents to a picture."""
 
     def _load(self, settings: _Settings) -> None:
         self._engine = Decoder.load(settings.checkpoint, settings.placement)
 
-    def _prepare(self, request: Request) -> tuple[torch.Tensor, ImageFormat, int | None]:
+    def _prepare(self, request: Request) -> Wanted:
         wanted = ImageFormat(request.parameters.get("format", "png"))
-        return request.needed("LATENTS"), wanted, request.parameters.get("quality")
+        return Wanted(request.tensor("LATENTS"), wanted, request.parameters.get("quality"))
 
-    def _kind(self, item: tuple[torch.Tensor, ImageFormat, int | None]) -> Hashable:
-        return item[0].shape
+    def _kind(self, item: Wanted) -> Hashable:
+        return None if item.latents is None else item.latents.shape
 
-    def _compute(
-        self, items: Sequence[tuple[torch.Tensor, ImageFormat, int | None]]
-    ) -> Sequence[torch.Tensor]:
-        return self._engine.decode([latents for latents, _, _ in items])
+    def _compute(self, items: Sequence[Wanted]) -> Sequence[torch.Tensor | None]:
+        latents = [item.latents for item in items if item.latents is not None]
+        return self._engine.decode(latents) if latents else [None] * len(items)
 
-    def _respond(
-        self, item: tuple[torch.Tensor, ImageFormat, int | None], result: torch.Tensor
-    ) -> Any:
+    def _respond(self, item: Wanted, result: torch.Tensor | None) -> Any:
+        if result is None:
+            return respond()
         picture = fitting.to_picture(result)
-        data = pictures.encode(picture, item[1], item[2])
+        data = pictures.encode(picture, item.format, item.quality)
         return respond(PICTURE=_bytes(data), SIZE=torch.tensor(picture.size, dtype=torch.int32))
 
 

@@ -1,14 +1,19 @@
 """Each stage alone, and all of them in a row: the same picture as the pipeline's."""
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
+from tests.support.pictures import png
 
 import vtryon
 from vtryon import Conditioning, Embeddings, SampleStart, Tensor
+from vtryon.embedded import embedded_mesh
 from vtryon.events import ResumeChunk
 from vtryon.types import DataType, Profile, ResumePoint, TensorSpec
+from vtryon_services.engine.latent_encoder import LatentEncoder
 
 START = SampleStart(width=96, height=128, steps=4, seed=5)
 
@@ -115,3 +120,28 @@ async def test_the_last_preview_looks_like_the_result(client, example) -> None:
 
 async def test_the_same_embeddings_type_comes_back(client, example) -> None:
     assert isinstance(await client.text_encoder.encode("x", []), Embeddings)
+
+
+async def test_person_and_garment_go_through_the_vae_together(example, monkeypatch) -> None:
+    sizes, encode = [], LatentEncoder.encode
+
+    def counted(self: LatentEncoder, pixels: Sequence[torch.Tensor]) -> Sequence[torch.Tensor]:
+        sizes.append(len(pixels))
+        return encode(self, pixels)
+
+    monkeypatch.setattr(LatentEncoder, "encode", counted)
+    async with embedded_mesh() as target, vtryon.Client(target) as client:
+        both = await client.latent_encoder.encode([example.person, example.garment])
+        assert sizes == [2]
+        [alone] = await client.latent_encoder.encode([example.garment])
+        assert sizes == [2]  # kept
+    np.testing.assert_array_equal(both[1].to_numpy(), alone.to_numpy())
+
+
+async def test_a_broken_picture_is_refused_and_the_other_one_is_kept(example) -> None:
+    broken = png()[:-20]
+    async with embedded_mesh() as target, vtryon.Client(target) as client:
+        with pytest.raises(vtryon.RequestError):
+            await client.latent_encoder.encode([example.person, broken])
+        [latents] = await client.latent_encoder.encode([example.person])
+    assert latents.spec.shape == (16, 16, 12)
