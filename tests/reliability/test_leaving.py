@@ -79,6 +79,7 @@ async def test_a_hundred_cancels_at_random_steps_leave_nothing_behind(own, examp
     assert len(list(Path("/proc/self/fd").iterdir())) <= files + 2
 
 
+@pytest.mark.timeout(300)
 async def test_a_killed_client_frees_its_slot(own, example, tmp_path) -> None:
     program = textwrap.dedent(
         """
@@ -92,8 +93,7 @@ async def test_a_killed_client_frees_its_slot(own, example, tmp_path) -> None:
         """
     )
     example.person.save(tmp_path / "person.png")
-    # Whoever finished is told by the count: the slot must come free long before the last step.
-    for _ in range(3):
+    for _ in range(50):
         process = await asyncio.create_subprocess_exec(
             *(sys.executable, "-c", program, own.target, str(tmp_path / "person.png")),
             stdout=subprocess.PIPE,
@@ -102,7 +102,7 @@ async def test_a_killed_client_frees_its_slot(own, example, tmp_path) -> None:
         process.send_signal(signal.SIGKILL)
         await process.wait()
         await slot_is_free(own.batcher)
-    assert (own.batcher.counts.cancelled, own.batcher.counts.finished) == (3, 0)
+    assert (own.batcher.counts.cancelled, own.batcher.counts.finished) == (50, 0)
 
 
 async def test_after_the_deadline_no_step_begins(own, example) -> None:
