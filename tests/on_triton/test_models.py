@@ -90,6 +90,55 @@ async def test_what_cannot_be_is_refused_with_our_reason(plain, example) -> None
         break
 
 
+BAD = {
+    "a size over the limit": ({}, {"width": 16384, "height": 16384}, "FIELD_INVALID"),
+    "a size that is no multiple": ({}, {"width": 97, "height": 128}, "FIELD_INVALID"),
+    "a word for a number": ({}, {"steps": "many"}, "FIELD_INVALID"),
+    "an unknown urgency": ({}, {"urgency": "now"}, "FIELD_INVALID"),
+    "numerics that are no JSON": ({}, {"numerics": "{"}, "FIELD_INVALID"),
+    "sigmas that rise": ({}, {"sigmas": "[0.5, 1.0]"}, "FIELD_INVALID"),
+    "too many pixels of a preview": ({}, {"preview_max_pixels": 2**40}, "FIELD_INVALID"),
+    "a resume point without latents": ({}, {"resume_step": 1}, "FIELD_INVALID"),
+    "NaN": ({"EMBEDDINGS": np.full((1, 3, 128), np.nan, np.float32)}, {}, "TENSOR_NOT_FINITE"),
+    "odd sides": ({"REFERENCE_1": np.zeros((1, 16, 15, 12), np.float32)}, {}, "PAYLOAD_INVALID"),
+    "noise of another size": (
+        {"NOISE": np.zeros((1, 16, 8, 8), np.float32)},
+        {},
+        "PAYLOAD_INVALID",
+    ),
+    "too many tokens": (
+        {"EMBEDDINGS": np.zeros((1, 4097, 128), np.float32)},
+        {},
+        "PAYLOAD_INVALID",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+async def test_bad_input_of_the_sampler_is_refused_and_the_next_request_works(
+    plain, name: str
+) -> None:
+    tensors, parameters, reason = BAD[name]
+    good = {
+        "EMBEDDINGS": np.zeros((1, 3, 128), np.float32),
+        "REFERENCE_1": np.zeros((1, 16, 16, 12), np.float32),
+    }
+
+    async def ask(given: dict, wanted: dict) -> tuple[Any, Any]:
+        async def requests():
+            yield {"model_name": "sampling", "inputs": inputs(**given), "parameters": wanted}
+
+        async for answer in plain.stream_infer(requests()):
+            return answer
+        raise AssertionError("no answer")
+
+    result, error = await ask({**good, **tensors}, {"steps": 1, **parameters})
+    assert result is None
+    assert reason in error.message()
+    result, error = await ask(good, {"steps": 1})
+    assert error is None
+
+
 async def test_one_bad_picture_among_many_fails_alone(plain, example) -> None:
     async def ask(array: np.ndarray) -> object:
         return await plain.infer("latent_encoder", inputs(PICTURE=array))

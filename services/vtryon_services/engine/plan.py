@@ -9,6 +9,7 @@ from vtryon.types import Priority
 from vtryon_services.engine.numerics import Resolved
 
 TOKEN_PIXELS = 16  # 8 by the VAE, 2 by packing
+MAX_TOKENS = 4096  # of a prompt's embeddings
 
 
 @dataclass(frozen=True, slots=True)

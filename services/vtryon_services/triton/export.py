@@ -17,7 +17,7 @@ from vtryon_services.triton.contract import Contract, Model, TensorOf, contracts
 _HEAD = """# The models in Triton
 
 Made by `vtryon models export-triton` from the contract in `vtryon_services.triton.contract`, and so
-is every `config.pbtxt` here. Each `model.py` is a shell of `vtryon_services.triton.models`: the
+is every `config.pbtxt` here. Each `model.py` is a shell of a class in `vtryon_services.triton`: the
 Python that runs Triton's Python backend must have `vtryon[server]`.
 
     make triton                                    # a server for development, into .triton
@@ -40,15 +40,15 @@ frees its slot before the next step. Cancelling one of `tryon` does not reach th
 """
 _SHELL = '''"""{about}"""
 
-from vtryon_services.triton.models import {name} as TritonPythonModel
+from vtryon_services.triton.{module} import {name} as TritonPythonModel
 
 __all__ = ["TritonPythonModel"]
 '''
 _CLASSES = {
-    Model.LATENT_ENCODER: "LatentEncoderModel",
-    Model.TEXT_ENCODER: "TextEncoderModel",
-    Model.SAMPLING: "SamplingModel",
-    Model.DECODING: "DecodingModel",
+    Model.LATENT_ENCODER: ("batched", "LatentEncoderModel"),
+    Model.TEXT_ENCODER: ("batched", "TextEncoderModel"),
+    Model.SAMPLING: ("sampling", "SamplingModel"),
+    Model.DECODING: ("batched", "DecodingModel"),
 }
 _PARTS = {
     Model.LATENT_ENCODER: ("vae",),
@@ -97,7 +97,8 @@ def export(checkpoint: Checkpoint, folder: Path, options: Options) -> list[Path]
         if contract.steps:
             (model / "1" / ".keep").touch()  # Triton wants a version of an ensemble too
             continue
-        shell = _SHELL.format(about=contract.about, name=_CLASSES[contract.model])
+        module, name = _CLASSES[contract.model]
+        shell = _SHELL.format(about=contract.about, module=module, name=name)
         (model / "1" / "model.py").write_text(shell)
     (scratch / "README.md").write_text(describe(contracts(*sizes_of(checkpoint))))
     shutil.rmtree(folder, ignore_errors=True)

@@ -1,5 +1,5 @@
 """Latents to a picture."""
 
-from vtryon_services.triton.models import DecodingModel as TritonPythonModel
+from vtryon_services.triton.batched import DecodingModel as TritonPythonModel
 
 __all__ = ["TritonPythonModel"]

@@ -1,5 +1,5 @@
 """A picture to latents."""
 
-from vtryon_services.triton.models import LatentEncoderModel as TritonPythonModel
+from vtryon_services.triton.batched import LatentEncoderModel as TritonPythonModel
 
 __all__ = ["TritonPythonModel"]

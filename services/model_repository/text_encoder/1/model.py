@@ -1,5 +1,5 @@
 """A prompt and its pictures to embeddings."""
 
-from vtryon_services.triton.models import TextEncoderModel as TritonPythonModel
+from vtryon_services.triton.batched import TextEncoderModel as TritonPythonModel
 
 __all__ = ["TritonPythonModel"]

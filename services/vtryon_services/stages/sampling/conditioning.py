@@ -11,13 +11,13 @@ from vtryon.tensors import Tensor
 from vtryon.types import DataType, Payload, PayloadKind, SampleStart
 from vtryon_services.backends.protocols import SamplingBackend
 from vtryon_services.engine.finite import check_finite
+from vtryon_services.engine.plan import MAX_TOKENS
 from vtryon_services.runtime.call import Incoming
 from vtryon_services.runtime.declarations import payload_invalid
 
 _EMBEDDINGS = {PayloadKind.EMBEDDINGS, PayloadKind.NEGATIVE_EMBEDDINGS}
 _LATENTS = {PayloadKind.REFERENCE_LATENTS, PayloadKind.NOISE, PayloadKind.RESUME_LATENTS}
 _FLOATS = {DataType.FP32, DataType.FP16, DataType.BF16}
-MAX_TOKENS = 4096
 
 
 def check_declared(start: SampleStart, backend: SamplingBackend, max_references: int) -> None:

@@ -1,0 +1,122 @@
+"""How responses leave: by a thread of their own."""
+
+from __future__ import annotations
+
+import logging
+import queue
+import threading
+import time
+from collections.abc import Callable
+from typing import Protocol
+
+from vtryon.errors import CancelledError, VtryonError
+from vtryon_services.engine.batching.batcher import Stepped, Ticket
+from vtryon_services.engine.plan import Standing
+
+_log = logging.getLogger("vtryon.triton")
+_POLL_SECONDS = 0.05
+
+
+class Answerer(Protocol):
+    """Makes and sends the responses of one request, on the outbox's thread."""
+
+    @property
+    def abandoned(self) -> bool:
+        """Whether the caller has left."""
+        ...
+
+    def moved(self, standing: Standing) -> None:
+        """Say how many go first."""
+        ...
+
+    def stepped(self, step: Stepped) -> None:
+        """Say what a step gave."""
+        ...
+
+    def ended(self, error: VtryonError | None) -> None:
+        """Say the last word."""
+        ...
+
+
+class Outbox:
+    """Sends responses and notices who has left, on a thread of its own: no step waits for it."""
+
+    def __init__(self) -> None:
+        self._work: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
+        self._open: dict[Answerer, Ticket] = {}
+        self._thread = threading.Thread(target=self._run, name="outbox", daemon=True)
+        self._thread.start()
+
+    def sink(self, ticket: Ticket, answers: Answerer) -> Posted:
+        """Make the sink of a request."""
+        posted = Posted(self._work, answers, self._close_one)
+        self._work.put(lambda: self._open.__setitem__(answers, ticket))
+        return posted
+
+    def close(self) -> None:
+        """Send what is left."""
+        self._work.put(None)
+        self._thread.join(5)
+
+    def _close_one(self, answers: Answerer) -> None:
+        self._open.pop(answers, None)
+
+    def _run(self) -> None:
+        polled = time.monotonic()
+        while True:
+            try:
+                work = self._work.get(timeout=_POLL_SECONDS)
+            except queue.Empty:
+                work = _nothing
+            if work is None:
+                return
+            try:
+                work()
+            except Exception:
+                _log.exception("a response could not be sent")
+            if time.monotonic() - polled >= _POLL_SECONDS / 10:
+                polled = time.monotonic()
+                self._poll()
+
+    def _poll(self) -> None:
+        """Let those go whose callers have left; FINAL is sent all the same."""
+        for answers, ticket in list(self._open.items()):
+            if answers.abandoned:
+                ticket.cancel()
+                self._close_one(answers)
+                answers.ended(CancelledError("the caller has left"))
+
+
+class Posted:
+    """A `Sink` whose calls become work of the outbox."""
+
+    def __init__(
+        self,
+        work: queue.SimpleQueue[Callable[[], None] | None],
+        answers: Answerer,
+        close: Callable[[Answerer], None],
+    ) -> None:
+        self._work = work
+        self._answers = answers
+        self._close = close
+
+    def moved(self, standing: Standing) -> None:
+        """Post a place in the queue."""
+        self._work.put(lambda: self._answers.moved(standing))
+
+    def stepped(self, step: Stepped) -> None:
+        """Post a step."""
+        self._work.put(lambda: self._answers.stepped(step))
+
+    def ended(self, error: VtryonError | None) -> None:
+        """Post the end."""
+
+        def end() -> None:
+            self._close(self._answers)
+            self._answers.ended(error)
+
+        self._work.put(end)
+
+
+def _nothing() -> None:
+    pass

@@ -1,0 +1,182 @@
+"""Requests and responses of Triton's Python backend, in whose processes this runs.
+
+Tensors go in and out by DLPack: that backend's numpy path gives empty outputs under numpy 2, and
+ends the process on BYTES, so text is UINT8.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from PIL import Image
+
+from vtryon.errors import CancelledError, Reason, RequestError, StageError, VtryonError
+from vtryon.types import (
+    MAX_PICTURE_BYTES,
+    Numerics,
+    ResizeFilter,
+)
+from vtryon_services.engine import pictures
+from vtryon_services.engine.checkpoint import SHIPPED_CHECKPOINT, Checkpoint
+from vtryon_services.engine.numerics import Resolved, resolve
+from vtryon_services.engine.placement import Placement
+from vtryon_services.triton.failures import to_message
+
+try:
+    import triton_python_backend_utils as backend  # type: ignore[import-not-found]
+except ImportError:  # outside of a Triton server, for the tests of what needs none
+    backend = None
+
+R = TypeVar("R")
+_log = logging.getLogger("vtryon.triton")
+
+
+class Request:
+    """A request, as the models see it."""
+
+    def __init__(self, request: Any) -> None:
+        self._request = request
+        self.parameters: Mapping[str, Any] = json.loads(request.parameters() or "{}")
+
+    def tensor(self, name: str) -> torch.Tensor | None:
+        """Give an input without its leading 1; None where it is missing or empty."""
+        found = backend.get_input_tensor_by_name(self._request, name)
+        if found is None:
+            return None
+        tensor: torch.Tensor = torch.utils.dlpack.from_dlpack(found.to_dlpack())[0]
+        return tensor if tensor.numel() else None
+
+    def needed(self, name: str) -> torch.Tensor:
+        """Give an input that must be there.
+
+        Raises:
+            RequestError: it is empty.
+        """
+        tensor = self.tensor(name)
+        if tensor is None:
+            raise RequestError(f"{name} is empty", reason=Reason.PAYLOAD_INVALID)
+        return tensor
+
+    def bytes(self, name: str) -> bytes | None:
+        """Give an input of UINT8 as bytes."""
+        tensor = self.tensor(name)
+        return None if tensor is None else tensor.numpy().tobytes()
+
+    def text(self, name: str) -> str | None:
+        """Give an input of UTF-8.
+
+        Raises:
+            RequestError: it is something else.
+        """
+        data = self.bytes(name)
+        try:
+            return None if data is None else data.decode()
+        except UnicodeDecodeError as error:
+            raise RequestError(f"{name} is no UTF-8") from error
+
+    def picture(self, name: str) -> Image.Image | None:
+        """Decode an input that is a picture.
+
+        Raises:
+            RequestError: it is too large, or can't be decoded.
+        """
+        data = self.bytes(name)
+        if data is not None and len(data) > MAX_PICTURE_BYTES:
+            raise RequestError(
+                f"{name} has {len(data)} bytes; it takes {MAX_PICTURE_BYTES}",
+                reason=Reason.PAYLOAD_TOO_LARGE,
+            )
+        return None if data is None else pictures.decode(data)
+
+    def value(self, name: str, read: Callable[[Any], R]) -> R | None:
+        """Read a parameter; None where it is not given.
+
+        Raises:
+            RequestError: it can't be read.
+        """
+        given = self.parameters.get(name)
+        try:
+            return None if given is None else read(given)
+        except (ValueError, TypeError) as error:
+            raise RequestError(f"the parameter {name} does not hold: {error}") from error
+
+    def numerics(self) -> Resolved:
+        """Give the numerics of an encoder: its way to resize."""
+        return resolve(Numerics(resize=self.value("resize", ResizeFilter)))
+
+
+def respond(**tensors: torch.Tensor) -> Any:
+    """Make a response; a leading 1 is put before every tensor."""
+    return backend.InferenceResponse(
+        [
+            backend.Tensor.from_dlpack(name, tensor.unsqueeze(0).contiguous())
+            for name, tensor in tensors.items()
+        ]
+    )
+
+
+def refuse(error: Exception) -> Any:
+    """Make a response that says what went wrong."""
+    if not isinstance(error, VtryonError):
+        _log.error("a model failed", exc_info=error)
+        error = StageError("the model failed; Triton's log has the cause")
+    codes = {
+        RequestError: backend.TritonError.INVALID_ARG,
+        StageError: backend.TritonError.INTERNAL,
+        CancelledError: backend.TritonError.CANCELLED,
+    }
+    code = codes.get(type(error), backend.TritonError.UNAVAILABLE)
+    return backend.InferenceResponse([], backend.TritonError(to_message(error), code))
+
+
+def finish(sender: Any, response: Any) -> None:
+    """Send the last response of a stream."""
+    sender.send(response, flags=backend.TRITONSERVER_RESPONSE_COMPLETE_FINAL)
+
+
+def as_bytes(data: bytes) -> torch.Tensor:
+    """Give a tensor of UINT8."""
+    return torch.frombuffer(bytearray(data), dtype=torch.uint8)
+
+
+class ModelSettings:
+    """What the export wrote into `config.pbtxt`."""
+
+    def __init__(self, arguments: Mapping[str, str]) -> None:
+        given = json.loads(arguments["model_config"])["parameters"]
+        self.values = {name: one["string_value"] for name, one in given.items()}
+        torch.set_num_threads(int(self.values["threads"]) or torch.get_num_threads())
+        checkpoint = self.values["checkpoint"]
+        self.checkpoint = Checkpoint.open(Path(checkpoint) if checkpoint else SHIPPED_CHECKPOINT)
+        self.placement = Placement.of(self.values["device"], self.values["dtype"])
+
+
+def check_latents(name: str, latents: torch.Tensor, max_area: int) -> None:
+    """Check what Triton, which knows only the number of dimensions, lets through.
+
+    Raises:
+        RequestError: odd sides, too many pixels, or values that are not finite.
+    """
+    _, height, width = latents.shape
+    if height % 2 or width % 2 or 64 * height * width > max_area:
+        raise RequestError(
+            f"{name} has the shape {tuple(latents.shape)}; sides are even, and of at most "
+            f"{max_area} pixels together",
+            reason=Reason.PAYLOAD_INVALID,
+        )
+    check_finite(name, latents)
+
+
+def check_finite(name: str, tensor: torch.Tensor) -> None:
+    """Refuse NaN and infinities.
+
+    Raises:
+        RequestError: there are some.
+    """
+    if not bool(tensor.isfinite().all()):
+        raise RequestError(f"{name} holds NaN or an infinity", reason=Reason.TENSOR_NOT_FINITE)

@@ -1,0 +1,248 @@
+"""The sampler as a model of a Triton server, with the running batch inside it."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from typing import Any
+
+import torch
+from google.protobuf import json_format
+
+from vtryon.errors import Reason, RequestError, StageError, VtryonError
+from vtryon.types import (
+    ImageFormat,
+    Numerics,
+    PreviewPolicy,
+    Priority,
+    ResumePoint,
+    SampleStart,
+)
+from vtryon.v1 import numerics_pb2
+from vtryon_services.engine import latents as drawing
+from vtryon_services.engine import pictures
+from vtryon_services.engine.batching.batcher import StepBatcher, Stepped
+from vtryon_services.engine.plan import MAX_TOKENS, TOKEN_PIXELS, Demand, Plan, Standing
+from vtryon_services.engine.planning import plan_of
+from vtryon_services.engine.sampler import Given, Sampler
+from vtryon_services.runtime.ranges import (
+    PreviewRanges,
+    ResumeRanges,
+    SamplingRanges,
+    SizeRanges,
+    check_ranges,
+)
+from vtryon_services.triton.contract import MAX_PICTURES
+from vtryon_services.triton.outbox import Outbox
+from vtryon_services.triton.requests import (
+    ModelSettings,
+    Request,
+    as_bytes,
+    check_finite,
+    check_latents,
+    finish,
+    refuse,
+    respond,
+)
+
+
+class SamplingModel:
+    """Noise to latents: all requests in one running batch, responses by a thread of their own."""
+
+    def initialize(self, arguments: Mapping[str, str]) -> None:
+        """Load, and start the batch."""
+        settings = ModelSettings(arguments)
+        self._engine = Sampler.load(settings.checkpoint, settings.placement)
+        self._batcher = StepBatcher(
+            self._engine,
+            ThreadPoolExecutor(1, thread_name_prefix="compute"),
+            slots=int(settings.values["slots"]),
+            max_waiting=int(settings.values["max_waiting"]),
+        )
+        self._outbox = Outbox()
+
+    def execute(self, requests: Sequence[Any]) -> None:
+        """Admit requests; they are answered step by step, later."""
+        for request in requests:
+            sender = request.get_response_sender()
+            try:
+                self._admit(Request(request), sender)
+            except Exception as error:
+                finish(sender, refuse(error))
+
+    def finalize(self) -> None:
+        """End what is under way."""
+        self._batcher.begin_drain().result()
+        self._outbox.close()
+
+    def _admit(self, request: Request, sender: Any) -> None:
+        given = _given(request)
+        start = _start(request, given)
+        check_ranges(start, SamplingRanges, SizeRanges, ResumeRanges)
+        _check_given(given, start, self._engine.geometry.max_target_area)
+        plan = plan_of(start, self._engine)
+        if request.value("from_reference", int):
+            plan = replace(plan, from_reference=True)
+        guided = plan.true_cfg_scale > 1 and given.negative is not None
+        tokens = plan.width * plan.height // TOKEN_PIXELS**2 + len(given.positive)
+        tokens += sum(one.shape[1] * one.shape[2] // 4 for one in given.references)
+        demand = Demand(
+            plan,
+            tokens,
+            guided=guided,
+            priority=start.priority or Priority.INTERACTIVE,
+            tenant=request.value("tenant", str) or "",
+            deadline=time.monotonic() + (request.value("timeout_seconds", float) or 3600.0),
+        )
+        answers = Answers(self._engine, plan, request, sender)
+        ticket = self._batcher.admit(demand)
+        ticket.begin(given, self._outbox.sink(ticket, answers))
+
+
+class Answers:
+    """Makes and sends the responses of one request."""
+
+    def __init__(self, engine: Sampler, plan: Plan, request: Request, sender: Any) -> None:
+        self._engine = engine
+        self._plan = plan
+        policy = PreviewPolicy(
+            request.value("preview_every", int) or 0, request.value("preview_max_pixels", int) or 0
+        )
+        check_ranges(policy, PreviewRanges)
+        self._preview_every, self._max_pixels = policy.every_steps, policy.max_pixels
+        self._resume_every = request.value("resume_every", int) or 0
+        self._sender = sender
+        self._last: Stepped | None = None
+        self._over = False
+
+    @property
+    def abandoned(self) -> bool:
+        """Whether the caller has left."""
+        return bool(self._sender.is_cancelled())
+
+    def moved(self, standing: Standing) -> None:
+        """Say how many go first."""
+        self._send(
+            STEP=torch.zeros(1, dtype=torch.int32),
+            SECONDS=torch.tensor([standing.expected_seconds or 0.0]),
+            POSITION=torch.tensor([standing.position], dtype=torch.int32),
+        )
+
+    def stepped(self, step: Stepped) -> None:
+        """Say what a step gave; the last one waits for the end."""
+        self._last = step
+        if step.step < self._plan.steps:
+            self._send(**self._describe(step))
+
+    def ended(self, error: VtryonError | None) -> None:
+        """Send the latents, or the error; what is posted afterwards is not sent."""
+        if self._over:
+            return
+        self._over = True
+        if error is not None or self._last is None:
+            answer = refuse(error or StageError("the sampler ended without a step"))
+        else:
+            latents = drawing.unpack(self._last.tokens, *self._plan.latent_size).cpu()
+            answer = respond(**self._describe(self._last), LATENTS=latents)
+        finish(self._sender, answer)
+
+    def _describe(self, step: Stepped) -> dict[str, torch.Tensor]:
+        last = step.step == self._plan.steps
+        tensors = {
+            "STEP": torch.tensor([step.step], dtype=torch.int32),
+            "SECONDS": torch.tensor([step.seconds]),
+        }
+        if self._preview_every and (last or step.step % self._preview_every == 0):
+            colours = self._engine.geometry.preview
+            if colours is not None:
+                x0 = drawing.unpack(step.x0, *self._plan.latent_size)
+                small = drawing.preview(x0, colours, self._max_pixels)
+                tensors["PREVIEW"] = as_bytes(pictures.encode(small, ImageFormat.PNG))
+                tensors["PREVIEW_SIZE"] = torch.tensor(small.size, dtype=torch.int32)
+        if self._resume_every and not last and step.step % self._resume_every == 0:
+            latents = drawing.unpack(step.tokens, *self._plan.latent_size)
+            tensors["RESUME_LATENTS"] = latents.cpu()
+        return tensors
+
+    def _send(self, **tensors: torch.Tensor) -> None:
+        if not self._over:
+            self._sender.send(respond(**tensors))
+
+
+def _given(request: Request) -> Given:
+    references = [request.tensor(f"REFERENCE_{number}") for number in range(1, MAX_PICTURES + 1)]
+    return Given(
+        positive=request.needed("EMBEDDINGS").clone(),
+        negative=_kept(request.tensor("NEGATIVE_EMBEDDINGS")),
+        references=[one.clone() for one in references if one is not None],
+        noise=_kept(request.tensor("NOISE")),
+        resume=_kept(request.tensor("RESUME")),
+    )
+
+
+def _kept(tensor: torch.Tensor | None) -> torch.Tensor | None:
+    """Copy an input: its memory is Triton's, and gone when the request is."""
+    return None if tensor is None else tensor.clone()
+
+
+def _start(request: Request, given: Given) -> SampleStart:
+    if not given.references:
+        raise RequestError("REFERENCE_1 is empty", reason=Reason.PAYLOAD_INVALID)
+    _, height, width = given.references[0].shape
+    resume = request.value("resume_step", int)
+    return SampleStart(
+        numerics=request.value("numerics", _read_numerics),
+        width=request.value("width", int) or 8 * width,
+        height=request.value("height", int) or 8 * height,
+        steps=request.value("steps", int),
+        true_cfg_scale=request.value("true_cfg_scale", float),
+        seed=request.value("seed", int),
+        strength=request.value("strength", float),
+        sigmas=request.value("sigmas", _read_sigmas) or (),
+        priority=request.value("urgency", Priority),
+        resume=ResumePoint(resume) if resume else None,
+    )
+
+
+def _read_numerics(text: str) -> Numerics:
+    try:
+        return Numerics.from_proto(json_format.Parse(text, numerics_pb2.Numerics()))
+    except json_format.ParseError as error:
+        raise ValueError(error) from error
+
+
+def _read_sigmas(text: str) -> tuple[float, ...]:
+    return tuple(map(float, json.loads(text)))
+
+
+def _check_given(given: Given, start: SampleStart, max_area: int) -> None:
+    """Check what Triton, which knows only the number of dimensions, lets through."""
+    if start.width * start.height > max_area:
+        raise RequestError(f"{start.width}×{start.height} pixels are over the model's {max_area}")
+    for number, reference in enumerate(given.references, 1):
+        check_latents(f"REFERENCE_{number}", reference, max_area)
+    target = (len(given.references[0]), start.height // 8, start.width // 8)
+    for name, tensor in (("NOISE", given.noise), ("RESUME", given.resume)):
+        if tensor is not None and tensor.shape != target:
+            raise RequestError(
+                f"{name} has the shape {tuple(tensor.shape)}; the target's is {target}",
+                reason=Reason.PAYLOAD_INVALID,
+            )
+    if (given.resume is None) != (start.resume is None):
+        raise RequestError("resume_step and RESUME go together")
+    if len(given.positive) > MAX_TOKENS:
+        raise RequestError(
+            f"EMBEDDINGS has {len(given.positive)} tokens; it takes {MAX_TOKENS}",
+            reason=Reason.PAYLOAD_INVALID,
+        )
+    for name, tensor in (
+        ("EMBEDDINGS", given.positive),
+        ("NEGATIVE_EMBEDDINGS", given.negative),
+        ("NOISE", given.noise),
+        ("RESUME", given.resume),
+    ):
+        if tensor is not None:
+            check_finite(name, tensor)
