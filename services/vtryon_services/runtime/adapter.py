@@ -121,20 +121,12 @@ class _Exchange:
             limit = self._call.timeout_seconds
             return DeadlineError(f"out of time: the call was given {limit:.3g} s")
         except asyncio.CancelledError:
-            task = asyncio.current_task()
-            if task is None or task.cancelling():
+            if is_being_cancelled():
                 raise
-            return self._failed()  # something that it waited for was cancelled, not the call
+            return log_failure(self._service.stage, self._call)
         except Exception:
-            return self._failed()
+            return log_failure(self._service.stage, self._call)
         return None
-
-    def _failed(self) -> StageError:
-        _log.exception("the service failed", stage=self._service.stage.value)
-        return StageError(
-            f"{self._service.stage} failed; its log has the cause under request id "
-            f"{self._call.request_id}"
-        )
 
     def _describe_call(self) -> Call:
         metadata = dict(self._context.invocation_metadata() or ())
@@ -227,6 +219,18 @@ class _Exchange:
             await self._context.abort(code, message, trailing)
         except grpc.aio.InternalError:
             raise asyncio.CancelledError from None  # as in `_write`
+
+
+def is_being_cancelled() -> bool:
+    """Whether this task is being cancelled, and not something that it waits for."""
+    task = asyncio.current_task()
+    return task is None or task.cancelling() > 0
+
+
+def log_failure(stage: Stage, call: Call) -> StageError:
+    """Log what is being handled, and give what the caller is told of it."""
+    _log.exception("the service failed", stage=stage.value)
+    return StageError(f"{stage} failed; its log has the cause under request id {call.request_id}")
 
 
 def _encode(event: Event) -> bytes:

@@ -8,19 +8,17 @@ from dataclasses import replace
 from typing import Any, Self
 
 import grpc
-import structlog
 from opentelemetry import trace
 
-from vtryon.errors import REASONS, DeadlineError, Reason, StageError, VtryonError
+from vtryon.errors import REASONS, DeadlineError, Reason, VtryonError
 from vtryon.events import Event
 from vtryon.payloads import Outgoing, chunks
 from vtryon.types import Start
-from vtryon_services.runtime.adapter import Method, Service
+from vtryon_services.runtime.adapter import Method, Service, is_being_cancelled, log_failure
 from vtryon_services.runtime.call import Call, Incoming
 from vtryon_services.runtime.declarations import check_payloads
 from vtryon_services.runtime.interceptors import conclude
 
-_log = structlog.get_logger("vtryon.service")
 _tracer = trace.get_tracer("vtryon")
 
 
@@ -112,9 +110,9 @@ class LocalCall:
             raise DeadlineError(f"out of time: the call was given {limit:.3g} s") from None
         except VtryonError:
             raise
+        except asyncio.CancelledError:
+            if is_being_cancelled():
+                raise
+            raise log_failure(self._service.stage, self._call) from None
         except Exception:
-            _log.exception("the service failed", stage=self._service.stage.value)
-            raise StageError(
-                f"{self._service.stage} failed; its log has the cause under request id "
-                f"{self._call.request_id}"
-            ) from None
+            raise log_failure(self._service.stage, self._call) from None
