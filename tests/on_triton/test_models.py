@@ -100,7 +100,11 @@ BAD = {
     "too many pixels of a preview": ({}, {"preview_max_pixels": 2**40}, "FIELD_INVALID"),
     "a resume point without latents": ({}, {"resume_step": 1}, "FIELD_INVALID"),
     "NaN": ({"EMBEDDINGS": np.full((1, 3, 128), np.nan, np.float32)}, {}, "TENSOR_NOT_FINITE"),
-    "odd sides": ({"REFERENCE_1": np.zeros((1, 16, 15, 12), np.float32)}, {}, "PAYLOAD_INVALID"),
+    "odd sides": (
+        {"REFERENCE_1": np.zeros((1, 16, 15, 12), np.float32)},
+        {"width": 96, "height": 128},
+        "PAYLOAD_INVALID",
+    ),
     "noise of another size": (
         {"NOISE": np.zeros((1, 16, 8, 8), np.float32)},
         {},
