@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import os
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
@@ -57,6 +58,9 @@ async def serve(settings: ServiceSettings, begin: AbstractAsyncContextManager[Se
     Raises:
         SettingsError: something is set up wrongly; nothing is left running.
     """
+    # Threads of an operation that is over sleep, and leave the cores to whoever has work: the event
+    # loop, or the stage next door. Read when torch is loaded, which is later.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     set_up_logs(settings)
     flush = set_up_export(settings, settings.service.value)
     async with begin as serving:
