@@ -10,6 +10,7 @@ from tests.support.pictures import png
 
 import vtryon
 from vtryon.types import Stage
+from vtryon_services.backends.scripted import ScriptedSampling
 from vtryon_services.host import host
 from vtryon_services.pipeline.settings import PipelineSettings
 from vtryon_services.runtime.process import Serving
@@ -52,6 +53,23 @@ async def test_health_speaks_for_the_process_and_for_each_service() -> None:
         with pytest.raises(grpc.aio.AioRpcError) as caught:
             await health(serving.address, "vtryon.v1.Nonesuch")
         assert caught.value.code() is grpc.StatusCode.NOT_FOUND
+
+
+async def test_health_follows_the_backend(monkeypatch) -> None:
+    ready = True
+
+    async def is_ready(_: ScriptedSampling) -> bool:
+        return ready
+
+    monkeypatch.setattr(ScriptedSampling, "is_ready", is_ready)
+    async with mesh() as serving:
+        for now, expected in ((True, SERVING), (False, NOT_SERVING), (True, SERVING)):
+            ready = now
+            async with asyncio.timeout(5):
+                while await health(serving.address, "vtryon.v1.SamplingService") != expected:
+                    await asyncio.sleep(0.1)
+            assert await health(serving.address) == expected
+            assert await health(serving.address, "vtryon.v1.DecodingService") == SERVING
 
 
 async def test_reflection_is_for_development_only() -> None:
