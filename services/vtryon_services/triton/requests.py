@@ -153,7 +153,10 @@ class ModelSettings:
         torch.set_num_threads(int(self.values["threads"]) or torch.get_num_threads())
         checkpoint = self.values["checkpoint"]
         self.checkpoint = Checkpoint.open(Path(checkpoint) if checkpoint else SHIPPED_CHECKPOINT)
-        self.placement = Placement.of(self.values["device"], self.values["dtype"])
+        device = self.values["device"]
+        if device == "cuda":  # the GPU that Triton has given to this instance
+            device = f"cuda:{arguments['model_instance_device_id']}"
+        self.placement = Placement.of(device, self.values["dtype"])
 
 
 def check_latents(name: str, latents: torch.Tensor, max_area: int) -> None:
