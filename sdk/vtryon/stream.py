@@ -142,7 +142,7 @@ class StreamCall:
         except grpc.aio.AioRpcError as error:
             raise self._failed(await self._outcome.error(error)) from None
         except asyncio.CancelledError:
-            if not self._call.cancelled() or _being_cancelled():
+            if not self._call.cancelled() or is_being_cancelled():
                 self._span.set_status(trace.StatusCode.ERROR, "CANCELLED")
                 raise
             raise self._failed(self._why_cancelled()) from self._send_error
@@ -188,7 +188,8 @@ class StreamCall:
         return error
 
 
-def _being_cancelled() -> bool:
+def is_being_cancelled() -> bool:
+    """Whether this task is being cancelled, and not something that it waits for."""
     task = asyncio.current_task()
     return task is not None and task.cancelling() > 0
 

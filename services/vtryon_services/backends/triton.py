@@ -22,10 +22,10 @@ from vtryon.tensors import Tensor
 from vtryon.types import EncodedImage, FitMethod, ImageFormat
 from vtryon_services.backends.protocols import Backend, Latents, StepDone, Wanted
 from vtryon_services.engine import pictures
-from vtryon_services.engine.geometry import Defaults, Geometry
-from vtryon_services.engine.numerics import DEFAULTS, Resolved
-from vtryon_services.engine.plan import TOKEN_PIXELS, Demand, Standing
-from vtryon_services.engine.schedule import shorten, sigmas_for
+from vtryon_services.engine.geometry import Geometry
+from vtryon_services.engine.numerics import Resolved
+from vtryon_services.engine.plan import Demand, Standing
+from vtryon_services.engine.schedule import Scheduled
 from vtryon_services.runtime.settings import StageSettings
 from vtryon_services.triton.client import TritonPool
 from vtryon_services.triton.contract import Model
@@ -121,7 +121,7 @@ class TritonTextEncoder(_TritonBackend):
         )
 
 
-class TritonSampling(_TritonBackend):
+class TritonSampling(_TritonBackend, Scheduled):
     """Denoises with the model `sampling`, whose running batch is in the server."""
 
     model = Model.SAMPLING
@@ -131,17 +131,6 @@ class TritonSampling(_TritonBackend):
         self._scheduler = FlowMatchEulerDiscreteScheduler.from_config(
             json.loads(described["scheduler"])
         )
-
-    def defaults(self, numerics: Resolved) -> Defaults:
-        """Steps and scale of a request that names none."""
-        return self.geometry.defaults.get(numerics.profile) or DEFAULTS[numerics.profile]
-
-    def sigmas(
-        self, numerics: Resolved, steps: int, width: int, height: int, strength: float
-    ) -> tuple[float, ...]:
-        """Noise levels of a request."""
-        tokens = (width // TOKEN_PIXELS) * (height // TOKEN_PIXELS)
-        return shorten(sigmas_for(self._scheduler, numerics, steps, tokens), strength)
 
     def admit(self, demand: Demand) -> TritonSlot:
         """Take a request on; the model admits or refuses it when it gets the tensors."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from math import inf
 
@@ -41,6 +42,12 @@ class Plan:
     def latent_size(self) -> tuple[int, int]:
         """Height and width of the target's latents."""
         return self.height // 8, self.width // 8
+
+
+def count_tokens(plan: Plan, text: int, references: Iterable[Sequence[int]]) -> int:
+    """Count the tokens of one prediction: target, text, and references of these latent shapes."""
+    pictures = sum(height * width // 4 for _, height, width in references)
+    return plan.width * plan.height // TOKEN_PIXELS**2 + text + pictures
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,13 +17,12 @@ from vtryon_services.engine import latents as packing
 from vtryon_services.engine.attention import install
 from vtryon_services.engine.checkpoint import Checkpoint
 from vtryon_services.engine.forward import Forward, Row, divide
-from vtryon_services.engine.geometry import Defaults, Geometry
+from vtryon_services.engine.geometry import Geometry
 from vtryon_services.engine.guidance import guide
-from vtryon_services.engine.numerics import DEFAULTS, Resolved
 from vtryon_services.engine.placement import Placement
-from vtryon_services.engine.plan import TOKEN_PIXELS, Plan
+from vtryon_services.engine.plan import Plan
 from vtryon_services.engine.rope import Shape
-from vtryon_services.engine.schedule import shorten, sigmas_for
+from vtryon_services.engine.schedule import Scheduled
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,7 +115,7 @@ class Pass(NamedTuple):
     seconds: float
 
 
-class Sampler:
+class Sampler(Scheduled):
     """Flow-matching Euler over the MMDiT, with the references as further tokens."""
 
     def __init__(
@@ -179,18 +178,6 @@ class Sampler:
         )
         embeddings = torch.zeros(text, self.width, **place)
         return Row(target.float(), references, embeddings, shapes, 1.0, RopeLayout.DIFFUSERS)
-
-    def defaults(self, numerics: Resolved) -> Defaults:
-        """Steps and scale of a request that names none."""
-        own = self.geometry.defaults.get(numerics.profile)
-        return own or DEFAULTS[numerics.profile]
-
-    def sigmas(
-        self, numerics: Resolved, steps: int, width: int, height: int, strength: float
-    ) -> tuple[float, ...]:
-        """Give the noise levels of a request."""
-        tokens = (width // TOKEN_PIXELS) * (height // TOKEN_PIXELS)
-        return shorten(sigmas_for(self._scheduler, numerics, steps, tokens), strength)
 
     def move(self, given: Given) -> Given:
         """Bring a request's tensors to the device, from pinned memory.

@@ -8,7 +8,27 @@ import numpy as np
 from diffusers import FlowMatchEulerDiscreteScheduler
 
 from vtryon.types import SigmaSchedule
-from vtryon_services.engine.numerics import Resolved
+from vtryon_services.engine.geometry import Defaults, Geometry
+from vtryon_services.engine.numerics import DEFAULTS, Resolved
+from vtryon_services.engine.plan import TOKEN_PIXELS
+
+
+class Scheduled:
+    """A checkpoint's schedules: what it decides of a plan."""
+
+    _scheduler: FlowMatchEulerDiscreteScheduler
+    geometry: Geometry
+
+    def defaults(self, numerics: Resolved) -> Defaults:
+        """Steps and scale of a request that names none."""
+        return self.geometry.defaults.get(numerics.profile) or DEFAULTS[numerics.profile]
+
+    def sigmas(
+        self, numerics: Resolved, steps: int, width: int, height: int, strength: float
+    ) -> tuple[float, ...]:
+        """Give the noise levels of a request."""
+        tokens = (width // TOKEN_PIXELS) * (height // TOKEN_PIXELS)
+        return shorten(sigmas_for(self._scheduler, numerics, steps, tokens), strength)
 
 
 def flow_shift(t: np.ndarray, shift: float) -> np.ndarray:

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import asyncio
 import uuid
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
-from contextlib import aclosing
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import aclosing, contextmanager
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
@@ -31,7 +31,7 @@ from vtryon.events import Chunk, Event
 from vtryon.framing import EVENT_TAG, REQUEST_TAG, read_chunk, write_chunk
 from vtryon.grammar import Requests, Responses
 from vtryon.messages import ProtoType
-from vtryon.stream import REQUEST_ID_KEY, TENANT_KEY
+from vtryon.stream import REQUEST_ID_KEY, TENANT_KEY, is_being_cancelled
 from vtryon.types import Stage
 from vtryon_services.runtime.call import Call, Incoming
 from vtryon_services.runtime.declarations import check_payloads, unknown_enum
@@ -113,19 +113,11 @@ class _Exchange:
 
     async def _attempt(self, request: bytes | None) -> VtryonError | None:
         try:
-            async with asyncio.timeout(self._call.remaining_seconds):
-                await self._serve(request)
+            with named_failures(self._service.stage, self._call):
+                async with asyncio.timeout(self._call.remaining_seconds):
+                    await self._serve(request)
         except VtryonError as error:
             return error
-        except TimeoutError:
-            limit = self._call.timeout_seconds
-            return DeadlineError(f"out of time: the call was given {limit:.3g} s")
-        except asyncio.CancelledError:
-            if is_being_cancelled():
-                raise
-            return log_failure(self._service.stage, self._call)
-        except Exception:
-            return log_failure(self._service.stage, self._call)
         return None
 
     def _describe_call(self) -> Call:
@@ -167,7 +159,7 @@ class _Exchange:
             limit = self._settings.write_timeout_seconds
             raise UnavailableError(f"the caller read nothing for {limit:.3g} s") from None
         except (grpc.aio.InternalError, grpc.aio.UsageError):
-            raise asyncio.CancelledError from None  # grpc.aio's way to say that the caller has left
+            raise _CallerLeftError from None  # grpc.aio's way to say so
 
     async def _read_start(self) -> Any:
         raw = await self._context.read()
@@ -221,14 +213,34 @@ class _Exchange:
             raise asyncio.CancelledError from None  # as in `_write`
 
 
-def is_being_cancelled() -> bool:
-    """Whether this task is being cancelled, and not something that it waits for."""
-    task = asyncio.current_task()
-    return task is None or task.cancelling() > 0
+class _CallerLeftError(asyncio.CancelledError):
+    """There is nobody to write to."""
 
 
-def log_failure(stage: Stage, call: Call) -> StageError:
-    """Log what is being handled, and give what the caller is told of it."""
+@contextmanager
+def named_failures(stage: Stage, call: Call) -> Iterator[None]:
+    """Give what goes wrong in a call one of our names, and log what is no caller's business.
+
+    Raises:
+        VtryonError: as it was, of the deadline, or of the stage.
+    """
+    try:
+        yield
+    except VtryonError:
+        raise
+    except TimeoutError:
+        limit = call.timeout_seconds
+        raise DeadlineError(f"out of time: the call was given {limit:.3g} s") from None
+    except asyncio.CancelledError as error:
+        if is_being_cancelled() or isinstance(error, _CallerLeftError):
+            raise
+        # Something that it waited for was cancelled, not the call.
+        raise _log_failure(stage, call) from None
+    except Exception:
+        raise _log_failure(stage, call) from None
+
+
+def _log_failure(stage: Stage, call: Call) -> StageError:
     _log.exception("the service failed", stage=stage.value)
     return StageError(f"{stage} failed; its log has the cause under request id {call.request_id}")
 

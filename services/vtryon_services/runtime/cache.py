@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-from collections import ChainMap
 from collections.abc import Awaitable, Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Generic, TypeVar
@@ -86,11 +85,12 @@ class ResultCache(Generic[R]):
         if not self._max_bytes:
             return list(await make(range(len(keys))))
         found: dict[Hashable, R | Exception] = {}
-        for key in dict.fromkeys(keys):
+        wanted = list(dict.fromkeys(keys))
+        for key in wanted:
             if (result := self._results.get(key)) is not None:
                 found[key] = result
             self._count("hit" if key in found else "joined" if key in self._flights else "miss")
-        self._take_off([key for key in dict.fromkeys(keys) if key not in found], keys, make)
+        self._take_off([key for key in wanted if key not in found], keys, make)
         flights = {self._flights[key] for key in keys if key not in found}
         for flight in flights:
             flight.waiting += 1
@@ -138,7 +138,7 @@ class ResultCache(Generic[R]):
             if len(places) == 1:
                 return {keys[places[0]]: error}
             alone = [await self._make(keys, [place], make) for place in places]
-            return ChainMap(*map(dict, alone))
+            return {key: result for one in alone for key, result in one.items()}
         results = {keys[place]: result for place, result in zip(places, made, strict=True)}
         for key, result in results.items():
             if self._size_of(result) <= self._max_bytes:

@@ -10,11 +10,11 @@ from typing import Any, Self
 import grpc
 from opentelemetry import trace
 
-from vtryon.errors import REASONS, DeadlineError, Reason, VtryonError
+from vtryon.errors import REASONS, Reason, VtryonError
 from vtryon.events import Event
 from vtryon.payloads import Outgoing, chunks
 from vtryon.types import Start
-from vtryon_services.runtime.adapter import Method, Service, is_being_cancelled, log_failure
+from vtryon_services.runtime.adapter import Method, Service, named_failures
 from vtryon_services.runtime.call import Call, Incoming
 from vtryon_services.runtime.declarations import check_payloads
 from vtryon_services.runtime.interceptors import conclude
@@ -102,17 +102,6 @@ class LocalCall:
 
     async def _next(self, served: AsyncGenerator[Event, None]) -> Event | None:
         """Wait for an event until the deadline; None at the end."""
-        try:
+        with named_failures(self._service.stage, self._call):
             async with asyncio.timeout(self._call.remaining_seconds):
                 return await anext(served, None)
-        except TimeoutError:
-            limit = self._call.timeout_seconds
-            raise DeadlineError(f"out of time: the call was given {limit:.3g} s") from None
-        except VtryonError:
-            raise
-        except asyncio.CancelledError:
-            if is_being_cancelled():
-                raise
-            raise log_failure(self._service.stage, self._call) from None
-        except Exception:
-            raise log_failure(self._service.stage, self._call) from None

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
+import sys
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Generic, NamedTuple, TypeVar
@@ -17,6 +18,7 @@ from vtryon.types import (
     ImageFormat,
 )
 from vtryon_services.engine import fitting, pictures
+from vtryon_services.engine.batching.merger import Merger
 from vtryon_services.engine.decoder import Decoder
 from vtryon_services.engine.latent_encoder import Fitted, LatentEncoder
 from vtryon_services.engine.text_encoder import Asked, TextEncoder
@@ -39,56 +41,51 @@ I = TypeVar("I")  # noqa: E741
 R = TypeVar("R")
 
 
-class _Batched(Generic[I, R]):
+class _Batched(ABC, Generic[I, R]):
     """A model that answers several requests at once; each fails alone."""
 
     def initialize(self, arguments: Mapping[str, str]) -> None:
         """Load."""
         self._beside = ThreadPoolExecutor(4, thread_name_prefix="beside")
+        compute = ThreadPoolExecutor(1, thread_name_prefix="compute")
+        self._merger = Merger(compute, self._compute, self._kind, sys.maxsize)
         self._load(ModelSettings(arguments))
 
     def execute(self, requests: Sequence[Any]) -> list[Any]:
         """Prepare side by side, compute together what is alike, answer side by side."""
         prepared = list(self._beside.map(_caught(self._prepare), map(Request, requests)))
-        alike: dict[Hashable, list[int]] = defaultdict(list)
-        for place, item in enumerate(prepared):
-            if not isinstance(item, Exception):
-                alike[self._kind(item)].append(place)
-        answers: list[Any] = [item if isinstance(item, Exception) else None for item in prepared]
-        for places in alike.values():
-            items: Any = [prepared[place] for place in places]
-            self._answer(items, places, answers)
+        asked = {
+            place: item for place, item in enumerate(prepared) if not isinstance(item, Exception)
+        }
+        futures = dict(zip(asked, self._merger.submit(*asked.values()), strict=True))
+
+        def answer(place: int) -> Any:
+            if place in futures:
+                return self._respond(asked[place], futures[place].result())
+            return prepared[place]
+
+        answers = self._beside.map(_caught(answer), range(len(prepared)))
         return [refuse(one) if isinstance(one, Exception) else one for one in answers]
 
-    def _answer(self, items: Sequence[I], places: Sequence[int], answers: list[Any]) -> None:
-        try:
-            results = self._compute(items)
-        except Exception as error:
-            if len(items) == 1:
-                answers[places[0]] = error
-                return
-            for item, place in zip(items, places, strict=True):
-                self._answer([item], [place], answers)
-            return
-        finished = self._beside.map(_caught(self._respond), items, results)
-        for place, answer in zip(places, finished, strict=True):
-            answers[place] = answer
-
+    @abstractmethod
     def _load(self, settings: ModelSettings) -> None:
-        raise NotImplementedError
+        """Make the engine."""
 
+    @abstractmethod
     def _prepare(self, request: Request) -> I:
-        raise NotImplementedError
+        """Read a request."""
 
+    @abstractmethod
     def _kind(self, item: I) -> Hashable:
-        """What goes together."""
-        raise NotImplementedError
+        """Tell what goes together."""
 
+    @abstractmethod
     def _compute(self, items: Sequence[I]) -> Sequence[R]:
-        raise NotImplementedError
+        """Compute what is of one kind."""
 
+    @abstractmethod
     def _respond(self, item: I, result: R) -> Any:
-        raise NotImplementedError
+        """Make the response."""
 
 
 def _caught(work: Callable[..., R]) -> Callable[..., R | Exception]:

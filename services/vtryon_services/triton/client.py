@@ -24,6 +24,7 @@ from vtryon.errors import (
     UnavailableError,
     VtryonError,
 )
+from vtryon.stream import is_being_cancelled
 from vtryon_services.triton.contract import Model
 from vtryon_services.triton.failures import from_message
 
@@ -149,7 +150,7 @@ class TritonPool:
                         return
                 raise UnavailableError("the Triton server ended a stream before its last response")
             except asyncio.CancelledError:
-                if _is_cancelled():
+                if is_being_cancelled():
                     raise
                 # tritonclient cancels its own call where a request can't be written.
                 raise StageError("the request could not be sent to the Triton server") from None
@@ -174,12 +175,6 @@ class TritonPool:
             raise failure from None
         finally:
             server.open -= 1
-
-
-def _is_cancelled() -> bool:
-    """Whether this task is being cancelled, and not a call that it waits for."""
-    task = asyncio.current_task()
-    return task is not None and task.cancelling() > 0
 
 
 def _inputs(tensors: Tensors) -> list[Any]:

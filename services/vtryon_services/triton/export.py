@@ -89,7 +89,8 @@ def export(checkpoint: Checkpoint, folder: Path, options: Options) -> list[Path]
         raise FileExistsError(f"{folder} is not empty")
     scratch = folder.with_name(folder.name + ".part")
     shutil.rmtree(scratch, ignore_errors=True)
-    for contract in contracts(*sizes_of(checkpoint)):
+    found = contracts(*sizes_of(checkpoint))
+    for contract in found:
         model = scratch / contract.model.value
         (model / "1").mkdir(parents=True)
         config = configure(contract, checkpoint, options)
@@ -100,7 +101,7 @@ def export(checkpoint: Checkpoint, folder: Path, options: Options) -> list[Path]
         module, name = _CLASSES[contract.model]
         shell = _SHELL.format(about=contract.about, module=module, name=name)
         (model / "1" / "model.py").write_text(shell)
-    (scratch / "README.md").write_text(describe(contracts(*sizes_of(checkpoint))))
+    (scratch / "README.md").write_text(describe(found))
     shutil.rmtree(folder, ignore_errors=True)
     scratch.rename(folder)
     return sorted(path for path in folder.iterdir() if path.is_dir())

@@ -25,7 +25,7 @@ from vtryon.v1 import numerics_pb2
 from vtryon_services.engine import latents as drawing
 from vtryon_services.engine import pictures
 from vtryon_services.engine.batching.batcher import StepBatcher, Stepped
-from vtryon_services.engine.plan import MAX_TOKENS, TOKEN_PIXELS, Demand, Plan, Standing
+from vtryon_services.engine.plan import MAX_TOKENS, Demand, Plan, Standing, count_tokens
 from vtryon_services.engine.planning import plan_of
 from vtryon_services.engine.sampler import Given, Sampler
 from vtryon_services.runtime.ranges import (
@@ -87,11 +87,9 @@ class SamplingModel:
         if request.value("from_reference", int):
             plan = replace(plan, from_reference=True)
         guided = plan.true_cfg_scale > 1 and given.negative is not None
-        tokens = plan.width * plan.height // TOKEN_PIXELS**2 + len(given.positive)
-        tokens += sum(one.shape[1] * one.shape[2] // 4 for one in given.references)
         demand = Demand(
             plan,
-            tokens,
+            count_tokens(plan, len(given.positive), [one.shape for one in given.references]),
             guided=guided,
             priority=start.priority or Priority.INTERACTIVE,
             tenant=request.value("tenant", str) or "",

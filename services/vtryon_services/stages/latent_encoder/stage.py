@@ -41,9 +41,9 @@ class LatentEncoderStage:
         self._check_kinds(start)
         self._places.check_room()
         pictures = await incoming.receive()
-        keys = [
-            await self._cache.key(call.tenant, [picture], numerics.resize) for picture in pictures
-        ]
+        keys = await asyncio.gather(
+            *(self._cache.key(call.tenant, [picture], numerics.resize) for picture in pictures)
+        )
 
         async def encode(places: Sequence[int]) -> Sequence[Latents]:
             return await self._backend.encode([pictures[place] for place in places], numerics)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import defaultdict
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
 
@@ -11,7 +12,7 @@ from vtryon.events import Event, Finished, Preview, Queued, ResumeChunk, StepFin
 from vtryon.payloads import cut
 from vtryon.types import PayloadKind, Priority, SampleStart, Stage
 from vtryon_services.backends.protocols import SamplingBackend, StepDone, Wanted
-from vtryon_services.engine.plan import TOKEN_PIXELS, Demand, Plan, Standing
+from vtryon_services.engine.plan import Demand, Plan, Standing, count_tokens
 from vtryon_services.engine.planning import plan_of
 from vtryon_services.runtime.call import Call, Incoming, accepted, send_output
 from vtryon_services.runtime.ledger import one_hop
@@ -77,19 +78,15 @@ class SamplingStage:
 
 
 def _demand(start: SampleStart, plan: Plan, call: Call) -> Demand:
-    tokens = plan.width * plan.height // TOKEN_PIXELS**2
-    kinds = []
+    shapes: dict[PayloadKind | None, list[tuple[int, ...]]] = defaultdict(list)
     for payload in start.payloads:
         assert payload.tensor is not None
-        kinds.append(payload.kind)
-        if payload.kind is PayloadKind.REFERENCE_LATENTS:
-            tokens += payload.tensor.shape[1] * payload.tensor.shape[2] // 4
-        elif payload.kind is PayloadKind.EMBEDDINGS:
-            tokens += payload.tensor.shape[0]
+        shapes[payload.kind].append(payload.tensor.shape)
+    [(text, _)] = shapes[PayloadKind.EMBEDDINGS]
     return Demand(
         plan,
-        tokens,
-        guided=plan.true_cfg_scale > 1 and PayloadKind.NEGATIVE_EMBEDDINGS in kinds,
+        count_tokens(plan, text, shapes[PayloadKind.REFERENCE_LATENTS]),
+        guided=plan.true_cfg_scale > 1 and PayloadKind.NEGATIVE_EMBEDDINGS in shapes,
         priority=start.priority or Priority.INTERACTIVE,
         tenant=call.tenant,
         deadline=time.monotonic() + call.remaining_seconds,
