@@ -62,18 +62,19 @@ class ChannelNorm(QwenImageRMS_norm):
         return (wide * shorten).to(x.dtype) * self.gamma + self.bias
 
 
-class StillVae:
+class StillVae(nn.Module):
     """The VAE of a checkpoint, for pictures."""
 
     def __init__(self, vae: AutoencoderKLQwenImage, *, tile_above_pixels: int) -> None:
+        super().__init__()
         flatten_(vae)
         self._vae = vae
         self._tile_above_pixels = tile_above_pixels
         self.channels: int = vae.config.z_dim
         shape = (1, self.channels, 1, 1, 1)
         place = {"device": vae.device, "dtype": torch.float32}
-        self._mean = torch.tensor(vae.config.latents_mean, **place).view(shape)
-        self._std = torch.tensor(vae.config.latents_std, **place).view(shape)
+        self._mean = nn.Buffer(torch.tensor(vae.config.latents_mean, **place).view(shape))
+        self._std = nn.Buffer(torch.tensor(vae.config.latents_std, **place).view(shape))
 
     @classmethod
     def load(
@@ -91,10 +92,14 @@ class StillVae:
             pixels: (pictures, 3, height, width), −1 to 1; sides multiples of 8.
             result: (pictures, channels, height / 8, width / 8), float32, on the CPU.
         """
-        frames = pixels.to(self._vae.device, self._vae.dtype).unsqueeze(2)
+        return self.to_latents(pixels.to(self._mean.device)).cpu()
+
+    def to_latents(self, pixels: torch.Tensor) -> torch.Tensor:
+        """Do what `encode` does, on the device."""
+        frames = pixels.to(self._vae.dtype).unsqueeze(2)
         moments = self._vae.quant_conv(self._vae.encoder(frames))
         mode = moments[:, : self.channels].float()
-        return ((mode - self._mean) / self._std)[:, :, 0].cpu()
+        return ((mode - self._mean) / self._std)[:, :, 0]
 
     @torch.inference_mode()
     def decode(self, latents: torch.Tensor) -> torch.Tensor:
@@ -104,14 +109,19 @@ class StillVae:
             latents: (pictures, channels, height, width).
             result: (pictures, 3, height · 8, width · 8), −1 to 1, on the CPU.
         """
-        z = latents.to(self._vae.device, torch.float32).unsqueeze(2)
+        pixels = latents.shape[-1] * latents.shape[-2] * DOWNSCALE**2
+        tiled = pixels > self._tile_above_pixels
+        return self.to_pixels(latents.to(self._mean.device), tiled=tiled).cpu()
+
+    def to_pixels(self, latents: torch.Tensor, *, tiled: bool = False) -> torch.Tensor:
+        """Do what `decode` does, on the device."""
+        z = latents.float().unsqueeze(2)
         z = (z * self._std + self._mean).to(self._vae.dtype)
-        pixels = z.shape[-1] * z.shape[-2] * DOWNSCALE**2
-        if pixels > self._tile_above_pixels:
+        if tiled:
             frames = self._vae.tiled_decode(z, return_dict=False)[0]
         else:
             frames = self._vae.decoder(self._vae.post_quant_conv(z))
-        return frames[:, :, 0].clamp(-1, 1).cpu()
+        return frames[:, :, 0].float().clamp(-1, 1)
 
 
 def flatten_(module: nn.Module) -> None:

@@ -64,7 +64,7 @@ class TextEncoder:
         geometry: Geometry,
         digest: str,
     ) -> None:
-        self._model = model.model
+        self.model = model.model
         self._tokenizer = tokenizer
         self._processor = processor
         self._geometry = geometry
@@ -121,14 +121,14 @@ class TextEncoder:
         texts = [TEMPLATE.format(self._introduce(one.seen.grids) + one.prompt) for one in asked]
         padded = len(texts) > 1
         tokens = self._tokenizer(texts, padding=padded, padding_side="right", return_tensors="pt")
-        device, mask = self._model.device, tokens["attention_mask"]
+        device, mask = self.model.device, tokens["attention_mask"]
         given = {"input_ids": tokens["input_ids"].to(device), "attention_mask": mask.to(device)}
         seen = [one.seen for one in asked if len(one.seen.grids)]
         if seen:
             pixels = torch.cat([one.pixels for one in seen])
-            given["pixel_values"] = pixels.to(device, self._model.dtype)
+            given["pixel_values"] = pixels.to(device, self.model.dtype)
             given["image_grid_thw"] = torch.cat([one.grids for one in seen]).to(device)
-        hidden = self._model(**given).last_hidden_state.cpu()
+        hidden = self.model(**given).last_hidden_state.cpu()
         lengths = mask.sum(1).tolist()
         return [row[PREAMBLE_TOKENS:length] for row, length in zip(hidden, lengths, strict=True)]
 

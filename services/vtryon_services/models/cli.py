@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated
 
@@ -108,3 +109,66 @@ def check(
         raise typer.Exit(1) from None
     names = sorted(path.name for path in repository.iterdir() if path.is_dir())
     Console().print(f"{repository}: {', '.join(names)} load", highlight=False)
+
+
+@app.command()
+def export_onnx(
+    stage: Annotated[
+        str, typer.Argument(help="latent-encoder, text-encoder, sampling, decoding, or all.")
+    ],
+    out: Annotated[Path, typer.Argument(help="A model repository to add to.")],
+    checkpoint: Annotated[
+        Path | None, typer.Option(help="Folder in diffusers layout; else the one that ships.")
+    ] = None,
+    device: Annotated[
+        str, typer.Option(help='"cuda": export there, and for Triton with TensorRT; or "cpu".')
+    ] = "cpu",
+    dtype: Annotated[str, typer.Option(help="Of the weights: bf16, fp16 or fp32.")] = "fp32",
+    check: Annotated[
+        bool, typer.Option(help="Run the graph with onnxruntime, and compare with torch.")
+    ] = True,
+) -> None:
+    """Write what a stage computes as ONNX, checked against torch, with the command for TensorRT.
+
+    The VAE's two halves, the language model with its vision tower, and one step of the
+    transformer; every size and batch goes through the same graph. What is around them
+    (pictures, tokens, schedule, guidance) stays in the services.
+    """
+    from vtryon.errors import SettingsError
+    from vtryon.types import Stage
+
+    console = Console(stderr=True)
+    missing = [name for name in ("onnx", "onnxscript", "onnxruntime") if not find_spec(name)]
+    if missing:
+        console.print(
+            f"[red]error:[/red] {', '.join(missing)} missing: pip install 'vtryon\\[onnx]'"
+        )
+        raise typer.Exit(2)
+    stages = [one for one in Stage if one is not Stage.PIPELINE and stage in {one, "all"}]
+    if not stages:
+        raise typer.BadParameter(f"{stage}; see --help", param_hint="STAGE")
+    from vtryon_services.engine.checkpoint import SHIPPED_CHECKPOINT, Checkpoint
+    from vtryon_services.engine.placement import DTYPES, Placement
+    from vtryon_services.models.graphs import make_graph
+    from vtryon_services.models.onnx_export import export_onnx as export
+
+    if dtype not in DTYPES:
+        raise typer.BadParameter(f"{dtype}; it takes {', '.join(DTYPES)}", param_hint="--dtype")
+    try:
+        opened = Checkpoint.open(checkpoint or SHIPPED_CHECKPOINT)
+        placement = Placement.of(device, dtype)  # type: ignore[arg-type]
+        for one in stages:
+            with console.status(f"exporting {one}"):
+                graph = make_graph(one, opened, placement)
+                folder, difference = export(
+                    graph, out, device=device, dtype=placement.dtype, check=check
+                )
+            said = (
+                "not checked" if difference is None else f"differs from torch by {difference:.1e}"
+            )
+            Console().print(f"{folder}: written, {said}", highlight=False, soft_wrap=True)
+    except FileExistsError as error:
+        raise typer.BadParameter(str(error), param_hint="OUT") from error
+    except SettingsError as error:
+        console.print(f"[red]error:[/red] {error}", highlight=False, soft_wrap=True)
+        raise typer.Exit(1) from None
