@@ -38,6 +38,10 @@ def serve(
     device: Annotated[str | None, typer.Option(help='A torch device: "cpu", "cuda".')] = None,
     dtype: Annotated[str | None, typer.Option(help="fp32, bf16 or fp16.")] = None,
     profile: Annotated[str | None, typer.Option(help="development or production.")] = None,
+    topology: Annotated[
+        str | None,
+        typer.Option(help="Of the pipeline: direct, or ensemble (one Triton model, no stages)."),
+    ] = None,
 ) -> None:
     """Serve one or several stages from this process, on one address.
 
@@ -52,6 +56,7 @@ def serve(
         "device": device,
         "dtype": dtype,
         "profile": profile,
+        "topology": topology,
     }
     given = {name: value for name, value in options.items() if value is not None}
     try:

@@ -34,5 +34,7 @@ async def embedded_mesh(**given: Any) -> AsyncIterator[str]:
         set_up_logs(settings)
     with tempfile.TemporaryDirectory(prefix="vtryon-") as folder:
         address = f"unix:{Path(folder) / 'mesh.sock'}"
-        async with host(settings, list(Stage), address, **given) as serving:
+        # An ensemble holds the stages already.
+        stages = [Stage.PIPELINE] if settings.topology == "ensemble" else list(Stage)
+        async with host(settings, stages, address, **given) as serving:
             yield serving.address

@@ -27,10 +27,14 @@ def triton(repository: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterat
         yield running
 
 
-@pytest.fixture(scope="session")
-async def triton_mesh(triton: Running) -> AsyncIterator[str]:
-    """The whole mesh with its arithmetic in Triton; a target."""
-    async with embedded_mesh(backend="triton", triton_url=triton.grpc) as target:
+IN_TRITON = {"direct": {"backend": "triton"}, "ensemble": {"topology": "ensemble"}}
+
+
+@pytest.fixture(scope="session", params=IN_TRITON)
+async def triton_mesh(triton: Running, request: pytest.FixtureRequest) -> AsyncIterator[str]:
+    """The whole mesh with its arithmetic in Triton, in both topologies; a target."""
+    given = IN_TRITON[request.param]
+    async with embedded_mesh(triton_url=triton.grpc, **given) as target:
         yield target
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from tests.on_triton.conftest import IN_TRITON
 from tests.support.triton import cpu_seconds, kill, models_of, triton_server
 
 import vtryon
@@ -38,7 +39,7 @@ async def test_mixed_requests_at_once_are_what_the_torch_backend_draws(
     found = await asyncio.gather(*(draw(on_triton, example, mix) for mix in MIXES * 2))
     for (one, kinds), (other, others) in zip(expected * 2, found, strict=True):
         assert np.abs(one - other).max() <= 1
-        for kind in set(kinds) - {"Queued", "Preview"}:
+        for kind in set(kinds) - {"Queued", "Preview"}:  # those depend on who else is there
             assert others.count(kind) == kinds.count(kind)
         assert (others[0], others[-1]) == ("Accepted", "Finished")
 
@@ -55,6 +56,31 @@ async def test_every_step_and_preview_comes_as_it_is_made(on_triton, example) ->
     assert set(previews) == {(12, 16)}
 
 
+async def test_what_the_pictures_became_is_told(client, on_triton, example) -> None:
+    here = await client.try_on(example.person, example.garment, steps=1)
+    there = await on_triton.try_on(example.person, example.garment, steps=1)
+    assert there.fits == here.fits
+    assert [fit.subject for fit in there.fits] == ["person", "garment"]
+
+
+async def test_the_ledger_sums_to_the_wall_time(on_triton, example) -> None:
+    for steps in (1, 4):
+        ledger = (await on_triton.try_on(example.person, example.garment, steps=steps)).ledger
+        critical = [hop for hop in ledger.hops if hop.critical]
+        assert sum(hop.total_seconds for hop in critical) == pytest.approx(ledger.wall_seconds)
+        assert [hop.stage for hop in ledger.hops] == list(vtryon.Stage)
+        assert all(hop.compute_seconds > 0 for hop in ledger.hops[:-1])
+
+
+async def test_several_garments_and_none(client, on_triton, example) -> None:
+    for garments in ([], [example.garment] * 3):
+        drawn = [
+            (await one.try_on(example.person, garments, steps=2, seed=1)).picture.to_numpy()
+            for one in (client, on_triton)
+        ]
+        assert np.abs(drawn[0].astype(int) - drawn[1]).max() <= 1
+
+
 async def test_errors_are_those_of_the_torch_backend(client, on_triton, example) -> None:
     broken = b"\x89PNG\r\n\x1a\n" + b"x" * 100
     for pictures in [(broken, example.garment), (example.person, b"nothing")]:
@@ -62,7 +88,8 @@ async def test_errors_are_those_of_the_torch_backend(client, on_triton, example)
         for one in (client, on_triton):
             with pytest.raises(vtryon.RequestError) as caught:
                 await one.try_on(*pictures, steps=1)
-            raised.append((caught.value.reason, caught.value.stage is None))
+            raised.append(caught.value.reason)
+            assert caught.value.stage in {"latent-encoder", "text-encoder"}  # whoever is first
         assert raised[0] == raised[1]
 
 
@@ -91,15 +118,16 @@ async def test_no_step_begins_after_the_deadline(on_triton, triton, example) -> 
 
 
 @pytest.mark.timeout(300)
+@pytest.mark.parametrize("topology", IN_TRITON)
 async def test_a_killed_server_is_gone_on_without_and_leaves_nothing(
-    triton, repository, example, tmp_path
+    triton, repository, example, tmp_path, topology: str
 ) -> None:
     with triton_server(repository, tmp_path / "second.log") as second:
         models = models_of(second)
         assert set(models) == {"latent_encoder", "text_encoder", "sampling", "decoding"}
         urls = f"{second.grpc},{triton.grpc}"
         async with (
-            embedded_mesh(backend="triton", triton_url=urls) as target,
+            embedded_mesh(triton_url=urls, **IN_TRITON[topology]) as target,
             vtryon.Client(target) as client,
         ):
 

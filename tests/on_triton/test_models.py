@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import tritonclient.grpc.aio as grpcclient
 from PIL import Image
+from tests.support.triton import export_shipped, triton_server
 from tritonclient.utils import InferenceServerException, np_to_triton_dtype
 
 
@@ -160,7 +161,16 @@ async def test_one_bad_picture_among_many_fails_alone(plain, example) -> None:
 def try_on(example, **parameters: Any) -> dict[str, Any]:
     """A request of the ensemble."""
     text = np.frombuffer(example.prompt.encode(), np.uint8)[None]
-    given = inputs(PERSON=png(example.person), GARMENT=png(example.garment), PROMPT=text)
+    nothing = np.empty((1, 0), np.uint8)
+    given = inputs(
+        PERSON=png(example.person),
+        GARMENT_1=png(example.garment),
+        GARMENT_2=nothing,
+        GARMENT_3=nothing,
+        PROMPT=text,
+        NEGATIVE_PROMPT=nothing,
+        RESIZE=nothing,
+    )
     return {"model_name": "tryon", "inputs": given, "parameters": parameters}
 
 
@@ -183,3 +193,21 @@ async def test_the_ensemble_streams_its_steps_and_ends_with_the_picture(
     [drawn] = pictures
     here = await client.try_on(example.person, example.garment, example.prompt, steps=4, seed=7)
     assert np.abs(drawn.astype(int) - here.picture.to_numpy()).max() <= 1
+
+
+async def test_a_response_cache_tells_ways_to_resize_apart(tmp_path, example) -> None:
+    """Triton's cache knows inputs alone, so what changes a result is one."""
+    folder = export_shipped(tmp_path / "cached", threads=1, response_cache=True)
+    picture = png(example.person.resize((300, 400)))
+    with triton_server(folder, tmp_path / "server.log", cache_bytes=2**26) as running:
+        client = grpcclient.InferenceServerClient(running.grpc)
+        found = {}
+        for way in ("lanczos", "area") * 2:
+            text = np.frombuffer(way.encode(), np.uint8)[None]
+            given = inputs(PICTURE=picture, RESIZE=text)
+            latents = (await client.infer("latent_encoder", given)).as_numpy("LATENTS")
+            np.testing.assert_array_equal(found.setdefault(way, latents), latents)
+        statistics = await client.get_inference_statistics("latent_encoder")
+        await client.close()
+    assert statistics.model_stats[0].inference_stats.cache_hit.count == 2
+    assert np.abs(found["lanczos"] - found["area"]).max() > 0.01

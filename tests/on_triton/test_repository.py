@@ -21,9 +21,9 @@ def run(*arguments: str) -> tuple[int, str]:
 def test_the_committed_repository_is_current(tmp_path: Path) -> None:
     rendered, committed = export_shipped(tmp_path / "fresh"), ROOT / "services" / "model_repository"
     names = [path.relative_to(rendered) for path in rendered.rglob("*") if path.is_file()]
-    assert len(names) == 2 * 5 + 1
+    assert len(names) == 2 * 5 + 3 + 1  # the encoders' first requests bring files
     for name in names:
-        assert (committed / name).read_text() == (rendered / name).read_text(), (
+        assert (committed / name).read_bytes() == (rendered / name).read_bytes(), (
             f"{name} is not current: rm -r services/model_repository; "
             "vtryon models export-triton services/model_repository"
         )
@@ -41,13 +41,21 @@ def test_models_are_thin_and_every_tensor_is_described(tmp_path: Path) -> None:
 
 
 def test_options_come_through(tmp_path: Path) -> None:
-    folder = export_shipped(tmp_path / "gpu", device="cuda", dtype="bf16", slots=8, batch=4)
+    options = {"slots": 8, "batch": 4, "gpus": (0, 2), "instances": 3, "response_cache": True}
+    folder = export_shipped(tmp_path / "gpu", device="cuda", dtype="bf16", **options)
     sampling = (folder / "sampling" / "config.pbtxt").read_text()
     assert "KIND_GPU" in sampling
     assert 'string_value: "bf16"' in sampling
     assert 'string_value: "8"' in sampling
     encoder = (folder / "latent_encoder" / "config.pbtxt").read_text()
     assert "max_batch_size: 4" in encoder
+    group = re.search(r"instance_group {(.*?)}", encoder, re.DOTALL).group(1)
+    assert group.split() == ["count:", "3", "gpus:", "0", "gpus:", "2", "kind:", "KIND_GPU"]
+    assert "response_cache {\n  enable: true" in encoder
+    assert "model_warmup" in encoder
+    assert "count: 3" not in sampling
+    plain = export_shipped(tmp_path / "plain", warm_up=False) / "decoding" / "config.pbtxt"
+    assert not {"model_warmup", "response_cache"} & set(plain.read_text().split())
 
 
 def test_a_folder_that_is_not_empty_is_left_alone(tmp_path: Path) -> None:

@@ -26,8 +26,8 @@ def export_shipped(folder: Path, **options: object) -> Path:
 
 
 @contextmanager
-def triton_server(repository: Path, log: Path) -> Iterator[Running]:
-    with serve(repository, installation=installation(), log=log) as running:
+def triton_server(repository: Path, log: Path, **options: int) -> Iterator[Running]:
+    with serve(repository, installation=installation(), log=log, **options) as running:
         running.wait_until_ready(120)
         yield running
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import time
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import aclosing
 from typing import Self
 
@@ -33,6 +33,25 @@ from vtryon_services.triton.contract import Model
 _START_SECONDS = 60.0  # a server that starts beside us gets so long
 
 
+async def find(model: Model, urls: str) -> TritonPool:
+    """Connect to the servers of a model, and wait for it if it is being loaded.
+
+    Raises:
+        SettingsError: no server has it.
+    """
+    pool = TritonPool.of(urls)
+    until = time.monotonic() + _START_SECONDS
+    while not await pool.is_ready(model):
+        if time.monotonic() > until:
+            await pool.close()
+            raise SettingsError(
+                f"no model {model} is ready at {urls}: "
+                "`vtryon models export-triton` makes one, `vtryon triton up` serves it"
+            )
+        await asyncio.sleep(0.2)
+    return pool
+
+
 class _TritonBackend(Backend):
     """One model, as its export described it."""
 
@@ -40,21 +59,12 @@ class _TritonBackend(Backend):
 
     @classmethod
     async def load(cls, settings: StageSettings) -> Self:
-        """Find the model, and wait for it if it is being loaded.
+        """Connect to the servers, and read what the export wrote.
 
         Raises:
-            SettingsError: no server has it.
+            SettingsError: no server has the model.
         """
-        pool = TritonPool.of(settings.triton_url)
-        until = time.monotonic() + _START_SECONDS
-        while not await pool.is_ready(cls.model):
-            if time.monotonic() > until:
-                await pool.close()
-                raise SettingsError(
-                    f"no model {cls.model} is ready at {settings.triton_url}: "
-                    "`vtryon models export-triton` makes one, `vtryon triton up` serves it"
-                )
-            await asyncio.sleep(0.2)
+        pool = await find(cls.model, settings.triton_url)
         return cls(pool, await pool.parameters(cls.model))
 
     def __init__(self, pool: TritonPool, described: dict[str, str]) -> None:
@@ -86,13 +96,9 @@ class TritonLatentEncoder(_TritonBackend):
 
     async def _encode(self, picture: Buffer, numerics: Resolved) -> Latents:
         found = await self._pool.infer(
-            self.model, {"PICTURE": _bytes(picture)}, {"resize": numerics.resize.value}
+            self.model, {"PICTURE": as_array(picture), "RESIZE": _resize(numerics)}
         )
-        *sizes, padded = found["FIT"].tolist()
-        from_width, from_height, to_width, to_height = sizes
-        method = FitMethod.PAD if padded else FitMethod.AREA
-        fit = Fit("", from_width, from_height, to_width, to_height, method)
-        return Latents(Tensor.from_numpy(found["LATENTS"]), fit)
+        return Latents(Tensor.from_numpy(found["LATENTS"]), read_fit(found["FIT"]))
 
 
 class TritonTextEncoder(_TritonBackend):
@@ -109,11 +115,11 @@ class TritonTextEncoder(_TritonBackend):
         numerics: Resolved,
     ) -> Embeddings:
         """Ask for both prompts at once."""
-        tensors = {"PROMPT": _bytes(prompt.encode())}
+        tensors = {"PROMPT": as_array(prompt.encode()), "RESIZE": _resize(numerics)}
         if negative_prompt is not None:
-            tensors["NEGATIVE_PROMPT"] = _bytes(negative_prompt.encode())
-        tensors |= {f"PICTURE_{number}": _bytes(image) for number, image in enumerate(images, 1)}
-        found = await self._pool.infer(self.model, tensors, {"resize": numerics.resize.value})
+            tensors["NEGATIVE_PROMPT"] = as_array(negative_prompt.encode())
+        tensors |= {f"PICTURE_{number}": as_array(image) for number, image in enumerate(images, 1)}
+        found = await self._pool.infer(self.model, tensors)
         negative = found.get("NEGATIVE_EMBEDDINGS")
         return Embeddings(
             Tensor.from_numpy(found["EMBEDDINGS"]),
@@ -220,19 +226,35 @@ class TritonDecoding(_TritonBackend):
         return Picture(EncodedImage(format, width, height), found["PICTURE"].tobytes())
 
 
+def read_fit(found: np.ndarray) -> Fit:
+    """Read how a picture was brought to size."""
+    from_width, from_height, to_width, to_height, padded = found.tolist()
+    method = FitMethod.PAD if padded else FitMethod.AREA
+    return Fit("", from_width, from_height, to_width, to_height, method)
+
+
+def read_preview(found: Mapping[str, np.ndarray]) -> Picture | None:
+    """Read the preview of a step, where there is one."""
+    if "PREVIEW" not in found:
+        return None
+    declared = EncodedImage(ImageFormat.PNG, *found["PREVIEW_SIZE"].tolist())
+    return Picture(declared, found["PREVIEW"].tobytes())
+
+
 def _step(found: dict[str, np.ndarray], seconds: float) -> StepDone:
     latents = found.get("LATENTS", found.get("RESUME_LATENTS"))
-    preview = None
-    if "PREVIEW" in found:
-        declared = EncodedImage(ImageFormat.PNG, *found["PREVIEW_SIZE"].tolist())
-        preview = Picture(declared, found["PREVIEW"].tobytes())
     return StepDone(
         int(found["STEP"][0]),
         seconds,
-        preview,
+        read_preview(found),
         None if latents is None else Tensor.from_numpy(latents),
     )
 
 
-def _bytes(data: Buffer) -> np.ndarray:
+def as_array(data: Buffer) -> np.ndarray:
+    """Give bytes as UINT8, without copying."""
     return np.frombuffer(data, np.uint8)
+
+
+def _resize(numerics: Resolved) -> np.ndarray:
+    return as_array(numerics.resize.value.encode())

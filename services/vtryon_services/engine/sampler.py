@@ -17,7 +17,7 @@ from vtryon_services.engine import latents as packing
 from vtryon_services.engine.attention import install
 from vtryon_services.engine.checkpoint import Checkpoint
 from vtryon_services.engine.forward import Forward, Row, divide
-from vtryon_services.engine.geometry import Geometry
+from vtryon_services.engine.geometry import Geometry, size_of_area
 from vtryon_services.engine.guidance import guide
 from vtryon_services.engine.placement import Placement
 from vtryon_services.engine.plan import Plan
@@ -160,7 +160,7 @@ class Sampler(Scheduled):
         """Compile the blocks for one row, for equal rows and for unequal ones, of any lengths."""
         for block in self.transformer.transformer_blocks:
             block.compile(dynamic=True)
-        one, other = (self._blank_row(text) for text in (11, 13))
+        one, other = (self._blank_row(text, (5, 7), (3, 4)) for text in (11, 13))
         # 7 is none of the sizes: torch takes sizes that are equal here to be equal always.
         try:
             for batch in ([one], [one] * 7, [one] * 3 + [other] * 4):
@@ -170,9 +170,21 @@ class Sampler(Scheduled):
             reason = str(error).strip().splitlines()[0]
             raise SettingsError(f"the sampler's blocks can't be compiled here: {reason}") from error
 
-    def _blank_row(self, text: int) -> Row:
+    @torch.inference_mode()
+    def warm_up(self) -> None:
+        """Predict once at the checkpoint's size, so that the first request finds all in place."""
+        side = size_of_area(self.geometry.reference_area, 1.0, 16).height // 16
+        size = (side, side)
+        row = self._blank_row(128, size, size)
+        [batch] = divide([row], 1)
+        self._forward([row], batch)
+        self._wait()
+
+    def _blank_row(
+        self, text: int, target_size: tuple[int, int], reference_size: tuple[int, int]
+    ) -> Row:
         place = {"device": self.device, "dtype": self.transformer.dtype}
-        shapes = ((1, 5, 7), (1, 3, 4))
+        shapes = ((1, *target_size), (1, *reference_size))
         target, references = (
             torch.zeros(rows * columns, 4 * self.channels, **place) for _, rows, columns in shapes
         )

@@ -74,13 +74,37 @@ def export_triton(
         float, typer.Option(help="Seconds to wait for company for an encoding.", min=0)
     ] = 0.0,
     slots: Annotated[int, typer.Option(help="Of the sampler's running batch.", min=1)] = 16,
+    gpus: Annotated[str, typer.Option(help="0,1 and so on; by default all.")] = "",
+    instances: Annotated[
+        int, typer.Option(help="Of each encoder and decoder, per GPU.", min=1)
+    ] = 1,
+    response_cache: Annotated[
+        bool,
+        typer.Option(help="Let a server with --cache-config keep the encoders' answers."),
+    ] = False,
+    warm_up: Annotated[bool, typer.Option(help="A request of each model when it loads.")] = True,
 ) -> None:
     """Write a model repository for Triton: four models of the Python backend over the engine."""
     from vtryon.errors import SettingsError
     from vtryon_services.engine.checkpoint import SHIPPED_CHECKPOINT, Checkpoint
     from vtryon_services.triton.export import Options, export
 
-    options = Options(device, dtype, threads, batch, queue_delay, slots)
+    try:
+        numbers = tuple(int(one) for one in gpus.split(",") if one.strip())
+    except ValueError as error:
+        raise typer.BadParameter(f"{gpus}; it takes 0,1", param_hint="--gpus") from error
+    options = Options(
+        device,
+        dtype,
+        threads,
+        batch,
+        queue_delay,
+        slots,
+        gpus=numbers,
+        instances=instances,
+        response_cache=response_cache,
+        warm_up=warm_up,
+    )
     try:
         models = export(Checkpoint.open(checkpoint or SHIPPED_CHECKPOINT), out, options)
     except FileExistsError as error:

@@ -14,13 +14,12 @@ from collections.abc import AsyncGenerator, Sequence
 from dataclasses import replace
 
 from vtryon.errors import VtryonError
-from vtryon.events import Chunk, Event, Finished, Fit, Hop, Ledger, Output, Preview
+from vtryon.events import Chunk, Event, Finished, Fit, Output, Preview
 from vtryon.payloads import Outgoing
 from vtryon.types import (
     DecodeStart,
     EncodeLatentsStart,
     EncodeTextStart,
-    Payload,
     PayloadKind,
     SampleStart,
     Stage,
@@ -29,6 +28,7 @@ from vtryon.types import (
 )
 from vtryon_services.pipeline.attempts import Attempts, Retries
 from vtryon_services.pipeline.clients import StageCall, StageClients
+from vtryon_services.pipeline.ledger import name_subjects, with_own_share
 from vtryon_services.pipeline.relay import Fanout, Replay
 from vtryon_services.pipeline.stage_run import StageRun, as_kind
 from vtryon_services.runtime.call import Call, Incoming
@@ -104,7 +104,7 @@ class Flow:
                 for index, payload in enumerate(declared)
             ]
 
-        subjects = _subjects(declared)
+        subjects = name_subjects(declared)
         latents = self._open(
             group,
             Stage.LATENT_ENCODER,
@@ -201,19 +201,7 @@ class Flow:
         last = max(encoders, key=lambda run: run.output_at)
         hops = [run.hop(critical=run is last or run not in encoders) for run in self._runs]
         fits: tuple[Fit, ...] = tuple(fit for run in self._runs for fit in run.fits)
-        return Finished(_with_own_share(hops, self._call.elapsed_seconds), fits)
-
-
-def _with_own_share(hops: list[Hop], wall_seconds: float) -> Ledger:
-    """Add the pipeline's own hop, so that the critical ones sum to the wall time."""
-    accounted = sum(hop.total_seconds for hop in hops if hop.critical)
-    own = Hop(Stage.PIPELINE, transfer_seconds=max(0.0, wall_seconds - accounted))
-    return Ledger(max(wall_seconds, accounted), (*hops, own))
-
-
-def _subjects(payloads: Sequence[Payload]) -> list[str]:
-    garments = [f"garment {number}" for number in range(2, len(payloads))]
-    return ["person", "garment", *garments][: len(payloads)]
+        return Finished(with_own_share(hops, self._call.elapsed_seconds), fits)
 
 
 def _first_cause(group: BaseExceptionGroup[BaseException]) -> BaseException:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import aclosing
 from dataclasses import replace
+from typing import Protocol
 
 from vtryon.errors import Reason, RequestError
 from vtryon.events import Event
@@ -21,8 +22,6 @@ from vtryon.types import (
 )
 from vtryon_services.engine.numerics import resolve
 from vtryon_services.pipeline.attempts import Retries, RetryBudget
-from vtryon_services.pipeline.clients import StageClients
-from vtryon_services.pipeline.flow import Flow
 from vtryon_services.pipeline.settings import PipelineSettings
 from vtryon_services.runtime.call import Call, Incoming, accepted
 from vtryon_services.runtime.places import Places
@@ -37,11 +36,22 @@ from vtryon_services.runtime.ranges import (
 STAGE = Stage.PIPELINE
 
 
-class Pipeline:
-    """Serves both calls of `PipelineService` with one flow."""
+class EventFlow(Protocol):
+    """One try-on on its way, in whatever topology."""
 
-    def __init__(self, stages: StageClients, settings: PipelineSettings) -> None:
-        self._stages = stages
+    def events(self) -> AsyncGenerator[Event, None]:
+        """Run, and give what is said; closing the generator ends it."""
+        ...
+
+
+MakeFlow = Callable[[TryOnOptions, Incoming, Call, Retries], EventFlow]
+
+
+class Pipeline:
+    """Serves both calls of `PipelineService` in one way."""
+
+    def __init__(self, make_flow: MakeFlow, settings: PipelineSettings) -> None:
+        self._make_flow = make_flow
         self._max_garments = settings.max_garments
         self._places = Places(STAGE, settings.max_requests, max_waiting=0)
         self._retries = Retries(RetryBudget(), settings.stage_attempts, settings.resume_every)
@@ -96,7 +106,7 @@ class Pipeline:
             height=chosen.height,
         )
         self._retries.budget.earn()
-        flow = Flow(self._stages, chosen, incoming, call, self._retries)
+        flow = self._make_flow(chosen, incoming, call, self._retries)
         async with aclosing(flow.events()) as events:
             async for event in events:
                 yield event

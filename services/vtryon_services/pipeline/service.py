@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping
+from functools import partial
 
 from vtryon.types import Stage, TryOnInline, TryOnStart
 from vtryon.v1 import pipeline_pb2
 from vtryon_services.pipeline.clients import StageClient, StageClients
+from vtryon_services.pipeline.flow import Flow
 from vtryon_services.pipeline.pipeline import STAGE, Pipeline
 from vtryon_services.pipeline.settings import PipelineSettings
 from vtryon_services.runtime.adapter import Method, Service
@@ -18,9 +20,27 @@ async def make_service(
     """Connect to the stages, and give the service; a stage may still be on its way up.
 
     Stages `beside` the pipeline are called as they are, unless their targets are set.
+
+    Raises:
+        SettingsError: the topology is `ensemble`, and there is none.
     """
+    if settings.topology == "ensemble":
+        from vtryon_services.backends.ensemble import TritonTryOn
+        from vtryon_services.pipeline.ensemble import EnsembleFlow
+
+        ensemble = await TritonTryOn.connect(settings.triton_url, settings.max_garments)
+        pipeline = Pipeline(partial(EnsembleFlow, ensemble), settings)
+        return _service(pipeline, settings, ensemble.close, ensemble.is_ready)
     stages = StageClients.connect(settings, beside or {})
-    pipeline = Pipeline(stages, settings)
+    return _service(Pipeline(partial(Flow, stages), settings), settings, stages.close)
+
+
+def _service(
+    pipeline: Pipeline,
+    settings: PipelineSettings,
+    close: Callable[[], Awaitable[None]],
+    is_ready: Callable[[], Awaitable[bool]] | None = None,
+) -> Service:
     try_on = Method("TryOn", pipeline_pb2.TryOnRequest, TryOnStart, pipeline.try_on)
     inline = Method(
         "TryOnInline",
@@ -30,4 +50,11 @@ async def make_service(
         streams_requests=False,
     )
     methods = (try_on, inline)
-    return Service(STAGE, "vtryon.v1.PipelineService", methods, settings, close=stages.close)
+    return Service(
+        STAGE,
+        "vtryon.v1.PipelineService",
+        methods,
+        settings,
+        is_ready=is_ready,
+        close=close,
+    )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 from pydantic import Field
 
@@ -16,6 +16,14 @@ class PipelineSettings(ServiceSettings):
     service: ClassVar[Stage] = Stage.PIPELINE
 
     listen: str = "127.0.0.1:50050"
+    topology: Literal["direct", "ensemble"] = Field(
+        default="direct",
+        description="Over four stages, or as one request of a Triton server's ensemble.",
+    )
+    triton_url: str = Field(
+        default="127.0.0.1:8001",
+        description="Of the ensemble: host:port, or several between commas.",
+    )
     latent_encoder_target: str = Field(default="127.0.0.1:50051", description="host:port.")
     text_encoder_target: str = Field(default="127.0.0.1:50052", description="host:port.")
     sampling_target: str = Field(default="127.0.0.1:50053", description="host:port.")

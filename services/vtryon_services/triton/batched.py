@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -10,12 +11,12 @@ from typing import Any, Generic, NamedTuple, TypeVar
 
 import torch
 
-from vtryon.errors import Reason, RequestError
 from vtryon.types import (
     DecodeStart,
     EncodeTextStart,
     FitMethod,
     ImageFormat,
+    Stage,
 )
 from vtryon_services.engine import fitting, pictures
 from vtryon_services.engine.batching.merger import Merger
@@ -44,11 +45,13 @@ R = TypeVar("R")
 class _Batched(ABC, Generic[I, R]):
     """A model that answers several requests at once; each fails alone."""
 
+    _stage: Stage
+
     def initialize(self, arguments: Mapping[str, str]) -> None:
         """Load."""
         self._beside = ThreadPoolExecutor(4, thread_name_prefix="beside")
         compute = ThreadPoolExecutor(1, thread_name_prefix="compute")
-        self._merger = Merger(compute, self._compute, self._kind, sys.maxsize)
+        self._merger = Merger(compute, self._timed, self._kind, sys.maxsize)
         self._load(ModelSettings(arguments))
 
     def execute(self, requests: Sequence[Any]) -> list[Any]:
@@ -61,11 +64,18 @@ class _Batched(ABC, Generic[I, R]):
 
         def answer(place: int) -> Any:
             if place in futures:
-                return self._respond(asked[place], futures[place].result())
+                result, seconds = futures[place].result()
+                return self._respond(asked[place], result, torch.tensor([seconds]))
             return prepared[place]
 
         answers = self._beside.map(_caught(answer), range(len(prepared)))
-        return [refuse(one) if isinstance(one, Exception) else one for one in answers]
+        return [refuse(one, self._stage) if isinstance(one, Exception) else one for one in answers]
+
+    def _timed(self, items: Sequence[I]) -> list[tuple[R, float]]:
+        started = time.monotonic()
+        results = self._compute(items)
+        seconds = time.monotonic() - started
+        return [(result, seconds) for result in results]
 
     @abstractmethod
     def _load(self, settings: ModelSettings) -> None:
@@ -84,7 +94,7 @@ class _Batched(ABC, Generic[I, R]):
         """Compute what is of one kind."""
 
     @abstractmethod
-    def _respond(self, item: I, result: R) -> Any:
+    def _respond(self, item: I, result: R, seconds: torch.Tensor) -> Any:
         """Make the response."""
 
 
@@ -98,33 +108,41 @@ def _caught(work: Callable[..., R]) -> Callable[..., R | Exception]:
     return caught
 
 
-class LatentEncoderModel(_Batched[Fitted, torch.Tensor]):
-    """A picture to latents."""
+class LatentEncoderModel(_Batched[Fitted | None, torch.Tensor | None]):
+    """A picture to latents; nothing where an ensemble has no picture."""
+
+    _stage = Stage.LATENT_ENCODER
 
     def _load(self, settings: ModelSettings) -> None:
         self._engine = LatentEncoder.load(settings.checkpoint, settings.placement)
 
-    def _prepare(self, request: Request) -> Fitted:
+    def _prepare(self, request: Request) -> Fitted | None:
         picture = request.picture("PICTURE")
-        if picture is None:
-            raise RequestError("PICTURE is empty", reason=Reason.PAYLOAD_INVALID)
-        return self._engine.fit(picture, request.numerics())
+        return None if picture is None else self._engine.fit(picture, request.numerics())
 
-    def _kind(self, item: Fitted) -> Hashable:
-        return item.pixels.shape
+    def _kind(self, item: Fitted | None) -> Hashable:
+        return None if item is None else item.pixels.shape
 
-    def _compute(self, items: Sequence[Fitted]) -> Sequence[torch.Tensor]:
-        return self._engine.encode([item.pixels for item in items])
+    def _compute(self, items: Sequence[Fitted | None]) -> Sequence[torch.Tensor | None]:
+        pixels = [item.pixels for item in items if item is not None]
+        return self._engine.encode(pixels) if pixels else [None] * len(items)
 
-    def _respond(self, item: Fitted, result: torch.Tensor) -> Any:
+    def _respond(
+        self, item: Fitted | None, result: torch.Tensor | None, seconds: torch.Tensor
+    ) -> Any:
+        if item is None or result is None:
+            return respond()
         fit = item.fit
         sizes = (fit.from_width, fit.from_height, fit.to_width, fit.to_height)
         padded = int(fit.method is FitMethod.PAD)
-        return respond(LATENTS=result, FIT=torch.tensor([*sizes, padded], dtype=torch.int32))
+        described = torch.tensor([*sizes, padded], dtype=torch.int32)
+        return respond(LATENTS=result, FIT=described, SECONDS=seconds)
 
 
 class TextEncoderModel(_Batched[list[Asked], list[torch.Tensor]]):
     """A prompt and its pictures to embeddings."""
+
+    _stage = Stage.TEXT_ENCODER
 
     def _load(self, settings: ModelSettings) -> None:
         self._engine = TextEncoder.load(settings.checkpoint, settings.placement)
@@ -146,9 +164,9 @@ class TextEncoderModel(_Batched[list[Asked], list[torch.Tensor]]):
         embedded = iter(self._engine.embed([asked for item in items for asked in item]))
         return [[next(embedded).float() for _ in item] for item in items]
 
-    def _respond(self, item: list[Asked], result: list[torch.Tensor]) -> Any:
+    def _respond(self, item: list[Asked], result: list[torch.Tensor], seconds: torch.Tensor) -> Any:
         names = ("EMBEDDINGS", "NEGATIVE_EMBEDDINGS")
-        return respond(**dict(zip(names, result, strict=False)))
+        return respond(**dict(zip(names, result, strict=False)), SECONDS=seconds)
 
 
 class Wanted(NamedTuple):
@@ -161,6 +179,8 @@ class Wanted(NamedTuple):
 
 class DecodingModel(_Batched[Wanted, torch.Tensor | None]):
     """Latents to a picture."""
+
+    _stage = Stage.DECODING
 
     def _load(self, settings: ModelSettings) -> None:
         self._engine = Decoder.load(settings.checkpoint, settings.placement)
@@ -182,9 +202,10 @@ class DecodingModel(_Batched[Wanted, torch.Tensor | None]):
         latents = [item.latents for item in items if item.latents is not None]
         return self._engine.decode(latents) if latents else [None] * len(items)
 
-    def _respond(self, item: Wanted, result: torch.Tensor | None) -> Any:
+    def _respond(self, item: Wanted, result: torch.Tensor | None, seconds: torch.Tensor) -> Any:
         if result is None:
             return respond()
         picture = fitting.to_picture(result)
         data = pictures.encode(picture, item.format, item.quality)
-        return respond(PICTURE=as_bytes(data), SIZE=torch.tensor(picture.size, dtype=torch.int32))
+        size = torch.tensor(picture.size, dtype=torch.int32)
+        return respond(PICTURE=as_bytes(data), SIZE=size, SECONDS=seconds)

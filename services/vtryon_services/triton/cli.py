@@ -25,6 +25,10 @@ def up(
     http_port: Annotated[int, typer.Option(help="0 takes a free one.")] = 8000,
     metrics_port: Annotated[int, typer.Option(help="0 takes a free one.")] = 8002,
     timeout: Annotated[float, typer.Option(help="Seconds until the models must be loaded.")] = 300,
+    cache_bytes: Annotated[
+        int,
+        typer.Option(help="Of the response cache, for models exported with it; 0: none.", min=0),
+    ] = 0,
     log: Annotated[Path | None, typer.Option(help="File for the server's log.")] = None,
 ) -> None:
     """Serve a model repository on the loopback address, until interrupted.
@@ -45,6 +49,7 @@ def up(
             http_port=http_port,
             metrics_port=metrics_port,
             log=log,
+            cache_bytes=cache_bytes,
         ) as running:
             with console.status("loading models"):
                 running.wait_until_ready(timeout)

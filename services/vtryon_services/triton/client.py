@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
@@ -65,6 +66,7 @@ class TritonPool:
 
     def __init__(self, urls: Sequence[str]) -> None:
         self._servers = [_Server(url) for url in urls]
+        self._saying: set[asyncio.Task[None]] = set()
 
     @classmethod
     def of(cls, urls: str) -> TritonPool:
@@ -80,6 +82,7 @@ class TritonPool:
 
     async def close(self) -> None:
         """Close the connections."""
+        await asyncio.gather(*self._saying)
         for server in self._servers:
             await server.client.close()
 
@@ -128,8 +131,12 @@ class TritonPool:
         tensors: Tensors,
         parameters: Parameters,
         timeout_seconds: float | None = None,
+        at_leaving: tuple[Model, Tensors] | None = None,
     ) -> AsyncGenerator[dict[str, np.ndarray], None]:
-        """Ask a model that answers many times; closing the generator cancels the request."""
+        """Ask a model that answers many times; closing the generator cancels the request.
+
+        What to say `at_leaving`, before the last response, goes to the same server.
+        """
         request = {
             "model_name": model.value,
             "inputs": _inputs(tensors),
@@ -141,12 +148,14 @@ class TritonPool:
 
         async with self._chosen() as server:
             answers = server.client.stream_infer(requests(), stream_timeout=timeout_seconds)
+            over = False
             try:
                 async for result, error in answers:
                     if error is not None:
                         raise error
+                    over = result.get_response().parameters["triton_final_response"].bool_param
                     yield _outputs(result)
-                    if result.get_response().parameters["triton_final_response"].bool_param:
+                    if over:
                         return
                 raise UnavailableError("the Triton server ended a stream before its last response")
             except asyncio.CancelledError:
@@ -156,6 +165,23 @@ class TritonPool:
                 raise StageError("the request could not be sent to the Triton server") from None
             finally:
                 answers.cancel()
+                if at_leaving is not None and not over:
+                    self._say(server, *at_leaving)
+
+    def _say(self, server: _Server, model: Model, tensors: Tensors) -> None:
+        """Send a request whose answer nobody waits for."""
+
+        async def requests() -> AsyncIterator[dict[str, Any]]:
+            yield {"model_name": model.value, "inputs": _inputs(tensors)}
+
+        async def ask() -> None:
+            with contextlib.suppress(InferenceServerException, grpc.aio.AioRpcError):
+                async for _ in server.client.stream_infer(requests(), stream_timeout=2.0):
+                    return
+
+        task = asyncio.create_task(ask())
+        self._saying.add(task)
+        task.add_done_callback(self._saying.discard)
 
     async def _somewhere(self, ask: Callable[[_Server], Awaitable[R]]) -> R:
         async with self._chosen() as server:

@@ -7,7 +7,7 @@ can then join them, and Triton can hand several requests to one call.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 
 MAX_PICTURES = 4
@@ -28,7 +28,7 @@ class TensorOf:
     """A tensor of a model, without the leading 1; −1 is any size.
 
     Attributes:
-        ragged: requests in one call may differ in its shape.
+        optional: requests may leave it out.
     """
 
     name: str
@@ -36,7 +36,11 @@ class TensorOf:
     dims: tuple[int, ...]
     about: str
     optional: bool = False
-    ragged: bool = False
+
+    @property
+    def ragged(self) -> bool:
+        """Whether requests in one call may differ in its shape."""
+        return self.data_type == "UINT8"
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,48 +75,77 @@ class Contract:
     steps: tuple[Step, ...] = ()
 
 
-# A try-on as an ensemble: the person, one garment, a prompt. Triton asks the decoder behind every
-# response of the sampler; LATENTS come with the last one alone, and without them it gives nothing.
-# STEP is there because Triton takes no request without any input.
+# A try-on as an ensemble. Triton asks the decoder behind every response of the sampler; LATENTS
+# come with the last one alone, and without them it gives nothing. STEP is there because Triton
+# takes no request without any input. An ensemble has no optional inputs: what a request has not is
+# empty, and the models behind it give nothing for it.
+GARMENTS = tuple(f"GARMENT_{number}" for number in range(1, MAX_PICTURES))
+_PICTURES = ("PERSON", *GARMENTS)
+_FITS = tuple(f"FIT_{number}" for number in range(1, MAX_PICTURES + 1))
+_PROGRESS = (
+    "STEP",
+    "STEPS",
+    "SIGMA",
+    "SECONDS",
+    "POSITION",
+    "PREVIEW",
+    "PREVIEW_SIZE",
+    *_FITS,
+)
 _TRY_ON = (
-    Step(Model.LATENT_ENCODER, {"PICTURE": "PERSON"}, {"LATENTS": "person"}),
-    Step(Model.LATENT_ENCODER, {"PICTURE": "GARMENT"}, {"LATENTS": "garment"}),
+    *(
+        Step(
+            Model.LATENT_ENCODER,
+            {"PICTURE": picture, "RESIZE": "RESIZE"},
+            {"LATENTS": picture.lower(), "FIT": f"{picture.lower()}_fit"},
+        )
+        for picture in _PICTURES
+    ),
     Step(
         Model.TEXT_ENCODER,
-        {"PROMPT": "PROMPT", "PICTURE_1": "PERSON", "PICTURE_2": "GARMENT"},
-        {"EMBEDDINGS": "embeddings"},
+        {
+            "PROMPT": "PROMPT",
+            "NEGATIVE_PROMPT": "NEGATIVE_PROMPT",
+            "RESIZE": "RESIZE",
+            **{f"PICTURE_{number}": one for number, one in enumerate(_PICTURES, 1)},
+        },
+        {"EMBEDDINGS": "embeddings", "NEGATIVE_EMBEDDINGS": "negative_embeddings"},
     ),
     Step(
         Model.SAMPLING,
-        {"EMBEDDINGS": "embeddings", "REFERENCE_1": "person", "REFERENCE_2": "garment"},
         {
-            "STEP": "STEP",
-            "SECONDS": "SECONDS",
-            "POSITION": "POSITION",
-            "PREVIEW": "PREVIEW",
-            "PREVIEW_SIZE": "PREVIEW_SIZE",
-            "LATENTS": "latents",
+            "EMBEDDINGS": "embeddings",
+            "NEGATIVE_EMBEDDINGS": "negative_embeddings",
+            **{f"REFERENCE_{number}": one.lower() for number, one in enumerate(_PICTURES, 1)},
+            **{f"FIT_{number}": f"{one.lower()}_fit" for number, one in enumerate(_PICTURES, 1)},
         },
+        {**{name: name for name in _PROGRESS}, "LATENTS": "latents"},
     ),
     Step(
         Model.DECODING,
         {"LATENTS": "latents", "STEP": "STEP"},
-        {"PICTURE": "PICTURE", "SIZE": "SIZE"},
+        {"PICTURE": "PICTURE", "SIZE": "SIZE", "SECONDS": "DECODING_SECONDS"},
     ),
 )
-_RESIZE = ParameterOf("resize", "string", "lanczos (default) or area")
 
 
 def contracts(channels: int, width: int) -> tuple[Contract, ...]:
     """Give the models of a checkpoint with so many latent channels and embeddings so wide."""
     latents = (channels, -1, -1)
     picture = "an encoded picture, PNG, JPEG or WebP"
+    # No parameter, since Triton's response cache knows inputs alone.
+    resize = TensorOf("RESIZE", "UINT8", (-1,), "UTF-8: lanczos (default) or area", optional=True)
+    took = TensorOf("SECONDS", "FP32", (1,), "what computing took, with its company")
+    fit = "from width, height, to width, height; 1: padded"
     progress = (
         TensorOf("STEP", "INT32", (1,), "steps done; 0 while the request waits"),
+        TensorOf("STEPS", "INT32", (1,), "steps in all"),
+        TensorOf("SIGMA", "FP32", (1,), "the noise level reached"),
         TensorOf("SECONDS", "FP32", (1,), "what the step took, or will be waited"),
         TensorOf("POSITION", "INT32", (1,), "how many go first; while it waits"),
         TensorOf("PREVIEW", "UINT8", (-1,), "PNG of the x0 estimate, where due"),
         TensorOf("PREVIEW_SIZE", "INT32", (2,), "its width and height"),
+        *(TensorOf(name, "INT32", (5,), "with the first response, as given") for name in _FITS),
     )
     drawn = (
         TensorOf("PICTURE", "UINT8", (-1,), "encoded"),
@@ -122,43 +155,46 @@ def contracts(channels: int, width: int) -> tuple[Contract, ...]:
         Contract(
             Model.LATENT_ENCODER,
             "A picture to latents.",
-            (TensorOf("PICTURE", "UINT8", (-1,), picture, ragged=True),),
+            (TensorOf("PICTURE", "UINT8", (-1,), f"{picture}; of none, nothing comes"), resize),
             (
                 TensorOf("LATENTS", "FP32", latents, "normalised; height / 8, width / 8"),
-                TensorOf("FIT", "INT32", (5,), "from width, height, to width, height; 1: padded"),
+                TensorOf("FIT", "INT32", (5,), fit),
+                took,
             ),
-            (_RESIZE,),
         ),
         Contract(
             Model.TEXT_ENCODER,
             "A prompt and its pictures to embeddings.",
             (
-                TensorOf("PROMPT", "UINT8", (-1,), "UTF-8", ragged=True),
-                TensorOf("NEGATIVE_PROMPT", "UINT8", (-1,), "UTF-8", True, True),
+                TensorOf("PROMPT", "UINT8", (-1,), "UTF-8"),
+                TensorOf("NEGATIVE_PROMPT", "UINT8", (-1,), "UTF-8", optional=True),
                 *(
-                    TensorOf(f"PICTURE_{number}", "UINT8", (-1,), picture, True, True)
+                    TensorOf(f"PICTURE_{number}", "UINT8", (-1,), picture, optional=True)
                     for number in range(1, MAX_PICTURES + 1)
                 ),
+                resize,
             ),
             (
                 TensorOf("EMBEDDINGS", "FP32", (-1, width), "a row per token"),
                 TensorOf("NEGATIVE_EMBEDDINGS", "FP32", (-1, width), "where one was asked for"),
+                took,
             ),
-            (_RESIZE,),
         ),
         Contract(
             Model.SAMPLING,
             "Noise to latents: a response per step, the last one with the latents.",
             (
-                TensorOf("EMBEDDINGS", "FP32", (-1, width), "of the prompt"),
+                TensorOf("EMBEDDINGS", "FP32", (-1, width), "of the prompt; needed", optional=True),
                 TensorOf("NEGATIVE_EMBEDDINGS", "FP32", (-1, width), "turn guidance on", True),
-                TensorOf("REFERENCE_1", "FP32", latents, "of the person"),
+                TensorOf("REFERENCE_1", "FP32", latents, "of the person; needed", optional=True),
                 *(
                     TensorOf(f"REFERENCE_{number}", "FP32", latents, "of a garment", True)
                     for number in range(2, MAX_PICTURES + 1)
                 ),
                 TensorOf("NOISE", "FP32", latents, "in place of a seed", True),
                 TensorOf("RESUME", "FP32", latents, "latents of an earlier attempt", True),
+                *(TensorOf(name, "INT32", (5,), f"{fit}; passed on", True) for name in _FITS),
+                TensorOf("CANCEL", "UINT8", (-1,), "alone: the key of a request to end", True),
             ),
             (
                 *progress,
@@ -179,6 +215,7 @@ def contracts(channels: int, width: int) -> tuple[Contract, ...]:
                 ParameterOf("preview_max_pixels", "int", "of one preview"),
                 ParameterOf("resume_every", "int", "RESUME_LATENTS after every n-th step"),
                 ParameterOf("resume_step", "int", "steps that the earlier attempt did"),
+                ParameterOf("key", "string", "a name of this request, for CANCEL"),
                 ParameterOf("urgency", "string", "interactive (default) or batch"),
                 ParameterOf("tenant", "string", "for fair shares"),
                 ParameterOf("timeout_seconds", "double", "no step begins afterwards"),
@@ -195,7 +232,7 @@ def contracts(channels: int, width: int) -> tuple[Contract, ...]:
                     "STEP", "INT32", (1,), "of no effect: ensembles have no LATENTS yet", True
                 ),
             ),
-            drawn,
+            (*drawn, took),
             (
                 ParameterOf("format", "string", "png (default), jpeg or webp"),
                 ParameterOf("quality", "int", "of jpeg and webp, 1 to 100"),
@@ -203,13 +240,15 @@ def contracts(channels: int, width: int) -> tuple[Contract, ...]:
         ),
         Contract(
             Model.TRYON,
-            "Person, garment and prompt to a picture, a response per step.",
+            "Person, garments and prompt to a picture, a response per step.",
             (
                 TensorOf("PERSON", "UINT8", (-1,), picture),
-                TensorOf("GARMENT", "UINT8", (-1,), picture),
+                *(TensorOf(name, "UINT8", (-1,), f"{picture}; or empty") for name in GARMENTS),
                 TensorOf("PROMPT", "UINT8", (-1,), "UTF-8"),
+                TensorOf("NEGATIVE_PROMPT", "UINT8", (-1,), "UTF-8; or empty"),
+                TensorOf("RESIZE", "UINT8", (-1,), "UTF-8: lanczos or area; or empty"),
             ),
-            (*progress, *drawn),
+            (*progress, *drawn, replace(took, name="DECODING_SECONDS")),
             decoupled=True,
             batches=False,
             steps=_TRY_ON,

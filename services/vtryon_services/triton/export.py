@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import shutil
 from collections.abc import Sequence
@@ -12,6 +13,7 @@ from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2
 
 from vtryon_services.engine.checkpoint import SHIPPED_CHECKPOINT, Checkpoint
+from vtryon_services.engine.geometry import size_of_area
 from vtryon_services.triton.contract import Contract, Model, TensorOf, contracts
 
 _HEAD = """# The models in Triton
@@ -50,6 +52,19 @@ _CLASSES = {
     Model.SAMPLING: ("sampling", "SamplingModel"),
     Model.DECODING: ("batched", "DecodingModel"),
 }
+# Of the batched models: 1, the default, goes before 2.
+_PRIORITIES = 2
+_CACHED = {Model.LATENT_ENCODER, Model.TEXT_ENCODER}
+_PICTURE = base64.b64decode(  # a PNG of 32 × 32 pixels, all of one grey
+    b"iVBORw0KGgoAAAANSUhEUgAAACAAAAAgCAIAAAD8GO2jAAAAKElEQVR42u3NQQEAAAQEMCS/6Erw2wqsk9SnqWcCgUAg"
+    b"EAgEAoHgygK+PQHAs0oJIwAAAABJRU5ErkJggg=="
+)
+# What a first request brings; LATENTS of zeros.
+_WARM_UP: dict[Model, dict[str, bytes]] = {
+    Model.LATENT_ENCODER: {"PICTURE": _PICTURE},
+    Model.TEXT_ENCODER: {"PROMPT": b"a person wearing a shirt", "PICTURE_1": _PICTURE},
+    Model.DECODING: {"LATENTS": b""},
+}
 _PARTS = {
     Model.LATENT_ENCODER: ("vae",),
     Model.TEXT_ENCODER: ("text_encoder", "tokenizer", "processor"),
@@ -64,10 +79,14 @@ class Options:
 
     Attributes:
         device: "cpu", or "cuda": Triton then gives each instance a GPU.
+        gpus: which GPUs; none are all.
+        instances: of each encoder and decoder, per GPU. The sampler has one: its batch is one.
         threads: of torch in each model's process; 0 leaves it to torch.
         batch: the most requests of one call of an encoder or decoder.
         queue_delay_seconds: how long Triton waits for company for a request.
         slots, max_waiting: of the sampler's running batch.
+        response_cache: let the server keep the encoders' answers, if it has a cache.
+        warm_up: a request of each model before it counts as ready.
     """
 
     device: str = "cpu"
@@ -77,6 +96,10 @@ class Options:
     queue_delay_seconds: float = 0.0
     slots: int = 16
     max_waiting: int = 64
+    gpus: tuple[int, ...] = ()
+    instances: int = 1
+    response_cache: bool = False
+    warm_up: bool = True
 
 
 def export(checkpoint: Checkpoint, folder: Path, options: Options) -> list[Path]:
@@ -95,6 +118,8 @@ def export(checkpoint: Checkpoint, folder: Path, options: Options) -> list[Path]
         (model / "1").mkdir(parents=True)
         config = configure(contract, checkpoint, options)
         (model / "config.pbtxt").write_text(text_format.MessageToString(config))
+        if options.warm_up:
+            _write_warm_up(model, contract.model)
         if contract.steps:
             (model / "1" / ".keep").touch()  # Triton wants a version of an ensemble too
             continue
@@ -163,15 +188,54 @@ def configure(
             added.output_map.update(step.outputs)
         return config
     config.backend = "python"
-    config.instance_group.add(count=1, kind=_kind(options.device))
+    count = options.instances if contract.batches else 1
+    config.instance_group.add(count=count, kind=_kind(options.device), gpus=options.gpus)
     if contract.decoupled:
         config.model_transaction_policy.decoupled = True
     if contract.batches:
         delay = round(1e6 * options.queue_delay_seconds)
         config.dynamic_batching.max_queue_delay_microseconds = delay
+        config.dynamic_batching.priority_levels = _PRIORITIES
+        config.dynamic_batching.default_priority_level = 1
+    if options.response_cache and contract.model in _CACHED:
+        config.response_cache.enable = True
     for name, value in _parameters(contract.model, checkpoint, options).items():
         config.parameters[name].string_value = value
+    if options.warm_up:
+        _warm_up(config, contract, checkpoint)
     return config
+
+
+def _warm_up(
+    config: model_config_pb2.ModelConfig, contract: Contract, checkpoint: Checkpoint
+) -> None:
+    """Let Triton send a request before the model counts as ready.
+
+    The sampler does a step by itself: a request of Triton's can't ask for one alone.
+    """
+    given = _WARM_UP.get(contract.model)
+    if given is None:
+        return
+    warm_up = config.model_warmup.add(name="usual", batch_size=1, count=1)
+    for tensor in contract.inputs:
+        if tensor.name not in given:
+            continue
+        one = warm_up.inputs[tensor.name]
+        one.data_type = _type(tensor)
+        if tensor.name == "LATENTS":
+            side = size_of_area(checkpoint.geometry.reference_area, 1.0, 16).height // 8
+            one.dims.extend([tensor.dims[0], side, side])
+            one.zero_data = True
+        else:
+            one.dims.append(len(given[tensor.name]))
+            one.input_data_file = tensor.name.lower()
+
+
+def _write_warm_up(folder: Path, model: Model) -> None:
+    for name, data in _WARM_UP.get(model, {}).items():
+        if data:
+            (folder / "warmup").mkdir(exist_ok=True)
+            (folder / "warmup" / name.lower()).write_bytes(data)
 
 
 def _parameters(model: Model, checkpoint: Checkpoint, options: Options) -> dict[str, str]:
@@ -193,6 +257,7 @@ def _parameters(model: Model, checkpoint: Checkpoint, options: Options) -> dict[
         values |= {
             "slots": str(options.slots),
             "max_waiting": str(options.max_waiting),
+            "warm_up": str(int(options.warm_up)),
             "scheduler": json.dumps(scheduler, sort_keys=True),
         }
     return values

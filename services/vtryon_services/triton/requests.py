@@ -20,6 +20,7 @@ from vtryon.types import (
     MAX_PICTURE_BYTES,
     Numerics,
     ResizeFilter,
+    Stage,
 )
 from vtryon_services.engine import pictures
 from vtryon_services.engine.checkpoint import SHIPPED_CHECKPOINT, Checkpoint
@@ -106,8 +107,16 @@ class Request:
             raise RequestError(f"the parameter {name} does not hold: {error}") from error
 
     def numerics(self) -> Resolved:
-        """Give the numerics of an encoder: its way to resize."""
-        return resolve(Numerics(resize=self.value("resize", ResizeFilter)))
+        """Give the numerics of an encoder: its way to resize.
+
+        Raises:
+            RequestError: there is no such way.
+        """
+        given = self.text("RESIZE")
+        try:
+            return resolve(Numerics(resize=ResizeFilter(given) if given else None))
+        except ValueError as error:
+            raise RequestError(f"RESIZE does not hold: {error}") from error
 
 
 def respond(**tensors: torch.Tensor) -> Any:
@@ -120,11 +129,12 @@ def respond(**tensors: torch.Tensor) -> Any:
     )
 
 
-def refuse(error: Exception) -> Any:
-    """Make a response that says what went wrong."""
+def refuse(error: Exception, stage: Stage) -> Any:
+    """Make a response that says what went wrong, and where."""
     if not isinstance(error, VtryonError):
         _log.error("a model failed", exc_info=error)
         error = StageError("the model failed; Triton's log has the cause")
+    error.metadata = {"stage": stage.value, **error.metadata}
     codes = {
         RequestError: backend.TritonError.INVALID_ARG,
         StageError: backend.TritonError.INTERNAL,

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from typing import Any
 
 import torch
+from cachetools import TTLCache
 from google.protobuf import json_format
 
-from vtryon.errors import Reason, RequestError, StageError, VtryonError
+from vtryon.errors import CancelledError, Reason, RequestError, StageError, VtryonError
 from vtryon.types import (
     ImageFormat,
     Numerics,
@@ -20,6 +21,7 @@ from vtryon.types import (
     Priority,
     ResumePoint,
     SampleStart,
+    Stage,
 )
 from vtryon.v1 import numerics_pb2
 from vtryon_services.engine import latents as drawing
@@ -48,6 +50,8 @@ from vtryon_services.triton.requests import (
     respond,
 )
 
+_CANCELS_KEPT_SECONDS = 600.0  # a request may be cancelled before it gets here
+
 
 class SamplingModel:
     """Noise to latents: all requests in one running batch, responses by a thread of their own."""
@@ -56,6 +60,8 @@ class SamplingModel:
         """Load, and start the batch."""
         settings = ModelSettings(arguments)
         self._engine = Sampler.load(settings.checkpoint, settings.placement)
+        if int(settings.values["warm_up"]):
+            self._engine.warm_up()
         self._batcher = StepBatcher(
             self._engine,
             ThreadPoolExecutor(1, thread_name_prefix="compute"),
@@ -63,15 +69,22 @@ class SamplingModel:
             max_waiting=int(settings.values["max_waiting"]),
         )
         self._outbox = Outbox()
+        # Release 24.10 tells the models of an ensemble nothing of a cancel; this does.
+        self._cancelled: TTLCache[str, None] = TTLCache(10_000, _CANCELS_KEPT_SECONDS)
 
     def execute(self, requests: Sequence[Any]) -> None:
         """Admit requests; they are answered step by step, later."""
-        for request in requests:
-            sender = request.get_response_sender()
+        for given in requests:
+            sender = given.get_response_sender()
+            request = Request(given)
             try:
-                self._admit(Request(request), sender)
+                if key := request.text("CANCEL"):
+                    self._cancelled[key] = None
+                    finish(sender, respond())
+                else:
+                    self._admit(request, sender)
             except Exception as error:
-                finish(sender, refuse(error))
+                finish(sender, refuse(error, Stage.SAMPLING))
 
     def finalize(self) -> None:
         """End what is under way."""
@@ -95,7 +108,12 @@ class SamplingModel:
             tenant=request.value("tenant", str) or "",
             deadline=time.monotonic() + (request.value("timeout_seconds", float) or 3600.0),
         )
-        answers = Answers(self._engine, plan, request, sender)
+        key = request.value("key", str)
+        answers = Answers(
+            self._engine, plan, request, sender, lambda: key is not None and key in self._cancelled
+        )
+        if answers.abandoned:
+            raise CancelledError("the caller has left")
         ticket = self._batcher.admit(demand)
         ticket.begin(given, self._outbox.sink(ticket, answers))
 
@@ -103,7 +121,14 @@ class SamplingModel:
 class Answers:
     """Makes and sends the responses of one request."""
 
-    def __init__(self, engine: Sampler, plan: Plan, request: Request, sender: Any) -> None:
+    def __init__(
+        self,
+        engine: Sampler,
+        plan: Plan,
+        request: Request,
+        sender: Any,
+        is_cancelled: Callable[[], bool],
+    ) -> None:
         self._engine = engine
         self._plan = plan
         policy = PreviewPolicy(
@@ -113,19 +138,24 @@ class Answers:
         self._preview_every, self._max_pixels = policy.every_steps, policy.max_pixels
         self._resume_every = request.value("resume_every", int) or 0
         self._sender = sender
+        self._is_cancelled = is_cancelled
+        self._unsaid = {
+            name: tensor.clone()
+            for number in range(1, MAX_PICTURES + 1)
+            if (tensor := request.tensor(name := f"FIT_{number}")) is not None
+        }
         self._last: Stepped | None = None
         self._over = False
 
     @property
     def abandoned(self) -> bool:
         """Whether the caller has left."""
-        return bool(self._sender.is_cancelled())
+        return bool(self._sender.is_cancelled()) or self._is_cancelled()
 
     def moved(self, standing: Standing) -> None:
         """Say how many go first."""
         self._send(
-            STEP=torch.zeros(1, dtype=torch.int32),
-            SECONDS=torch.tensor([standing.expected_seconds or 0.0]),
+            **self._progress(0, standing.expected_seconds or 0.0),
             POSITION=torch.tensor([standing.position], dtype=torch.int32),
         )
 
@@ -141,7 +171,8 @@ class Answers:
             return
         self._over = True
         if error is not None or self._last is None:
-            answer = refuse(error or StageError("the sampler ended without a step"))
+            failure = error or StageError("the sampler ended without a step")
+            answer = refuse(failure, Stage.SAMPLING)
         else:
             latents = drawing.unpack(self._last.tokens, *self._plan.latent_size).cpu()
             answer = respond(**self._describe(self._last), LATENTS=latents)
@@ -149,10 +180,7 @@ class Answers:
 
     def _describe(self, step: Stepped) -> dict[str, torch.Tensor]:
         last = step.step == self._plan.steps
-        tensors = {
-            "STEP": torch.tensor([step.step], dtype=torch.int32),
-            "SECONDS": torch.tensor([step.seconds]),
-        }
+        tensors = self._progress(step.step, step.seconds)
         if self._preview_every and (last or step.step % self._preview_every == 0):
             colours = self._engine.geometry.preview
             if colours is not None:
@@ -164,6 +192,15 @@ class Answers:
             latents = drawing.unpack(step.tokens, *self._plan.latent_size)
             tensors["RESUME_LATENTS"] = latents.cpu()
         return tensors
+
+    def _progress(self, step: int, seconds: float) -> dict[str, torch.Tensor]:
+        unsaid, self._unsaid = self._unsaid, {}
+        return unsaid | {
+            "STEP": torch.tensor([step], dtype=torch.int32),
+            "STEPS": torch.tensor([self._plan.steps], dtype=torch.int32),
+            "SIGMA": torch.tensor([self._plan.sigmas[step]]),
+            "SECONDS": torch.tensor([seconds]),
+        }
 
     def _send(self, **tensors: torch.Tensor) -> None:
         if not self._over:

@@ -121,10 +121,12 @@ def serve(
     http_port: int = 0,
     metrics_port: int = 0,
     log: Path | None = None,
+    cache_bytes: int = 0,
 ) -> Iterator[Running]:
     """Start a server on the loopback address; it and what it leaves behind end with the block.
 
-    Ports of 0 are free ones. The models run in this Python's environment.
+    Ports of 0 are free ones; `cache_bytes` of 0 means no response cache. The models run in this
+    Python's environment.
 
     Raises:
         SettingsError: there is no tritonserver.
@@ -133,7 +135,7 @@ def serve(
     ports = [port or _free_port() for port in (grpc_port, http_port, metrics_port)]
     with tempfile.TemporaryDirectory(prefix="vtryon-triton-") as scratch:
         prefix = f"vtryon_{os.getpid()}_{ports[0]}_"  # tells its regions from another's
-        command = _command(found, repository, ports, Path(scratch), prefix)
+        command = _command(found, repository, ports, Path(scratch), prefix, cache_bytes)
         output = log or Path(scratch) / "server.log"
         with output.open("wb") as file:
             process = _start(command, found, file)
@@ -146,7 +148,12 @@ def serve(
 
 
 def _command(
-    found: Installation, repository: Path, ports: list[int], scratch: Path, prefix: str
+    found: Installation,
+    repository: Path,
+    ports: list[int],
+    scratch: Path,
+    prefix: str,
+    cache_bytes: int,
 ) -> list[str]:
     command = [str(found.program), f"--model-repository={repository.resolve()}"]
     command += [f"--backend-config=python,shm-region-prefix-name={prefix}"]
@@ -155,6 +162,9 @@ def _command(
         backends.mkdir()
         found.prepare_backends(backends)
         command.append(f"--backend-directory={backends}")
+        command.append(f"--cache-directory={found.backends.parent / 'caches'}")
+    if cache_bytes:
+        command.append(f"--cache-config=local,size={cache_bytes}")
     for name, port in zip(("grpc", "http", "metrics"), ports, strict=True):
         command += [f"--{name}-port={port}", f"--{name}-address=127.0.0.1"]
     return [*command, "--exit-timeout-secs=5"]

@@ -1,0 +1,160 @@
+"""A whole try-on as one request of the model `tryon`."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import aclosing
+from dataclasses import dataclass
+from typing import Self
+
+import numpy as np
+from google.protobuf import json_format
+
+from vtryon.errors import SettingsError, StageError
+from vtryon.events import Fit
+from vtryon.payloads import Buffer
+from vtryon.pictures import Picture
+from vtryon.types import EncodedImage, ImageFormat, TryOnOptions
+from vtryon_services.backends.triton import as_array, find, read_fit, read_preview
+from vtryon_services.engine.numerics import resolve
+from vtryon_services.engine.plan import Standing
+from vtryon_services.triton.client import TritonPool
+from vtryon_services.triton.contract import GARMENTS, Model
+
+_EMPTY = np.empty(0, np.uint8)
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """What the ensemble said after a step.
+
+    Attributes:
+        sigma: the noise level reached.
+        decoding_seconds: with the last step; else 0.
+        fits: how the pictures were brought to size; with the first step alone.
+        picture: the result, with the last step.
+    """
+
+    step: int
+    steps: int
+    sigma: float
+    compute_seconds: float
+    decoding_seconds: float
+    preview: Picture | None
+    fits: tuple[Fit, ...]
+    picture: Picture | None
+
+
+class TritonTryOn:
+    """Draws with the ensemble `tryon`."""
+
+    def __init__(self, pool: TritonPool) -> None:
+        self._pool = pool
+
+    @classmethod
+    async def connect(cls, urls: str, max_garments: int) -> Self:
+        """Find the model, and wait for it if it is being loaded.
+
+        Raises:
+            SettingsError: no server has it, or it takes fewer garments.
+        """
+        if max_garments > len(GARMENTS):
+            raise SettingsError(
+                f"max_garments is {max_garments}; the ensemble takes {len(GARMENTS)}"
+            )
+        return cls(await find(Model.TRYON, urls))
+
+    async def is_ready(self) -> bool:
+        """Whether a server can serve the model now."""
+        return await self._pool.is_ready(Model.TRYON)
+
+    async def close(self) -> None:
+        """Close the connections."""
+        await self._pool.close()
+
+    async def draw(
+        self,
+        options: TryOnOptions,
+        pictures: Sequence[Buffer],
+        *,
+        timeout_seconds: float,
+        tenant: str,
+    ) -> AsyncGenerator[Standing | Progress, None]:
+        """Ask for a try-on, and give what comes; closing the generator ends it in the server.
+
+        The person's picture is the first.
+
+        Raises:
+            VtryonError: it failed; the metadata names the stage.
+        """
+        key = uuid.uuid4().hex
+        answers = self._pool.stream(
+            Model.TRYON,
+            _tensors(options, pictures),
+            _parameters(options)
+            | {"key": key, "tenant": tenant, "timeout_seconds": timeout_seconds},
+            timeout_seconds,
+            # An ensemble's cancel does not reach the sampler.
+            at_leaving=(Model.SAMPLING, {"CANCEL": as_array(key.encode())}),
+        )
+        async with aclosing(answers):
+            async for found in answers:
+                yield _read(found, options)
+
+
+def _tensors(options: TryOnOptions, pictures: Sequence[Buffer]) -> dict[str, np.ndarray]:
+    person, *garments = map(as_array, pictures)
+    named = dict(zip(GARMENTS, garments, strict=False))
+    resize = resolve(options.numerics).resize.value
+    return {
+        "PERSON": person,
+        **{name: named.get(name, _EMPTY) for name in GARMENTS},
+        "PROMPT": as_array(options.prompt.encode()),
+        "NEGATIVE_PROMPT": as_array((options.negative_prompt or "").encode()),
+        "RESIZE": as_array(resize.encode()),
+    }
+
+
+def _parameters(options: TryOnOptions) -> dict[str, str | int | float]:
+    numerics = resolve(options.numerics).to_wire().to_proto()
+    wanted = {
+        "width": options.width,
+        "height": options.height,
+        "steps": options.steps,
+        "true_cfg_scale": options.true_cfg_scale,
+        "seed": options.seed,
+        "strength": options.strength,
+        "numerics": json_format.MessageToJson(numerics, indent=None),
+        "sigmas": str(list(options.sigmas)) if options.sigmas else None,
+        "urgency": options.priority.value if options.priority else None,
+        "preview_every": options.previews.every_steps if options.previews else None,
+        "preview_max_pixels": options.previews.max_pixels if options.previews else None,
+        "format": options.format.value if options.format else None,
+        "quality": options.quality,
+    }
+    return {name: value for name, value in wanted.items() if value is not None}
+
+
+def _read(found: dict[str, np.ndarray], options: TryOnOptions) -> Standing | Progress:
+    seconds = float(found["SECONDS"][0])
+    if "POSITION" in found:
+        return Standing(int(found["POSITION"][0]), seconds or None)
+    step, steps = int(found["STEP"][0]), int(found["STEPS"][0])
+    picture = None
+    if step == steps:
+        if "PICTURE" not in found:
+            raise StageError("the ensemble ended without a picture")
+        declared = EncodedImage(options.format or ImageFormat.PNG, *found["SIZE"].tolist())
+        picture = Picture(declared, found["PICTURE"].tobytes())
+    fits = [found[name] for name in sorted(found) if name.startswith("FIT_")]
+    return Progress(
+        step,
+        steps,
+        float(found["SIGMA"][0]),
+        seconds,
+        float(found["DECODING_SECONDS"][0]) if picture else 0.0,
+        read_preview(found),
+        tuple(map(read_fit, fits)),
+        picture,
+    )

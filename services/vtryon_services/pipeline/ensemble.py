@@ -1,0 +1,156 @@
+"""One try-on as one request of a Triton server: the same events as from four stages.
+
+What happens inside the ensemble shows in its responses: the encoders are done when the first step
+begins, and the last step comes with the picture and with what decoding took.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import aclosing
+from dataclasses import replace
+
+from vtryon.errors import VtryonError
+from vtryon.events import (
+    Event,
+    Finished,
+    Fit,
+    Hop,
+    Preview,
+    Queued,
+    StageFinished,
+    StageStarted,
+    StepFinished,
+)
+from vtryon.payloads import Buffer, outgoing_image
+from vtryon.types import PayloadKind, Stage, TryOnOptions
+from vtryon_services.backends.ensemble import Progress, TritonTryOn
+from vtryon_services.engine.plan import Standing
+from vtryon_services.pipeline.attempts import Attempts, Retries
+from vtryon_services.pipeline.ledger import name_subjects, with_own_share
+from vtryon_services.runtime.call import Call, Incoming, send_output
+
+
+class EnsembleFlow:
+    """One try-on on its way through the model `tryon`."""
+
+    def __init__(
+        self,
+        ensemble: TritonTryOn,
+        options: TryOnOptions,
+        incoming: Incoming,
+        call: Call,
+        retries: Retries,
+    ) -> None:
+        self._ensemble = ensemble
+        self._options = options
+        self._incoming = incoming
+        self._call = call
+        self._attempts = Attempts(retries.budget, retries.attempts)
+        self._subjects = name_subjects(incoming.payloads)
+        self._sent_at = self._encoded_at = 0.0
+        self._steps_told = 0
+        self._compute_seconds = 0.0
+        self._fits: tuple[Fit, ...] = ()
+
+    async def events(self) -> AsyncGenerator[Event, None]:
+        """Draw, and say what shows of it; closing the generator ends it in the server.
+
+        Raises:
+            VtryonError: it failed, and there is no other attempt.
+        """
+        pictures = await self._incoming.receive()
+        self._sent_at = self._call.elapsed_seconds
+        for stage, subject in self._encoders:
+            yield StageStarted(stage, subject)
+        finished = False
+        while not finished:
+            try:
+                async with aclosing(self._attempt(pictures)) as events:
+                    async for event in events:
+                        yield event
+                finished = True
+            except VtryonError as error:
+                if not self._attempts.may_go_on(error, self._call.remaining_seconds):
+                    raise
+                await asyncio.sleep(self._attempts.pause_seconds)
+
+    @property
+    def _encoders(self) -> list[tuple[Stage, str]]:
+        return [(Stage.LATENT_ENCODER, ", ".join(self._subjects)), (Stage.TEXT_ENCODER, "")]
+
+    async def _attempt(self, pictures: Sequence[Buffer]) -> AsyncGenerator[Event, None]:
+        answers = self._ensemble.draw(
+            self._options,
+            pictures,
+            timeout_seconds=max(0.001, self._call.remaining_seconds),
+            tenant=self._call.tenant,
+        )
+        async with aclosing(answers):
+            async for answer in answers:
+                if isinstance(answer, Standing):
+                    yield Queued(Stage.SAMPLING, answer.position, answer.expected_seconds)
+                    continue
+                if answer.step > self._steps_told:
+                    for event in self._describe(answer):
+                        yield event
+                if answer.picture is not None:
+                    kind, drawn = PayloadKind.IMAGE, answer.picture
+                    outgoing = outgoing_image(kind, drawn.data, drawn.image)
+                    async for event in send_output([outgoing]):
+                        yield event
+                    yield self._finish(answer)
+
+    def _describe(self, answer: Progress) -> list[Event]:
+        events: list[Event] = []
+        if not self._steps_told:
+            own_seconds = answer.compute_seconds + answer.decoding_seconds
+            self._encoded_at = max(self._sent_at, self._call.elapsed_seconds - own_seconds)
+            self._fits = answer.fits
+            took = self._encoded_at - self._sent_at
+            events += [StageFinished(stage, subject, took) for stage, subject in self._encoders]
+            events.append(StageStarted(Stage.SAMPLING))
+        self._steps_told = answer.step
+        self._call.facts["completed_steps"] = str(answer.step)
+        self._compute_seconds += answer.compute_seconds
+        events.append(StepFinished(answer.step, answer.steps, answer.sigma, answer.compute_seconds))
+        if answer.preview is not None:
+            events.append(Preview(answer.step, answer.steps, answer.preview))
+        if answer.picture is not None:
+            sampled = self._call.elapsed_seconds - answer.decoding_seconds - self._encoded_at
+            events.append(StageFinished(Stage.SAMPLING, "", sampled))
+            events.append(StageStarted(Stage.DECODING))
+            events.append(StageFinished(Stage.DECODING, "", answer.decoding_seconds))
+        return events
+
+    def _finish(self, answer: Progress) -> Finished:
+        now = self._call.elapsed_seconds
+        decoding_at = max(self._encoded_at, now - answer.decoding_seconds)
+        encoding = self._encoded_at - self._sent_at
+        sampling = decoding_at - self._encoded_at
+        hops = [
+            Hop(
+                stage,
+                subject,
+                self._sent_at,
+                compute_seconds=encoding,
+                critical=stage is Stage.TEXT_ENCODER,
+            )
+            for stage, subject in self._encoders
+        ]
+        computed = min(sampling, self._compute_seconds)
+        hops += [
+            Hop(
+                Stage.SAMPLING,
+                start_seconds=self._encoded_at,
+                transfer_seconds=sampling - computed,
+                compute_seconds=computed,
+            ),
+            Hop(Stage.DECODING, start_seconds=decoding_at, compute_seconds=now - decoding_at),
+        ]
+        fits = tuple(
+            replace(fit, subject=subject)
+            for fit, subject in zip(self._fits, self._subjects, strict=False)
+        )
+        return Finished(with_own_share(hops, self._call.elapsed_seconds), fits)
