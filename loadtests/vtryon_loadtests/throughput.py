@@ -9,7 +9,8 @@ Sides take turns in every round, on the same machine and the same pictures:
 - embedded: our mesh in a process of its own, at concurrency 1, 4 and 16; cold: every request brings
   pictures that were never seen; warm: the same pictures again, so that encoders answer from memory.
 - processes: the same, cold, through five gRPC processes over TCP.
-- Triton: the mesh in one process, cold, its arithmetic in a tritonserver (see `make triton`).
+- Triton: the mesh in one process, cold, its arithmetic in a tritonserver (see `make triton`), by
+  the Triton backend of four stages, and as one request of the ensemble.
 
 Ratios are taken within a round: the machine's moods hit both sides.
 """
@@ -195,19 +196,20 @@ async def five_processes() -> AsyncIterator[vtryon.Client]:
 
 
 @asynccontextmanager
-async def on_triton() -> AsyncIterator[vtryon.Client]:
-    """Serve everything in one process, its arithmetic in a Triton server beside it."""
+async def on_triton() -> AsyncIterator[tuple[vtryon.Client, vtryon.Client]]:
+    """Serve with the arithmetic in a Triton server: four stages and a pipeline; an ensemble."""
     ports = [f"--{name}-port=0" for name in ("grpc", "http", "metrics")]
-    serve = ("vtryon", "serve", "all", "--listen", "127.0.0.1:0", "--backend", "triton")
+    serve = ("vtryon", "serve", "--listen", "127.0.0.1:0")
     with tempfile.TemporaryDirectory() as folder:
         export = (sys.executable, "-m", "vtryon", "models", "export-triton", f"{folder}/models")
         await asyncio.to_thread(subprocess.run, export, check=True, capture_output=True)
         with (
             running("vtryon", "triton", "up", f"{folder}/models", *ports) as url,
-            running(*serve, VTRYON_TRITON_URL=url) as target,
+            running(*serve, "all", "--backend", "triton", VTRYON_TRITON_URL=url) as stages,
+            running(*serve, "pipeline", "--topology", "ensemble", VTRYON_TRITON_URL=url) as whole,
         ):
-            async with vtryon.Client(target) as client:
-                yield client
+            async with vtryon.Client(stages) as by_stages, vtryon.Client(whole) as by_ensemble:
+                yield by_stages, by_ensemble
 
 
 async def measure(
@@ -231,8 +233,9 @@ async def measure(
             ("five processes, cold", processes, False),
         ]
         if triton:
-            server = await stack.enter_async_context(on_triton())
-            meshes.append(("Triton behind one process, cold", server, False))
+            by_stages, by_ensemble = await stack.enter_async_context(on_triton())
+            meshes.append(("Triton behind one process, cold", by_stages, False))
+            meshes.append(("Triton's ensemble, cold", by_ensemble, False))
         for name, client, warm in meshes:
             for concurrency in CONCURRENCIES:
 

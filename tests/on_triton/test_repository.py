@@ -41,7 +41,14 @@ def test_models_are_thin_and_every_tensor_is_described(tmp_path: Path) -> None:
 
 
 def test_options_come_through(tmp_path: Path) -> None:
-    options = {"slots": 8, "batch": 4, "gpus": (0, 2), "instances": 3, "response_cache": True}
+    options = {
+        "slots": 8,
+        "batch": 4,
+        "gpus": (0, 2),
+        "instances": 3,
+        "response_cache": True,
+        "priorities": 2,
+    }
     folder = export_shipped(tmp_path / "gpu", device="cuda", dtype="bf16", **options)
     sampling = (folder / "sampling" / "config.pbtxt").read_text()
     assert "KIND_GPU" in sampling
@@ -53,9 +60,12 @@ def test_options_come_through(tmp_path: Path) -> None:
     assert group.split() == ["count:", "3", "gpus:", "0", "gpus:", "2", "kind:", "KIND_GPU"]
     assert "response_cache {\n  enable: true" in encoder
     assert "model_warmup" in encoder
+    assert "priority_levels: 2" in encoder
     assert "count: 3" not in sampling
     plain = export_shipped(tmp_path / "plain", warm_up=False) / "decoding" / "config.pbtxt"
-    assert not {"model_warmup", "response_cache"} & set(plain.read_text().split())
+    assert not {"model_warmup", "response_cache", "priority_levels:"} & set(
+        plain.read_text().split()
+    )
 
 
 def test_a_folder_that_is_not_empty_is_left_alone(tmp_path: Path) -> None:

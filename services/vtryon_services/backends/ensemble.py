@@ -16,7 +16,7 @@ from vtryon.events import Fit
 from vtryon.payloads import Buffer
 from vtryon.pictures import Picture
 from vtryon.types import EncodedImage, ImageFormat, TryOnOptions
-from vtryon_services.backends.triton import as_array, find, read_fit, read_preview
+from vtryon_services.backends.triton import TritonSettings, as_array, find, read_fit, read_preview
 from vtryon_services.engine.numerics import resolve
 from vtryon_services.engine.plan import Standing
 from vtryon_services.triton.client import TritonPool
@@ -53,7 +53,7 @@ class TritonTryOn:
         self._pool = pool
 
     @classmethod
-    async def connect(cls, urls: str, max_garments: int) -> Self:
+    async def connect(cls, settings: TritonSettings, max_garments: int) -> Self:
         """Find the model, and wait for it if it is being loaded.
 
         Raises:
@@ -63,7 +63,7 @@ class TritonTryOn:
             raise SettingsError(
                 f"max_garments is {max_garments}; the ensemble takes {len(GARMENTS)}"
             )
-        return cls(await find(Model.TRYON, urls))
+        return cls(await find(Model.TRYON, settings))
 
     async def is_ready(self) -> bool:
         """Whether a server can serve the model now."""

@@ -7,7 +7,7 @@ import json
 import time
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import aclosing
-from typing import Self
+from typing import Protocol, Self
 
 import numpy as np
 from diffusers import FlowMatchEulerDiscreteScheduler
@@ -33,19 +33,33 @@ from vtryon_services.triton.contract import Model
 _START_SECONDS = 60.0  # a server that starts beside us gets so long
 
 
-async def find(model: Model, urls: str) -> TritonPool:
+class TritonSettings(Protocol):
+    """What both stages and pipeline can be told of Triton."""
+
+    @property
+    def triton_url(self) -> str:
+        """Of the servers."""
+        ...
+
+    @property
+    def triton_shared_memory_bytes(self) -> int:
+        """From how many bytes on inputs go through shared memory; 0: never."""
+        ...
+
+
+async def find(model: Model, settings: TritonSettings) -> TritonPool:
     """Connect to the servers of a model, and wait for it if it is being loaded.
 
     Raises:
         SettingsError: no server has it.
     """
-    pool = TritonPool.of(urls)
+    pool = TritonPool.of(settings.triton_url, settings.triton_shared_memory_bytes)
     until = time.monotonic() + _START_SECONDS
     while not await pool.is_ready(model):
         if time.monotonic() > until:
             await pool.close()
             raise SettingsError(
-                f"no model {model} is ready at {urls}: "
+                f"no model {model} is ready at {settings.triton_url}: "
                 "`vtryon models export-triton` makes one, `vtryon triton up` serves it"
             )
         await asyncio.sleep(0.2)
@@ -64,7 +78,7 @@ class _TritonBackend(Backend):
         Raises:
             SettingsError: no server has the model.
         """
-        pool = await find(cls.model, settings.triton_url)
+        pool = await find(cls.model, settings)
         return cls(pool, await pool.parameters(cls.model))
 
     def __init__(self, pool: TritonPool, described: dict[str, str]) -> None:

@@ -78,6 +78,10 @@ def export_triton(
     instances: Annotated[
         int, typer.Option(help="Of each encoder and decoder, per GPU.", min=1)
     ] = 1,
+    priorities: Annotated[
+        int,
+        typer.Option(help="Levels of encoders and decoder; release 24.10 is slow with any.", min=0),
+    ] = 0,
     response_cache: Annotated[
         bool,
         typer.Option(help="Let a server with --cache-config keep the encoders' answers."),
@@ -102,6 +106,7 @@ def export_triton(
         slots,
         gpus=numbers,
         instances=instances,
+        priorities=priorities,
         response_cache=response_cache,
         warm_up=warm_up,
     )

@@ -28,7 +28,7 @@ async def make_service(
         from vtryon_services.backends.ensemble import TritonTryOn
         from vtryon_services.pipeline.ensemble import EnsembleFlow
 
-        ensemble = await TritonTryOn.connect(settings.triton_url, settings.max_garments)
+        ensemble = await TritonTryOn.connect(settings, settings.max_garments)
         pipeline = Pipeline(partial(EnsembleFlow, ensemble), settings)
         return _service(pipeline, settings, ensemble.close, ensemble.is_ready)
     stages = StageClients.connect(settings, beside or {})

@@ -24,6 +24,9 @@ class PipelineSettings(ServiceSettings):
         default="127.0.0.1:8001",
         description="Of the ensemble: host:port, or several between commas.",
     )
+    triton_shared_memory_bytes: int = Field(
+        default=256 * 1024, ge=0, description="As that of the stages."
+    )
     latent_encoder_target: str = Field(default="127.0.0.1:50051", description="host:port.")
     text_encoder_target: str = Field(default="127.0.0.1:50052", description="host:port.")
     sampling_target: str = Field(default="127.0.0.1:50053", description="host:port.")

@@ -143,6 +143,12 @@ class StageSettings(ServiceSettings):
         default="127.0.0.1:8001",
         description="Of the triton backend: host:port, or several between commas.",
     )
+    triton_shared_memory_bytes: int = Field(
+        default=256 * 1024,
+        ge=0,
+        description="Inputs of so many bytes go to a Triton server on this machine through shared "
+        "memory; 0: never.",
+    )
     checkpoint: Path | None = Field(
         default=None, description="Folder in diffusers layout; unset: the one that ships."
     )

@@ -13,7 +13,7 @@ import grpc
 import numpy as np
 from tritonclient.grpc import KeepAliveOptions
 from tritonclient.grpc import aio as triton
-from tritonclient.utils import InferenceServerException, np_to_triton_dtype
+from tritonclient.utils import InferenceServerException
 
 from vtryon import status
 from vtryon.errors import (
@@ -28,11 +28,13 @@ from vtryon.errors import (
 from vtryon.stream import is_being_cancelled
 from vtryon_services.triton.contract import Model
 from vtryon_services.triton.failures import from_message
+from vtryon_services.triton.regions import UNKNOWN_REGION, Regions
 
 R = TypeVar("R")
 Tensors = Mapping[str, np.ndarray]
 Parameters = Mapping[str, str | int | float]
 _AVOID_SECONDS = 1.0
+_GONE = ("is not healthy", UNKNOWN_REGION)  # a model's process, or the server's memory of ours
 # As between our own services: a frozen server is found in under 5 s.
 _KEEPALIVE = KeepAliveOptions(
     keepalive_time_ms=2500, keepalive_timeout_ms=2000, http2_max_pings_without_data=0
@@ -42,9 +44,10 @@ _KEEPALIVE = KeepAliveOptions(
 class _Server:
     """One server; `open` counts what it works on for us."""
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, shared_memory_from_bytes: int) -> None:
         self.url = url
         self.client = triton.InferenceServerClient(url, keepalive_options=_KEEPALIVE)
+        self.regions = Regions(self.client, url, shared_memory_from_bytes)
         self.open = 0
         self.failed_at = float("-inf")
 
@@ -64,12 +67,12 @@ class TritonPool:
         VtryonError: the model's own error, or what the transport's means.
     """
 
-    def __init__(self, urls: Sequence[str]) -> None:
-        self._servers = [_Server(url) for url in urls]
+    def __init__(self, urls: Sequence[str], shared_memory_from_bytes: int = 0) -> None:
+        self._servers = [_Server(url, shared_memory_from_bytes) for url in urls]
         self._saying: set[asyncio.Task[None]] = set()
 
     @classmethod
-    def of(cls, urls: str) -> TritonPool:
+    def of(cls, urls: str, shared_memory_from_bytes: int) -> TritonPool:
         """Take host:port, or several between commas.
 
         Raises:
@@ -78,12 +81,13 @@ class TritonPool:
         found = [url.strip() for url in urls.split(",") if url.strip()]
         if not found:
             raise SettingsError("the triton backend needs VTRYON_TRITON_URL, host:port")
-        return cls(found)
+        return cls(found, shared_memory_from_bytes)
 
     async def close(self) -> None:
         """Close the connections."""
         await asyncio.gather(*self._saying)
         for server in self._servers:
+            await server.regions.close()
             await server.client.close()
 
     async def is_ready(self, model: Model) -> bool:
@@ -115,12 +119,13 @@ class TritonPool:
         """Ask a model that answers once; cancelling the task cancels the request."""
 
         async def ask(server: _Server) -> dict[str, np.ndarray]:
-            result = await server.client.infer(
-                model.value,
-                _inputs(tensors),
-                parameters=dict(parameters or {}),
-                client_timeout=timeout_seconds,
-            )
+            async with server.regions.inputs(tensors) as inputs:
+                result = await server.client.infer(
+                    model.value,
+                    inputs,
+                    parameters=dict(parameters or {}),
+                    client_timeout=timeout_seconds,
+                )
             return _outputs(result)
 
         return await self._somewhere(ask)
@@ -137,17 +142,9 @@ class TritonPool:
 
         What to say `at_leaving`, before the last response, goes to the same server.
         """
-        request = {
-            "model_name": model.value,
-            "inputs": _inputs(tensors),
-            "parameters": dict(parameters),
-        }
-
-        async def requests() -> AsyncIterator[dict[str, Any]]:
-            yield request
-
-        async with self._chosen() as server:
-            answers = server.client.stream_infer(requests(), stream_timeout=timeout_seconds)
+        async with self._chosen() as server, server.regions.inputs(tensors) as inputs:
+            requests = _once(model, inputs, parameters)
+            answers = server.client.stream_infer(requests, stream_timeout=timeout_seconds)
             over = False
             try:
                 async for result, error in answers:
@@ -166,22 +163,17 @@ class TritonPool:
             finally:
                 answers.cancel()
                 if at_leaving is not None and not over:
-                    self._say(server, *at_leaving)
+                    task = asyncio.create_task(self._say(server, *at_leaving))
+                    self._saying.add(task)
+                    task.add_done_callback(self._saying.discard)
 
-    def _say(self, server: _Server, model: Model, tensors: Tensors) -> None:
+    async def _say(self, server: _Server, model: Model, tensors: Tensors) -> None:
         """Send a request whose answer nobody waits for."""
-
-        async def requests() -> AsyncIterator[dict[str, Any]]:
-            yield {"model_name": model.value, "inputs": _inputs(tensors)}
-
-        async def ask() -> None:
-            with contextlib.suppress(InferenceServerException, grpc.aio.AioRpcError):
-                async for _ in server.client.stream_infer(requests(), stream_timeout=2.0):
+        with contextlib.suppress(InferenceServerException, grpc.aio.AioRpcError):
+            async with server.regions.inputs(tensors) as inputs:
+                requests = _once(model, inputs, {})
+                async for _ in server.client.stream_infer(requests, stream_timeout=2.0):
                     return
-
-        task = asyncio.create_task(ask())
-        self._saying.add(task)
-        task.add_done_callback(self._saying.discard)
 
     async def _somewhere(self, ask: Callable[[_Server], Awaitable[R]]) -> R:
         async with self._chosen() as server:
@@ -203,13 +195,10 @@ class TritonPool:
             server.open -= 1
 
 
-def _inputs(tensors: Tensors) -> list[Any]:
-    inputs = []
-    for name, array in tensors.items():
-        batched = np.ascontiguousarray(array)[None]
-        one = triton.InferInput(name, list(batched.shape), np_to_triton_dtype(batched.dtype))
-        inputs.append(one.set_data_from_numpy(batched))
-    return inputs
+async def _once(
+    model: Model, inputs: list[Any], parameters: Parameters
+) -> AsyncIterator[dict[str, Any]]:
+    yield {"model_name": model.value, "inputs": inputs, "parameters": dict(parameters)}
 
 
 def _outputs(result: Any) -> dict[str, np.ndarray]:
@@ -224,7 +213,7 @@ def _named(error: InferenceServerException | grpc.aio.AioRpcError) -> VtryonErro
     if (ours := from_message(message)) is not None:
         return ours
     code = (error.status() or "").removeprefix("StatusCode.")
-    if code in {"UNAVAILABLE", "NOT_FOUND"} or "is not healthy" in message:
+    if code in {"UNAVAILABLE", "NOT_FOUND"} or any(sign in message for sign in _GONE):
         return UnavailableError(f"the Triton server can't serve: {message}")
     if code == "DEADLINE_EXCEEDED":
         return DeadlineError(f"out of time at the Triton server: {message}")

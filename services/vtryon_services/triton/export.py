@@ -52,8 +52,6 @@ _CLASSES = {
     Model.SAMPLING: ("sampling", "SamplingModel"),
     Model.DECODING: ("batched", "DecodingModel"),
 }
-# Of the batched models: 1, the default, goes before 2.
-_PRIORITIES = 2
 _CACHED = {Model.LATENT_ENCODER, Model.TEXT_ENCODER}
 _PICTURE = base64.b64decode(  # a PNG of 32 × 32 pixels, all of one grey
     b"iVBORw0KGgoAAAANSUhEUgAAACAAAAAgCAIAAAD8GO2jAAAAKElEQVR42u3NQQEAAAQEMCS/6Erw2wqsk9SnqWcCgUAg"
@@ -86,6 +84,8 @@ class Options:
         queue_delay_seconds: how long Triton waits for company for a request.
         slots, max_waiting: of the sampler's running batch.
         response_cache: let the server keep the encoders' answers, if it has a cache.
+        priorities: levels for the encoders and decoder: 1, the default, goes first. Release 24.10
+            then lets one of several requests at once lie for 500 ms; the sampler has `urgency`.
         warm_up: a request of each model before it counts as ready.
     """
 
@@ -99,6 +99,7 @@ class Options:
     gpus: tuple[int, ...] = ()
     instances: int = 1
     response_cache: bool = False
+    priorities: int = 0
     warm_up: bool = True
 
 
@@ -195,8 +196,9 @@ def configure(
     if contract.batches:
         delay = round(1e6 * options.queue_delay_seconds)
         config.dynamic_batching.max_queue_delay_microseconds = delay
-        config.dynamic_batching.priority_levels = _PRIORITIES
-        config.dynamic_batching.default_priority_level = 1
+        if options.priorities:
+            config.dynamic_batching.priority_levels = options.priorities
+            config.dynamic_batching.default_priority_level = 1
     if options.response_cache and contract.model in _CACHED:
         config.response_cache.enable = True
     for name, value in _parameters(contract.model, checkpoint, options).items():
