@@ -56,6 +56,7 @@ class Round:
     seconds: float
     latencies: Sequence[float]
     first_previews: Sequence[float] = ()
+    hops: Sequence[dict[str, float]] = ()
 
     @property
     def images_per_second(self) -> float:
@@ -74,7 +75,10 @@ class Side:
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """Medians over the rounds; the ratio is of images per second to diffusers', with its range."""
+    """Medians over the rounds; the ratio is of images per second to diffusers', with its range.
+
+    `hops_ms` is the ledger: what each stage took, the encoders side by side.
+    """
 
     side: str
     images_per_second: float
@@ -85,6 +89,7 @@ class Row:
     p95_ms: float
     p50_ratio: float
     first_preview_ms: float | None
+    hops_ms: dict[str, float]
 
 
 class Pictures:
@@ -154,6 +159,7 @@ async def draw_with_mesh(
     waiting = iter(enumerate(given))
     latencies: list[float] = []
     previews: list[float] = []
+    hops: list[dict[str, float]] = []
 
     async def work() -> None:
         for number, (person, garment) in waiting:
@@ -165,10 +171,12 @@ async def draw_with_mesh(
                     seen = True
                     previews.append(time.perf_counter() - started)
             latencies.append(time.perf_counter() - started)
+            if (ledger := (await run).ledger) is not None:
+                hops.append({str(hop.stage): hop.total_seconds for hop in ledger.hops})
 
     began = time.perf_counter()
     await asyncio.gather(*(work() for _ in range(concurrency)))
-    return Round(time.perf_counter() - began, latencies, previews)
+    return Round(time.perf_counter() - began, latencies, previews, hops)
 
 
 @asynccontextmanager
@@ -260,6 +268,7 @@ def _row(side: Side, reference: Side) -> Row:
     ratios = sorted(own.images_per_second / other.images_per_second for own, other in pairs)
     latencies = [latency for one in side.rounds for latency in one.latencies]
     previews = [seconds for one in side.rounds for seconds in one.first_previews]
+    hops = [hop for one in side.rounds for hop in one.hops]
     return Row(
         side.name,
         statistics.median(one.images_per_second for one in side.rounds),
@@ -273,6 +282,10 @@ def _row(side: Side, reference: Side) -> Row:
             for own, other in pairs
         ),
         1e3 * statistics.median(previews) if previews else None,
+        {
+            stage: 1e3 * statistics.median(hop[stage] for hop in hops)
+            for stage in (hops[0] if hops else ())
+        },
     )
 
 
@@ -290,6 +303,14 @@ def show(rows: Sequence[Row], console: Console) -> None:
             "" if row.first_preview_ms is None else f"{row.first_preview_ms:.0f} ms",
         )
     console.print(table)
+    stages = next(row.hops_ms for row in rows if row.hops_ms)
+    ledger = Table("hops, p50", *stages, box=None)
+    for row in rows:
+        if row.hops_ms:
+            ledger.add_row(
+                row.side, *(f"{milliseconds:.0f} ms" for milliseconds in row.hops_ms.values())
+            )
+    console.print(ledger)
 
 
 def plot(rows: Sequence[Row], path: Path) -> None:

@@ -9,7 +9,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from tests.support.triton import installation
 
+from vtryon.errors import SettingsError
 from vtryon_loadtests.real_size import transformer_flops
 from vtryon_services.models.make import make_random
 
@@ -27,6 +29,7 @@ def test_throughput_has_a_row_per_side_and_draws_a_plot(tmp_path: Path) -> None:
     rows = run("throughput", "--rounds", "1", "--images", "2", "--plot", str(plot))
     assert len(rows) == 10
     assert rows[0]["ratio"] == 1
+    assert all(len(row["hops_ms"]) == 5 for row in rows[1:])
     assert all(row["images_per_second"] > 0 for row in rows)
     assert all(row["first_preview_ms"] < row["p95_ms"] for row in rows[1:])
     assert plot.stat().st_size > 1000
@@ -45,6 +48,17 @@ def test_padding_compares_limits_on_every_mix() -> None:
     found = run("padding", "--rows", "3", "--rounds", "1")
     assert {row["ratio"] for row in found if row["limit"] == 0} == {1.0}
     assert all(row["forwards"] == 1 for row in found if row["limit"] == 10)
+
+
+@pytest.mark.timeout(300)
+def test_shared_memory_is_compared_at_every_size() -> None:
+    try:
+        installation()
+    except SettingsError as error:
+        pytest.skip(str(error))
+    rows = run("shared_memory", "--rounds", "2")
+    assert [row["bytes"] >> 10 for row in rows] == [16, 64, 256, 1024, 16384, 65536]
+    assert all(row["wire_ms"] > 0 < row["shared_memory_ms"] for row in rows)
 
 
 def test_floor_tells_every_stage_at_three_sizes() -> None:

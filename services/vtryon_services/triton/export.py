@@ -25,6 +25,7 @@ Python that runs Triton's Python backend must have `vtryon[server]`.
     make triton                                    # a server for development, into .triton
     vtryon triton up services/model_repository     # or: tritonserver --model-repository=...
     vtryon serve all --backend triton              # the mesh, its arithmetic in that server
+    vtryon serve pipeline --topology ensemble      # or: a request of `tryon` per try-on
 
 In production, in an image of NVIDIA's, release 25.07 or newer, with `vtryon[server]` installed:
 
@@ -37,8 +38,9 @@ Requests follow the Open Inference Protocol as Triton serves it. Every tensor ha
 is UINT8 in UTF-8. A request that is refused carries `[vtryon {"reason": ...}]` behind its message;
 the reasons are those of `protos/vtryon/v1/error_reason.proto`. Cancelling a request of `sampling`
 frees its slot before the next step. Cancelling one of `tryon` does not reach the sampler in release
-24.10, which passes parameters on to the models of an ensemble but no cancels: give it
-`timeout_seconds`, as you would `sampling`.
+24.10, which passes parameters on to the models of an ensemble but no cancels: give it a `key` that
+nobody can guess, and send that to `sampling` as `CANCEL`; or give it `timeout_seconds`. `tryon` takes
+the parameters of `sampling` and `decoding`.
 """
 _SHELL = '''"""{about}"""
 
