@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import random
 import time
 from pathlib import Path
 
@@ -103,6 +104,30 @@ async def test_a_request_that_is_left_takes_no_further_step(on_triton, triton, e
         before = cpu_seconds(pid)
         await asyncio.sleep(0.5)
         assert cpu_seconds(pid) - before < 0.1
+
+
+async def test_a_hundred_requests_left_at_random_steps_free_their_slots(
+    on_triton, triton, example
+) -> None:
+    chance = random.Random(0)
+
+    async def leave(at: int) -> None:
+        run = on_triton.try_on(example.person, example.garment, steps=200, previews=False)
+        async for event in run:
+            if isinstance(event, StepFinished) and event.step >= at:
+                return
+
+    for _ in range(10):
+        await asyncio.gather(*(leave(chance.randrange(1, 9)) for _ in range(10)))
+    await asyncio.sleep(0.3)
+    pid = models_of(triton)["sampling"]
+    before = cpu_seconds(pid)
+    await asyncio.sleep(0.5)
+    assert cpu_seconds(pid) - before < 0.1
+    small = {"steps": 1, "width": 32, "height": 48}
+    await asyncio.gather(
+        *(on_triton.try_on(example.person, example.garment, **small) for _ in range(16))
+    )
 
 
 async def test_no_step_begins_after_the_deadline(on_triton, triton, example) -> None:
