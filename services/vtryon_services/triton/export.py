@@ -39,8 +39,8 @@ is UINT8 in UTF-8. A request that is refused carries `[vtryon {"reason": ...}]` 
 the reasons are those of `protos/vtryon/v1/error_reason.proto`. Cancelling a request of `sampling`
 frees its slot before the next step. Cancelling one of `tryon` does not reach the sampler in release
 24.10, which passes parameters on to the models of an ensemble but no cancels: give it a `key` that
-nobody can guess, and send that to `sampling` as `CANCEL`; or give it `timeout_seconds`. `tryon` takes
-the parameters of `sampling` and `decoding`.
+nobody can guess, and send that to `sampling` as `CANCEL`; or give it `timeout_seconds`. `tryon`
+takes the parameters of `sampling` and `decoding`.
 """
 _SHELL = '''"""{about}"""
 

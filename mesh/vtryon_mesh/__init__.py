@@ -1,0 +1,1 @@
+"""The mesh around the services, rendered from `mesh.yaml`."""

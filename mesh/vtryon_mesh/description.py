@@ -1,0 +1,106 @@
+"""`mesh.yaml`: the one description that everything else is rendered from."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from vtryon.errors import SettingsError
+
+EDGE = "edge"
+# Says what a request works on, so that equal content goes to the replica that has seen it.
+CONTENT_HEADER = "x-vtryon-content-digest"
+TENANT_HEADER = "x-vtryon-tenant"
+DEFAULT_PATH = Path(__file__).parents[1] / "mesh.yaml"
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Service(_Part):
+    """A service of the mesh.
+
+    Attributes:
+        grpc: its full name on the wire.
+        callers: who may call it; nobody else may.
+        balance: between replicas: the one with the least to do, or the one that content belongs to.
+        max_requests: admitted at once to each replica, its queue included.
+    """
+
+    grpc: str
+    port: int = Field(ge=1, le=65535)
+    callers: tuple[str, ...]
+    balance: Literal["least-request", "content"]
+    max_requests: int = Field(ge=1)
+
+
+class Jwt(_Part):
+    """Which tokens the edge takes: signed by a key of the JWKS, with this scope among theirs."""
+
+    issuer: str
+    audience: str
+    scope: str
+    tenant_claim: str
+
+
+class Edge(_Part):
+    """The mesh's door."""
+
+    port: int = Field(ge=1, le=65535)
+    serves: tuple[str, ...]
+    jwt: Jwt
+    requests_per_second: int = Field(ge=1)
+    requests_per_second_of_a_tenant: int = Field(ge=1)
+    cors_origins: tuple[str, ...] = ()
+
+
+class Mesh(_Part):
+    """All of it; `longest_call`, `health_interval` and `ejection` are in seconds."""
+
+    trust_domain: str
+    namespace: str
+    services: dict[str, Service]
+    edge: Edge
+    longest_call: int = Field(gt=0)
+    health_interval: float = Field(gt=0)
+    ejection: float = Field(gt=0)
+
+    @model_validator(mode="after")
+    def _known(self) -> Mesh:
+        named = {name for one in self.services.values() for name in one.callers}
+        unknown = (named | set(self.edge.serves)) - set(self.services) - {EDGE}
+        if unknown:
+            raise ValueError(f"no such service: {', '.join(sorted(unknown))}")
+        ports = [one.port for one in self.services.values()]
+        if len(ports) != len(set(ports)):
+            raise ValueError("two services have one port")
+        return self
+
+    @classmethod
+    def load(cls, path: Path = DEFAULT_PATH) -> Mesh:
+        """Read a description.
+
+        Raises:
+            SettingsError: it can't be read or does not hold.
+        """
+        try:
+            return cls.model_validate(yaml.safe_load(path.read_text()))
+        except (OSError, yaml.YAMLError, ValidationError) as error:
+            raise SettingsError(f"{path.name} does not hold: {error}") from error
+
+    @property
+    def identities(self) -> list[str]:
+        """Everybody in the mesh: the edge and the services."""
+        return [EDGE, *self.services]
+
+    def identity(self, name: str) -> str:
+        """Give the SPIFFE identity of a service, or of the edge."""
+        return f"spiffe://{self.trust_domain}/ns/{self.namespace}/sa/{name}"
+
+    def callees(self, caller: str) -> list[str]:
+        """Give the services that one may call."""
+        return [name for name, one in self.services.items() if caller in one.callers]

