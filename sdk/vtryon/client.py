@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Self
 
 from vtryon.channel import Channel, Tls, Token
 from vtryon.errors import ProtocolError, RequestError, SettingsError
+from vtryon.pictures import digest
 from vtryon.run import Received, Result, Run
 from vtryon.stages import Decoding, LatentEncoder, Sampling, TextEncoder, image_payload
 from vtryon.stream import TRY_ON, StreamCall
@@ -160,6 +162,10 @@ class Client:
 
         async def open_call() -> StreamCall:
             outgoing = [await image_payload(kind, source) for kind, source in pictures]
+            # One garment is worn by many: the first, or else the person, says where to go.
+            said = outgoing[:2][-1].data
+            assert isinstance(said, bytes)
+            content = await asyncio.to_thread(digest, said)
             return StreamCall(
                 channel,
                 TRY_ON,
@@ -167,6 +173,7 @@ class Client:
                 outgoing,
                 timeout_seconds=timeout_seconds,
                 request_id=request_id,
+                content_digest=content,
             )
 
         return Run(open_call, _result)

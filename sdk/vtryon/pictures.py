@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import os
 from dataclasses import dataclass
@@ -62,6 +63,11 @@ class Picture(ProtoType):
         import numpy as np
 
         return np.asarray(self.to_pil().convert("RGB"))
+
+
+def digest(data: bytes) -> str:
+    """Give what stands for an encoded picture: its BLAKE2b, in hexadecimal."""
+    return hashlib.blake2b(data, digest_size=16).hexdigest()
 
 
 def read_picture(source: PictureSource) -> bytes:

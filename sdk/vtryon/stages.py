@@ -86,6 +86,7 @@ class _StageClient:
         timeout_seconds: float | None = None,
         request_id: str | None = None,
         tenant: str = "",
+        content_digest: str = "",
         chunk_bytes: int = DEFAULT_CHUNK_BYTES,
     ) -> StreamCall:
         """Make the bare call: events as they come, chunks among them."""
@@ -97,6 +98,7 @@ class _StageClient:
             timeout_seconds=timeout_seconds,
             request_id=request_id,
             tenant=tenant,
+            content_digest=content_digest,
             chunk_bytes=chunk_bytes,
         )
 

@@ -30,6 +30,9 @@ _PLAIN = {
     if row.status not in {grpc.StatusCode.INVALID_ARGUMENT, grpc.StatusCode.FAILED_PRECONDITION}
 }
 
+# How a proxy ends a stream whose server went away in the middle.
+_RESET = "RST_STREAM"
+
 
 class RpcStatus(NamedTuple):
     """What ends a call."""
@@ -111,6 +114,8 @@ def _reason(details: _Details, code: grpc.StatusCode, message: str) -> Reason:
         return Reason.PAYLOAD_TOO_LARGE
     if code is grpc.StatusCode.INVALID_ARGUMENT:
         return Reason.FIELD_INVALID
+    if _RESET in message and code in {grpc.StatusCode.INTERNAL, grpc.StatusCode.UNKNOWN}:
+        return Reason.STAGE_UNAVAILABLE
     return _PLAIN.get(code, StageError.default_reason)
 
 

@@ -40,6 +40,7 @@ from vtryon.v1 import (
 
 REQUEST_ID_KEY = "x-request-id"
 TENANT_KEY = "x-vtryon-tenant"
+CONTENT_KEY = "x-vtryon-content-digest"
 _tracer = trace.get_tracer("vtryon")
 
 
@@ -73,6 +74,8 @@ class StreamCall:
         timeout_seconds: the call's deadline; None leaves it to the server.
         request_id: what logs and traces call this request; None makes one up.
         tenant: for whom, where one process calls for several: shares are fair among tenants.
+        content_digest: stands for what the request works on. A mesh may route equal ones to the
+            replica that has seen them; it decides nothing else.
         chunk_bytes: how payloads given whole are cut, up to 1 MiB.
     """
 
@@ -86,6 +89,7 @@ class StreamCall:
         timeout_seconds: float | None = None,
         request_id: str | None = None,
         tenant: str = "",
+        content_digest: str = "",
         chunk_bytes: int = DEFAULT_CHUNK_BYTES,
     ) -> None:
         self._channel = channel
@@ -94,7 +98,7 @@ class StreamCall:
         self._outgoing = outgoing
         self._chunk_bytes = chunk_bytes
         self._timeout_seconds = timeout_seconds
-        self._tenant = tenant
+        self._named = {TENANT_KEY: tenant, CONTENT_KEY: content_digest}
         self.request_id = request_id or uuid.uuid4().hex
         self._span: trace.Span = trace.INVALID_SPAN
         self._call: Any = None
@@ -168,9 +172,8 @@ class StreamCall:
         carrier: dict[str, str] = {}
         propagate.inject(carrier, trace.set_span_in_context(self._span))
         own = (*self._channel.metadata(), (REQUEST_ID_KEY, self.request_id))
-        if self._tenant:
-            own = (*own, (TENANT_KEY, self._tenant))
-        return (*own, *carrier.items())
+        named = [(name, value) for name, value in self._named.items() if value]
+        return (*own, *named, *carrier.items())
 
     def _why_cancelled(self) -> VtryonError:
         if isinstance(self._send_error, VtryonError):

@@ -71,6 +71,11 @@ def test_violations_survive_the_wire() -> None:
         (grpc.StatusCode.PERMISSION_DENIED, "RBAC: access denied", vtryon.AccessError),
         (grpc.StatusCode.UNAUTHENTICATED, "Jwt is missing", vtryon.AccessError),
         (grpc.StatusCode.UNIMPLEMENTED, "Method not found!", vtryon.StageError),
+        (
+            grpc.StatusCode.INTERNAL,
+            "Received RST_STREAM with error code 2",
+            vtryon.UnavailableError,
+        ),
     ],
 )
 def test_a_status_without_our_details_has_a_class_too(code, message, kind) -> None:

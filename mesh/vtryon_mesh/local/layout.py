@@ -172,7 +172,12 @@ class _Planner:
         self, label: str, name: str, address: Address, targets: Mapping[str, Sequence[Address]]
     ) -> None:
         prefix = f"VTRYON_{name.upper().replace('-', '_')}_"
-        variables = {**self._wanted.variables, f"{prefix}BACKEND": self._wanted.backend}
+        variables = {
+            f"{prefix}BACKEND": self._wanted.backend,
+            # Callers' Envoys are to see that it is going away before it refuses them.
+            f"{prefix}DRAIN_DELAY_SECONDS": f"{2.5 * self._mesh.health_interval:g}",
+            **self._wanted.variables,
+        }
         if name == _PIPELINE:
             del variables[f"{prefix}BACKEND"]
         for callee, addresses in targets.items():

@@ -48,10 +48,9 @@ class Supervisor:
         self._daemon = daemon
         self._pids: dict[str, int] = {}
         self._restarts: dict[str, int] = {}
-        self._rpc: Any = xmlrpc.client.ServerProxy(
-            "http://127.0.0.1",
-            transport=SupervisorTransport(serverurl=f"unix://{_path(layout.folder)}"),
-        ).supervisor
+        self._transport = SupervisorTransport(serverurl=f"unix://{_path(layout.folder)}")
+        proxy = xmlrpc.client.ServerProxy("http://127.0.0.1", transport=self._transport)
+        self._rpc: Any = proxy.supervisor
 
     @property
     def alive(self) -> bool:
@@ -65,6 +64,10 @@ class Supervisor:
         except (OSError, http.client.HTTPException):
             told = {}
         return [self._status(process, told.get(process.name)) for process in self._layout.processes]
+
+    def close(self) -> None:
+        """Close the connection to supervisord."""
+        self._transport.close()
 
     def restart(self, name: str) -> None:
         """Stop a process, as its end would, and start it anew."""
@@ -110,7 +113,11 @@ def supervised(layout: Layout) -> Iterator[Supervisor]:
     )
     try:
         _wait_for_socket(layout, daemon)
-        yield Supervisor(layout, daemon)
+        supervisor = Supervisor(layout, daemon)
+        try:
+            yield supervisor
+        finally:
+            supervisor.close()
     finally:
         daemon.terminate()
         try:

@@ -42,6 +42,7 @@ class StageClient(Protocol):
         timeout_seconds: float,
         request_id: str,
         tenant: str = "",
+        content_digest: str = "",
     ) -> StageCall:
         """Make a call."""
         ...

@@ -181,6 +181,7 @@ class Flow:
                 timeout_seconds=max(0.001, self._call.remaining_seconds),
                 request_id=self._call.request_id,
                 tenant=self._call.tenant,
+                content_digest=self._call.content_digest,
             )
 
         attempts = Attempts(self._retries.budget, self._retries.attempts)

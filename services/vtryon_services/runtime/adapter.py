@@ -31,7 +31,7 @@ from vtryon.events import Chunk, Event
 from vtryon.framing import EVENT_TAG, REQUEST_TAG, read_chunk, write_chunk
 from vtryon.grammar import Requests, Responses
 from vtryon.messages import ProtoType
-from vtryon.stream import REQUEST_ID_KEY, TENANT_KEY, is_being_cancelled
+from vtryon.stream import CONTENT_KEY, REQUEST_ID_KEY, TENANT_KEY, is_being_cancelled
 from vtryon.types import Stage
 from vtryon_services.runtime.call import Call, Incoming
 from vtryon_services.runtime.declarations import check_payloads, unknown_enum
@@ -131,6 +131,7 @@ class _Exchange:
             timeout_seconds=default if remaining is None else remaining,
             timeout_is_default=remaining is None,
             tenant=str(metadata.get(TENANT_KEY) or "")[:_MAX_REQUEST_ID],
+            content_digest=str(metadata.get(CONTENT_KEY) or "")[:_MAX_REQUEST_ID],
         )
 
     async def _serve(self, request: bytes | None) -> None:

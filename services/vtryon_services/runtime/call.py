@@ -18,6 +18,7 @@ class Call:
 
     Attributes:
         tenant: whose call it is, for fair shares; empty where nobody said.
+        content_digest: what the caller says it works on; to route by, and for nothing else.
         facts: added to the metadata of an error that ends the call, such as the steps completed.
     """
 
@@ -25,6 +26,7 @@ class Call:
     timeout_seconds: float
     timeout_is_default: bool
     tenant: str = ""
+    content_digest: str = ""
     started: float = field(default_factory=time.monotonic)
     facts: dict[str, str] = field(default_factory=dict)
 

@@ -37,9 +37,16 @@ class LocalStage:
         timeout_seconds: float,
         request_id: str,
         tenant: str = "",
+        content_digest: str = "",
     ) -> LocalCall:
         """Make the call; it begins when it is iterated."""
-        call = Call(request_id, timeout_seconds, timeout_is_default=False, tenant=tenant)
+        call = Call(
+            request_id,
+            timeout_seconds,
+            timeout_is_default=False,
+            tenant=tenant,
+            content_digest=content_digest,
+        )
         declared = replace(start, payloads=tuple(item.payload for item in outgoing))
         return LocalCall(self._service, self._method, declared, outgoing, call)
 

@@ -1,0 +1,90 @@
+from __future__ import annotations
+
+import json
+from collections.abc import AsyncIterator, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import grpc
+import pytest
+from tests.support.mesh import wait_until_healthy
+
+import vtryon
+from vtryon_mesh.description import Mesh
+from vtryon_mesh.local.layout import Layout, Wanted, lay_out
+from vtryon_mesh.local.supervise import Supervisor, supervised
+from vtryon_mesh.local.tokens import Issuer
+
+
+@dataclass(frozen=True)
+class Town:
+    """A mesh that runs: real Envoys, mutual TLS, tokens, two replicas of three services."""
+
+    mesh: Mesh
+    layout: Layout
+    supervisor: Supervisor
+    issuer: Issuer
+
+    def client(self, token: str | None = None) -> vtryon.Client:
+        tls = vtryon.Tls(ca_path=self.layout.certificates / "ca.crt")
+        given = self.issuer.token("acme") if token is None else token
+        return vtryon.Client(str(self.layout.door), tls=tls, token=given)
+
+    def inbound(self, name: str) -> str:
+        """Where the mesh reaches the first replica of a service."""
+        labels = {f"{name}-envoy", f"{name}-1-envoy"}
+        [process] = [one for one in self.layout.processes if one.name in labels]
+        return str(process.listens[1])
+
+    def access_log(self, name: str) -> list[dict]:
+        """What an Envoy has logged, without the fields' braces of half a line."""
+        path = self.layout.folder / "logs" / f"{name}-access.log"
+        return [json.loads(line) for line in path.read_text().splitlines() if line.endswith("}")]
+
+    def channel(self, target: str, identity: str | None, folder: Path | None = None):
+        """Connect to a sidecar with somebody's certificate."""
+        own = folder or self.layout.certificates
+        ca = (self.layout.certificates / "ca.crt").read_bytes()
+        key = certificate = None
+        if identity is not None:
+            key = (own / f"{identity}.key").read_bytes()
+            certificate = (own / f"{identity}.crt").read_bytes()
+        credentials = grpc.ssl_channel_credentials(ca, key, certificate)
+        options = [("grpc.ssl_target_name_override", "localhost")]
+        return grpc.aio.secure_channel(target, credentials, options=options)
+
+
+@contextmanager
+def town_of(folder: Path, **wanted: object) -> Iterator[Town]:
+    described = Mesh.load()
+    # Tests ask more in a second than a tenant may.
+    edge = described.edge.model_copy(
+        update={"requests_per_second": 2000, "requests_per_second_of_a_tenant": 500}
+    )
+    mesh = described.model_copy(update={"edge": edge})
+    issuer = Issuer.create(mesh)
+    asked = Wanted(
+        services=list(mesh.services),
+        backend="scripted",
+        mtls=True,
+        jwks=issuer.jwks,
+        free_ports=True,
+        **{"replicas": {"sampling": 2, "pipeline": 2, "latent-encoder": 2}, **wanted},
+    )
+    layout = lay_out(mesh, asked, folder)
+    with supervised(layout) as supervisor:
+        wait_until_healthy(supervisor)
+        yield Town(mesh, layout, supervisor, issuer)
+
+
+@pytest.fixture(scope="session")
+def town(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Town]:
+    with town_of(tmp_path_factory.mktemp("mesh")) as town:
+        yield town
+
+
+@pytest.fixture
+async def caller(town: Town) -> AsyncIterator[vtryon.Client]:
+    async with town.client() as client:
+        yield client

@@ -1,0 +1,49 @@
+"""One description; it agrees with the protos, with the services' settings, and with Envoy."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from vtryon.errors import SettingsError
+from vtryon.types import Stage
+from vtryon_mesh.description import CONTENT_HEADER, DEFAULT_PATH, TENANT_HEADER, Mesh
+from vtryon_services.host import KINDS
+
+
+def changed(tmp_path: Path, **changes: object) -> Path:
+    described = yaml.safe_load(DEFAULT_PATH.read_text())
+    path = tmp_path / "mesh.yaml"
+    path.write_text(yaml.safe_dump(described | changes))
+    return path
+
+
+def test_services_have_the_names_and_ports_that_they_have_elsewhere() -> None:
+    mesh = Mesh.load()
+    assert set(mesh.services) == set(Stage)
+    for stage, kind in KINDS.items():
+        listen = kind.settings.model_fields["listen"].default
+        assert mesh.services[stage].port == int(listen.rpartition(":")[2])
+        name = "".join(word.capitalize() for word in stage.value.split("-"))
+        assert mesh.services[stage].grpc == f"vtryon.v1.{name}Service"
+
+
+def test_headers_are_those_of_the_sdk() -> None:
+    from vtryon.stream import CONTENT_KEY, TENANT_KEY
+
+    assert (CONTENT_HEADER, TENANT_HEADER) == (CONTENT_KEY, TENANT_KEY)
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"health_interval": 0}, "health_interval"),
+        ({"surprise": 1}, "surprise"),
+        ({"services": {}}, "no such service"),
+    ],
+)
+def test_what_does_not_hold_is_refused(tmp_path: Path, changes: dict, said: str) -> None:
+    with pytest.raises(SettingsError, match=said):
+        Mesh.load(changed(tmp_path, **changes))
