@@ -71,8 +71,9 @@ class Supervisor:
 
     def restart(self, name: str) -> None:
         """Stop a process, as its end would, and start it anew."""
-        self._rpc.stopProcess(name, True)
-        self._rpc.startProcess(name, True)
+        process = next(one for one in self._layout.processes if one.name == name)
+        self._rpc.stopProcess(f"{_group(process)}:{name}", True)
+        self._rpc.startProcess(f"{_group(process)}:{name}", True)
 
     def _status(self, process: Process, told: dict[str, Any] | None) -> Status:
         if told is None:
@@ -171,7 +172,6 @@ def _configure(layout: Layout) -> configparser.RawConfigParser:
         config[f"program:{process.name}"] = {
             "command": _escape(" ".join(process.command)),
             "environment": ",".join(variables),
-            "priority": str(process.priority),
             "autorestart": "true",
             "startsecs": "1",
             "startretries": str(_GIVE_UP_AFTER),
@@ -181,7 +181,18 @@ def _configure(layout: Layout) -> configparser.RawConfigParser:
             "stdout_logfile_maxbytes": "50MB",
             "stdout_logfile_backups": "2",
         }
+    # A group's processes stop at once, one group after another: callers first.
+    for priority in sorted({process.priority for process in layout.processes}):
+        members = [process for process in layout.processes if process.priority == priority]
+        config[f"group:{_group(members[0])}"] = {
+            "programs": ",".join(process.name for process in members),
+            "priority": str(priority),
+        }
     return config
+
+
+def _group(process: Process) -> str:
+    return f"at-{process.priority}"
 
 
 def _wait_for_socket(layout: Layout, daemon: subprocess.Popen[bytes]) -> None:
