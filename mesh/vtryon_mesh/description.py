@@ -14,7 +14,12 @@ EDGE = "edge"
 # Says what a request works on, so that equal content goes to the replica that has seen it.
 CONTENT_HEADER = "x-vtryon-content-digest"
 TENANT_HEADER = "x-vtryon-tenant"
-DEFAULT_PATH = Path(__file__).parents[1] / "mesh.yaml"
+# In the repository beside the package, in an installation inside it.
+_HERE = Path(__file__).parent
+DEFAULT_PATH = next(
+    (path for path in (_HERE / "mesh.yaml", _HERE.parent / "mesh.yaml") if path.exists()),
+    _HERE / "mesh.yaml",
+)
 
 
 class _Part(BaseModel):

@@ -27,15 +27,15 @@ def find_envoy() -> Path:
     return Path(found)
 
 
-def validate(config: Config) -> None:
-    """Have Envoy read a configuration.
+def validate(config: str) -> None:
+    """Have Envoy read a configuration, in YAML.
 
     Raises:
         SettingsError: it does not hold; the message is Envoy's.
     """
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "envoy.yaml"
-        path.write_text(write(config))
+        path.write_text(config)
         done = subprocess.run(  # noqa: S603
             [find_envoy(), "--mode", "validate", "--log-level", "error", "-c", path],
             capture_output=True,

@@ -37,7 +37,7 @@ class EdgePlace:
     Attributes:
         services: where every replica of each is: its sidecar, or itself where there are none.
         certificates: of the mesh; None where services are reached without TLS.
-        jwks: the keys whose tokens are taken, as JSON; None lets everybody in.
+        jwks: the keys whose tokens are taken, as JSON or in a file; None lets everybody in.
         server_certificate: names `NAME.crt` and `NAME.key` for callers' TLS; None for none.
     """
 
@@ -45,7 +45,7 @@ class EdgePlace:
     listen: Address
     services: Mapping[str, Sequence[Address]]
     certificates: Path | None
-    jwks: str | None
+    jwks: str | Path | None
     server_certificate: Identity | None = None
     access_log: Path | None = None
     otlp: Address | None = None
@@ -67,7 +67,7 @@ def render_edge(mesh: Mesh, given: EdgePlace) -> Config:
     ]
     if given.jwks is not None:
         filters += [_authentication(mesh, given.jwks), _scope(mesh)]
-    filters.append(_rate_limits(mesh))
+    filters.append(rate_limits(mesh))
     manager = connection_manager(
         EDGE,
         [],
@@ -113,8 +113,9 @@ def _cors(mesh: Mesh) -> Config:
     }
 
 
-def _authentication(mesh: Mesh, jwks: str) -> Config:
+def _authentication(mesh: Mesh, jwks: str | Path) -> Config:
     jwt = mesh.edge.jwt
+    keys = {"filename": str(jwks)} if isinstance(jwks, Path) else {"inline_string": jwks}
     provider = {
         "issuer": jwt.issuer,
         "audiences": [jwt.audience],
@@ -124,7 +125,7 @@ def _authentication(mesh: Mesh, jwks: str) -> Config:
         "from_headers": [{"name": "authorization", "value_prefix": "Bearer "}],
         "claim_to_headers": [{"header_name": TENANT_HEADER, "claim_name": jwt.tenant_claim}],
         "payload_in_metadata": "jwt_payload",
-        "local_jwks": {"inline_string": jwks},
+        "local_jwks": keys,
         "jwt_cache_config": {"jwt_cache_size": 1000},
     }
     return filter_of(
@@ -171,7 +172,7 @@ def _scope(mesh: Mesh) -> Config:
     )
 
 
-def _rate_limits(mesh: Mesh) -> Config:
+def rate_limits(mesh: Mesh) -> Config:
     """Limit all callers together, and each tenant; who is over is told to come back."""
 
     def bucket(count: int) -> Config:

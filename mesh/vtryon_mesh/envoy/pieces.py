@@ -143,14 +143,34 @@ def virtual_host(routes: Sequence[Config], **config: Any) -> Config:
     }
 
 
-def grpc_route(mesh: Mesh, service: Service, cluster: str, *, tried_again: bool) -> Config:
+@dataclass(frozen=True, slots=True)
+class Canary:
+    """Replicas of a new version, and which share of a service's calls they get."""
+
+    percent: int
+    addresses: tuple[Address, ...]
+
+
+def canary_of(cluster: str) -> str:
+    """Name the cluster of a service's canary."""
+    return f"{cluster}-canary"
+
+
+def grpc_route(
+    mesh: Mesh, service: Service, cluster: str, *, tried_again: bool, canary: Canary | None = None
+) -> Config:
     """Route a service's calls: deadlines are the caller's, up to the longest.
 
     An attempt is repeated only where no byte of it has reached a service: the pipeline alone knows
     what else can be.
     """
+    target: Config = {"cluster": cluster}
+    if canary is not None:
+        shares = {cluster: 100 - canary.percent, canary_of(cluster): canary.percent}
+        weights = [{"name": name, "weight": share} for name, share in shares.items()]
+        target = {"weighted_clusters": {"clusters": weights}}
     action: Config = {
-        "cluster": cluster,
+        **target,
         "timeout": "0s",
         "max_stream_duration": {
             "max_stream_duration": seconds(mesh.longest_call),

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from vtryon_mesh.description import Mesh
 from vtryon_mesh.envoy.pieces import (
     Address,
+    Canary,
     Config,
     Identity,
     bootstrap,
+    canary_of,
     client_tls,
     cluster,
     connection_manager,
@@ -33,7 +35,7 @@ class Sidecar:
         application: where the service itself listens, on the loopback address.
         inbound: where the mesh reaches the service.
         outbound: where the service reaches each of its callees.
-        callees: the `inbound` of every replica of each.
+        callees: the `inbound` of every replica of each; canaries: of those that are tried out.
     """
 
     service: str
@@ -43,6 +45,7 @@ class Sidecar:
     outbound: Mapping[str, Address]
     callees: Mapping[str, Sequence[Address]]
     certificates: Path
+    canaries: Mapping[str, Canary] = field(default_factory=dict)
     access_log: Path | None = None
     otlp: Address | None = None
 
@@ -69,10 +72,15 @@ def render_sidecar(mesh: Mesh, given: Sidecar) -> Config:
     listeners = [listener("in", given.inbound, inbound, server_tls(identity, accepted))]
     clusters = [upstream("application", [given.application])]
     for callee, address in given.outbound.items():
-        other = mesh.services[callee]
+        other, canary = mesh.services[callee], given.canaries.get(callee)
         outbound = connection_manager(
             f"{name}-out",
-            [grpc_route(mesh, other, callee, tried_again=True), health_route(callee)],
+            [
+                grpc_route(
+                    mesh, other, callee, tried_again=True, canary=given.canaries.get(callee)
+                ),
+                health_route(callee),
+            ],
             [],
             codec_type="HTTP2",
             access_log=log,
@@ -81,6 +89,8 @@ def render_sidecar(mesh: Mesh, given: Sidecar) -> Config:
         tls = client_tls(identity, mesh.identity(callee))
         listeners.append(listener(f"out-{callee}", address, outbound))
         clusters.append(cluster(mesh, callee, other, given.callees[callee], tls))
+        if canary is not None:
+            clusters.append(cluster(mesh, canary_of(callee), other, canary.addresses, tls))
     if given.otlp is not None:
         clusters.append(otlp_cluster(given.otlp))
     return bootstrap(name, given.admin, listeners, clusters)

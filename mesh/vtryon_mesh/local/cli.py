@@ -34,6 +34,10 @@ def up(
     replicas: Annotated[
         list[str] | None, typer.Option(help="sampling=2; can be given several times.")
     ] = None,
+    canary: Annotated[
+        list[str] | None,
+        typer.Option(help="sampling=5: percent of the calls for its last replica."),
+    ] = None,
     backend: Annotated[str, typer.Option(help="torch, triton (starts one) or scripted.")] = "torch",
     mtls: Annotated[
         bool,
@@ -63,7 +67,8 @@ def up(
         issuer = Issuer.create(mesh) if tokens else None
         wanted = Wanted(
             services=_names(stages) or list(mesh.services),
-            replicas=_counts(replicas or []),
+            replicas=_counts("--replicas", replicas or [], 9),
+            canaries=_counts("--canary", canary or [], 99),
             backend=_backend(backend),  # type: ignore[arg-type]
             mtls=mtls,
             jwks=issuer.jwks if issuer else None,
@@ -182,12 +187,12 @@ def _names(text: str) -> list[str]:
     return [name.strip() for name in text.split(",") if name.strip()]
 
 
-def _counts(words: Sequence[str]) -> dict[str, int]:
+def _counts(option: str, words: Sequence[str], most: int) -> dict[str, int]:
     counts = {}
     for word in words:
         name, _, count = word.partition("=")
-        if not count.isdigit() or not 1 <= int(count) <= 9:
-            raise SettingsError(f"--replicas {word}: it takes NAME=1 to NAME=9")
+        if not count.isdigit() or not 1 <= int(count) <= most:
+            raise SettingsError(f"{option} {word}: it takes NAME=1 to NAME={most}")
         counts[name] = int(count)
     return counts
 

@@ -6,6 +6,7 @@ import json
 import socket
 import sys
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -14,7 +15,7 @@ from vtryon.errors import SettingsError
 from vtryon_mesh.certificates import Authority, make_certificates
 from vtryon_mesh.description import EDGE, Mesh
 from vtryon_mesh.envoy.edge import EdgePlace, render_edge
-from vtryon_mesh.envoy.pieces import Address, Config, Identity
+from vtryon_mesh.envoy.pieces import Address, Canary, Config, Identity
 from vtryon_mesh.envoy.sidecar import Sidecar, render_sidecar
 from vtryon_mesh.validate import find_envoy, write
 
@@ -32,6 +33,7 @@ class Wanted:
     Attributes:
         services: those to start; replicas: how many of each, one where it is not said.
         mtls: sidecars that know one another by certificates, and TLS at the edge.
+        canaries: percent of a service's calls for its last replica; the others share the rest.
         jwks: keys whose tokens the edge takes, as JSON; None takes everybody.
         free_ports: take ports that the system gives, in place of those of `mesh.yaml`.
     """
@@ -40,6 +42,7 @@ class Wanted:
     replicas: Mapping[str, int]
     backend: Literal["torch", "triton", "scripted"] = "torch"
     mtls: bool = False
+    canaries: Mapping[str, int] = field(default_factory=dict)
     jwks: str | None = None
     free_ports: bool = False
     otlp: Address | None = None
@@ -104,14 +107,21 @@ def lay_out(mesh: Mesh, wanted: Wanted, folder: Path) -> Layout:
     Raises:
         SettingsError: a service is unknown, or there is no Envoy.
     """
-    for name in [*wanted.services, *wanted.replicas]:
+    for name in [*wanted.services, *wanted.replicas, *wanted.canaries]:
         if name not in mesh.services:
             raise SettingsError(f"no service {name}; there are {', '.join(mesh.services)}")
-    return _Planner(mesh, wanted, folder.resolve()).plan()
+    for name in wanted.canaries:
+        at_the_edge = EDGE in mesh.services[name].callers
+        if not wanted.mtls or wanted.replicas.get(name, 1) < 2 or at_the_edge:
+            raise SettingsError(
+                f"a canary of {name} takes --mtls, two replicas, and another service that calls it"
+            )
+    with ExitStack() as held:
+        return _Planner(mesh, wanted, folder.resolve(), held).plan()
 
 
 class _Planner:
-    def __init__(self, mesh: Mesh, wanted: Wanted, folder: Path) -> None:
+    def __init__(self, mesh: Mesh, wanted: Wanted, folder: Path, held: ExitStack) -> None:
         self._mesh = mesh
         self._wanted = wanted
         self._folder = folder
@@ -119,7 +129,7 @@ class _Planner:
         self._envoy = str(find_envoy())
         self._processes: list[Process] = []
         self._configs: dict[str, Config] = {}
-        self._held: list[socket.socket] = []
+        self._held = held
 
     def plan(self) -> Layout:
         mesh, wanted = self._mesh, self._wanted
@@ -145,8 +155,6 @@ class _Planner:
         door = self._place(mesh.edge.port)
         if set(mesh.edge.serves) <= set(wanted.services):
             self._add_edge(door, reached)
-        for held in self._held:
-            held.close()
         processes = tuple(sorted(self._processes, key=lambda one: one.priority))
         return Layout(processes, self._configs, door, self._folder, authority)
 
@@ -165,8 +173,7 @@ class _Planner:
         if not self._wanted.free_ports:
             return Address(HOST, port)
         held = socket.create_server((HOST, 0))
-        self._held.append(held)
-        return Address(HOST, held.getsockname()[1])
+        return Address(HOST, self._held.enter_context(held).getsockname()[1])
 
     def _add_service(
         self, label: str, name: str, address: Address, targets: Mapping[str, Sequence[Address]]
@@ -216,7 +223,12 @@ class _Planner:
             application=application,
             inbound=reached[name][number],
             outbound=outbound,
-            callees={callee: reached[callee] for callee in callees},
+            callees={callee: self._stable(callee, reached[callee]) for callee in callees},
+            canaries={
+                callee: Canary(self._wanted.canaries[callee], (reached[callee][-1],))
+                for callee in callees
+                if callee in self._wanted.canaries
+            },
             certificates=self._certificates,
             access_log=self._log(label),
             otlp=self._wanted.otlp,
@@ -225,6 +237,9 @@ class _Planner:
         listens = (place.admin, place.inbound, *outbound.values())
         self._add_envoy(f"{label}-envoy", config, listens, priority=30)
         return {callee: [address] for callee, address in outbound.items()}
+
+    def _stable(self, callee: str, addresses: Sequence[Address]) -> Sequence[Address]:
+        return addresses[:-1] if callee in self._wanted.canaries else addresses
 
     def _add_edge(self, door: Address, reached: Mapping[str, Sequence[Address]]) -> None:
         mtls = self._wanted.mtls

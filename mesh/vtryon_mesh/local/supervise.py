@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import configparser
 import http.client
+import json
 import socket
 import subprocess
 import sys
@@ -141,12 +142,10 @@ def is_running(folder: Path) -> bool:
 def is_healthy(process: Process) -> bool:
     """Ask a process whether it does its work."""
     if process.grpc is None:
-        path = "v2/health/ready" if process.name == TRITON else "ready"
-        try:
-            with urllib.request.urlopen(f"http://{process.health}/{path}", timeout=1) as answer:
-                return bool(answer.status == 200)
-        except (urllib.error.URLError, OSError):
-            return False
+        if process.name == TRITON:
+            return _fetch(process, "v2/health/ready") is not None
+        clusters = _fetch(process, "clusters?format=json")
+        return _fetch(process, "ready") is not None and _sees_somebody(clusters)
     with grpc.insecure_channel(str(process.health)) as channel:
         ask = health_pb2.HealthCheckRequest(service=process.grpc)
         try:
@@ -154,6 +153,27 @@ def is_healthy(process: Process) -> bool:
         except grpc.RpcError:
             return False
         return bool(answer.status == health_pb2.HealthCheckResponse.SERVING)
+
+
+def _fetch(process: Process, path: str) -> bytes | None:
+    try:
+        with urllib.request.urlopen(f"http://{process.health}/{path}", timeout=1) as answer:
+            return bytes(answer.read())
+    except (urllib.error.URLError, OSError):
+        return None
+
+
+def _sees_somebody(clusters: bytes | None) -> bool:
+    """Whether an Envoy knows of a well replica of every service that it calls."""
+    if clusters is None:
+        return False
+    return all(
+        any(
+            not host.get("health_status", {}).get("failed_active_health_check")
+            for host in cluster.get("host_statuses", ())
+        )
+        for cluster in json.loads(clusters).get("cluster_statuses", ())
+    )
 
 
 def _configure(layout: Layout) -> configparser.RawConfigParser:

@@ -1,0 +1,247 @@
+"""The same policy for Istio: manifests for sidecars, or for ambient with a waypoint.
+
+Sources of the fields: Istio 1.24's and Gateway API 1.2's custom resources.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from vtryon_mesh.description import CONTENT_HEADER, EDGE, TENANT_HEADER, Mesh
+from vtryon_mesh.envoy.edge import rate_limits
+
+Manifest = dict[str, Any]
+Mode = Literal["sidecar", "ambient"]
+_HEALTH = "/grpc.health.v1.Health/*"
+_WAYPOINT = "waypoint"
+_NEW, _OLD = "canary", "stable"
+
+
+def render_istio(
+    mesh: Mesh, mode: Mode, *, trust_domain: str = "cluster.local"
+) -> dict[str, list[Manifest]]:
+    """Render manifests, by file name. The services themselves are the chart's.
+
+    Deny is the default; each service lets in its callers alone, to its own methods. No stream is
+    repeated by the mesh once it has reached a service.
+    """
+    files = {
+        "namespace.yaml": [_namespace(mesh, mode)],
+        "authentication.yaml": [_strict(mesh)],
+        "authorization.yaml": [_deny(mesh), *_allowed(mesh, mode, trust_domain)],
+        "gateway.yaml": [*_gateway(mesh), *_callers(mesh)],
+        "traffic.yaml": _traffic(mesh),
+        "telemetry.yaml": [_telemetry(mesh)],
+    }
+    if mode == "ambient":
+        files["waypoint.yaml"] = [_waypoint(mesh)]
+    return files
+
+
+def _manifest(
+    api: str, kind: str, name: str, mesh: Mesh, spec: Manifest, **metadata: Any
+) -> Manifest:
+    return {
+        "apiVersion": api,
+        "kind": kind,
+        "metadata": {"name": name, "namespace": mesh.namespace, **metadata},
+        "spec": spec,
+    }
+
+
+def _namespace(mesh: Mesh, mode: Mode) -> Manifest:
+    labels = {"istio-injection": "enabled"}
+    if mode == "ambient":
+        labels = {"istio.io/dataplane-mode": "ambient", "istio.io/use-waypoint": _WAYPOINT}
+    return {
+        "apiVersion": "v1",
+        "kind": "Namespace",
+        "metadata": {"name": mesh.namespace, "labels": labels},
+    }
+
+
+def _strict(mesh: Mesh) -> Manifest:
+    spec = {"mtls": {"mode": "STRICT"}}
+    return _manifest("security.istio.io/v1", "PeerAuthentication", "default", mesh, spec)
+
+
+def _deny(mesh: Mesh) -> Manifest:
+    """An empty policy: nothing is allowed that no other policy allows."""
+    return _manifest("security.istio.io/v1", "AuthorizationPolicy", "deny-by-default", mesh, {})
+
+
+def _allowed(mesh: Mesh, mode: Mode, trust_domain: str) -> list[Manifest]:
+    policies = []
+    for name, service in mesh.services.items():
+        principals = [
+            f"{trust_domain}/ns/{mesh.namespace}/sa/{_account(caller)}"
+            for caller in service.callers
+        ]
+        rule = {
+            "from": [{"source": {"principals": principals}}],
+            "to": [{"operation": {"paths": [f"/{service.grpc}/*", _HEALTH]}}],
+        }
+        where: Manifest = {"selector": {"matchLabels": _labels(name)}}
+        if mode == "ambient":
+            # Paths are read by the waypoint; the pod itself lets in the waypoint alone.
+            where = {"targetRefs": [{"group": "", "kind": "Service", "name": name}]}
+            source = {"principals": [f"{trust_domain}/ns/{mesh.namespace}/sa/{_WAYPOINT}"]}
+            policies.append(
+                _policy(
+                    mesh,
+                    f"{name}-by-waypoint",
+                    {"selector": {"matchLabels": _labels(name)}},
+                    {"from": [{"source": source}]},
+                )
+            )
+        policies.append(_policy(mesh, f"{name}-callers", where, rule))
+    return policies
+
+
+def _policy(mesh: Mesh, name: str, where: Manifest, rule: Manifest) -> Manifest:
+    spec = {**where, "action": "ALLOW", "rules": [rule]}
+    return _manifest("security.istio.io/v1", "AuthorizationPolicy", name, mesh, spec)
+
+
+def _gateway(mesh: Mesh) -> list[Manifest]:
+    """The edge, by the Gateway API; Istio makes its deployment and its account."""
+    tls = {"mode": "Terminate", "certificateRefs": [{"kind": "Secret", "name": "vtryon-edge-tls"}]}
+    listener = {
+        "name": "https",
+        "port": 443,
+        "protocol": "HTTPS",
+        "tls": tls,
+        "allowedRoutes": {"namespaces": {"from": "Same"}},
+    }
+    gateway = {"gatewayClassName": "istio", "listeners": [listener]}
+    routes = []
+    for name in mesh.edge.serves:
+        service = mesh.services[name]
+        rule = {
+            "matches": [{"method": {"type": "Exact", "service": service.grpc}}],
+            "backendRefs": [{"name": name, "port": service.port}],
+        }
+        spec = {"parentRefs": [{"name": EDGE}], "rules": [rule]}
+        routes.append(_manifest("gateway.networking.k8s.io/v1", "GRPCRoute", name, mesh, spec))
+    return [
+        _manifest("gateway.networking.k8s.io/v1", "Gateway", EDGE, mesh, gateway),
+        *routes,
+    ]
+
+
+def _callers(mesh: Mesh) -> list[Manifest]:
+    """Who may come in at the gateway: tokens, their scope, and how often."""
+    jwt = mesh.edge.jwt
+    at_gateway = {
+        "targetRefs": [{"group": "gateway.networking.k8s.io", "kind": "Gateway", "name": EDGE}]
+    }
+    rule = {
+        "issuer": jwt.issuer,
+        "audiences": [jwt.audience],
+        "jwksUri": f"{jwt.issuer}/.well-known/jwks.json",
+        "forwardOriginalToken": False,
+        "outputClaimToHeaders": [{"header": TENANT_HEADER, "claim": jwt.tenant_claim}],
+    }
+    authentication = {**at_gateway, "jwtRules": [rule]}
+    served = [f"/{mesh.services[name].grpc}/*" for name in mesh.edge.serves]
+    allowed = {
+        "from": [{"source": {"requestPrincipals": [f"{jwt.issuer}/*"]}}],
+        "to": [{"operation": {"paths": served}}],
+        "when": [{"key": "request.auth.claims[scope]", "values": [jwt.scope]}],
+    }
+    security = "security.istio.io/v1"
+    return [
+        _manifest(security, "RequestAuthentication", "callers", mesh, authentication),
+        _policy(mesh, "callers", at_gateway, allowed),
+        _rate_limit(mesh),
+    ]
+
+
+def _rate_limit(mesh: Mesh) -> Manifest:
+    """Envoy's own filter, as at the edge of one machine: Istio has no resource for it."""
+    manager = {
+        "name": "envoy.filters.network.http_connection_manager",
+        "subFilter": {"name": "envoy.filters.http.router"},
+    }
+    patch = {
+        "applyTo": "HTTP_FILTER",
+        "match": {"context": "GATEWAY", "listener": {"filterChain": {"filter": manager}}},
+        "patch": {"operation": "INSERT_BEFORE", "value": rate_limits(mesh)},
+    }
+    selector = {"labels": {"gateway.networking.k8s.io/gateway-name": EDGE}}
+    spec = {"workloadSelector": selector, "configPatches": [patch]}
+    return _manifest("networking.istio.io/v1alpha3", "EnvoyFilter", "rate-limits", mesh, spec)
+
+
+def _traffic(mesh: Mesh) -> list[Manifest]:
+    manifests = []
+    for name, service in mesh.services.items():
+        balance: Manifest = {"simple": "LEAST_REQUEST"}
+        if service.balance == "content":
+            balance = {"consistentHash": {"httpHeaderName": CONTENT_HEADER}}
+        rule = {
+            "host": name,
+            "trafficPolicy": {
+                "loadBalancer": balance,
+                "connectionPool": {
+                    "http": {
+                        "http2MaxRequests": service.max_requests,
+                        "http1MaxPendingRequests": service.max_requests,
+                        "maxRetries": 3,
+                    }
+                },
+                "outlierDetection": {
+                    "consecutiveGatewayErrors": 5,
+                    "consecutive5xxErrors": 0,
+                    "interval": "1s",
+                    "baseEjectionTime": f"{mesh.ejection:g}s",
+                    "maxEjectionPercent": 50,
+                },
+            },
+            "subsets": [{"name": one, "labels": {"vtryon.io/track": one}} for one in (_OLD, _NEW)],
+        }
+        routes = [
+            {"destination": {"host": name, "subset": _OLD}, "weight": 100},
+            {"destination": {"host": name, "subset": _NEW}, "weight": 0},
+        ]
+        http = {
+            "route": routes,
+            "timeout": "0s",
+            "retries": {"attempts": 2, "retryOn": "connect-failure,refused-stream"},
+        }
+        api = "networking.istio.io/v1"
+        manifests.append(_manifest(api, "DestinationRule", name, mesh, rule))
+        manifests.append(
+            _manifest(api, "VirtualService", name, mesh, {"hosts": [name], "http": [http]})
+        )
+    return manifests
+
+
+def _telemetry(mesh: Mesh) -> Manifest:
+    quiet = {"expression": "!request.url_path.startsWith('/grpc.health.v1.Health/')"}
+    spec = {
+        "tracing": [{"providers": [{"name": "otel"}], "randomSamplingPercentage": 10.0}],
+        "accessLogging": [{"providers": [{"name": "envoy"}], "filter": quiet}],
+        "metrics": [{"providers": [{"name": "prometheus"}]}],
+    }
+    return _manifest("telemetry.istio.io/v1", "Telemetry", "default", mesh, spec)
+
+
+def _waypoint(mesh: Mesh) -> Manifest:
+    spec = {
+        "gatewayClassName": "istio-waypoint",
+        "listeners": [{"name": "mesh", "port": 15008, "protocol": "HBONE"}],
+    }
+    labels = {"istio.io/waypoint-for": "service"}
+    return _manifest(
+        "gateway.networking.k8s.io/v1", "Gateway", _WAYPOINT, mesh, spec, labels=labels
+    )
+
+
+def _labels(name: str) -> dict[str, str]:
+    return {"app.kubernetes.io/name": "vtryon", "app.kubernetes.io/component": name}
+
+
+def _account(name: str) -> str:
+    """Name a caller's service account; a gateway's is made by Istio."""
+    return f"{EDGE}-istio" if name == EDGE else name

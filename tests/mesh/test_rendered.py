@@ -1,0 +1,124 @@
+"""What is committed is what would be rendered; Envoy takes it, and Istio's schemas do."""
+
+from __future__ import annotations
+
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import cloudcoil.models.istio.networking.v1 as networking
+import cloudcoil.models.istio.security.v1 as security
+import cloudcoil.models.istio.telemetry.v1 as telemetry
+import pytest
+import yaml
+from tests.support.processes import VTRYON
+
+from vtryon_mesh.description import Mesh
+from vtryon_mesh.istio import render_istio
+from vtryon_mesh.render import render
+
+FOLDER = Path(__file__).parents[2] / "mesh"
+MESH = Mesh.load()
+KINDS = {
+    "AuthorizationPolicy": security.AuthorizationPolicy,
+    "PeerAuthentication": security.PeerAuthentication,
+    "RequestAuthentication": security.RequestAuthentication,
+    "DestinationRule": networking.DestinationRule,
+    "VirtualService": networking.VirtualService,
+    "Telemetry": telemetry.Telemetry,
+}
+
+
+def test_the_committed_files_are_current() -> None:
+    files = render(MESH)
+    there = {
+        path.relative_to(FOLDER)
+        for top in ("envoy", "istio")
+        for path in (FOLDER / top).rglob("*.yaml")
+    }
+    assert there == {Path(path) for path in files}
+    for path, text in files.items():
+        assert (FOLDER / path).read_text() == text, f"{path}: vtryon mesh render mesh"
+
+
+def test_envoy_takes_them() -> None:
+    done = subprocess.run([VTRYON, "mesh", "check"], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "6 configurations" in done.stdout
+
+
+def test_what_envoy_does_not_take_is_said(tmp_path: Path) -> None:
+    described = yaml.safe_load((FOLDER / "mesh.yaml").read_text())
+    described["edge"]["cors_origins"] = ["(unclosed"]
+    path = tmp_path / "mesh.yaml"
+    path.write_text(yaml.safe_dump(described))
+    command = [VTRYON, "mesh", "check", "--description", path]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 1
+    assert "unclosed" in done.stderr
+
+
+def unknown(given: Any, read: Any, at: str = "") -> list[str]:
+    """Fields that a schema let through because it does not know them."""
+    if isinstance(given, dict):
+        if not isinstance(read, dict):
+            return [at]
+        return [
+            found
+            for name, value in given.items()
+            for found in (
+                unknown(value, read[name], f"{at}.{name}") if name in read else [f"{at}.{name}"]
+            )
+        ]
+    if isinstance(given, list):
+        pairs = zip(given, read, strict=True)
+        return [
+            found
+            for index, (one, other) in enumerate(pairs)
+            for found in unknown(one, other, f"{at}[{index}]")
+        ]
+    return []
+
+
+@pytest.mark.parametrize("mode", ["sidecar", "ambient"])
+def test_istios_schemas_take_every_manifest(mode: str) -> None:
+    checked = set()
+    for manifests in render_istio(MESH, mode).values():
+        for manifest in manifests:
+            kind = KINDS.get(manifest["kind"])
+            if kind is None:  # no package has the Gateway API's or EnvoyFilter's schemas
+                assert manifest["kind"] in {"Namespace", "Gateway", "GRPCRoute", "EnvoyFilter"}
+                continue
+            read = kind.model_validate(manifest)
+            dumped = read.model_dump(by_alias=True, exclude_unset=True, mode="json")
+            assert unknown(manifest, dumped) == []
+            checked.add(manifest["kind"])
+    assert checked == set(KINDS)
+
+
+def test_a_field_that_istio_does_not_know_would_be_found() -> None:
+    [manifest] = render_istio(MESH, "sidecar")["authentication.yaml"]
+    manifest["spec"]["mtlss"] = {}
+    read = security.PeerAuthentication.model_validate(manifest)
+    dumped = read.model_dump(by_alias=True, exclude_unset=True, mode="json")
+    assert unknown(manifest, dumped) == [".spec.mtlss"]
+
+
+@pytest.mark.parametrize("mode", ["sidecar", "ambient"])
+def test_istio_and_envoy_let_in_the_same_callers(mode: str) -> None:
+    files = render_istio(MESH, mode)
+    deny, *policies = files["authorization.yaml"]
+    assert deny["spec"] == {}
+    for name, service in MESH.services.items():
+        [policy] = [one for one in policies if one["metadata"]["name"] == f"{name}-callers"]
+        [rule] = policy["spec"]["rules"]
+        accounts = [one.rpartition("/")[2] for one in rule["from"][0]["source"]["principals"]]
+        assert {one.removesuffix("-istio") for one in accounts} == set(service.callers)
+        paths = rule["to"][0]["operation"]["paths"]
+        assert paths == [f"/{service.grpc}/*", "/grpc.health.v1.Health/*"]
+    for manifest in files["traffic.yaml"]:
+        for http in manifest["spec"].get("http", ()):
+            assert set(http["retries"]["retryOn"].split(",")) <= {
+                "connect-failure",
+                "refused-stream",
+            }
