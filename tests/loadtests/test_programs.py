@@ -61,6 +61,14 @@ def test_shared_memory_is_compared_at_every_size() -> None:
     assert all(row["wire_ms"] > 0 < row["shared_memory_ms"] for row in rows)
 
 
+@pytest.mark.timeout(300)
+def test_the_mesh_is_measured_on_four_roads() -> None:
+    *roads, content, other = run("mesh_cost", "--rounds", "1", "--requests", "3")
+    assert [row["road"] for row in roads] == ["direct", "edge", "sidecars", "edge and sidecars"]
+    assert all(len(row["hops_ms"]) == 5 for row in roads)
+    assert content["found"] > other["found"]
+
+
 def test_floor_tells_every_stage_at_three_sizes() -> None:
     rows = run("floor", "--rounds", "1", "--steps", "1")
     assert [row["at_once"] for row in rows] == [1, 4, 16]
