@@ -23,7 +23,7 @@ HOST = "127.0.0.1"
 TRITON = "triton"
 _PIPELINE = "pipeline"
 # Replica r of a service is at its port + 100 r; its sidecar and all Envoys' own ports beyond.
-_REPLICA, _INBOUND, _OUTBOUND, _ADMIN, _TRITON = 100, 1000, 2000, 3000, 8001
+_REPLICA, _INBOUND, _OUTBOUND, _ADMIN, _METRICS, _TRITON = 100, 1000, 2000, 3000, 4000, 8001
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +58,7 @@ class Process:
         priority: who starts first and ends last.
         grpc: the service that its health is asked of; None for an Envoy, whose `health` is HTTP.
         health: where its health is asked.
+        metrics: what Prometheus fetches, host:port/path.
     """
 
     name: str
@@ -66,6 +67,7 @@ class Process:
     listens: tuple[Address, ...]
     priority: int
     health: Address
+    metrics: str
     grpc: str | None = None
 
 
@@ -85,9 +87,23 @@ class Layout:
         return self.folder / "certificates"
 
     def write(self) -> None:
-        """Write Envoy's configurations."""
+        """Write Envoy's configurations, and one for a Prometheus that watches all processes."""
         for name, config in self.configs.items():
             (self.folder / f"{name}.yaml").write_text(write(config))
+        (self.folder / "prometheus.yml").write_text(write(self._prometheus()))
+
+    def _prometheus(self) -> Config:
+        jobs = []
+        for process in self.processes:
+            target, _, path = process.metrics.partition("/")
+            jobs.append(
+                {
+                    "job_name": process.name,
+                    "metrics_path": f"/{path}",
+                    "static_configs": [{"targets": [target]}],
+                }
+            )
+        return {"global": {"scrape_interval": "5s"}, "scrape_configs": jobs}
 
     def taken_ports(self) -> Iterator[tuple[Address, str]]:
         """Give ports that somebody else listens on, and which process wants each."""
@@ -195,10 +211,19 @@ class _Planner:
         if self._wanted.backend == "triton" and name != _PIPELINE:
             variables[f"{prefix}TRITON_URL"] = str(self._triton)
         command = (sys.executable, "-m", "vtryon", "serve", name, "--listen", str(address))
-        grpc = self._mesh.services[name].grpc
-        priority = 40 if name == _PIPELINE else 20
+        metrics = self._place(address.port + _METRICS)
+        variables[f"{prefix}PROMETHEUS_LISTEN"] = str(metrics)
         self._processes.append(
-            Process(label, command, variables, (address,), priority, address, grpc)
+            Process(
+                label,
+                command,
+                variables,
+                (address, metrics),
+                priority=40 if name == _PIPELINE else 20,
+                health=address,
+                metrics=f"{metrics}/metrics",
+                grpc=self._mesh.services[name].grpc,
+            )
         )
 
     def _add_sidecar(
@@ -262,8 +287,9 @@ class _Planner:
         self._configs[name] = config
         command = (self._envoy, "-c", str(self._folder / f"{name}.yaml"), "--concurrency", "1")
         options = ("--disable-hot-restart", "--log-level", "warning", "--drain-time-s", "5")
+        metrics = f"{listens[0]}/stats/prometheus"
         self._processes.append(
-            Process(name, (*command, *options), {}, listens, priority, listens[0])
+            Process(name, (*command, *options), {}, listens, priority, listens[0], metrics)
         )
 
     def _add_triton(self) -> None:
@@ -278,8 +304,9 @@ class _Planner:
                 (*command, f"--grpc-port={self._triton.port}", *ports),
                 {},
                 (self._triton, *others.values()),
-                10,
-                others["http"],
+                priority=10,
+                health=others["http"],
+                metrics=f"{others['metrics']}/metrics",
             )
         )
 

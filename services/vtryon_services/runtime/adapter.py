@@ -16,6 +16,7 @@ from typing import Any, Generic, TypeVar
 import grpc
 import structlog
 from google.protobuf.message import DecodeError, Message
+from opentelemetry import trace
 
 from vtryon import events, status
 from vtryon.errors import (
@@ -132,6 +133,7 @@ class _Exchange:
             timeout_is_default=remaining is None,
             tenant=str(metadata.get(TENANT_KEY) or "")[:_MAX_REQUEST_ID],
             content_digest=str(metadata.get(CONTENT_KEY) or "")[:_MAX_REQUEST_ID],
+            span=trace.get_current_span(),
         )
 
     async def _serve(self, request: bytes | None) -> None:

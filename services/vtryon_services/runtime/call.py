@@ -7,6 +7,8 @@ from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from opentelemetry import trace
+
 from vtryon.events import Accepted, Chunk, Event, Output
 from vtryon.payloads import Assembler, Outgoing, chunks
 from vtryon.types import Payload, Stage
@@ -27,6 +29,7 @@ class Call:
     timeout_is_default: bool
     tenant: str = ""
     content_digest: str = ""
+    span: trace.Span = trace.INVALID_SPAN
     started: float = field(default_factory=time.monotonic)
     facts: dict[str, str] = field(default_factory=dict)
 

@@ -87,6 +87,7 @@ class LocalCall:
         """
         name = f"{self._service.proto_name}/{self._method.name}"
         span, code = _tracer.start_span(name, kind=trace.SpanKind.SERVER), grpc.StatusCode.CANCELLED
+        self._call.span = span
         try:
             async for event in self._serve():
                 yield event

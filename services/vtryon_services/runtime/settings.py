@@ -46,6 +46,10 @@ class ServiceSettings(BaseSettings):
         default=None,
         description="Where traces and metrics go, host:port of an OTLP gRPC receiver.",
     )
+    prometheus_listen: str | None = Field(
+        default=None,
+        description="Where Prometheus may ask for metrics, host:port; not for the public.",
+    )
     tls_certificate_path: Path | None = Field(default=None, description="PEM; turns TLS on.")
     tls_key_path: Path | None = Field(default=None, description="PEM of the certificate's key.")
     tls_client_ca_path: Path | None = Field(

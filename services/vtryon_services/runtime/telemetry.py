@@ -9,11 +9,12 @@ from collections.abc import Callable
 import structlog
 from opentelemetry import metrics, trace
 from opentelemetry.sdk.metrics import MeterProvider
-from opentelemetry.sdk.metrics.export import PeriodicExportingMetricReader
+from opentelemetry.sdk.metrics.export import MetricReader, PeriodicExportingMetricReader
 from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import BatchSpanProcessor
 
+from vtryon.errors import SettingsError
 from vtryon_services.runtime.settings import ServiceSettings
 
 
@@ -44,29 +45,57 @@ def set_up_logs(settings: ServiceSettings) -> None:
 def set_up_export(settings: ServiceSettings, name: str) -> Callable[[], None]:
     """Send spans and metrics to the OTLP endpoint, where one is set; gives what flushes them.
 
-    Metrics go every minute, or as OTEL_METRIC_EXPORT_INTERVAL says in milliseconds.
+    Metrics go every minute, or as OTEL_METRIC_EXPORT_INTERVAL says in milliseconds; Prometheus
+    fetches them where `prometheus_listen` is set.
+
+    Raises:
+        SettingsError: Prometheus' port is taken, or no address.
     """
-    endpoint = settings.otlp_endpoint
-    if endpoint is None:
-        return lambda: None
-    from opentelemetry.exporter.otlp.proto.grpc.metric_exporter import OTLPMetricExporter
-    from opentelemetry.exporter.otlp.proto.grpc.trace_exporter import OTLPSpanExporter
-
     resource = Resource.create({"service.name": f"vtryon-{name}"})
-    traces = TracerProvider(resource=resource)
-    traces.add_span_processor(
-        BatchSpanProcessor(OTLPSpanExporter(endpoint=endpoint, insecure=True))
-    )
-    trace.set_tracer_provider(traces)
-    reader = PeriodicExportingMetricReader(OTLPMetricExporter(endpoint=endpoint, insecure=True))
-    measures = MeterProvider([reader], resource)
-    metrics.set_meter_provider(measures)
+    readers: list[MetricReader] = []
+    closing: list[Callable[[], object]] = []
+    if endpoint := settings.otlp_endpoint:
+        from opentelemetry.exporter.otlp.proto.grpc.metric_exporter import OTLPMetricExporter
+        from opentelemetry.exporter.otlp.proto.grpc.trace_exporter import OTLPSpanExporter
 
-    def flush() -> None:
-        traces.shutdown()
-        measures.shutdown()
+        traces = TracerProvider(resource=resource)
+        spans = OTLPSpanExporter(endpoint=endpoint, insecure=True)
+        traces.add_span_processor(BatchSpanProcessor(spans))
+        trace.set_tracer_provider(traces)
+        closing.append(traces.shutdown)
+        measured = OTLPMetricExporter(endpoint=endpoint, insecure=True)
+        readers.append(PeriodicExportingMetricReader(measured))
+    if listen := settings.prometheus_listen:
+        from opentelemetry.exporter.prometheus import PrometheusMetricReader
 
-    return flush
+        closing.append(_serve_prometheus(listen))
+        readers.append(PrometheusMetricReader())
+    if readers:
+        measures = MeterProvider(readers, resource)
+        metrics.set_meter_provider(measures)
+        closing.append(measures.shutdown)
+
+    def close() -> None:
+        for one in closing:
+            one()
+
+    return close
+
+
+def _serve_prometheus(listen: str) -> Callable[[], object]:
+    from prometheus_client import start_http_server
+
+    host, _, port = listen.rpartition(":")
+    try:
+        server, _ = start_http_server(int(port), host)
+    except (OSError, ValueError) as error:
+        raise SettingsError(f"prometheus_listen is {listen!r}: {error}") from error
+
+    def close() -> None:
+        server.shutdown()
+        server.server_close()
+
+    return close
 
 
 def _add_trace(

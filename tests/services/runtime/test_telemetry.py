@@ -5,14 +5,7 @@ import base64
 
 import grpc
 import pytest
-from opentelemetry.proto.collector.metrics.v1 import (
-    metrics_service_pb2,
-    metrics_service_pb2_grpc,
-)
-from opentelemetry.proto.collector.trace.v1 import (
-    trace_service_pb2,
-    trace_service_pb2_grpc,
-)
+from tests.support.otlp import otlp_receiver
 from tests.support.pictures import png
 from tests.support.processes import served
 
@@ -21,61 +14,10 @@ import vtryon
 CANARY = "a prompt that nobody may ever read in a log"
 
 
-class Receiver(trace_service_pb2_grpc.TraceServiceServicer):
-    """An OTLP receiver that keeps what it gets."""
-
-    def __init__(self) -> None:
-        self.requests: list[trace_service_pb2.ExportTraceServiceRequest] = []
-
-    async def Export(self, request, context):  # noqa: N802
-        self.requests.append(request)
-        return trace_service_pb2.ExportTraceServiceResponse()
-
-    @property
-    def spans(self) -> list:
-        return [
-            span
-            for request in self.requests
-            for resource in request.resource_spans
-            for scope in resource.scope_spans
-            for span in scope.spans
-        ]
-
-
-class Metrics(metrics_service_pb2_grpc.MetricsServiceServicer):
-    """The receiver's other half: the newest values."""
-
-    def __init__(self) -> None:
-        self.points: dict[str, list] = {}
-
-    async def Export(self, request, context):  # noqa: N802
-        for resource in request.resource_metrics:
-            for metric in (one for scope in resource.scope_metrics for one in scope.metrics):
-                self.points[metric.name] = list(
-                    getattr(metric, metric.WhichOneof("data")).data_points
-                )
-        return metrics_service_pb2.ExportMetricsServiceResponse()
-
-    def total(self, name: str, **attributes: str) -> int:
-        return sum(
-            point.as_int
-            for point in self.points[name]
-            if attributes.items()
-            <= {item.key: item.value.string_value for item in point.attributes}.items()
-        )
-
-
 @pytest.fixture
 async def receiver():
-    server = grpc.aio.server()
-    receiver = Receiver()
-    receiver.metrics = Metrics()
-    metrics_service_pb2_grpc.add_MetricsServiceServicer_to_server(receiver.metrics, server)
-    trace_service_pb2_grpc.add_TraceServiceServicer_to_server(receiver, server)
-    receiver.port = server.add_insecure_port("127.0.0.1:0")
-    await server.start()
-    yield receiver
-    await server.stop(0)
+    async with otlp_receiver() as receiver:
+        yield receiver
 
 
 async def test_one_trace_per_request_whatever_its_outcome(receiver) -> None:

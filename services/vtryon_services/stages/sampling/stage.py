@@ -65,6 +65,8 @@ class SamplingStage:
                         continue
                     call.facts["completed_steps"] = str(item.step)
                     computed, latents = computed + item.compute_seconds, item.latents
+                    told = {"step": item.step, "compute_seconds": item.compute_seconds}
+                    call.span.add_event("step", told)
                     for event in _events(item, plan):
                         yield event
         finally:

@@ -1,0 +1,86 @@
+"""One trace through every Envoy and service; metrics of every process."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import urllib.request
+from pathlib import Path
+
+from opentelemetry import trace
+from tests.mesh.conftest import Town, town_of
+from tests.support.otlp import otlp_receiver
+
+from vtryon_mesh.envoy.pieces import Address
+
+
+async def test_one_trace_from_the_caller_to_the_last_step(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setenv("OTEL_BSP_SCHEDULE_DELAY", "200")
+    context = trace.SpanContext(
+        int.from_bytes(os.urandom(16), "big"),
+        int.from_bytes(os.urandom(8), "big"),
+        is_remote=False,
+        trace_flags=trace.TraceFlags(trace.TraceFlags.SAMPLED),
+    )
+    async with otlp_receiver() as receiver:
+        otlp = Address("127.0.0.1", receiver.port)
+        start = town_of(tmp_path, replicas={}, otlp=otlp)
+        town = await asyncio.to_thread(start.__enter__)
+        try:
+            with trace.use_span(trace.NonRecordingSpan(context)):
+                async with town.client() as client:
+                    await client.try_on(b"person", b"garment", steps=3)
+            own = context.trace_id.to_bytes(16, "big")
+            expected = {f"vtryon-{name}" for name in town.mesh.services}
+            expected |= {"envoy-edge", "envoy-pipeline-out", "envoy-sampling-in"}
+
+            def found() -> dict[bytes, tuple[str, object]]:
+                return {
+                    span.span_id: (named(resource), span)
+                    for request in receiver.requests
+                    for resource in request.resource_spans
+                    for scope in resource.scope_spans
+                    for span in scope.spans
+                    if span.trace_id == own
+                }
+
+            async with asyncio.timeout(30):
+                while not expected <= {name for name, _ in found().values()}:
+                    await asyncio.sleep(0.5)
+        finally:
+            await asyncio.to_thread(start.__exit__, None, None, None)
+    spans = found()
+    parents = {span.parent_span_id for _, span in spans.values()}
+    assert parents - set(spans) == {context.span_id.to_bytes(8, "big")}
+    [sampling] = [
+        span
+        for name, span in spans.values()
+        if name == "vtryon-sampling" and span.name.endswith("Sample")
+    ]
+    assert [event.name for event in sampling.events] == ["step"] * 3
+
+
+def named(resource) -> str:
+    return next(
+        one.value.string_value for one in resource.resource.attributes if one.key == "service.name"
+    )
+
+
+async def test_every_process_has_metrics_for_prometheus(town: Town, caller) -> None:
+    await caller.try_on(b"person", b"garment", steps=2)
+
+    def fetch(address: str) -> str:
+        with urllib.request.urlopen(f"http://{address}", timeout=5) as answer:
+            return answer.read().decode()
+
+    found = {
+        process.name: await asyncio.to_thread(fetch, process.metrics)
+        for process in town.layout.processes
+    }
+    for process in town.layout.processes:
+        wanted = "target_info" if process.grpc else "envoy_cluster_upstream_rq_total"
+        assert wanted in found[process.name], process.name
+    counted = [line for line in found["decoding"].splitlines() if "rpc_server_duration" in line]
+    assert any('rpc_method="Decode"' in line for line in counted)
+    assert any("vtryon_places_taken" in line for line in found["decoding"].splitlines())
+    assert "PipelineService" in found["edge"]
