@@ -40,7 +40,7 @@ def check(description: _Description = None) -> None:
     from vtryon_mesh.certificates import make_certificates
     from vtryon_mesh.description import DEFAULT_PATH, Mesh
     from vtryon_mesh.local.tokens import Issuer
-    from vtryon_mesh.render import envoys
+    from vtryon_mesh.render import CERTIFICATES, envoys
     from vtryon_mesh.validate import validate, write
 
     console = Console(stderr=True)
@@ -53,11 +53,37 @@ def check(description: _Description = None) -> None:
             (scratch / "jwks.json").write_text(Issuer.create(mesh).jwks)
             for name, config in envoys(mesh).items():
                 status.update(f"checking {name}")
-                text = write(config).replace("/etc/vtryon/certificates", folder)
-                validate(text.replace("/etc/vtryon/jwks.json", f"{folder}/jwks.json"))
+                validate(write(config).replace(str(CERTIFICATES), folder))
     except SettingsError as error:
         raise _exit(error) from None
     Console().print(f"Envoy takes all {len(mesh.identities)} configurations", highlight=False)
+
+
+@app.command()
+def certificates(
+    out: Annotated[Path, typer.Argument(help="Folder to write; what is there is replaced.")],
+    description: _Description = None,
+    tenant: Annotated[str, typer.Option(help="Whom the token is for.")] = "local",
+) -> None:
+    """Make what a mesh outside of Kubernetes needs: certificates, keys for tokens, and a token.
+
+    The authority's and the tokens' private keys are thrown away: for others, make all anew.
+    """
+    from vtryon_mesh.certificates import make_certificates
+    from vtryon_mesh.description import DEFAULT_PATH, Mesh
+    from vtryon_mesh.local.tokens import Issuer
+
+    try:
+        mesh = Mesh.load(description or DEFAULT_PATH)
+    except SettingsError as error:
+        raise _exit(error) from None
+    make_certificates(out, [(name, mesh.identity(name)) for name in mesh.identities])
+    issuer = Issuer.create(mesh)
+    (out / "jwks.json").write_text(issuer.jwks)
+    token = out / "token"
+    token.touch(mode=0o600)
+    token.write_text(issuer.token(tenant))
+    Console().print(f"{out}: {len(mesh.identities)} identities, a token for {tenant}")
 
 
 def _exit(error: SettingsError) -> typer.Exit:

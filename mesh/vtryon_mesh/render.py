@@ -14,7 +14,7 @@ from vtryon_mesh.envoy.sidecar import Sidecar, render_sidecar
 from vtryon_mesh.istio import Mode, render_istio
 
 _ADMIN, _INBOUND = 9901, 15443
-_CERTIFICATES = Path("/etc/vtryon/certificates")
+CERTIFICATES = Path("/etc/vtryon/certificates")
 _LOG = Path("/dev/stdout")
 _OTLP = Address("otel-collector", 4317)
 _MODES: tuple[Mode, ...] = ("sidecar", "ambient")
@@ -30,9 +30,9 @@ def envoys(mesh: Mesh) -> dict[str, Config]:
                 admin=Address("127.0.0.1", _ADMIN),
                 listen=Address("0.0.0.0", mesh.edge.port),  # noqa: S104
                 services={name: [Address(name, _INBOUND)] for name in mesh.edge.serves},
-                certificates=_CERTIFICATES,
-                jwks=Path("/etc/vtryon/jwks.json"),
-                server_certificate=Identity(EDGE, _CERTIFICATES),
+                certificates=CERTIFICATES,
+                jwks=CERTIFICATES / "jwks.json",
+                server_certificate=Identity(EDGE, CERTIFICATES),
                 access_log=_LOG,
                 otlp=_OTLP,
             ),
@@ -47,7 +47,7 @@ def envoys(mesh: Mesh) -> dict[str, Config]:
             inbound=Address("0.0.0.0", _INBOUND),  # noqa: S104
             outbound={one: Address("127.0.0.1", mesh.services[one].port) for one in callees},
             callees={one: [Address(one, _INBOUND)] for one in callees},
-            certificates=_CERTIFICATES,
+            certificates=CERTIFICATES,
             access_log=_LOG,
             otlp=_OTLP,
         )
