@@ -36,7 +36,7 @@ from vtryon_services.engine.placement import Placement
 from vtryon_services.engine.plan import Demand, Standing
 from vtryon_services.engine.sampler import Given, Sampler
 from vtryon_services.engine.text_encoder import Asked, TextEncoder
-from vtryon_services.runtime.metrics import Watched
+from vtryon_services.runtime.metrics import Watched, count_dropped_preview
 from vtryon_services.runtime.settings import StageSettings
 
 R = TypeVar("R")
@@ -198,7 +198,7 @@ class TorchSlot:
                     yield item
                 else:
                     last = item
-                    yield await self._describe(item, wanted if mailbox.is_empty else Wanted())
+                    yield await self._describe(item, self._shown(item, wanted, mailbox))
         except UnavailableError:  # handed over
             if last is not None and wanted.resume_every:
                 yield StepDone(last.step, 0.0, latents=await self._latents(last))
@@ -209,6 +209,15 @@ class TorchSlot:
     def leave(self) -> None:
         """Give the ticket back."""
         self._ticket.cancel()
+
+    def _shown(self, stepped: Stepped, wanted: Wanted, mailbox: Mailbox) -> Wanted:
+        """Show nothing of a step that a newer one has overtaken."""
+        if mailbox.is_empty:
+            return wanted
+        every = wanted.previews.every_steps if wanted.previews else 0
+        if every and stepped.step % every == 0:
+            count_dropped_preview(Stage.SAMPLING.value)
+        return Wanted()
 
     async def _describe(self, stepped: Stepped, wanted: Wanted) -> StepDone:
         def is_due(every: int) -> bool:

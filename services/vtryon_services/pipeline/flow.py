@@ -32,6 +32,7 @@ from vtryon_services.pipeline.ledger import name_subjects, with_own_share
 from vtryon_services.pipeline.relay import Fanout, Replay
 from vtryon_services.pipeline.stage_run import StageRun, as_kind
 from vtryon_services.runtime.call import Call, Incoming
+from vtryon_services.runtime.metrics import count_dropped_preview
 
 _EVENTS_HELD = 64
 
@@ -192,6 +193,7 @@ class Flow:
 
     async def _emit(self, event: Event) -> None:
         if isinstance(event, Preview) and self._events.full():
+            count_dropped_preview(Stage.PIPELINE.value)
             return  # a slow reader costs previews, never steps
         await self._events.put(event)
 

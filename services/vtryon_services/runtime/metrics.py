@@ -13,6 +13,14 @@ from opentelemetry.metrics import CallbackOptions, Observation
 T = TypeVar("T")
 Observer = Callable[[CallbackOptions], Iterator[Observation]]
 _meter = metrics.get_meter("vtryon")
+_dropped_previews = _meter.create_counter(
+    "vtryon.previews.dropped", description="Previews that a slow reader did not get."
+)
+
+
+def count_dropped_preview(stage: str) -> None:
+    """Count a preview that was not made or not sent, because a newer one was there."""
+    _dropped_previews.add(1, {"stage": stage})
 
 
 class Watched(Generic[T]):
