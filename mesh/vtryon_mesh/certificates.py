@@ -16,6 +16,9 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
+from vtryon_mesh.envoy.pieces import Identity, secret
+from vtryon_mesh.validate import write
+
 _SKEW = datetime.timedelta(minutes=5)
 
 
@@ -85,12 +88,13 @@ class Authority:
 
 
 def make_certificates(folder: Path, identities: Sequence[tuple[str, str]]) -> Authority:
-    """Make an authority, and a certificate for each name and SPIFFE identity."""
+    """Make an authority, and a certificate for each name and SPIFFE identity, as Envoy reads it."""
     folder.mkdir(parents=True, exist_ok=True)
     authority = Authority.create()
     authority.write(folder)
     for name, uri in identities:
         authority.issue(folder, name, uri)
+        _write(folder / f"{name}.yaml", write(secret(Identity(name, folder))).encode())
     return authority
 
 

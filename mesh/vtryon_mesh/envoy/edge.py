@@ -18,6 +18,7 @@ from vtryon_mesh.envoy.pieces import (
     filter_of,
     grpc_route,
     health_route,
+    kept,
     listener,
     otlp_cluster,
     typed,
@@ -228,17 +229,11 @@ def _json_errors() -> Config:
 
 
 def _server_tls(identity: Identity) -> Config:
-    folder = identity.folder
-    certificate = {
-        "certificate_chain": {"filename": str(folder / f"{identity.name}.crt")},
-        "private_key": {"filename": str(folder / f"{identity.name}.key")},
-        "watched_directory": {"path": str(folder)},
-    }
     return typed(
         "envoy.transport_sockets.tls",
         "extensions.transport_sockets.tls.v3.DownstreamTlsContext",
         common_tls_context={
-            "tls_certificates": [certificate],
+            **kept(identity),
             "tls_params": {"tls_minimum_protocol_version": "TLSv1_2"},
             "alpn_protocols": ["h2", "http/1.1"],
         },

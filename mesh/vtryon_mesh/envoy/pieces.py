@@ -289,21 +289,34 @@ def upstream(name: str, addresses: Sequence[Address]) -> Config:
 
 def shown(identity: Identity) -> Config:
     """Show a certificate; a renewed one, renamed into its place, is taken without a restart."""
-    folder = identity.folder
     return {
-        "tls_certificates": [
-            {
-                "certificate_chain": {"filename": str(folder / f"{identity.name}.crt")},
-                "private_key": {"filename": str(folder / f"{identity.name}.key")},
-                "watched_directory": {"path": str(folder)},
-            }
-        ],
+        **kept(identity),
         "tls_params": {
             "tls_minimum_protocol_version": "TLSv1_3",
             "tls_maximum_protocol_version": "TLSv1_3",
         },
         "alpn_protocols": ["h2"],
     }
+
+
+def kept(identity: Identity) -> Config:
+    """Find a certificate by `NAME.yaml`, which names its files and has Envoy watch them."""
+    folder = str(identity.folder)
+    source = {"path": f"{folder}/{identity.name}.yaml", "watched_directory": {"path": folder}}
+    config = {"resource_api_version": "V3", "path_config_source": source}
+    return {"tls_certificate_sds_secret_configs": [{"name": identity.name, "sds_config": config}]}
+
+
+def secret(identity: Identity) -> Config:
+    """Give the content of `NAME.yaml`."""
+    folder = identity.folder
+    certificate = {
+        "certificate_chain": {"filename": str(folder / f"{identity.name}.crt")},
+        "private_key": {"filename": str(folder / f"{identity.name}.key")},
+        "watched_directory": {"path": str(folder)},
+    }
+    kind = f"{_TYPES}extensions.transport_sockets.tls.v3.Secret"
+    return {"resources": [{"@type": kind, "name": identity.name, "tls_certificate": certificate}]}
 
 
 def server_tls(identity: Identity, accepted: Sequence[str]) -> Config:
