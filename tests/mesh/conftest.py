@@ -26,10 +26,14 @@ class Town:
     supervisor: Supervisor
     issuer: Issuer
 
+    @property
+    def door(self) -> str:
+        return str(self.layout.door)
+
     def client(self, token: str | None = None) -> vtryon.Client:
         tls = vtryon.Tls(ca_path=self.layout.certificates / "ca.crt")
         given = self.issuer.token("acme") if token is None else token
-        return vtryon.Client(str(self.layout.door), tls=tls, token=given)
+        return vtryon.Client(self.door, tls=tls, token=given)
 
     def inbound(self, name: str) -> str:
         """Where the mesh reaches the first replica of a service."""

@@ -122,6 +122,8 @@ def _show(layout: Layout, supervisor: Supervisor, console: Console) -> None:
 
 def _announce(layout: Layout, console: Console) -> None:
     console.print(f"ready: {len(layout.processes)} processes", highlight=False)
+    if layout.door is None:
+        return
     options = [f"--endpoint {layout.door}"]
     if layout.authority:
         options.append(f"--tls-ca {_short(layout.certificates / 'ca.crt')}")
@@ -176,7 +178,8 @@ def _empty(folder: Path) -> None:
             raise SettingsError(f"{folder} holds something else; name another --folder")
         if is_running(folder):
             raise SettingsError(
-                f"a mesh runs in {folder} already; stop it or name another --folder"
+                f"a mesh runs in {folder} already: end it (kill $(cat {folder}/supervisord.pid)), "
+                "or name another --folder"
             )
         shutil.rmtree(folder)
     folder.mkdir(parents=True, exist_ok=True)

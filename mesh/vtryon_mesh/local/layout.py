@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import socket
 import sys
 from collections.abc import Iterator, Mapping, Sequence
@@ -73,11 +72,11 @@ class Process:
 
 @dataclass(frozen=True, slots=True)
 class Layout:
-    """All processes, their configurations, and the mesh's door."""
+    """All processes, their configurations, and the mesh's door; None where it has none."""
 
     processes: tuple[Process, ...]
     configs: Mapping[str, Config]
-    door: Address
+    door: Address | None
     folder: Path
     authority: Authority | None
 
@@ -168,8 +167,9 @@ class _Planner:
                 if wanted.mtls:
                     targets = self._add_sidecar(label, name, number, address, reached)
                 self._add_service(label, name, address, targets)
-        door = self._place(mesh.edge.port)
+        door = None
         if set(mesh.edge.serves) <= set(wanted.services):
+            door = self._place(mesh.edge.port)
             self._add_edge(door, reached)
         processes = tuple(sorted(self._processes, key=lambda one: one.priority))
         return Layout(processes, self._configs, door, self._folder, authority)
@@ -312,9 +312,3 @@ class _Planner:
 
     def _log(self, name: str) -> Path:
         return self._folder / "logs" / f"{name}-access.log"
-
-
-def door_words(layout: Layout) -> str:
-    """Say how the door is reached, as JSON for programs."""
-    tls = str(layout.certificates / "ca.crt") if layout.authority else None
-    return json.dumps({"endpoint": str(layout.door), "ca": tls})
