@@ -176,7 +176,8 @@ def _rate_limit(mesh: Mesh) -> Manifest:
 def _traffic(mesh: Mesh) -> list[Manifest]:
     manifests = []
     for name, service in mesh.services.items():
-        balance: Manifest = {"simple": "LEAST_REQUEST"}
+        # Within a zone as long as it has well replicas: tensors are large.
+        balance: Manifest = {"simple": "LEAST_REQUEST", "localityLbSetting": {"enabled": True}}
         if service.balance == "content":
             balance = {"consistentHash": {"httpHeaderName": CONTENT_HEADER}}
         rule = {

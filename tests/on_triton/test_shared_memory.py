@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import errno
+import os
 from pathlib import Path
 
 import numpy as np
@@ -78,6 +80,20 @@ async def test_a_server_that_cannot_see_them_is_sent_all_by_the_wire(pool, monke
     monkeypatch.setattr(server.client, "register_system_shared_memory", elsewhere)
     await decode(pool)
     assert not regions()
+
+
+async def test_where_there_is_no_room_all_goes_by_the_wire(pool, monkeypatch) -> None:
+    """A container has 64 MiB for it, and writing past them would be the process's end."""
+
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "posix_fallocate", full)
+        await decode(pool)
+        assert not regions()
+    await decode(pool)
+    assert regions()
 
 
 async def test_what_a_request_left_is_not_written_to_at_once(pool) -> None:

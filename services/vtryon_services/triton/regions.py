@@ -5,11 +5,13 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import ipaddress
+import os
 import uuid
 from collections import defaultdict
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from multiprocessing.shared_memory import SharedMemory
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,6 +20,8 @@ from tritonclient.grpc import aio as triton
 from tritonclient.utils import InferenceServerException, np_to_triton_dtype
 
 _log = structlog.get_logger("vtryon.triton")
+_SHARED_MEMORY = Path("/dev/shm")  # noqa: S108
+_MOST_BYTES = 2 * 1024 * 1024 * 1024  # for one server
 _SMALLEST_BYTES = 256 * 1024
 _REST_SECONDS = 60.0
 UNKNOWN_REGION = "Unable to find shared memory region"
@@ -87,8 +91,10 @@ class Regions:
         rounded = max(_SMALLEST_BYTES, 1 << (size - 1).bit_length())
         if self._free[rounded]:
             return self._free[rounded].pop()
+        if rounded + sum(one.size for one in self._all) > _MOST_BYTES:
+            return None
         try:
-            region = SharedMemory(f"vtryon_{uuid.uuid4().hex[:16]}", create=True, size=rounded)
+            region = _reserve(rounded)
         except OSError as error:
             _log.warning("no shared memory", bytes=rounded, reason=str(error))
             return None
@@ -106,6 +112,18 @@ class Regions:
             raise
         self._all.append(region)
         return region
+
+
+def _reserve(size: int) -> SharedMemory:
+    """Make a region whose pages are there: writing to one that is not would end the process."""
+    region = SharedMemory(f"vtryon_{uuid.uuid4().hex[:16]}", create=True, size=size)
+    try:
+        with (_SHARED_MEMORY / region.name).open("r+b") as file:
+            os.posix_fallocate(file.fileno(), 0, size)
+    except OSError:
+        _drop(region)
+        raise
+    return region
 
 
 def _by_wire(name: str, batched: np.ndarray) -> Any:
