@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
-import contextlib
 import json
-import socket
 import ssl
 import subprocess
 import sys
@@ -18,7 +16,9 @@ import grpc
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from tests.mesh.conftest import Town
+from tests.support.mesh import free_ports
 
+from vtryon_mesh.envoy.edge import EdgePlace, render_edge
 from vtryon_mesh.envoy.pieces import Address
 from vtryon_mesh.envoy.sidecar import Sidecar, render_sidecar
 from vtryon_mesh.validate import find_envoy, write
@@ -118,12 +118,6 @@ async def test_a_sidecar_does_not_talk_to_who_is_not_who_it_should_be(
         process.wait(10)
 
 
-def free_ports(count: int) -> list[int]:
-    with contextlib.ExitStack() as stack:
-        held = [stack.enter_context(socket.create_server(("127.0.0.1", 0))) for _ in range(count)]
-        return [one.getsockname()[1] for one in held]
-
-
 async def health(address: Address, service: str) -> grpc.StatusCode:
     """Ask for up to ten seconds until it is well; gives the last word."""
     code = grpc.StatusCode.UNKNOWN
@@ -138,3 +132,56 @@ async def health(address: Address, service: str) -> grpc.StatusCode:
                 return grpc.StatusCode.OK
         await asyncio.sleep(0.25)
     return code
+
+
+DIES = """
+import asyncio, os, sys
+import grpc
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+
+async def die(request, context):
+    os.kill(os.getpid(), 9)
+    yield b""
+
+async def main():
+    server = grpc.aio.server()
+    handlers = {"TryOnInline": grpc.unary_stream_rpc_method_handler(die)}
+    name = "vtryon.v1.PipelineService"
+    server.add_generic_rpc_handlers([grpc.method_handlers_generic_handler(name, handlers)])
+    servicer = health.aio.HealthServicer()
+    await servicer.set(name, health_pb2.HealthCheckResponse.SERVING)
+    health_pb2_grpc.add_HealthServicer_to_server(servicer, server)
+    server.add_insecure_port(f"127.0.0.1:{sys.argv[1]}")
+    await server.start()
+    await server.wait_for_termination()
+
+asyncio.run(main())
+"""
+
+
+async def test_a_request_that_reached_a_server_is_not_repeated(town: Town, tmp_path: Path) -> None:
+    """F11: the server is gone before the first header; the caller gets one clean status."""
+    admin, door, *servers = (Address("127.0.0.1", port) for port in free_ports(4))
+    log = tmp_path / "access.log"
+    place = EdgePlace(admin, door, {"pipeline": servers}, None, None, access_log=log)
+    path = tmp_path / "envoy.yaml"
+    path.write_text(write(render_edge(town.mesh, place)))
+    options = ("--disable-hot-restart", "--concurrency", "1", "--log-level", "error")
+    processes = [subprocess.Popen([sys.executable, "-c", DIES, str(one.port)]) for one in servers]
+    try:
+        for one in servers:
+            assert await health(one, "vtryon.v1.PipelineService") is grpc.StatusCode.OK
+        processes.append(subprocess.Popen([find_envoy(), "-c", path, *options]))
+        assert await health(door, "vtryon.v1.PipelineService") is grpc.StatusCode.OK
+        async with grpc.aio.insecure_channel(str(door)) as channel:
+            call = channel.unary_stream("/vtryon.v1.PipelineService/TryOnInline")(b"", timeout=10)
+            with pytest.raises(grpc.aio.AioRpcError) as caught:
+                async for _ in call:
+                    pass
+        assert caught.value.code() is grpc.StatusCode.UNAVAILABLE
+        await asyncio.sleep(0.5)
+        assert sorted(one.poll() is None for one in processes[:2]) == [False, True]
+    finally:
+        for process in processes:
+            process.kill()
+            process.wait(10)

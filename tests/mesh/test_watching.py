@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 import yaml
 from tests.mesh.conftest import Town
+from tests.support.mesh import free_ports
 from tests.support.processes import served
 
 import vtryon
@@ -63,7 +64,8 @@ async def test_every_metric_in_them_exists(town: Town, example) -> None:
 
     [edge] = [one for one in town.layout.processes if one.name == "edge"]
     texts = [await asyncio.to_thread(fetch, edge.metrics)]
-    free = "127.0.0.1:9464"
+    [port] = free_ports(1)
+    free = f"127.0.0.1:{port}"
     with served("all", VTRYON_PROMETHEUS_LISTEN=free) as process:
         async with vtryon.Client(process.target) as client:
             await client.try_on(example.person, example.garment, steps=1)
