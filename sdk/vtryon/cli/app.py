@@ -10,6 +10,7 @@ from typing import Annotated
 import typer
 
 import vtryon
+from vtryon.cli.stage import app as stage_app
 from vtryon.cli.try_on import try_on
 
 app = typer.Typer(
@@ -20,6 +21,7 @@ app = typer.Typer(
     add_completion=False,
 )
 app.command("try-on")(try_on)
+app.add_typer(stage_app, name="stage")
 
 
 def _show_version(wanted: bool) -> None:

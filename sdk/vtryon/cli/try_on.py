@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import os
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -14,7 +11,14 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
-from vtryon.channel import Tls
+from vtryon.cli.connection import (
+    CheckpointOption,
+    Connection,
+    EndpointOption,
+    TlsCaOption,
+    TlsOption,
+)
+from vtryon.cli.files import check_writable, save_picture
 from vtryon.cli.progress import (
     BESIDE_OTHERS,
     LiveProgress,
@@ -22,11 +26,10 @@ from vtryon.cli.progress import (
     ledger_table,
     live_progress,
 )
-from vtryon.client import DEFAULT_PROMPT, Client
-from vtryon.embedded import embedded_mesh
-from vtryon.errors import RequestError, SettingsError, VtryonError
+from vtryon.client import DEFAULT_PROMPT
+from vtryon.errors import RequestError, VtryonError
 from vtryon.events import Event, Preview
-from vtryon.pictures import Picture, read_picture
+from vtryon.pictures import read_picture
 from vtryon.run import Result
 from vtryon.types import ImageFormat, Profile
 
@@ -47,9 +50,7 @@ class Job:
     out: Path
     previews: Path | None
     options: dict[str, Any]
-    endpoint: str | None
-    tls: Tls | None
-    checkpoint: Path | None
+    connection: Connection
 
 
 def try_on(
@@ -73,20 +74,13 @@ def try_on(
     previews: Annotated[
         Path | None, typer.Option(help="Folder for a small picture after each step.")
     ] = None,
-    endpoint: Annotated[
-        str | None,
-        typer.Option(help="host:port of a mesh; without it, the mesh runs inside this command."),
-    ] = None,
-    tls: Annotated[bool, typer.Option("--tls", help="Speak TLS to the endpoint.")] = False,
-    tls_ca: Annotated[
-        Path | None, typer.Option(help="PEM of who signs the endpoint's certificate.")
-    ] = None,
+    endpoint: EndpointOption = None,
+    tls: TlsOption = False,
+    tls_ca: TlsCaOption = None,
     timeout: Annotated[
         float | None, typer.Option(help="Seconds until the request is given up.")
     ] = None,
-    checkpoint: Annotated[
-        Path | None, typer.Option(help="Folder in diffusers layout, for the embedded mesh.")
-    ] = None,
+    checkpoint: CheckpointOption = None,
     as_json: Annotated[
         bool, typer.Option("--json", help="Print one JSON object, and no progress.")
     ] = False,
@@ -111,27 +105,24 @@ def try_on(
                 "width": width,
                 "height": height,
                 "profile": profile,
-                "format": _format(out),
+                "format": format_of(out),
                 "timeout_seconds": timeout,
             },
-            endpoint=endpoint,
-            tls=Tls(ca_path=tls_ca) if tls or tls_ca else None,
-            checkpoint=checkpoint,
+            connection=Connection(endpoint, tls, tls_ca, checkpoint),
         )
         with live_progress(console, quiet=as_json) as progress:
             result = asyncio.run(_run(job, progress))
     except VtryonError as error:
-        _report_failure(error, console, as_json=as_json)
+        report_failure(error, console, as_json=as_json)
         raise typer.Exit(2 if isinstance(error, RequestError) else 1) from None
     _report(result, job, console, as_json=as_json)
 
 
 async def _run(job: Job, progress: LiveProgress) -> Result:
-    _check_writable(job.out)
-    token = os.environ.get("VTRYON_TOKEN") if job.endpoint else None
+    check_writable(job.out)
     pictures = [await asyncio.to_thread(read_picture, path) for path in (job.person, *job.garments)]
-    progress.wait_for_mesh(embedded=job.endpoint is None)
-    async with _target(job) as target, Client(target, tls=job.tls, token=token) as client:
+    progress.wait_for_mesh(embedded=job.connection.endpoint is None)
+    async with job.connection.client() as client:
         run = client.try_on(
             pictures[0],
             pictures[1:],
@@ -143,23 +134,16 @@ async def _run(job: Job, progress: LiveProgress) -> Result:
                 progress.show(event)
                 _keep_preview(event, job.previews)
             result = await run
-    _save(result.picture, job.out)
+    save_picture(result.picture, job.out)
     return result
 
 
-@asynccontextmanager
-async def _target(job: Job) -> AsyncIterator[str]:
-    if job.endpoint is not None:
-        if job.checkpoint is not None:
-            raise SettingsError("--checkpoint is for the embedded mesh; the endpoint has its own")
-        yield job.endpoint
-        return
-    given = {"checkpoint": job.checkpoint} if job.checkpoint else {}
-    async with embedded_mesh(**given) as target:
-        yield target
+def format_of(out: Path) -> ImageFormat:
+    """Tell a picture's format by its file's name.
 
-
-def _format(out: Path) -> ImageFormat:
+    Raises:
+        RequestError: there is none of that name.
+    """
     known = _FORMATS.get(out.suffix.lower())
     if known is None:
         raise RequestError(f"--out {out.name!r} ends in none of {', '.join(_FORMATS)}")
@@ -168,28 +152,7 @@ def _format(out: Path) -> ImageFormat:
 
 def _keep_preview(event: Event, folder: Path | None) -> None:
     if folder is not None and isinstance(event, Preview) and event.picture is not None:
-        _save(event.picture, folder / f"step-{event.step:03d}.png")
-
-
-def _save(picture: Picture, path: Path) -> None:
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        picture.save(path)
-    except OSError as error:
-        raise _cannot_write(path, error.strerror) from error
-
-
-def _check_writable(out: Path) -> None:
-    """Look before the work is done: the folder, or the nearest one above that is there."""
-    folder = next(parent for parent in out.absolute().parents if parent.exists())
-    if out.is_dir():
-        raise _cannot_write(out, "it is a folder")
-    if not folder.is_dir() or not os.access(folder, os.W_OK):
-        raise _cannot_write(out, f"{folder.name or folder} can't be written to")
-
-
-def _cannot_write(path: Path, why: str | None) -> SettingsError:
-    return SettingsError(f"can't write {path}: {why}")
+        save_picture(event.picture, folder / f"step-{event.step:03d}.png")
 
 
 def _report(result: Result, job: Job, console: Console, *, as_json: bool) -> None:
@@ -214,7 +177,8 @@ def _report(result: Result, job: Job, console: Console, *, as_json: bool) -> Non
     console.print(f"{job.out}: {width}×{height}, seed {result.seed}", highlight=False)
 
 
-def _report_failure(error: VtryonError, console: Console, *, as_json: bool) -> None:
+def report_failure(error: VtryonError, console: Console, *, as_json: bool) -> None:
+    """Say what went wrong."""
     if as_json:
         described = {"reason": error.reason, "message": error.message, "metadata": error.metadata}
         typer.echo(json.dumps({"error": described}))

@@ -1,0 +1,64 @@
+"""Which mesh a command talks to: an endpoint, or one inside the command."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from vtryon.channel import Tls
+from vtryon.client import Client
+from vtryon.embedded import embedded_mesh
+from vtryon.errors import SettingsError
+
+EndpointOption = Annotated[
+    str | None,
+    typer.Option(help="host:port of a mesh; without it, the mesh runs inside this command."),
+]
+TlsOption = Annotated[bool, typer.Option("--tls", help="Speak TLS to the endpoint.")]
+TlsCaOption = Annotated[
+    Path | None, typer.Option(help="PEM of who signs the endpoint's certificate.")
+]
+CheckpointOption = Annotated[
+    Path | None, typer.Option(help="Folder in diffusers layout, for the embedded mesh.")
+]
+
+
+@dataclass(frozen=True, slots=True)
+class Connection:
+    """What the command line says of the mesh."""
+
+    endpoint: str | None
+    tls: bool
+    tls_ca: Path | None
+    checkpoint: Path | None
+
+    @asynccontextmanager
+    async def client(self) -> AsyncIterator[Client]:
+        """Connect; a bearer token for the endpoint is read from VTRYON_TOKEN.
+
+        Raises:
+            SettingsError: the options don't go together, or the embedded mesh can't start.
+        """
+        tls = Tls(ca_path=self.tls_ca) if self.tls or self.tls_ca else None
+        token = os.environ.get("VTRYON_TOKEN") if self.endpoint else None
+        async with self._target() as target, Client(target, tls=tls, token=token) as client:
+            yield client
+
+    @asynccontextmanager
+    async def _target(self) -> AsyncIterator[str]:
+        if self.endpoint is not None:
+            if self.checkpoint is not None:
+                raise SettingsError(
+                    "--checkpoint is for the embedded mesh; the endpoint has its own"
+                )
+            yield self.endpoint
+            return
+        given = {"checkpoint": self.checkpoint} if self.checkpoint else {}
+        async with embedded_mesh(**given) as target:
+            yield target

@@ -1,0 +1,79 @@
+"""Results as files: whole or not at all, and looked after before the work is done."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+
+from vtryon.errors import Reason, RequestError, SettingsError
+from vtryon.pictures import Picture
+from vtryon.tensors import Tensor
+
+
+def check_writable(out: Path) -> None:
+    """Look before the work is done: the folder, or the nearest one above that is there.
+
+    Raises:
+        SettingsError: the file can't be written.
+    """
+    folder = next(parent for parent in out.absolute().parents if parent.exists())
+    if out.is_dir():
+        raise _cannot_write(out, "it is a folder")
+    if not folder.is_dir() or not os.access(folder, os.W_OK):
+        raise _cannot_write(out, f"{folder.name or folder} can't be written to")
+
+
+def save_picture(picture: Picture, path: Path) -> None:
+    """Write a picture.
+
+    Raises:
+        SettingsError: it can't be written.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        picture.save(path)
+    except OSError as error:
+        raise _cannot_write(path, error.strerror) from error
+
+
+def save_tensors(tensors: Mapping[str, Tensor], path: Path, facts: Mapping[str, str]) -> None:
+    """Write tensors as safetensors, with facts in the header; BF16 becomes FP32.
+
+    Raises:
+        SettingsError: the file can't be written.
+    """
+    from safetensors.numpy import save
+
+    content = save({name: one.to_numpy() for name, one in tensors.items()}, dict(facts))
+    scratch = path.with_name(f".{path.name}.part")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        scratch.write_bytes(content)
+        scratch.replace(path)
+    except OSError as error:
+        raise _cannot_write(path, error.strerror) from error
+
+
+def load_tensors(path: Path) -> dict[str, Tensor]:
+    """Read a safetensors file.
+
+    Raises:
+        RequestError: it is none, or holds an element type that has no place on the wire.
+    """
+    from safetensors import SafetensorError
+    from safetensors.numpy import load
+
+    try:
+        found = load(path.read_bytes())
+    except OSError as error:
+        raise RequestError(f"can't read {path}: {error.strerror}") from error
+    except (SafetensorError, KeyError, TypeError) as error:  # the latter of types numpy lacks
+        raise RequestError(
+            f"can't take tensors from {path}: {error}", reason=Reason.PAYLOAD_INVALID
+        ) from error
+    return {name: Tensor.from_numpy(array) for name, array in found.items()}
+
+
+def _cannot_write(path: Path, why: str | None) -> SettingsError:
+    return SettingsError(f"can't write {path}: {why}")

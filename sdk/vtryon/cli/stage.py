@@ -1,0 +1,181 @@
+"""`vtryon stage`: each stage alone, from files to files."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Annotated, TypeVar
+
+import typer
+from rich.console import Console
+
+from vtryon.cli.connection import (
+    CheckpointOption,
+    Connection,
+    EndpointOption,
+    TlsCaOption,
+    TlsOption,
+)
+from vtryon.cli.files import check_writable, load_tensors, save_picture, save_tensors
+from vtryon.cli.try_on import format_of, report_failure
+from vtryon.client import DEFAULT_PROMPT, Client
+from vtryon.errors import RequestError, VtryonError
+from vtryon.events import Accepted, Preview, StepFinished
+from vtryon.stages import Conditioning, Embeddings
+from vtryon.tensors import Tensor
+from vtryon.types import Numerics, PreviewPolicy, Profile, SampleStart
+
+R = TypeVar("R")
+app = typer.Typer(
+    help="Run one stage alone: pictures and text to tensors, tensors to tensors, to a picture.",
+    no_args_is_help=True,
+)
+_Out = Annotated[Path, typer.Option("--out", "-o", help="A .safetensors file.")]
+_Pictures = Annotated[list[Path], typer.Argument(help="PNG, JPEG or WebP; the person first.")]
+_Profile = Annotated[Profile | None, typer.Option(help="A named set of numerics.")]
+
+
+@app.command()
+def encode_image(
+    pictures: _Pictures,
+    out: _Out,
+    profile: _Profile = None,
+    endpoint: EndpointOption = None,
+    tls: TlsOption = False,
+    tls_ca: TlsCaOption = None,
+    checkpoint: CheckpointOption = None,
+) -> None:
+    """Encode pictures: tensors `latents_1`, `latents_2` and so on."""
+
+    async def work(client: Client) -> None:
+        found = await client.latent_encoder.encode(pictures, numerics=_numerics(profile))
+        named = {f"latents_{number}": one for number, one in enumerate(found, 1)}
+        save_tensors(named, out, {})
+
+    _run(work, out, Connection(endpoint, tls, tls_ca, checkpoint))
+
+
+@app.command()
+def encode_text(
+    pictures: _Pictures,
+    out: _Out,
+    prompt: Annotated[str, typer.Option(help="It speaks of the pictures.")] = DEFAULT_PROMPT,
+    negative_prompt: Annotated[str | None, typer.Option(help="What to keep away from.")] = None,
+    profile: _Profile = None,
+    endpoint: EndpointOption = None,
+    tls: TlsOption = False,
+    tls_ca: TlsCaOption = None,
+    checkpoint: CheckpointOption = None,
+) -> None:
+    """Encode a prompt: tensors `embeddings` and, where one is given, `negative_embeddings`."""
+
+    async def work(client: Client) -> None:
+        found = await client.text_encoder.encode(
+            prompt, pictures, negative_prompt=negative_prompt, numerics=_numerics(profile)
+        )
+        named = {"embeddings": found.positive}
+        if found.negative is not None:
+            named["negative_embeddings"] = found.negative
+        save_tensors(named, out, {})
+
+    _run(work, out, Connection(endpoint, tls, tls_ca, checkpoint))
+
+
+@app.command()
+def sample(
+    embeddings: Annotated[Path, typer.Argument(help="From `encode-text`.")],
+    latents: Annotated[Path, typer.Argument(help="From `encode-image`.")],
+    out: _Out,
+    steps: Annotated[int | None, typer.Option(help="Denoise steps, 1 to 200.")] = None,
+    true_cfg_scale: Annotated[float | None, typer.Option(help="Strength of guidance.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Equal seeds give equal latents.")] = None,
+    width: Annotated[int | None, typer.Option(help="By default the person's.")] = None,
+    height: Annotated[int | None, typer.Option(help="By default the person's.")] = None,
+    profile: _Profile = None,
+    previews: Annotated[
+        Path | None, typer.Option(help="Folder for a small picture after each step.")
+    ] = None,
+    endpoint: EndpointOption = None,
+    tls: TlsOption = False,
+    tls_ca: TlsCaOption = None,
+    checkpoint: CheckpointOption = None,
+) -> None:
+    """Denoise: the tensor `latents`, with seed and noise levels in the file's header."""
+
+    async def work(client: Client) -> None:
+        texts, pictures = load_tensors(embeddings), load_tensors(latents)
+        references = [pictures[name] for name in sorted(pictures) if name.startswith("latents_")]
+        if "embeddings" not in texts or not references:
+            raise RequestError("sample takes a file of `encode-text`, then one of `encode-image`")
+        _, rows, columns = references[0].spec.shape
+        start = SampleStart(
+            numerics=_numerics(profile),
+            width=width or 8 * columns,
+            height=height or 8 * rows,
+            steps=steps,
+            true_cfg_scale=true_cfg_scale,
+            seed=seed,
+            previews=PreviewPolicy() if previews else None,
+        )
+        given = Embeddings(texts["embeddings"], texts.get("negative_embeddings"))
+        facts: dict[str, str] = {}
+        run = client.sampling.sample(start, Conditioning(given, references))
+        with Console(stderr=True).status("sampling") as status:
+            async for event in run:
+                match event:
+                    case Accepted(seed=drawn, sigmas=sigmas):
+                        facts |= {"seed": str(drawn), "sigmas": ", ".join(map(str, sigmas))}
+                    case StepFinished(step, of):
+                        status.update(f"step {step} of {of}")
+                    case Preview(step, _, picture) if previews and picture:
+                        save_picture(picture, previews / f"step-{step:03d}.png")
+                    case _:
+                        pass
+        save_tensors({"latents": await run}, out, facts)
+
+    _run(work, out, Connection(endpoint, tls, tls_ca, checkpoint))
+
+
+@app.command()
+def decode(
+    latents: Annotated[Path, typer.Argument(help="From `sample`, or from `encode-image`.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help=".png, .jpg or .webp.")],
+    quality: Annotated[int | None, typer.Option(help="Of JPEG and WebP, 1 to 100.")] = None,
+    endpoint: EndpointOption = None,
+    tls: TlsOption = False,
+    tls_ca: TlsCaOption = None,
+    checkpoint: CheckpointOption = None,
+) -> None:
+    """Decode latents to a picture; of several, the first."""
+
+    async def work(client: Client) -> None:
+        found: dict[str, Tensor] = load_tensors(latents)
+        names = sorted(name for name in found if name.startswith("latents"))
+        if not names:
+            raise RequestError(f"{latents} holds no latents, but {', '.join(sorted(found))}")
+        picture = await client.decoding.decode(
+            found[names[0]], format=format_of(out), quality=quality
+        )
+        save_picture(picture, out)
+
+    _run(work, out, Connection(endpoint, tls, tls_ca, checkpoint))
+
+
+def _run(work: Callable[[Client], Awaitable[None]], out: Path, connection: Connection) -> None:
+    async def connected() -> None:
+        check_writable(out)
+        async with connection.client() as client:
+            await work(client)
+
+    console = Console(stderr=True)
+    try:
+        asyncio.run(connected())
+    except VtryonError as error:
+        report_failure(error, console, as_json=False)
+        raise typer.Exit(2 if isinstance(error, RequestError) else 1) from None
+    console.print(f"{out}: written", highlight=False)
+
+
+def _numerics(profile: Profile | None) -> Numerics | None:
+    return None if profile is None else Numerics(profile=profile)
