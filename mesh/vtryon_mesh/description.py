@@ -44,7 +44,7 @@ class Service(_Part):
 
 
 class Jwt(_Part):
-    """Which tokens the edge takes: signed by a key of the JWKS, with this scope among theirs."""
+    """Which tokens the edge takes: of a key of the JWKS, with this scope, and with a tenant."""
 
     issuer: str
     audience: str

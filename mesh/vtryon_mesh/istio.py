@@ -147,7 +147,10 @@ def _callers(mesh: Mesh) -> list[Manifest]:
     allowed = {
         "from": [{"source": {"requestPrincipals": [f"{jwt.issuer}/*"]}}],
         "to": [{"operation": {"paths": served}}],
-        "when": [{"key": "request.auth.claims[scope]", "values": [jwt.scope]}],
+        "when": [
+            {"key": "request.auth.claims[scope]", "values": [jwt.scope]},
+            {"key": f"request.auth.claims[{jwt.tenant_claim}]", "values": ["*"]},
+        ],
     }
     security = "security.istio.io/v1"
     return [

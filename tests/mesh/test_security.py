@@ -173,6 +173,7 @@ ATTACKS = {
     "not yet": lambda town: sign(town, nbf=int(time.time()) + 3600),
     "without the scope": lambda town: sign(town, scope="read"),
     "a scope that only begins so": lambda town: sign(town, scope="read try-on-everything"),
+    "without a tenant": lambda town: sign(town, tenant=None),
     "no token at all": lambda town: "x" * 200,
 }
 

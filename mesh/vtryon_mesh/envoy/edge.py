@@ -142,17 +142,21 @@ def _authentication(mesh: Mesh, jwks: str | Path) -> Config:
 
 
 def _scope(mesh: Mesh) -> Config:
-    """Ask for the scope, a word of its own in the token's list."""
-    word = rf"(.* )?{mesh.edge.jwt.scope}( .*)?"
-    has_scope = {
-        "sourced_metadata": {
-            "metadata_matcher": {
-                "filter": _JWT_FILTER,
-                "path": [{"key": "jwt_payload"}, {"key": "scope"}],
-                "value": {"string_match": {"safe_regex": {"regex": word}}},
+    """Ask for the scope, a word of its own in the token's list, and for a tenant to count."""
+    jwt = mesh.edge.jwt
+    claims = {"scope": rf"(.* )?{jwt.scope}( .*)?", jwt.tenant_claim: ".+"}
+    has_both = [
+        {
+            "sourced_metadata": {
+                "metadata_matcher": {
+                    "filter": _JWT_FILTER,
+                    "path": [{"key": "jwt_payload"}, {"key": claim}],
+                    "value": {"string_match": {"safe_regex": {"regex": regex}}},
+                }
             }
         }
-    }
+        for claim, regex in claims.items()
+    ]
     served = [f"/{mesh.services[name].grpc}/" for name in mesh.edge.serves]
     return filter_of(
         "rbac",
@@ -166,7 +170,7 @@ def _scope(mesh: Mesh) -> Config:
                 },
                 "callers": {
                     "permissions": [{"url_path": {"path": {"prefix": path}}} for path in served],
-                    "principals": [has_scope],
+                    "principals": [{"and_ids": {"ids": has_both}}],
                 },
             },
         },
