@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import datetime
 import ipaddress
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,8 +15,9 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
-from vtryon_mesh.envoy.pieces import Identity, secret
-from vtryon_mesh.validate import write
+from vtryon_mesh.description import Mesh
+from vtryon_mesh.documents import write
+from vtryon_mesh.envoy.tls import Identity, secret
 
 _SKEW = datetime.timedelta(minutes=5)
 
@@ -87,13 +87,13 @@ class Authority:
         _write(folder / "ca.crt", pem)
 
 
-def make_certificates(folder: Path, identities: Sequence[tuple[str, str]]) -> Authority:
-    """Make an authority, and a certificate for each name and SPIFFE identity, as Envoy reads it."""
+def make_certificates(folder: Path, mesh: Mesh) -> Authority:
+    """Make an authority, and a certificate for everybody in the mesh, as Envoy reads it."""
     folder.mkdir(parents=True, exist_ok=True)
     authority = Authority.create()
     authority.write(folder)
-    for name, uri in identities:
-        authority.issue(folder, name, uri)
+    for name in mesh.identities:
+        authority.issue(folder, name, mesh.identity(name))
         _write(folder / f"{name}.yaml", write(secret(Identity(name, folder))).encode())
     return authority
 

@@ -39,9 +39,10 @@ def check(description: _Description = None) -> None:
 
     from vtryon_mesh.certificates import make_certificates
     from vtryon_mesh.description import DEFAULT_PATH, Mesh
+    from vtryon_mesh.documents import write
     from vtryon_mesh.local.tokens import Issuer
     from vtryon_mesh.render import CERTIFICATES, envoys
-    from vtryon_mesh.validate import validate, write
+    from vtryon_mesh.validate import validate
 
     console = Console(stderr=True)
     try:
@@ -49,7 +50,7 @@ def check(description: _Description = None) -> None:
         with tempfile.TemporaryDirectory() as folder, console.status("checking") as status:
             # Envoy reads the files that a configuration names.
             scratch = Path(folder)
-            make_certificates(scratch, [(name, mesh.identity(name)) for name in mesh.identities])
+            make_certificates(scratch, mesh)
             (scratch / "jwks.json").write_text(Issuer.create(mesh).jwks)
             for name, config in envoys(mesh).items():
                 status.update(f"checking {name}")
@@ -77,12 +78,10 @@ def certificates(
         mesh = Mesh.load(description or DEFAULT_PATH)
     except SettingsError as error:
         raise _exit(error) from None
-    make_certificates(out, [(name, mesh.identity(name)) for name in mesh.identities])
+    make_certificates(out, mesh)
     issuer = Issuer.create(mesh)
     (out / "jwks.json").write_text(issuer.jwks)
-    token = out / "token"
-    token.touch(mode=0o600)
-    token.write_text(issuer.token(tenant))
+    issuer.write_token(out / "token", tenant)
     Console().print(f"{out}: {len(mesh.identities)} identities, a token for {tenant}")
 
 

@@ -13,6 +13,7 @@ from vtryon.errors import SettingsError
 EDGE = "edge"
 # Says what a request works on, so that equal content goes to the replica that has seen it.
 CONTENT_HEADER = "x-vtryon-content-digest"
+HEALTH_PREFIX = "/grpc.health.v1.Health/"
 TENANT_HEADER = "x-vtryon-tenant"
 # In the repository beside the package, in an installation inside it.
 _HERE = Path(__file__).parent

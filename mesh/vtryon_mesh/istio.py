@@ -7,12 +7,12 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from vtryon_mesh.description import CONTENT_HEADER, EDGE, TENANT_HEADER, Mesh
+from vtryon_mesh.description import CONTENT_HEADER, EDGE, HEALTH_PREFIX, TENANT_HEADER, Mesh
 from vtryon_mesh.envoy.edge import rate_limits
 
 Manifest = dict[str, Any]
 Mode = Literal["sidecar", "ambient"]
-_HEALTH = "/grpc.health.v1.Health/*"
+_HEALTH = f"{HEALTH_PREFIX}*"
 _WAYPOINT = "waypoint"
 _NEW, _OLD = "canary", "stable"
 
@@ -222,7 +222,7 @@ def _traffic(mesh: Mesh) -> list[Manifest]:
 
 
 def _telemetry(mesh: Mesh) -> Manifest:
-    quiet = {"expression": "!request.url_path.startsWith('/grpc.health.v1.Health/')"}
+    quiet = {"expression": f"!request.url_path.startsWith('{HEALTH_PREFIX}')"}
     spec = {
         "tracing": [{"providers": [{"name": "otel"}], "randomSamplingPercentage": 10.0}],
         "accessLogging": [{"providers": [{"name": "envoy"}], "filter": quiet}],

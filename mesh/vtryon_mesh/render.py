@@ -5,12 +5,12 @@ from __future__ import annotations
 import shutil
 from pathlib import Path, PurePosixPath
 
-import yaml
-
 from vtryon_mesh.description import EDGE, Mesh
+from vtryon_mesh.documents import write
 from vtryon_mesh.envoy.edge import EdgePlace, render_edge
-from vtryon_mesh.envoy.pieces import Address, Config, Identity
+from vtryon_mesh.envoy.pieces import Address, Config
 from vtryon_mesh.envoy.sidecar import Sidecar, render_sidecar
+from vtryon_mesh.envoy.tls import Identity
 from vtryon_mesh.istio import Mode, render_istio
 
 _ADMIN, _INBOUND = 9901, 15443
@@ -58,12 +58,12 @@ def envoys(mesh: Mesh) -> dict[str, Config]:
 def render(mesh: Mesh) -> dict[PurePosixPath, str]:
     """Render all files."""
     files = {
-        PurePosixPath("envoy", f"{name}.yaml"): _HEAD + _write([config])
+        PurePosixPath("envoy", f"{name}.yaml"): _HEAD + write(config)
         for name, config in envoys(mesh).items()
     }
     for mode in _MODES:
         for name, manifests in render_istio(mesh, mode).items():
-            files[PurePosixPath("istio", mode, name)] = _HEAD + _write(manifests)
+            files[PurePosixPath("istio", mode, name)] = _HEAD + write(*manifests)
     return files
 
 
@@ -79,15 +79,3 @@ def write_all(mesh: Mesh, folder: Path) -> list[Path]:
         target.write_text(text)
         written.append(target)
     return written
-
-
-def _write(documents: list[Config]) -> str:
-    return yaml.dump_all(documents, Dumper=_Plain, sort_keys=False, width=100)
-
-
-class _Plain(yaml.SafeDumper):
-    """Writes what occurs twice twice: no anchors."""
-
-    def ignore_aliases(self, data: object) -> bool:
-        """Never use one."""
-        return True

@@ -8,10 +8,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-import yaml
-
 from vtryon.errors import SettingsError
-from vtryon_mesh.envoy.pieces import Config
 
 
 def find_envoy() -> Path:
@@ -45,8 +42,3 @@ def validate(config: str) -> None:
     if done.returncode:
         lines = [line for line in done.stderr.splitlines() if line.strip()]
         raise SettingsError("\n".join(lines[-5:]))
-
-
-def write(config: Config) -> str:
-    """Write a configuration as YAML."""
-    return yaml.safe_dump(config, sort_keys=False, width=100)

@@ -18,10 +18,11 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from tests.mesh.conftest import Town
 from tests.support.mesh import free_ports
 
+from vtryon_mesh.documents import write
 from vtryon_mesh.envoy.edge import EdgePlace, render_edge
 from vtryon_mesh.envoy.pieces import Address
 from vtryon_mesh.envoy.sidecar import Sidecar, render_sidecar
-from vtryon_mesh.validate import find_envoy, write
+from vtryon_mesh.validate import find_envoy
 
 ROOT = Path(__file__).parents[2]
 BUF = Path(sys.executable).with_name("buf")

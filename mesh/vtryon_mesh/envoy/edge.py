@@ -6,28 +6,24 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from vtryon_mesh.description import EDGE, TENANT_HEADER, Mesh
+from vtryon_mesh.description import EDGE, HEALTH_PREFIX, TENANT_HEADER, Mesh
 from vtryon_mesh.envoy.pieces import (
     Address,
     Config,
-    Identity,
     bootstrap,
-    client_tls,
     cluster,
     connection_manager,
     filter_of,
     grpc_route,
     health_route,
-    kept,
     listener,
     otlp_cluster,
-    typed,
     virtual_host,
     without_header,
 )
+from vtryon_mesh.envoy.tls import Identity, caller_tls, client_tls
 
 _JWT_FILTER = "envoy.filters.http.jwt_authn"
-_HEALTH = "/grpc.health.v1.Health/"
 _MAX_HEADERS_KIB = 32
 
 
@@ -94,7 +90,7 @@ def render_edge(mesh: Mesh, given: EdgePlace) -> Config:
         clusters.append(cluster(mesh, name, service, given.services[name], tls))
     if given.otlp is not None:
         clusters.append(otlp_cluster(given.otlp))
-    socket = None if given.server_certificate is None else _server_tls(given.server_certificate)
+    socket = None if given.server_certificate is None else caller_tls(given.server_certificate)
     return bootstrap(EDGE, given.admin, [listener(EDGE, given.listen, manager, socket)], clusters)
 
 
@@ -134,7 +130,7 @@ def _authentication(mesh: Mesh, jwks: str | Path) -> Config:
         "JwtAuthentication",
         providers={"callers": provider},
         rules=[
-            {"match": {"prefix": _HEALTH}},
+            {"match": {"prefix": HEALTH_PREFIX}},
             {"match": {"prefix": "/"}, "requires": {"provider_name": "callers"}},
         ],
         bypass_cors_preflight=True,
@@ -165,7 +161,7 @@ def _scope(mesh: Mesh) -> Config:
             "action": "ALLOW",
             "policies": {
                 "health": {
-                    "permissions": [{"url_path": {"path": {"prefix": _HEALTH}}}],
+                    "permissions": [{"url_path": {"path": {"prefix": HEALTH_PREFIX}}}],
                     "principals": [{"any": True}],
                 },
                 "callers": {
@@ -230,15 +226,3 @@ def _json_errors() -> Config:
             }
         ]
     }
-
-
-def _server_tls(identity: Identity) -> Config:
-    return typed(
-        "envoy.transport_sockets.tls",
-        "extensions.transport_sockets.tls.v3.DownstreamTlsContext",
-        common_tls_context={
-            **kept(identity),
-            "tls_params": {"tls_minimum_protocol_version": "TLSv1_2"},
-            "alpn_protocols": ["h2", "http/1.1"],
-        },
-    )

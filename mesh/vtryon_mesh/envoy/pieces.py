@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from vtryon_mesh.description import CONTENT_HEADER, Mesh, Service
+from vtryon_mesh.description import CONTENT_HEADER, HEALTH_PREFIX, Mesh, Service
 
 Config = dict[str, Any]
-_TYPES = "type.googleapis.com/envoy."
+TYPES = "type.googleapis.com/envoy."
 _MIB = 1024 * 1024
 
 
@@ -30,17 +30,9 @@ class Address:
         return {"socket_address": {"address": self.host, "port_value": self.port}}
 
 
-@dataclass(frozen=True, slots=True)
-class Identity:
-    """Whose certificate an Envoy shows: `NAME.crt` and `NAME.key` in a folder with `ca.crt`."""
-
-    name: str
-    folder: Path
-
-
 def typed(name: str, kind: str, **config: Any) -> Config:
     """Name an extension, and configure it."""
-    return {"name": name, "typed_config": {"@type": _TYPES + kind, **config}}
+    return {"name": name, "typed_config": {"@type": TYPES + kind, **config}}
 
 
 def filter_of(name: str, kind: str, **config: Any) -> Config:
@@ -198,7 +190,7 @@ def grpc_route(
 def health_route(cluster: str) -> Config:
     """Route the health service's calls."""
     return {
-        "match": {"prefix": "/grpc.health.v1.Health/"},
+        "match": {"prefix": HEALTH_PREFIX},
         "route": {"cluster": cluster, "timeout": "5s"},
     }
 
@@ -287,66 +279,6 @@ def upstream(name: str, addresses: Sequence[Address]) -> Config:
     }
 
 
-def shown(identity: Identity) -> Config:
-    """Show a certificate; a renewed one, renamed into its place, is taken without a restart."""
-    return {
-        **kept(identity),
-        "tls_params": {
-            "tls_minimum_protocol_version": "TLSv1_3",
-            "tls_maximum_protocol_version": "TLSv1_3",
-        },
-        "alpn_protocols": ["h2"],
-    }
-
-
-def kept(identity: Identity) -> Config:
-    """Find a certificate by `NAME.yaml`, which names its files and has Envoy watch them."""
-    folder = str(identity.folder)
-    source = {"path": f"{folder}/{identity.name}.yaml", "watched_directory": {"path": folder}}
-    config = {"resource_api_version": "V3", "path_config_source": source}
-    return {"tls_certificate_sds_secret_configs": [{"name": identity.name, "sds_config": config}]}
-
-
-def secret(identity: Identity) -> Config:
-    """Give the content of `NAME.yaml`."""
-    folder = identity.folder
-    certificate = {
-        "certificate_chain": {"filename": str(folder / f"{identity.name}.crt")},
-        "private_key": {"filename": str(folder / f"{identity.name}.key")},
-        "watched_directory": {"path": str(folder)},
-    }
-    kind = f"{_TYPES}extensions.transport_sockets.tls.v3.Secret"
-    return {"resources": [{"@type": kind, "name": identity.name, "tls_certificate": certificate}]}
-
-
-def server_tls(identity: Identity, accepted: Sequence[str]) -> Config:
-    """Let in who shows one of these SPIFFE identities, signed by the mesh."""
-    return typed(
-        "envoy.transport_sockets.tls",
-        "extensions.transport_sockets.tls.v3.DownstreamTlsContext",
-        require_client_certificate=True,
-        common_tls_context={**shown(identity), "validation_context": _signed(identity, accepted)},
-    )
-
-
-def client_tls(identity: Identity, expected: str) -> Config:
-    """Talk only to who shows a SPIFFE identity, signed by the mesh."""
-    return typed(
-        "envoy.transport_sockets.tls",
-        "extensions.transport_sockets.tls.v3.UpstreamTlsContext",
-        common_tls_context={**shown(identity), "validation_context": _signed(identity, [expected])},
-    )
-
-
-def _signed(identity: Identity, names: Sequence[str]) -> Config:
-    return {
-        "trusted_ca": {"filename": str(identity.folder / "ca.crt")},
-        "match_typed_subject_alt_names": [
-            {"san_type": "URI", "matcher": {"exact": name}} for name in names
-        ],
-    }
-
-
 def otlp_cluster(address: Address) -> Config:
     """Where spans go."""
     return upstream("otlp", [address])
@@ -401,4 +333,4 @@ def _access_log(path: Path) -> Config:
             }
         },
     )
-    return {**log, "filter": without_header(":path", "/grpc.health.v1.Health/")}
+    return {**log, "filter": without_header(":path", HEALTH_PREFIX)}

@@ -6,15 +6,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from vtryon_mesh.description import Mesh
+from vtryon_mesh.description import HEALTH_PREFIX, Mesh
 from vtryon_mesh.envoy.pieces import (
     Address,
     Canary,
     Config,
-    Identity,
     bootstrap,
     canary_of,
-    client_tls,
     cluster,
     connection_manager,
     filter_of,
@@ -22,9 +20,9 @@ from vtryon_mesh.envoy.pieces import (
     health_route,
     listener,
     otlp_cluster,
-    server_tls,
     upstream,
 )
+from vtryon_mesh.envoy.tls import Identity, client_tls, server_tls
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,9 +74,7 @@ def render_sidecar(mesh: Mesh, given: Sidecar) -> Config:
         outbound = connection_manager(
             f"{name}-out",
             [
-                grpc_route(
-                    mesh, other, callee, tried_again=True, canary=given.canaries.get(callee)
-                ),
+                grpc_route(mesh, other, callee, tried_again=True, canary=canary),
                 health_route(callee),
             ],
             [],
@@ -103,7 +99,7 @@ def _callers_alone(mesh: Mesh, name: str) -> Config:
         {"authenticated": {"principal_name": {"exact": mesh.identity(caller)}}}
         for caller in service.callers
     ]
-    paths = [f"/{service.grpc}/", "/grpc.health.v1.Health/"]
+    paths = [f"/{service.grpc}/", HEALTH_PREFIX]
     return filter_of(
         "rbac",
         "RBAC",

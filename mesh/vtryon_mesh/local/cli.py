@@ -80,9 +80,7 @@ def up(
         if backend == "triton":
             _export_models(layout.folder, console)
         if issuer:
-            path = layout.folder / "token"
-            path.touch(mode=0o600)
-            path.write_text(issuer.token("local"))
+            issuer.write_token(layout.folder / "token", "local")
         _run(layout, console)
     except SettingsError as error:
         console.print(f"[red]error:[/red] {error}", highlight=False, soft_wrap=True)

@@ -13,10 +13,12 @@ from typing import Literal
 from vtryon.errors import SettingsError
 from vtryon_mesh.certificates import Authority, make_certificates
 from vtryon_mesh.description import EDGE, Mesh
+from vtryon_mesh.documents import write
 from vtryon_mesh.envoy.edge import EdgePlace, render_edge
-from vtryon_mesh.envoy.pieces import Address, Canary, Config, Identity
+from vtryon_mesh.envoy.pieces import Address, Canary, Config
 from vtryon_mesh.envoy.sidecar import Sidecar, render_sidecar
-from vtryon_mesh.validate import find_envoy, write
+from vtryon_mesh.envoy.tls import Identity
+from vtryon_mesh.validate import find_envoy
 
 HOST = "127.0.0.1"
 TRITON = "triton"
@@ -150,8 +152,7 @@ class _Planner:
         mesh, wanted = self._mesh, self._wanted
         authority = None
         if wanted.mtls:
-            names = [(name, mesh.identity(name)) for name in mesh.identities]
-            authority = make_certificates(self._certificates, names)
+            authority = make_certificates(self._certificates, mesh)
         applications = {name: self._places(name, 0) for name in wanted.services}
         reached = applications
         if wanted.mtls:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import time
 from dataclasses import dataclass
+from pathlib import Path
 
 import jwt
 from cryptography.hazmat.primitives.asymmetric import ec
@@ -32,6 +33,11 @@ class Issuer:
         """The public key, as the edge wants it."""
         key = ECAlgorithm.to_jwk(self.key.public_key(), as_dict=True)
         return json.dumps({"keys": [{**key, "kid": _KEY_ID, "alg": "ES256", "use": "sig"}]})
+
+    def write_token(self, path: Path, tenant: str) -> None:
+        """Write a token where only this user reads it."""
+        path.touch(mode=0o600)
+        path.write_text(self.token(tenant))
 
     def token(self, tenant: str, seconds: float = 24 * 3600) -> str:
         """Sign a token that may try on."""

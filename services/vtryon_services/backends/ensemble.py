@@ -16,7 +16,14 @@ from vtryon.events import Fit
 from vtryon.payloads import Buffer
 from vtryon.pictures import Picture
 from vtryon.types import EncodedImage, ImageFormat, TryOnOptions
-from vtryon_services.backends.triton import TritonSettings, as_array, find, read_fit, read_preview
+from vtryon_services.backends.triton import (
+    TritonSettings,
+    as_array,
+    find,
+    read_fit,
+    read_preview,
+    resize_array,
+)
 from vtryon_services.engine.numerics import resolve
 from vtryon_services.engine.plan import Standing
 from vtryon_services.triton.client import TritonPool
@@ -106,13 +113,12 @@ class TritonTryOn:
 def _tensors(options: TryOnOptions, pictures: Sequence[Buffer]) -> dict[str, np.ndarray]:
     person, *garments = map(as_array, pictures)
     named = dict(zip(GARMENTS, garments, strict=False))
-    resize = resolve(options.numerics).resize.value
     return {
         "PERSON": person,
         **{name: named.get(name, _EMPTY) for name in GARMENTS},
         "PROMPT": as_array(options.prompt.encode()),
         "NEGATIVE_PROMPT": as_array((options.negative_prompt or "").encode()),
-        "RESIZE": as_array(resize.encode()),
+        "RESIZE": resize_array(resolve(options.numerics)),
     }
 
 

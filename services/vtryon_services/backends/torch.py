@@ -33,7 +33,7 @@ from vtryon_services.engine.geometry import Defaults
 from vtryon_services.engine.latent_encoder import Fitted, LatentEncoder
 from vtryon_services.engine.numerics import Resolved
 from vtryon_services.engine.placement import Placement
-from vtryon_services.engine.plan import Demand, Standing
+from vtryon_services.engine.plan import Demand, Standing, is_due
 from vtryon_services.engine.sampler import Given, Sampler
 from vtryon_services.engine.text_encoder import Asked, TextEncoder
 from vtryon_services.runtime.metrics import Watched, count_dropped_preview
@@ -215,19 +215,16 @@ class TorchSlot:
         if mailbox.is_empty:
             return wanted
         every = wanted.previews.every_steps if wanted.previews else 0
-        if every and stepped.step % every == 0:
+        if is_due(stepped.step, every):
             count_dropped_preview(Stage.SAMPLING.value)
         return Wanted()
 
     async def _describe(self, stepped: Stepped, wanted: Wanted) -> StepDone:
-        def is_due(every: int) -> bool:
-            return every > 0 and stepped.step % every == 0
-
         last, policy = stepped.step == self._plan.steps, wanted.previews
         latents, preview = None, None
-        if last or is_due(wanted.resume_every):
+        if last or is_due(stepped.step, wanted.resume_every):
             latents = await self._latents(stepped)
-        if policy and policy.every_steps and (last or is_due(policy.every_steps)):
+        if policy and policy.every_steps and (last or is_due(stepped.step, policy.every_steps)):
             preview = await asyncio.to_thread(self._draw, stepped.x0, policy.max_pixels)
         return StepDone(stepped.step, stepped.seconds, preview, latents)
 

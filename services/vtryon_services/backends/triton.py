@@ -110,7 +110,7 @@ class TritonLatentEncoder(_TritonBackend):
 
     async def _encode(self, picture: Buffer, numerics: Resolved) -> Latents:
         found = await self._pool.infer(
-            self.model, {"PICTURE": as_array(picture), "RESIZE": _resize(numerics)}
+            self.model, {"PICTURE": as_array(picture), "RESIZE": resize_array(numerics)}
         )
         return Latents(Tensor.from_numpy(found["LATENTS"]), read_fit(found["FIT"]))
 
@@ -129,7 +129,7 @@ class TritonTextEncoder(_TritonBackend):
         numerics: Resolved,
     ) -> Embeddings:
         """Ask for both prompts at once."""
-        tensors = {"PROMPT": as_array(prompt.encode()), "RESIZE": _resize(numerics)}
+        tensors = {"PROMPT": as_array(prompt.encode()), "RESIZE": resize_array(numerics)}
         if negative_prompt is not None:
             tensors["NEGATIVE_PROMPT"] = as_array(negative_prompt.encode())
         tensors |= {f"PICTURE_{number}": as_array(image) for number, image in enumerate(images, 1)}
@@ -270,5 +270,6 @@ def as_array(data: Buffer) -> np.ndarray:
     return np.frombuffer(data, np.uint8)
 
 
-def _resize(numerics: Resolved) -> np.ndarray:
+def resize_array(numerics: Resolved) -> np.ndarray:
+    """Give the input RESIZE of the encoders."""
     return as_array(numerics.resize.value.encode())

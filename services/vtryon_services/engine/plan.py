@@ -44,6 +44,11 @@ class Plan:
         return self.height // 8, self.width // 8
 
 
+def is_due(step: int, every: int) -> bool:
+    """Whether what comes after every n-th step comes after this one; 0 is never."""
+    return every > 0 and step % every == 0
+
+
 def count_tokens(plan: Plan, text: int, references: Iterable[Sequence[int]]) -> int:
     """Count the tokens of one prediction: target, text, and references of these latent shapes."""
     pictures = sum(height * width // 4 for _, height, width in references)

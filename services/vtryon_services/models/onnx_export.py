@@ -15,7 +15,8 @@ from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2
 
 from vtryon.errors import SettingsError
-from vtryon_services.models.graphs import Graph, Sizes, Tensors
+from vtryon_services.models.graphs import Graph, Sizes
+from vtryon_services.models.modules import Tensors
 
 # The largest difference that an exported graph may have, beside the largest value.
 TOLERANCE = {torch.float32: 1e-4, torch.float16: 2e-2, torch.bfloat16: 1e-1}

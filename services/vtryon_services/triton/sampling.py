@@ -27,7 +27,7 @@ from vtryon.v1 import numerics_pb2
 from vtryon_services.engine import latents as drawing
 from vtryon_services.engine import pictures
 from vtryon_services.engine.batching.batcher import StepBatcher, Stepped
-from vtryon_services.engine.plan import MAX_TOKENS, Demand, Plan, Standing, count_tokens
+from vtryon_services.engine.plan import MAX_TOKENS, Demand, Plan, Standing, count_tokens, is_due
 from vtryon_services.engine.planning import plan_of
 from vtryon_services.engine.sampler import Given, Sampler
 from vtryon_services.runtime.ranges import (
@@ -181,14 +181,14 @@ class Answers:
     def _describe(self, step: Stepped) -> dict[str, torch.Tensor]:
         last = step.step == self._plan.steps
         tensors = self._progress(step.step, step.seconds)
-        if self._preview_every and (last or step.step % self._preview_every == 0):
+        if self._preview_every and (last or is_due(step.step, self._preview_every)):
             colours = self._engine.geometry.preview
             if colours is not None:
                 x0 = drawing.unpack(step.x0, *self._plan.latent_size)
                 small = drawing.preview(x0, colours, self._max_pixels)
                 tensors["PREVIEW"] = as_bytes(pictures.encode(small, ImageFormat.PNG))
                 tensors["PREVIEW_SIZE"] = torch.tensor(small.size, dtype=torch.int32)
-        if self._resume_every and not last and step.step % self._resume_every == 0:
+        if not last and is_due(step.step, self._resume_every):
             latents = drawing.unpack(step.tokens, *self._plan.latent_size)
             tensors["RESUME_LATENTS"] = latents.cpu()
         return tensors

@@ -28,7 +28,8 @@ from vtryon_services.engine.sampler import Sampler
 from vtryon_services.engine.still_vae import StillVae
 from vtryon_services.engine.text_encoder import TEMPLATE, TextEncoder
 from vtryon_services.models import onnx_export
-from vtryon_services.models.graphs import Graph, make_graph, vision_inputs
+from vtryon_services.models.graphs import Graph, make_graph
+from vtryon_services.models.modules import vision_inputs
 from vtryon_services.models.onnx_export import export_onnx, trtexec
 
 PLACEMENT = Placement.of("cpu", "fp32")
