@@ -27,6 +27,8 @@ async def main():
         run = client.try_on(b"person", b"garment", steps=steps, timeout_seconds=timeout)
         try:
             async for event in run:
+                if isinstance(event, vtryon.Queued):
+                    print("queued", flush=True)
                 if isinstance(event, vtryon.StepFinished):
                     print("step", event.step, flush=True)
             print("done", flush=True)
@@ -108,10 +110,12 @@ def call(hosts: Hosts, start, host: int, target: str, steps: int, timeout: float
 def test_a_caller_that_vanishes_gives_its_slot_back(hosts: Hosts, start) -> None:
     target = serve(hosts, start, 0, "all", VTRYON_SAMPLING_PLACES="1")
     call(hosts, start, 1, target, 200, 100).wait_for("step 3")
+    waiting = call(hosts, start, 0, target, 2, 100)
+    waiting.wait_for("queued")
     hosts.pull()
     try:
         pulled = time.monotonic()
-        call(hosts, start, 0, target, 1, 30).wait_for("done")
+        waiting.wait_for("step 1")  # that is when it has the slot
         assert time.monotonic() - pulled < 6 + STEP_SECONDS
     finally:
         hosts.plug_in()
