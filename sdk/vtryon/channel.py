@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -55,6 +56,9 @@ _OF_SERVICES: _Options = (
     ("grpc.enable_retries", 0),
     ("grpc.service_config", json.dumps(_REPLICAS_IN_TURN)),
 )
+
+# Whose call it is, where one process calls for several.
+TENANT_KEY = "x-vtryon-tenant"
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,6 +117,7 @@ class Channel:
             raise SettingsError(f"a token for {target} needs TLS: give tls=vtryon.Tls()")
         self.target = target
         self._token = token
+        self._tenant = ""
         self._grpc = _connect(target, tls, _OF_SERVICES if between_services else _OF_CLIENTS)
 
     @property
@@ -121,11 +126,18 @@ class Channel:
         return self._grpc
 
     def metadata(self) -> tuple[tuple[str, str], ...]:
-        """What each call carries: the token, if there is one."""
+        """What each call carries: the token and the tenant, if there are any."""
+        tenant = ((TENANT_KEY, self._tenant),) if self._tenant else ()
         if self._token is None:
-            return ()
+            return tenant
         token = self._token if isinstance(self._token, str) else self._token()
-        return (("authorization", f"Bearer {token}"),)
+        return (("authorization", f"Bearer {token}"), *tenant)
+
+    def acting_for(self, tenant: str) -> Channel:
+        """Give the same connection for one tenant's calls."""
+        view = copy.copy(self)
+        view._tenant = tenant
+        return view
 
     async def close(self) -> None:
         """Close the connection; calls still open are cancelled."""

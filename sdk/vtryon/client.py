@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import copy
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Self
 
@@ -65,6 +66,15 @@ class Client:
         if self._channel is None:
             raise SettingsError("the client is not open: use `async with vtryon.Client(...)`")
         return self._channel
+
+    def acting_for(self, tenant: str) -> Client:
+        """Give the same connection for one tenant's requests: shares are fair among tenants.
+
+        For programs that serve several; a mesh's edge takes the tenant from the token instead.
+        """
+        view = copy.copy(self)
+        view._channel = self.channel.acting_for(tenant)
+        return view
 
     @property
     def latent_encoder(self) -> LatentEncoder:

@@ -13,7 +13,7 @@ from google.protobuf.message import DecodeError, Message
 from opentelemetry import propagate, trace
 
 from vtryon import events
-from vtryon.channel import Channel
+from vtryon.channel import TENANT_KEY, Channel
 from vtryon.errors import (
     CancelledError,
     DeadlineError,
@@ -39,7 +39,6 @@ from vtryon.v1 import (
 )
 
 REQUEST_ID_KEY = "x-request-id"
-TENANT_KEY = "x-vtryon-tenant"
 CONTENT_KEY = "x-vtryon-content-digest"
 _tracer = trace.get_tracer("vtryon")
 

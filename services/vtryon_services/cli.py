@@ -16,6 +16,7 @@ from rich.table import Table
 from vtryon.errors import SettingsError
 from vtryon.types import Stage
 from vtryon_services.doctor import Finding, examine
+from vtryon_services.runtime.settings import REST
 
 
 def serve(
@@ -23,7 +24,7 @@ def serve(
         list[str],
         typer.Argument(
             metavar="STAGE...",
-            help="latent-encoder, text-encoder, sampling, decoding, pipeline, or all.",
+            help="latent-encoder, text-encoder, sampling, decoding, pipeline; all; or rest.",
         ),
     ],
     listen: Annotated[
@@ -60,7 +61,7 @@ def serve(
     }
     given = {name: value for name, value in options.items() if value is not None}
     try:
-        asyncio.run(_serve(_stages(stages), given))
+        asyncio.run(_serve_door(given) if stages == [REST] else _serve(_stages(stages), given))
     except SettingsError as error:
         Console(stderr=True).print(f"[red]error:[/red] {error}", highlight=False)
         raise typer.Exit(2) from None
@@ -75,12 +76,29 @@ async def _serve(stages: Sequence[Stage], given: dict[str, Any]) -> None:
     await serve_process(settings, host(settings, stages, settings.listen, **given))
 
 
+async def _serve_door(given: dict[str, Any]) -> None:
+    try:
+        from vtryon_services.bridges.rest.server import begin
+        from vtryon_services.bridges.rest.settings import RestSettings
+    except ModuleNotFoundError as error:
+        raise SettingsError(
+            f"rest needs {error.name}: pip install 'vtryon[server,rest]'"
+        ) from error
+    from vtryon_services.runtime.process import serve as serve_process
+
+    settings = RestSettings.load(**given)
+    await serve_process(settings, begin(settings))
+
+
 def _stages(names: Sequence[str]) -> list[Stage]:
     if list(names) == ["all"]:
         return list(Stage)
     unknown = [name for name in names if name not in set(Stage)]
     if unknown:
-        raise SettingsError(f"no stage {', '.join(unknown)}; there are {', '.join(Stage)}, all")
+        known = ", ".join(Stage)
+        raise SettingsError(
+            f"no stage {', '.join(unknown)}; there are {known}, all, and rest alone"
+        )
     return list(dict.fromkeys(Stage(name) for name in names))
 
 

@@ -28,3 +28,8 @@ def difference(one: Image.Image, other: Image.Image) -> int:
     pair = [np.asarray(picture.convert("RGB")).astype(int) for picture in (one, other)]
     assert pair[0].shape == pair[1].shape
     return int(np.abs(pair[0] - pair[1]).max())
+
+
+def decoded(data: bytes) -> np.ndarray:
+    """The pixels of an encoded picture: (height, width, 3), uint8."""
+    return np.asarray(Image.open(io.BytesIO(data)).convert("RGB"))

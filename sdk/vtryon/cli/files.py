@@ -6,8 +6,9 @@ import os
 from collections.abc import Mapping
 from pathlib import Path
 
-from vtryon.errors import Reason, RequestError, SettingsError
+from vtryon.errors import RequestError, SettingsError
 from vtryon.pictures import Picture
+from vtryon.tensor_files import dump, load
 from vtryon.tensors import Tensor
 
 
@@ -43,9 +44,7 @@ def save_tensors(tensors: Mapping[str, Tensor], path: Path, facts: Mapping[str, 
     Raises:
         SettingsError: the file can't be written.
     """
-    from safetensors.numpy import save
-
-    content = save({name: one.to_numpy() for name, one in tensors.items()}, dict(facts))
+    content = dump(tensors, facts)
     scratch = path.with_name(f".{path.name}.part")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -61,18 +60,14 @@ def load_tensors(path: Path) -> dict[str, Tensor]:
     Raises:
         RequestError: it is none, or holds an element type that has no place on the wire.
     """
-    from safetensors import SafetensorError
-    from safetensors.numpy import load
-
     try:
-        found = load(path.read_bytes())
+        data = path.read_bytes()
     except OSError as error:
         raise RequestError(f"can't read {path}: {error.strerror}") from error
-    except (SafetensorError, KeyError, TypeError) as error:  # the latter of types numpy lacks
-        raise RequestError(
-            f"can't take tensors from {path}: {error}", reason=Reason.PAYLOAD_INVALID
-        ) from error
-    return {name: Tensor.from_numpy(array) for name, array in found.items()}
+    try:
+        return load(data)
+    except RequestError as error:
+        raise RequestError(f"{path}: {error.message}", reason=error.reason) from None
 
 
 def _cannot_write(path: Path, why: str | None) -> SettingsError:

@@ -22,8 +22,7 @@ from vtryon.cli.try_on import format_of, report_failure
 from vtryon.client import DEFAULT_PROMPT, Client
 from vtryon.errors import RequestError, VtryonError
 from vtryon.events import Accepted, Preview, StepFinished
-from vtryon.stages import Conditioning, Embeddings
-from vtryon.tensors import Tensor
+from vtryon.tensor_files import conditioning, first_latents, name_embeddings, name_latents
 from vtryon.types import Numerics, PreviewPolicy, Profile, SampleStart
 
 R = TypeVar("R")
@@ -50,8 +49,7 @@ def encode_image(
 
     async def work(client: Client) -> None:
         found = await client.latent_encoder.encode(pictures, numerics=_numerics(profile))
-        named = {f"latents_{number}": one for number, one in enumerate(found, 1)}
-        save_tensors(named, out, {})
+        save_tensors(name_latents(found), out, {})
 
     _run(work, out, Connection(endpoint, tls, tls_ca, checkpoint))
 
@@ -74,10 +72,7 @@ def encode_text(
         found = await client.text_encoder.encode(
             prompt, pictures, negative_prompt=negative_prompt, numerics=_numerics(profile)
         )
-        named = {"embeddings": found.positive}
-        if found.negative is not None:
-            named["negative_embeddings"] = found.negative
-        save_tensors(named, out, {})
+        save_tensors(name_embeddings(found), out, {})
 
     _run(work, out, Connection(endpoint, tls, tls_ca, checkpoint))
 
@@ -105,10 +100,8 @@ def sample(
 
     async def work(client: Client) -> None:
         texts, pictures = load_tensors(embeddings), load_tensors(latents)
-        references = [pictures[name] for name in sorted(pictures) if name.startswith("latents_")]
-        if "embeddings" not in texts or not references:
-            raise RequestError("sample takes a file of `encode-text`, then one of `encode-image`")
-        _, rows, columns = references[0].spec.shape
+        given = conditioning(texts, pictures)
+        _, rows, columns = given.references[0].spec.shape
         start = SampleStart(
             numerics=_numerics(profile),
             width=width or 8 * columns,
@@ -118,9 +111,8 @@ def sample(
             seed=seed,
             previews=PreviewPolicy() if previews else None,
         )
-        given = Embeddings(texts["embeddings"], texts.get("negative_embeddings"))
         facts: dict[str, str] = {}
-        run = client.sampling.sample(start, Conditioning(given, references))
+        run = client.sampling.sample(start, given)
         with Console(stderr=True).status("sampling") as status:
             async for event in run:
                 match event:
@@ -150,12 +142,8 @@ def decode(
     """Decode latents to a picture; of several, the first."""
 
     async def work(client: Client) -> None:
-        found: dict[str, Tensor] = load_tensors(latents)
-        names = sorted(name for name in found if name.startswith("latents"))
-        if not names:
-            raise RequestError(f"{latents} holds no latents, but {', '.join(sorted(found))}")
         picture = await client.decoding.decode(
-            found[names[0]], format=format_of(out), quality=quality
+            first_latents(load_tensors(latents)), format=format_of(out), quality=quality
         )
         save_picture(picture, out)
 

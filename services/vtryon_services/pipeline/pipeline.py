@@ -27,6 +27,7 @@ from vtryon_services.runtime.call import Call, Incoming, accepted
 from vtryon_services.runtime.places import Places
 from vtryon_services.runtime.ranges import (
     EncodingRanges,
+    PreviewsRange,
     PromptRanges,
     SamplingRanges,
     SizeRanges,
@@ -129,7 +130,7 @@ class Pipeline:
 
 def _choose(options: TryOnOptions) -> TryOnOptions:
     """Check the options, and draw a seed where there is none."""
-    check_ranges(options, PromptRanges, SamplingRanges, EncodingRanges)
+    check_ranges(options, PromptRanges, SamplingRanges, PreviewsRange, EncodingRanges)
     resolve(options.numerics)
     if (options.width is None) != (options.height is None):
         raise RequestError("width and height go together; give both or neither")

@@ -19,6 +19,7 @@ from google.protobuf.message import DecodeError, Message
 from opentelemetry import trace
 
 from vtryon import events, status
+from vtryon.channel import TENANT_KEY
 from vtryon.errors import (
     DeadlineError,
     ProtocolError,
@@ -32,7 +33,7 @@ from vtryon.events import Chunk, Event
 from vtryon.framing import EVENT_TAG, REQUEST_TAG, read_chunk, write_chunk
 from vtryon.grammar import Requests, Responses
 from vtryon.messages import ProtoType
-from vtryon.stream import CONTENT_KEY, REQUEST_ID_KEY, TENANT_KEY, is_being_cancelled
+from vtryon.stream import CONTENT_KEY, REQUEST_ID_KEY, is_being_cancelled
 from vtryon.types import Stage
 from vtryon_services.runtime.call import Call, Incoming
 from vtryon_services.runtime.declarations import check_payloads, unknown_enum

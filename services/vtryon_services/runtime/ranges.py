@@ -27,12 +27,11 @@ class PreviewRanges(_Ranges):
 class SamplingRanges(_Ranges):
     """Of what SampleStart and TryOnOptions have in common."""
 
-    steps: int | None = Field(ge=1, le=200)
-    true_cfg_scale: float | None = Field(ge=0, le=30, allow_inf_nan=False)
-    seed: int | None = Field(ge=0, le=2**63 - 1)
-    strength: float | None = Field(gt=0, le=1, allow_inf_nan=False)
-    sigmas: tuple[Sigma, ...] = Field(max_length=200)
-    previews: PreviewRanges | None
+    steps: int | None = Field(default=None, ge=1, le=200)
+    true_cfg_scale: float | None = Field(default=None, ge=0, le=30, allow_inf_nan=False)
+    seed: int | None = Field(default=None, ge=0, le=2**63 - 1)
+    strength: float | None = Field(default=None, gt=0, le=1, allow_inf_nan=False)
+    sigmas: tuple[Sigma, ...] = Field(default=(), max_length=200)
 
     @field_validator("sigmas")
     @classmethod
@@ -42,12 +41,18 @@ class SamplingRanges(_Ranges):
         return sigmas
 
     @model_validator(mode="after")
-    def _agree(self) -> Self:
+    def _levels_agree(self) -> Self:
         if self.sigmas and self.steps not in {None, len(self.sigmas)}:
             raise ValueError(f"steps is {self.steps}, but there are {len(self.sigmas)} sigmas")
         if self.sigmas and self.strength is not None:
             raise ValueError("strength shortens a schedule; sigmas are given as they are")
         return self
+
+
+class PreviewsRange(_Ranges):
+    """Of whether there are previews."""
+
+    previews: PreviewRanges | None
 
 
 class SizeRanges(_Ranges):
@@ -67,7 +72,7 @@ class PromptRanges(_Ranges):
     """Of what is said about the pictures."""
 
     prompt: str = Field(max_length=MAX_PROMPT_CHARACTERS)
-    negative_prompt: str | None = Field(max_length=MAX_PROMPT_CHARACTERS)
+    negative_prompt: str | None = Field(default=None, max_length=MAX_PROMPT_CHARACTERS)
 
     @field_validator("prompt", "negative_prompt")
     @classmethod
@@ -80,11 +85,11 @@ class PromptRanges(_Ranges):
 class EncodingRanges(_Ranges):
     """Of how a picture is to be encoded."""
 
-    format: ImageFormat | None
-    quality: int | None = Field(ge=1, le=100)
+    format: ImageFormat | None = None
+    quality: int | None = Field(default=None, ge=1, le=100)
 
     @model_validator(mode="after")
-    def _agree(self) -> Self:
+    def _encoding_agrees(self) -> Self:
         if self.quality is not None and self.format in {None, ImageFormat.PNG}:
             raise ValueError("quality is for JPEG and WebP; a PNG has none")
         return self
@@ -101,13 +106,14 @@ def check_ranges(value: object, *ranges: type[_Ranges]) -> None:
         try:
             kind.model_validate(value)
         except ValidationError as error:
-            violations += [_violation(dict(problem)) for problem in error.errors()]
+            violations += [violation_of(dict(problem)) for problem in error.errors()]
     if violations:
         listed = "; ".join(f"{item.field}: {item.description}" for item in violations)
         raise RequestError(listed, violations=tuple(violations))
 
 
-def _violation(problem: dict[str, Any]) -> Violation:
+def violation_of(problem: dict[str, Any]) -> Violation:
+    """Make our violation of one of pydantic's; a text's content is never repeated."""
     name = ".".join(str(part) for part in problem["loc"])
     message = problem["msg"].removeprefix("Value error, ")
     given = problem["input"]

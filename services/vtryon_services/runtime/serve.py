@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-import signal
 from collections.abc import Sequence
 from pathlib import Path
 
 import grpc
-import structlog
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
@@ -17,7 +15,6 @@ from vtryon_services.runtime.adapter import Service
 from vtryon_services.runtime.interceptors import TelemetryInterceptor
 from vtryon_services.runtime.settings import ServiceSettings
 
-_log = structlog.get_logger("vtryon.serve")
 _SERVING = health_pb2.HealthCheckResponse.SERVING
 _READINESS_SECONDS = 1.0
 _NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
@@ -131,17 +128,6 @@ class Server:
         if self._watch is not None:
             self._watch.cancel()
             await asyncio.gather(self._watch, return_exceptions=True)
-
-    async def wait_for_signal(self) -> None:
-        """Wait for SIGTERM or SIGINT; after it a second one ends the process at once."""
-        loop = asyncio.get_running_loop()
-        asked = asyncio.Event()
-        for number in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(number, asked.set)
-        await asked.wait()
-        for number in (signal.SIGTERM, signal.SIGINT):
-            loop.remove_signal_handler(number)
-        _log.info("draining", grace_seconds=self._settings.drain_grace_seconds)
 
 
 def _credentials(settings: ServiceSettings) -> grpc.ServerCredentials | None:

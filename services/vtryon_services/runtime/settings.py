@@ -24,14 +24,17 @@ from vtryon.errors import SettingsError
 from vtryon.types import Stage
 
 PREFIX = "VTRYON_"
+# Doors and jobs are services as well, but no stages.
+REST = "rest"
+SERVICES = (*Stage, REST)
 # Read by the command-line client, and no service's business.
 _CLIENT_NAMES = {"TOKEN"}
 
 
-class ServiceSettings(BaseSettings):
-    """What every service can be told."""
+class ProcessSettings(BaseSettings):
+    """What every process that serves can be told, whatever it speaks."""
 
-    service: ClassVar[Stage]
+    service: ClassVar[str]
     model_config = SettingsConfigDict(extra="forbid", frozen=True, hide_input_in_errors=False)
 
     listen: str = Field(
@@ -49,21 +52,6 @@ class ServiceSettings(BaseSettings):
     prometheus_listen: str | None = Field(
         default=None,
         description="Where Prometheus may ask for metrics, host:port; not for the public.",
-    )
-    tls_certificate_path: Path | None = Field(default=None, description="PEM; turns TLS on.")
-    tls_key_path: Path | None = Field(default=None, description="PEM of the certificate's key.")
-    tls_client_ca_path: Path | None = Field(
-        default=None, description="PEM of who may sign clients' certificates; turns mutual TLS on."
-    )
-    default_timeout_seconds: float = Field(
-        default=120.0, gt=0, le=3600, description="For callers that set no deadline."
-    )
-    write_timeout_seconds: float = Field(
-        default=30.0, gt=0, description="A caller that reads nothing for so long is cut off."
-    )
-    max_streams: int = Field(default=100, ge=1, description="Calls open at once.")
-    max_payload_bytes: int = Field(
-        default=256 * 1024 * 1024, ge=1, description="All payloads of one call together."
     )
     drain_delay_seconds: float = Field(
         default=0.0, ge=0, description="From NOT_SERVING to closing, for routing to notice."
@@ -117,8 +105,12 @@ class ServiceSettings(BaseSettings):
     @classmethod
     def _unknown_variables(cls) -> Iterator[str]:
         own = variable_prefix(cls.service)
-        others = [variable_prefix(stage) for stage in Stage if stage is not cls.service]
-        shared = set(StageSettings.model_fields) | {name.lower() for name in _CLIENT_NAMES}
+        others = [variable_prefix(one) for one in SERVICES if one != cls.service]
+        shared = (
+            set(StageSettings.model_fields)
+            | set(cls.model_fields)
+            | {name.lower() for name in _CLIENT_NAMES}
+        )
         for variable in sorted(os.environ):
             if variable.startswith(own):
                 known = variable.removeprefix(own).lower() in cls.model_fields
@@ -134,6 +126,26 @@ class ServiceSettings(BaseSettings):
         field = str(problem["loc"][0]) if problem["loc"] else "settings"
         name = variable_prefix(cls.service) + field.upper()
         return f"{name} is {problem['input']!r}: {problem['msg']}"
+
+
+class ServiceSettings(ProcessSettings):
+    """What every gRPC service can be told besides."""
+
+    tls_certificate_path: Path | None = Field(default=None, description="PEM; turns TLS on.")
+    tls_key_path: Path | None = Field(default=None, description="PEM of the certificate's key.")
+    tls_client_ca_path: Path | None = Field(
+        default=None, description="PEM of who may sign clients' certificates; turns mutual TLS on."
+    )
+    default_timeout_seconds: float = Field(
+        default=120.0, gt=0, le=3600, description="For callers that set no deadline."
+    )
+    write_timeout_seconds: float = Field(
+        default=30.0, gt=0, description="A caller that reads nothing for so long is cut off."
+    )
+    max_streams: int = Field(default=100, ge=1, description="Calls open at once.")
+    max_payload_bytes: int = Field(
+        default=256 * 1024 * 1024, ge=1, description="All payloads of one call together."
+    )
 
 
 class StageSettings(ServiceSettings):
@@ -184,6 +196,6 @@ class EncoderSettings(StageSettings):
     )
 
 
-def variable_prefix(stage: Stage) -> str:
+def variable_prefix(service: str) -> str:
     """Name a service's variables: VTRYON_LATENT_ENCODER_."""
-    return f"{PREFIX}{stage.name}_"
+    return f"{PREFIX}{service.upper().replace('-', '_')}_"

@@ -15,10 +15,10 @@ from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import BatchSpanProcessor
 
 from vtryon.errors import SettingsError
-from vtryon_services.runtime.settings import ServiceSettings
+from vtryon_services.runtime.settings import ProcessSettings
 
 
-def set_up_logs(settings: ServiceSettings) -> None:
+def set_up_logs(settings: ProcessSettings) -> None:
     """Log to standard error: JSON in production, coloured lines in development."""
     renderer: structlog.types.Processor = (
         structlog.processors.JSONRenderer()
@@ -42,7 +42,7 @@ def set_up_logs(settings: ServiceSettings) -> None:
     )
 
 
-def set_up_export(settings: ServiceSettings, name: str) -> Callable[[], None]:
+def set_up_export(settings: ProcessSettings, name: str) -> Callable[[], None]:
     """Send spans and metrics to the OTLP endpoint, where one is set; gives what flushes them.
 
     Metrics go every minute, or as OTEL_METRIC_EXPORT_INTERVAL says in milliseconds; Prometheus

@@ -32,6 +32,7 @@ from vtryon_services.engine.planning import plan_of
 from vtryon_services.engine.sampler import Given, Sampler
 from vtryon_services.runtime.ranges import (
     PreviewRanges,
+    PreviewsRange,
     ResumeRanges,
     SamplingRanges,
     SizeRanges,
@@ -94,7 +95,7 @@ class SamplingModel:
     def _admit(self, request: Request, sender: Any) -> None:
         given = _given(request)
         start = _start(request, given)
-        check_ranges(start, SamplingRanges, SizeRanges, ResumeRanges)
+        check_ranges(start, SamplingRanges, PreviewsRange, SizeRanges, ResumeRanges)
         _check_given(given, start, self._engine.geometry.max_target_area)
         plan = plan_of(start, self._engine)
         if request.value("from_reference", int):

@@ -2,14 +2,11 @@
 
 import asyncio
 import math
-import struct
 import time
-import zlib
 
 import grpc
 import pytest
-from PIL import Image
-from tests.support.pictures import encoded, png
+from tests.support.bad_input import OPTIONS, PICTURE, PICTURES
 
 import vtryon
 from vtryon import Reason
@@ -30,7 +27,6 @@ from vtryon.types import (
 )
 from vtryon.v1 import stream_pb2
 
-PICTURE = png()
 STAGE_METHODS = [
     (ENCODE_LATENTS, EncodeLatentsStart),
     (ENCODE_TEXT, EncodeTextStart),
@@ -270,37 +266,6 @@ async def test_tensors_that_are_not_finite_are_refused(scripted, value: float, s
     assert caught.value.stage == stage
 
 
-OPTIONS = {
-    "zero steps": ({"steps": 0}, "steps"),
-    "too many steps": ({"steps": 201}, "steps"),
-    "a NaN scale": ({"true_cfg_scale": math.nan}, "true_cfg_scale"),
-    "an infinite scale": ({"true_cfg_scale": math.inf}, "true_cfg_scale"),
-    "a negative scale": ({"true_cfg_scale": -1.0}, "true_cfg_scale"),
-    "a huge scale": ({"true_cfg_scale": 31.0}, "true_cfg_scale"),
-    "a huge seed": ({"seed": 2**63}, "seed"),
-    "no strength": ({"strength": 0.0}, "strength"),
-    "too much strength": ({"strength": 1.5}, "strength"),
-    "a NaN strength": ({"strength": math.nan}, "strength"),
-    "rising sigmas": ({"sigmas": (0.5, 0.7)}, "sigmas"),
-    "equal sigmas": ({"sigmas": (0.5, 0.5)}, "sigmas"),
-    "a sigma of zero": ({"sigmas": (0.5, 0.0)}, "sigmas.1"),
-    "a sigma over one": ({"sigmas": (1.5, 0.5)}, "sigmas.0"),
-    "sigmas and other steps": ({"sigmas": (1.0, 0.5), "steps": 4}, "request"),
-    "sigmas and strength": ({"sigmas": (1.0, 0.5), "strength": 0.5}, "request"),
-    "width alone": ({"width": 96}, None),
-    "a size that is no multiple of 16": ({"width": 100, "height": 128}, "width"),
-    "a size of zero": ({"width": 0, "height": 128}, "width"),
-    "a long prompt": ({"prompt": "x" * 2001}, "prompt"),
-    "a long negative prompt": ({"negative_prompt": "x" * 2001}, "negative_prompt"),
-    "a NUL": ({"prompt": "a\0b"}, "prompt"),
-    "quality for a PNG": ({"quality": 80}, "request"),
-    "quality zero": ({"quality": 0, "format": vtryon.ImageFormat.JPEG}, "quality"),
-    "many previews": ({"previews": vtryon.PreviewPolicy(201)}, "previews.every_steps"),
-    "a shift for the dynamic schedule": ({"numerics": vtryon.Numerics(shift=2.0)}, None),
-    "a shift of zero": ({"numerics": vtryon.Numerics(vtryon.Profile.COMFY, shift=0.0)}, None),
-}
-
-
 @pytest.mark.parametrize("name", OPTIONS)
 async def test_options_out_of_range_are_refused_and_named(scripted, name: str) -> None:
     options, field = OPTIONS[name]
@@ -340,26 +305,6 @@ async def test_the_sampler_checks_for_itself(scripted, start: SampleStart) -> No
     with pytest.raises(vtryon.RequestError) as caught:
         await scripted.sampling.sample(start, given)
     assert caught.value.stage == "sampling"
-
-
-def huge_png() -> bytes:
-    """230 bytes that claim to be 30 000 pixels wide."""
-    data = bytearray(png(16, 16))
-    data[16:24] = struct.pack(">II", 30000, 30000)
-    data[29:33] = struct.pack(">I", zlib.crc32(data[12:29]))
-    return bytes(data)
-
-
-PICTURES = {
-    "a GIF": (
-        encoded(Image.new("RGB", (8, 8)), "GIF"),
-        "FORMAT_UNSUPPORTED",
-    ),
-    "text": (b"this is not a picture at all", "FORMAT_UNSUPPORTED"),
-    "a zip": (b"PK\x03\x04" + b"\0" * 100, "FORMAT_UNSUPPORTED"),
-    "a cut PNG": (PICTURE[: len(PICTURE) // 2], "UNREADABLE"),
-    "a huge PNG": (huge_png(), "TOO_LARGE"),
-}
 
 
 @pytest.mark.parametrize("name", PICTURES)

@@ -16,7 +16,13 @@ from vtryon_services.engine.plan import Demand, Plan, Standing, count_tokens
 from vtryon_services.engine.planning import plan_of
 from vtryon_services.runtime.call import Call, Incoming, accepted, send_output
 from vtryon_services.runtime.ledger import one_hop
-from vtryon_services.runtime.ranges import ResumeRanges, SamplingRanges, SizeRanges, check_ranges
+from vtryon_services.runtime.ranges import (
+    PreviewsRange,
+    ResumeRanges,
+    SamplingRanges,
+    SizeRanges,
+    check_ranges,
+)
 from vtryon_services.stages.sampling.conditioning import check_declared, receive
 from vtryon_services.stages.sampling.settings import SamplingSettings
 
@@ -37,7 +43,7 @@ class SamplingStage:
 
         Closing the generator frees the slot; no step begins afterwards.
         """
-        check_ranges(start, SamplingRanges, SizeRanges, ResumeRanges)
+        check_ranges(start, SamplingRanges, PreviewsRange, SizeRanges, ResumeRanges)
         plan = plan_of(start, self._backend)
         check_declared(start, self._backend, self._max_references)
         slot = self._backend.admit(_demand(start, plan, call))

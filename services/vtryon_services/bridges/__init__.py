@@ -1,0 +1,1 @@
+"""The other doors: each a client of the SDK, and nothing else."""

@@ -1,0 +1,228 @@
+"""Runs as answers: a picture when it is done, or events as they come."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import json
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from dataclasses import asdict
+from enum import StrEnum
+from typing import Any, TypeVar
+
+from fastapi import Request
+from fastapi.responses import JSONResponse, Response, StreamingResponse
+from fastapi.sse import KEEPALIVE_COMMENT, format_sse_event
+
+from vtryon.errors import RequestError, VtryonError
+from vtryon.events import (
+    Accepted,
+    Event,
+    Finished,
+    Ledger,
+    Preview,
+    Queued,
+    StageFinished,
+    StageStarted,
+    StepFinished,
+)
+from vtryon.pictures import Picture
+from vtryon.run import Result, Run
+from vtryon.types import ImageFormat
+from vtryon_services.bridges.rest.problems import problem_of
+
+T = TypeVar("T")
+EVENT_STREAM = "text/event-stream"
+_MEDIA_TYPES = {one: f"image/{one.value}" for one in ImageFormat}
+_NAMES: dict[type[Any], str] = {
+    Accepted: "accepted",
+    Queued: "queued",
+    StageStarted: "stage_started",
+    StepFinished: "step_finished",
+    StageFinished: "stage_finished",
+    Preview: "preview",
+}
+
+
+class Answer(StrEnum):
+    """How a caller wants to be answered."""
+
+    PICTURE = "picture"
+    JSON = "application/json"
+    EVENTS = EVENT_STREAM
+
+
+def wanted_answer(request: Request) -> tuple[Answer, ImageFormat | None]:
+    """Read `Accept`: the first kind in it that there is, and a picture's format.
+
+    Raises:
+        RequestError: there is none of what it names.
+    """
+    accepted = request.headers.get("accept", "*/*")
+    for part in accepted.lower().split(","):
+        kind = part.partition(";")[0].strip()
+        if kind in {Answer.EVENTS, Answer.JSON}:
+            return Answer(kind), None
+        if kind in {"*/*", "image/*", ""}:
+            return Answer.PICTURE, None
+        for one, media_type in _MEDIA_TYPES.items():
+            if kind == media_type:
+                return Answer.PICTURE, one
+    known = ", ".join([*_MEDIA_TYPES.values(), Answer.JSON, Answer.EVENTS])
+    raise RequestError(f"Accept names none of {known}")
+
+
+@asynccontextmanager
+async def left_with(request: Request, *runs: Run[Any]) -> AsyncIterator[None]:
+    """Leave runs when the caller drops the connection: that frees their slots."""
+
+    def leave() -> None:
+        for run in runs:
+            run.cancel()
+
+    async def watch() -> None:
+        while (await request.receive())["type"] != "http.disconnect":
+            pass
+        leave()
+
+    watching = asyncio.create_task(watch())
+    try:
+        yield
+    finally:
+        watching.cancel()
+        await asyncio.gather(watching, return_exceptions=True)
+        leave()
+
+
+async def wait_for(request: Request, run: Run[T]) -> T:
+    """Wait for a run's result, as long as the caller does."""
+    async with left_with(request, run):
+        return await run
+
+
+def picture_answer(picture: Picture, **headers: str) -> Response:
+    """Answer with a picture's bytes."""
+    media_type = _MEDIA_TYPES[picture.format or ImageFormat.PNG]
+    return Response(picture.data, media_type=media_type, headers=headers)
+
+
+def result_answer(result: Result, answer: Answer) -> Response:
+    """Answer with a finished try-on."""
+    if answer is Answer.JSON:
+        return JSONResponse(described(result))
+    headers = {"x-vtryon-seed": str(result.seed), "server-timing": server_timing(result.ledger)}
+    return picture_answer(result.picture, **headers)
+
+
+def described(result: Result) -> dict[str, Any]:
+    """Give a finished try-on as JSON."""
+    return {
+        "picture": picture_json(result.picture),
+        "seed": result.seed,
+        "ledger": asdict(result.ledger),
+        "fits": [asdict(fit) for fit in result.fits],
+    }
+
+
+def picture_json(picture: Picture) -> dict[str, Any]:
+    """Give a picture as JSON, its bytes in base64."""
+    width, height = picture.size
+    return {
+        "format": picture.format,
+        "width": width,
+        "height": height,
+        "data": base64.b64encode(picture.data).decode(),
+    }
+
+
+def server_timing(ledger: Ledger) -> str:
+    """Give the ledger as browsers' tools show it: milliseconds of each hop."""
+    hops = [f"{hop.stage};dur={1e3 * hop.total_seconds:.1f}" for hop in ledger.hops if hop.critical]
+    return ", ".join([*hops, f"total;dur={1e3 * ledger.wall_seconds:.1f}"])
+
+
+def frame(name: str, content: dict[str, Any], number: int | None = None) -> bytes:
+    """Make one server-sent event."""
+    own = None if number is None else str(number)
+    return format_sse_event(event=name, data_str=json.dumps(content), id=own)
+
+
+def event_frame(event: Event) -> bytes | None:
+    """Make the server-sent event of an event; None where it is not for callers."""
+    name = _NAMES.get(type(event))
+    if name is None:
+        return None
+    if isinstance(event, Preview):
+        shown = {"step": event.step, "steps": event.steps}
+        if event.picture is not None:
+            shown |= {"picture": picture_json(event.picture)}  # type: ignore[dict-item]
+        return frame(name, shown)
+    return frame(name, asdict(event))
+
+
+def result_frame(result: Result) -> bytes:
+    """Make the last event of a try-on that went well."""
+    return frame("finished", described(result))
+
+
+async def stream(
+    request: Request,
+    run: Run[T],
+    last: Callable[[T], bytes],
+    each: Callable[[Event], bytes | None] = event_frame,
+    *,
+    keepalive_seconds: float,
+) -> StreamingResponse:
+    """Answer with events as they come; the last one is `finished` or `error`, or it was cut off.
+
+    Raises:
+        VtryonError: the request was refused before its first event.
+    """
+    events = aiter(run)
+    first = await anext(events)
+
+    async def frames() -> AsyncGenerator[bytes, None]:
+        async with left_with(request, run):
+            try:
+                if shown := each(first):
+                    yield shown
+                async for event in events:
+                    if not isinstance(event, Finished) and (shown := each(event)):
+                        yield shown
+                yield last(await run)
+            except VtryonError as error:
+                yield frame("error", problem_of(error, request))
+
+    return StreamingResponse(
+        _kept_alive(frames(), keepalive_seconds),
+        media_type=EVENT_STREAM,
+        headers={"cache-control": "no-store", "x-accel-buffering": "no"},
+    )
+
+
+async def _kept_alive(
+    frames: AsyncGenerator[bytes, None], seconds: float
+) -> AsyncGenerator[bytes, None]:
+    """Put a comment where nothing has been said for a while, so that proxies stay."""
+    following: asyncio.Task[bytes | None] | None = None
+    try:
+        while True:
+            following = following or asyncio.create_task(_next(frames))
+            done, _ = await asyncio.wait({following}, timeout=seconds)
+            if not done:
+                yield KEEPALIVE_COMMENT
+                continue
+            piece, following = following.result(), None
+            if piece is None:
+                return
+            yield piece
+    finally:
+        if following is not None:
+            following.cancel()
+            await asyncio.gather(following, return_exceptions=True)
+        await frames.aclose()
+
+
+async def _next(frames: AsyncGenerator[bytes, None]) -> bytes | None:
+    return await anext(frames, None)

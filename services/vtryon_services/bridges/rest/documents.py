@@ -1,0 +1,87 @@
+"""The OpenAPI document's parts that FastAPI can't tell by itself: bodies that the bridge reads."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from fastapi import FastAPI
+from fastapi.openapi.utils import get_openapi
+from pydantic import BaseModel
+from pydantic.json_schema import JsonSchemaMode, models_json_schema
+
+from vtryon_services.bridges.rest.problems import MEDIA_TYPE, Problem
+
+_REFERENCE = "#/components/schemas/{model}"
+SAFETENSORS = "application/octet-stream"
+_BYTES = {"schema": {"type": "string", "format": "binary"}}
+_REFUSALS = {
+    400: "The request can't be served as it is; `violations` names each field.",
+    401: "The edge wants a token.",
+    403: "The token does not allow this.",
+    413: "More bytes than the limit.",
+    415: "A picture that is no PNG, JPEG or WebP.",
+    429: "No room now; `Retry-After` says when to come back.",
+    500: "A stage failed; its log has the cause under the request's id.",
+    503: "A stage can't be reached, or is going away.",
+    504: "Out of time.",
+}
+
+Responses = dict[int | str, dict[str, Any]]
+_PROBLEM = {MEDIA_TYPE: {"schema": {"$ref": _REFERENCE.format(model="Problem")}}}
+PROBLEMS: Responses = {
+    status: {"description": text, "content": _PROBLEM} for status, text in _REFUSALS.items()
+}
+_PICTURES = {f"image/{name}": _BYTES for name in ("png", "jpeg", "webp")}
+PICTURE: Responses = {200: {"description": "A picture.", "content": _PICTURES}, **PROBLEMS}
+TENSORS: Responses = {
+    200: {"description": "Tensors, as a safetensors file.", "content": {SAFETENSORS: _BYTES}},
+    **PROBLEMS,
+}
+RESULTS: Responses = {
+    200: {
+        "description": "What `Accept` asks for. An event stream that does not end with `finished` "
+        "or `error` was cut off.",
+        "content": {
+            **_PICTURES,
+            "application/json": {"schema": {"type": "object"}},
+            "text/event-stream": {"schema": {"type": "string"}},
+        },
+    },
+    **PROBLEMS,
+}
+_bodies: dict[str, type[BaseModel]] = {}
+
+
+def body_of(kinds: Mapping[str, type[BaseModel]]) -> dict[str, Any]:
+    """Document a body, by media type."""
+    _bodies.update({kind.__name__: kind for kind in kinds.values()})
+    content = {
+        media_type: {"schema": {"$ref": _REFERENCE.format(model=kind.__name__)}}
+        for media_type, kind in kinds.items()
+    }
+    return {"requestBody": {"required": True, "content": content}}
+
+
+def add_document(app: FastAPI) -> None:
+    """Have the app describe all of it at /openapi.json."""
+
+    def openapi() -> dict[str, Any]:
+        if app.openapi_schema is None:
+            document = get_openapi(
+                title=app.title,
+                version=app.version,
+                description=app.description,
+                routes=app.routes,
+            )
+            described: list[type[BaseModel]] = [Problem, *_bodies.values()]
+            kinds: list[tuple[type[BaseModel], JsonSchemaMode]] = [
+                (kind, "validation") for kind in described
+            ]
+            _, schemas = models_json_schema(kinds, ref_template=_REFERENCE)
+            known = document.setdefault("components", {}).setdefault("schemas", {})
+            known.update(schemas["$defs"])
+            app.openapi_schema = document
+        return app.openapi_schema
+
+    app.openapi = openapi  # type: ignore[method-assign]

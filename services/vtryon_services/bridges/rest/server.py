@@ -1,0 +1,82 @@
+"""uvicorn in the manner of the other services: our logs, our signals, our draining."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import socket
+from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import asynccontextmanager
+from typing import NamedTuple
+
+import uvicorn
+
+from vtryon.errors import SettingsError
+from vtryon_services.bridges.rest.app import create_app
+from vtryon_services.bridges.rest.settings import RestSettings
+from vtryon_services.runtime.settings import REST
+
+
+class Began(NamedTuple):
+    """The bridge's address as it turned out."""
+
+    address: str
+    names: Sequence[str] = (REST,)
+
+
+class _Server(uvicorn.Server):
+    def __init__(self, config: uvicorn.Config) -> None:
+        super().__init__(config)
+        self.up = asyncio.Event()
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Begin, and say so."""
+        await super().startup(sockets)
+        self.up.set()
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """Leave signals to the process."""
+        yield
+
+
+@asynccontextmanager
+async def begin(settings: RestSettings) -> AsyncIterator[Began]:
+    """Serve HTTP until the block is left, then drain.
+
+    Raises:
+        SettingsError: the address is taken or is none.
+    """
+    app = create_app(settings)
+    config = uvicorn.Config(
+        app,
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        lifespan="on",
+        timeout_graceful_shutdown=max(1, round(settings.drain_grace_seconds)),
+    )
+    listener = _listen(settings.listen)
+    server = _Server(config)
+    serving = asyncio.create_task(server.serve([listener]))
+    try:
+        up = asyncio.create_task(server.up.wait())
+        await asyncio.wait({up, serving}, return_when=asyncio.FIRST_COMPLETED)
+        up.cancel()
+        host, port = listener.getsockname()[:2]
+        yield Began(f"{host}:{port}")
+    finally:
+        app.state.draining = True
+        await asyncio.sleep(settings.drain_delay_seconds)
+        server.should_exit = True
+        await serving
+
+
+def _listen(address: str) -> socket.socket:
+    host, _, port = address.rpartition(":")
+    try:
+        return socket.create_server((host.strip("[]"), int(port)), backlog=512)
+    except (OSError, ValueError) as error:
+        raise SettingsError(
+            f"can't serve on {address}: it is taken, or no address of this machine"
+        ) from error

@@ -1,0 +1,45 @@
+"""Settings of the REST bridge."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+from pydantic import Field
+
+from vtryon.types import MAX_PICTURE_BYTES, Stage
+from vtryon_services.runtime.settings import REST, ProcessSettings
+
+_PICTURES = 4
+_FIELDS_BYTES = 4 * 1024 * 1024
+
+
+class RestSettings(ProcessSettings):
+    """Read from VTRYON_REST_… variables."""
+
+    service: ClassVar[str] = REST
+
+    listen: str = Field(default="127.0.0.1:8000", description="host:port to serve on.")
+    pipeline_target: str = Field(default="127.0.0.1:50050", description="host:port.")
+    latent_encoder_target: str = Field(default="", description="If not with the pipeline.")
+    text_encoder_target: str = Field(default="", description="If not with the pipeline.")
+    sampling_target: str = Field(default="", description="If not with the pipeline.")
+    decoding_target: str = Field(default="", description="If not with the pipeline.")
+    max_requests: int = Field(
+        default=64, ge=1, description="Requests at once; one more is refused before it is read."
+    )
+    max_body_bytes: int = Field(
+        # Base64 in JSON is a third longer than what it stands for.
+        default=_PICTURES * MAX_PICTURE_BYTES * 4 // 3 + _FIELDS_BYTES,
+        ge=1,
+        description="A request's body.",
+    )
+    keepalive_seconds: float = Field(
+        default=15.0,
+        gt=0,
+        description="A comment goes into an event stream that is silent so long.",
+    )
+
+    def target(self, service: Stage) -> str:
+        """Where a service is."""
+        own = getattr(self, f"{service.name.lower()}_target")
+        return str(own or self.pipeline_target)

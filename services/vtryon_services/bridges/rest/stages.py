@@ -1,0 +1,151 @@
+"""`/v1/stages/…`: each stage alone. Tensors go in and out as `vtryon stage` has them in files."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from fastapi import APIRouter, Request
+from fastapi.responses import Response
+from pydantic import Field
+
+from vtryon.events import Accepted
+from vtryon.tensor_files import (
+    conditioning,
+    dump,
+    first_latents,
+    load,
+    name_embeddings,
+    name_latents,
+)
+from vtryon.tensors import Tensor
+from vtryon.types import SampleStart, Stage
+from vtryon_services.bridges.rest.answers import left_with, picture_answer, wait_for
+from vtryon_services.bridges.rest.bodies import FORM, Profiled, Sampled, read_form
+from vtryon_services.bridges.rest.documents import PICTURE, SAFETENSORS, TENSORS, body_of
+from vtryon_services.bridges.rest.doors import DoorsOf
+from vtryon_services.runtime.ranges import EncodingRanges, PromptRanges
+
+router = APIRouter(prefix="/v1/stages", tags=["stages"])
+_FILE: dict[str, Any] = {"format": "binary"}
+_FILES: dict[str, Any] = {"items": _FILE}
+
+
+class EncodePictures(Profiled):
+    """The latent encoder's form."""
+
+    pictures: list[str] = Field(default=[], json_schema_extra=_FILES)
+
+
+class EncodeText(PromptRanges, Profiled):
+    """The text encoder's form."""
+
+    pictures: list[str] = Field(default=[], json_schema_extra=_FILES)
+
+
+class Sample(Sampled):
+    """The sampler's form."""
+
+    embeddings: str = Field(default="", json_schema_extra=_FILE)
+    latents: str = Field(default="", json_schema_extra=_FILE)
+
+
+class Decode(EncodingRanges, Profiled):
+    """The decoder's form."""
+
+    latents: str = Field(default="", json_schema_extra=_FILE)
+
+
+@router.post(
+    "/latent-encoder",
+    responses=TENSORS,
+    openapi_extra=body_of({FORM: EncodePictures}),
+    response_class=Response,
+)
+async def encode_pictures(request: Request, doors: DoorsOf) -> Response:
+    """Encode pictures: `latents_1`, `latents_2` and so on."""
+    form = await read_form(request)
+    pictures = form.pictures("pictures", least=1)
+    fields = form.read(EncodePictures)
+    run = doors.to(Stage.LATENT_ENCODER, request).latent_encoder.encode(
+        pictures, numerics=fields.own_numerics(), timeout_seconds=fields.timeout_seconds
+    )
+    latents: list[Tensor] = await wait_for(request, run)
+    return _tensors(name_latents(latents))
+
+
+@router.post(
+    "/text-encoder",
+    responses=TENSORS,
+    openapi_extra=body_of({FORM: EncodeText}),
+    response_class=Response,
+)
+async def encode_text(request: Request, doors: DoorsOf) -> Response:
+    """Encode a prompt and its pictures: `embeddings`, `negative_embeddings`."""
+    form = await read_form(request)
+    pictures = form.pictures("pictures")
+    fields = form.read(EncodeText)
+    run = doors.to(Stage.TEXT_ENCODER, request).text_encoder.encode(
+        fields.prompt,
+        pictures,
+        negative_prompt=fields.negative_prompt,
+        numerics=fields.own_numerics(),
+        timeout_seconds=fields.timeout_seconds,
+    )
+    return _tensors(name_embeddings(await wait_for(request, run)))
+
+
+@router.post(
+    "/sampling",
+    responses=TENSORS,
+    openapi_extra=body_of({FORM: Sample}),
+    response_class=Response,
+)
+async def sample(request: Request, doors: DoorsOf) -> Response:
+    """Denoise, from a file of each encoder: `latents`, with the seed in the file's header."""
+    form = await read_form(request)
+    given = conditioning(load(form.file("embeddings")), load(form.file("latents")))
+    fields = form.read(Sample)
+    _, rows, columns = given.references[0].spec.shape
+    start = SampleStart(
+        numerics=fields.own_numerics(),
+        width=fields.width or 8 * columns,
+        height=fields.height or 8 * rows,
+        steps=fields.steps,
+        true_cfg_scale=fields.true_cfg_scale,
+        seed=fields.seed,
+        strength=fields.strength,
+        sigmas=fields.sigmas,
+    )
+    sampling = doors.to(Stage.SAMPLING, request).sampling
+    run = sampling.sample(start, given, timeout_seconds=fields.timeout_seconds)
+    facts: dict[str, str] = {}
+    async with left_with(request, run):
+        async for event in run:
+            if isinstance(event, Accepted):
+                facts = {"seed": str(event.seed), "sigmas": ", ".join(map(str, event.sigmas))}
+        return _tensors({"latents": await run}, facts)
+
+
+@router.post(
+    "/decoding",
+    responses=PICTURE,
+    openapi_extra=body_of({FORM: Decode}),
+    response_class=Response,
+)
+async def decode(request: Request, doors: DoorsOf) -> Response:
+    """Decode latents to a picture; of several, the first."""
+    form = await read_form(request)
+    latents = first_latents(load(form.file("latents")))
+    fields = form.read(Decode)
+    run = doors.to(Stage.DECODING, request).decoding.decode(
+        latents,
+        format=fields.format,
+        quality=fields.quality,
+        timeout_seconds=fields.timeout_seconds,
+    )
+    return picture_answer(await wait_for(request, run))
+
+
+def _tensors(tensors: Mapping[str, Tensor], facts: Mapping[str, str] | None = None) -> Response:
+    return Response(dump(tensors, facts or {}), media_type=SAFETENSORS)
