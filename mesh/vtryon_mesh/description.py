@@ -14,6 +14,7 @@ EDGE = "edge"
 # Says what a request works on, so that equal content goes to the replica that has seen it.
 CONTENT_HEADER = "x-vtryon-content-digest"
 HEALTH_PREFIX = "/grpc.health.v1.Health/"
+HTTP_HEALTH = "/healthz"
 TENANT_HEADER = "x-vtryon-tenant"
 # In the repository beside the package, in an installation inside it.
 _HERE = Path(__file__).parent
@@ -31,17 +32,34 @@ class Service(_Part):
     """A service of the mesh.
 
     Attributes:
-        grpc: its full name on the wire.
+        grpc: its full name on the wire; or else `http`, what its paths begin with.
         callers: who may call it; nobody else may.
         balance: between replicas: the one with the least to do, or the one that content belongs to.
         max_requests: admitted at once to each replica, its queue included.
     """
 
-    grpc: str
+    grpc: str | None = None
+    http: str | None = None
     port: int = Field(ge=1, le=65535)
     callers: tuple[str, ...]
     balance: Literal["least-request", "content"]
     max_requests: int = Field(ge=1)
+
+    @model_validator(mode="after")
+    def _speaks_one(self) -> Service:
+        if (self.grpc is None) == (self.http is None):
+            raise ValueError("a service has either grpc or http")
+        return self
+
+    @property
+    def prefix(self) -> str:
+        """What the paths of its requests begin with."""
+        return self.http or f"/{self.grpc}/"
+
+    @property
+    def health(self) -> str:
+        """What the paths of questions for its health begin with."""
+        return HTTP_HEALTH if self.grpc is None else HEALTH_PREFIX
 
 
 class Jwt(_Part):

@@ -12,7 +12,6 @@ from vtryon_mesh.envoy.edge import rate_limits
 
 Manifest = dict[str, Any]
 Mode = Literal["sidecar", "ambient"]
-_HEALTH = f"{HEALTH_PREFIX}*"
 _WAYPOINT = "waypoint"
 _NEW, _OLD = "canary", "stable"
 
@@ -79,7 +78,7 @@ def _allowed(mesh: Mesh, mode: Mode, trust_domain: str) -> list[Manifest]:
         ]
         rule = {
             "from": [{"source": {"principals": principals}}],
-            "to": [{"operation": {"paths": [f"/{service.grpc}/*", _HEALTH]}}],
+            "to": [{"operation": {"paths": [f"{service.prefix}*", f"{service.health}*"]}}],
         }
         where: Manifest = {"selector": {"matchLabels": _labels(name)}}
         if mode == "ambient":
@@ -117,12 +116,16 @@ def _gateway(mesh: Mesh) -> list[Manifest]:
     routes = []
     for name in mesh.edge.serves:
         service = mesh.services[name]
+        kind: str = "HTTPRoute"
+        match: Manifest = {"path": {"type": "PathPrefix", "value": service.http}}
+        if service.grpc:
+            kind, match = "GRPCRoute", {"method": {"type": "Exact", "service": service.grpc}}
         rule = {
-            "matches": [{"method": {"type": "Exact", "service": service.grpc}}],
+            "matches": [match],
             "backendRefs": [{"name": name, "port": service.port}],
         }
         spec = {"parentRefs": [{"name": EDGE}], "rules": [rule]}
-        routes.append(_manifest("gateway.networking.k8s.io/v1", "GRPCRoute", name, mesh, spec))
+        routes.append(_manifest("gateway.networking.k8s.io/v1", kind, name, mesh, spec))
     return [
         _manifest("gateway.networking.k8s.io/v1", "Gateway", EDGE, mesh, gateway),
         *routes,
@@ -143,7 +146,7 @@ def _callers(mesh: Mesh) -> list[Manifest]:
         "outputClaimToHeaders": [{"header": TENANT_HEADER, "claim": jwt.tenant_claim}],
     }
     authentication = {**at_gateway, "jwtRules": [rule]}
-    served = [f"/{mesh.services[name].grpc}/*" for name in mesh.edge.serves]
+    served = [f"{mesh.services[name].prefix}*" for name in mesh.edge.serves]
     allowed = {
         "from": [{"source": {"requestPrincipals": [f"{jwt.issuer}/*"]}}],
         "to": [{"operation": {"paths": served}}],

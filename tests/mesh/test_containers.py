@@ -11,7 +11,6 @@ import compose_spec
 import pytest
 import yaml
 
-from vtryon.types import Stage
 from vtryon_mesh.description import Mesh
 
 ROOT = Path(__file__).parents[2]
@@ -32,7 +31,7 @@ def test_compose_holds() -> None:
 
 def test_every_service_of_the_mesh_is_there_with_its_envoy() -> None:
     mesh = Mesh.load()
-    for stage in Stage:
+    for stage in Mesh.load().services:
         variables = SERVICES[stage]["environment"]
         assert variables["SERVICE"] == stage
         assert variables["LISTEN"] == f"127.0.0.1:{mesh.services[stage].port}"
@@ -62,7 +61,7 @@ def test_nothing_but_the_edge_and_two_pages_is_published() -> None:
 
 
 def test_services_run_without_rights() -> None:
-    for stage in Stage:
+    for stage in Mesh.load().services:
         service = SERVICES[stage]
         assert service["read_only"]
         assert service["cap_drop"] == ["ALL"]

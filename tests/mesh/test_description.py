@@ -10,7 +10,9 @@ import yaml
 from vtryon.errors import SettingsError
 from vtryon.types import Stage
 from vtryon_mesh.description import CONTENT_HEADER, DEFAULT_PATH, TENANT_HEADER, Mesh
+from vtryon_services.bridges.rest.settings import RestSettings
 from vtryon_services.host import KINDS
+from vtryon_services.runtime.settings import REST
 
 
 def changed(tmp_path: Path, **changes: object) -> Path:
@@ -22,12 +24,14 @@ def changed(tmp_path: Path, **changes: object) -> Path:
 
 def test_services_have_the_names_and_ports_that_they_have_elsewhere() -> None:
     mesh = Mesh.load()
-    assert set(mesh.services) == set(Stage)
+    assert set(mesh.services) == {*Stage, REST}
     for stage, kind in KINDS.items():
         listen = kind.settings.model_fields["listen"].default
         assert mesh.services[stage].port == int(listen.rpartition(":")[2])
         name = "".join(word.capitalize() for word in stage.value.split("-"))
         assert mesh.services[stage].grpc == f"vtryon.v1.{name}Service"
+    listen = RestSettings.model_fields["listen"].default
+    assert mesh.services[REST].port == int(listen.rpartition(":")[2])
 
 
 def test_headers_are_those_of_the_sdk() -> None:

@@ -69,7 +69,7 @@ async def test_what_envoy_refuses_is_a_problem_in_json(town: Town) -> None:
     assert problem["status"] == 401
     assert problem["detail"] == "Jwt is missing"
     token = {"authorization": f"Bearer {town.issuer.token('a')}"}
-    status, _, problem = await asyncio.to_thread(lambda: ask(town, "/v1/nowhere", **token))
+    status, _, problem = await asyncio.to_thread(lambda: ask(town, "/nowhere", **token))
     assert status == 403
     assert problem["request_id"]
 

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import os
+import ssl
 import urllib.request
 from pathlib import Path
 
-from opentelemetry import trace
+import httpx
+from opentelemetry import propagate, trace
 from tests.mesh.conftest import Town, town_of
 from tests.support.otlp import otlp_receiver
 
 from vtryon_mesh.envoy.pieces import Address
+from vtryon_mesh.local.layout import ENVOY_READY
 
 
 async def test_one_trace_from_the_caller_to_the_last_step(tmp_path: Path, monkeypatch) -> None:
@@ -30,9 +33,10 @@ async def test_one_trace_from_the_caller_to_the_last_step(tmp_path: Path, monkey
             with trace.use_span(trace.NonRecordingSpan(context)):
                 async with town.client() as client:
                     await client.try_on(b"person", b"garment", steps=3)
+                await by_rest(town, trace.set_span_in_context(trace.NonRecordingSpan(context)))
             own = context.trace_id.to_bytes(16, "big")
             expected = {f"vtryon-{name}" for name in town.mesh.services}
-            expected |= {"envoy-edge", "envoy-pipeline-out", "envoy-sampling-in"}
+            expected |= {"envoy-edge", "envoy-rest-in", "envoy-pipeline-out", "envoy-sampling-in"}
 
             def found() -> dict[bytes, tuple[str, object]]:
                 return {
@@ -52,12 +56,23 @@ async def test_one_trace_from_the_caller_to_the_last_step(tmp_path: Path, monkey
     spans = found()
     parents = {span.parent_span_id for _, span in spans.values()}
     assert parents - set(spans) == {context.span_id.to_bytes(8, "big")}
-    [sampling] = [
+    sampled = [
         span
         for name, span in spans.values()
         if name == "vtryon-sampling" and span.name.endswith("Sample")
     ]
-    assert [event.name for event in sampling.events] == ["step"] * 3
+    assert [[event.name for event in one.events] for one in sampled] == [["step"] * 3] * 2
+
+
+async def by_rest(town: Town, context: object) -> None:
+    headers = {"authorization": f"Bearer {town.issuer.token('acme')}"}
+    propagate.inject(headers, context)
+    verify = ssl.create_default_context(cafile=str(town.layout.certificates / "ca.crt"))
+    async with httpx.AsyncClient(base_url=f"https://{town.door}", verify=verify) as http:
+        answer = await http.post(
+            "/v1/try-ons", files=[("person", b"person")], data={"steps": 3}, headers=headers
+        )
+    assert answer.status_code == 200
 
 
 def named(resource) -> str:
@@ -78,7 +93,8 @@ async def test_every_process_has_metrics_for_prometheus(town: Town, caller) -> N
         for process in town.layout.processes
     }
     for process in town.layout.processes:
-        wanted = "target_info" if process.grpc else "envoy_cluster_upstream_rq_total"
+        is_envoy = process.ready == ENVOY_READY
+        wanted = "envoy_cluster_upstream_rq_total" if is_envoy else "target_info"
         assert wanted in found[process.name], process.name
     counted = [line for line in found["decoding"].splitlines() if "rpc_server_duration" in line]
     assert any('rpc_method="Decode"' in line for line in counted)

@@ -44,7 +44,7 @@ def test_the_committed_files_are_current() -> None:
 def test_envoy_takes_them() -> None:
     done = subprocess.run([VTRYON, "mesh", "check"], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    assert "6 configurations" in done.stdout
+    assert "7 configurations" in done.stdout
 
 
 def test_what_envoy_does_not_take_is_said(tmp_path: Path) -> None:
@@ -87,7 +87,13 @@ def test_istios_schemas_take_every_manifest(mode: str) -> None:
         for manifest in manifests:
             kind = KINDS.get(manifest["kind"])
             if kind is None:  # no package has the Gateway API's or EnvoyFilter's schemas
-                assert manifest["kind"] in {"Namespace", "Gateway", "GRPCRoute", "EnvoyFilter"}
+                assert manifest["kind"] in {
+                    "Namespace",
+                    "Gateway",
+                    "GRPCRoute",
+                    "HTTPRoute",
+                    "EnvoyFilter",
+                }
                 continue
             read = kind.model_validate(manifest)
             dumped = read.model_dump(by_alias=True, exclude_unset=True, mode="json")
@@ -115,7 +121,7 @@ def test_istio_and_envoy_let_in_the_same_callers(mode: str) -> None:
         accounts = [one.rpartition("/")[2] for one in rule["from"][0]["source"]["principals"]]
         assert {one.removesuffix("-istio") for one in accounts} == set(service.callers)
         paths = rule["to"][0]["operation"]["paths"]
-        assert paths == [f"/{service.grpc}/*", "/grpc.health.v1.Health/*"]
+        assert paths == [f"{service.prefix}*", f"{service.health}*"]
     for manifest in files["traffic.yaml"]:
         for http in manifest["spec"].get("http", ()):
             assert set(http["retries"]["retryOn"].split(",")) <= {

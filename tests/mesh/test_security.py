@@ -41,6 +41,7 @@ METHODS = [
     for service in file.DESCRIPTOR.services_by_name.values()
     for method in service.methods
 ]
+PATHS = ["/v1/try-ons", "/v1/images/edits", "/v1/stages/sampling", "/healthz", "/docs"]
 HEALTH = "/grpc.health.v1.Health/Check"
 OTHERS = [
     HEALTH,
@@ -70,9 +71,9 @@ async def status_of(channel: grpc.aio.Channel, method: str) -> tuple[grpc.Status
 async def test_every_identity_against_every_method(town: Town, service: str, identity: str) -> None:
     described = town.mesh.services[service]
     async with town.channel(town.inbound(service), identity) as channel:
-        for method in [*METHODS, *OTHERS]:
+        for method in [*METHODS, *PATHS, *OTHERS]:
             code, said = await status_of(channel, method)
-            own = method == HEALTH or method.startswith(f"/{described.grpc}/")
+            own = method.startswith((described.prefix, described.health))
             denied = (code, said) == (grpc.StatusCode.PERMISSION_DENIED, "RBAC: access denied")
             assert denied == (identity not in described.callers or not own), (method, code, said)
             if not denied:

@@ -73,9 +73,9 @@ def test_latents_of_a_picture_can_be_looked_at(folder: Path, endpoint: str) -> N
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (("decode", "person.png", "-o", "x.png"), "can't take tensors from person.png"),
+        (("decode", "person.png", "-o", "x.png"), "person.png: no safetensors"),
         (("decode", "nothing.safetensors", "-o", "x.png"), "No such file"),
-        (("decode", "other.safetensors", "-o", "x.png"), "holds no latents, but weights"),
+        (("decode", "other.safetensors", "-o", "x.png"), "there are no latents, but weights"),
         (("decode", "other.safetensors", "-o", "x.bmp"), "ends in none of"),
         (("sample", "other.safetensors", "other.safetensors", "-o", "y"), "takes a file of"),
         (("encode-image", "other.safetensors", "-o", "y"), "PICTURE_FORMAT_UNSUPPORTED"),

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from vtryon_mesh.description import EDGE, HEALTH_PREFIX, TENANT_HEADER, Mesh
+from vtryon_mesh.description import EDGE, HEALTH_PREFIX, TENANT_HEADER, Mesh, Service
 from vtryon_mesh.envoy.pieces import (
     Address,
     Config,
@@ -14,10 +14,10 @@ from vtryon_mesh.envoy.pieces import (
     cluster,
     connection_manager,
     filter_of,
-    grpc_route,
     health_route,
     listener,
     otlp_cluster,
+    service_route,
     virtual_host,
     without_header,
 )
@@ -32,7 +32,8 @@ class EdgePlace:
     """Where the edge is, and what is around it.
 
     Attributes:
-        services: where every replica of each is: its sidecar, or itself where there are none.
+        services: where every replica of each is: its sidecar, or itself where there are none. What
+            is not there is not served.
         certificates: of the mesh; None where services are reached without TLS.
         jwks: the keys whose tokens are taken, as JSON or in a file; None lets everybody in.
         server_certificate: names `NAME.crt` and `NAME.key` for callers' TLS; None for none.
@@ -51,11 +52,10 @@ class EdgePlace:
 def render_edge(mesh: Mesh, given: EdgePlace) -> Config:
     """Render the edge."""
     edge = mesh.edge
-    served = {name: mesh.services[name] for name in edge.serves}
-    first = next(iter(served))
-    routes = [grpc_route(mesh, one, name, tried_again=True) for name, one in served.items()]
+    served = {name: mesh.services[name] for name in edge.serves if name in given.services}
+    routes = [service_route(mesh, one, name, tried_again=True) for name, one in served.items()]
     host = virtual_host(
-        [*routes, health_route(first)],
+        [*routes, *_health(served)],
         typed_per_filter_config={"envoy.filters.http.cors": _cors(mesh)},
     )
     filters = [
@@ -94,6 +94,12 @@ def render_edge(mesh: Mesh, given: EdgePlace) -> Config:
     return bootstrap(EDGE, given.admin, [listener(EDGE, given.listen, manager, socket)], clusters)
 
 
+def _health(served: Mapping[str, Service]) -> list[Config]:
+    """Let the first gRPC service speak for all."""
+    first = next((name for name, one in served.items() if one.grpc), None)
+    return [] if first is None else [health_route(served[first], first)]
+
+
 def _cors(mesh: Mesh) -> Config:
     return {
         "@type": "type.googleapis.com/envoy.extensions.filters.http.cors.v3.CorsPolicy",
@@ -102,9 +108,9 @@ def _cors(mesh: Mesh) -> Config:
         ],
         "allow_methods": "GET, POST, OPTIONS",
         "allow_headers": "content-type, x-grpc-web, x-user-agent, grpc-timeout, authorization, "
-        "traceparent, idempotency-key",
+        "traceparent, idempotency-key, prefer, accept, x-request-id",
         "expose_headers": "grpc-status, grpc-message, grpc-status-details-bin, x-request-id, "
-        "retry-after",
+        "retry-after, server-timing, x-vtryon-seed, location",
         "max_age": "86400",
         "forward_not_matching_preflights": False,
     }
@@ -153,7 +159,7 @@ def _scope(mesh: Mesh) -> Config:
         }
         for claim, regex in claims.items()
     ]
-    served = [f"/{mesh.services[name].grpc}/" for name in mesh.edge.serves]
+    served = [mesh.services[name].prefix for name in mesh.edge.serves]
     return filter_of(
         "rbac",
         "RBAC",

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from vtryon_mesh.description import CONTENT_HEADER, HEALTH_PREFIX, Mesh, Service
+from vtryon_mesh.description import CONTENT_HEADER, HEALTH_PREFIX, HTTP_HEALTH, Mesh, Service
 
 Config = dict[str, Any]
 TYPES = "type.googleapis.com/envoy."
@@ -148,7 +148,7 @@ def canary_of(cluster: str) -> str:
     return f"{cluster}-canary"
 
 
-def grpc_route(
+def service_route(
     mesh: Mesh, service: Service, cluster: str, *, tried_again: bool, canary: Canary | None = None
 ) -> Config:
     """Route a service's calls: deadlines are the caller's, up to the longest.
@@ -184,13 +184,13 @@ def grpc_route(
             ],
             "host_selection_retry_max_attempts": 3,
         }
-    return {"match": {"prefix": f"/{service.grpc}/"}, "route": action}
+    return {"match": {"prefix": service.prefix}, "route": action}
 
 
-def health_route(cluster: str) -> Config:
-    """Route the health service's calls."""
+def health_route(service: Service, cluster: str) -> Config:
+    """Route questions for a service's health."""
     return {
-        "match": {"prefix": HEALTH_PREFIX},
+        "match": {"prefix": service.health},
         "route": {"cluster": cluster, "timeout": "5s"},
     }
 
@@ -204,7 +204,13 @@ def cluster(
 ) -> Config:
     """Balance between the replicas of a service, and leave out those that are not well."""
     by_content = service.balance == "content"
-    config = upstream(name, addresses)
+    # Between Envoys all is HTTP/2; a service of REST's itself is not.
+    plain = service.http is not None and transport_socket is None
+    config = upstream(name, addresses, http1=plain)
+    asked: Config = {"grpc_health_check": {"service_name": service.grpc}}
+    if service.http is not None:
+        codec = "HTTP1" if plain else "HTTP2"
+        asked = {"http_health_check": {"path": HTTP_HEALTH, "codec_client_type": codec}}
     config |= {
         "lb_policy": "RING_HASH" if by_content else "LEAST_REQUEST",
         "health_checks": [
@@ -214,7 +220,7 @@ def cluster(
                 "no_traffic_interval": seconds(mesh.health_interval),
                 "unhealthy_threshold": 1,
                 "healthy_threshold": 1,
-                "grpc_health_check": {"service_name": service.grpc},
+                **asked,
             }
         ],
         # A replica that fails in a row is left alone for a while; refusals are no failures.
@@ -249,8 +255,8 @@ def cluster(
     return config
 
 
-def upstream(name: str, addresses: Sequence[Address]) -> Config:
-    """Name the places that HTTP/2 requests go to."""
+def upstream(name: str, addresses: Sequence[Address], *, http1: bool = False) -> Config:
+    """Name the places that requests go to, as HTTP/2 or as HTTP/1.1."""
     numeric = all(address.host.replace(".", "").isdigit() for address in addresses)
     options = "envoy.extensions.upstreams.http.v3.HttpProtocolOptions"
     http2 = {
@@ -258,6 +264,9 @@ def upstream(name: str, addresses: Sequence[Address]) -> Config:
         "initial_stream_window_size": _MIB,
         "initial_connection_window_size": 4 * _MIB,
     }
+    protocol: Config = {"http_protocol_options": {}}
+    if not http1:
+        protocol = {"http2_protocol_options": http2}
     return {
         "name": name,
         "type": "STATIC" if numeric else "STRICT_DNS",
@@ -267,7 +276,7 @@ def upstream(name: str, addresses: Sequence[Address]) -> Config:
         "typed_extension_protocol_options": {
             options: {
                 "@type": f"type.googleapis.com/{options}",
-                "explicit_http_config": {"http2_protocol_options": http2},
+                "explicit_http_config": protocol,
             }
         },
         "load_assignment": {
@@ -333,4 +342,5 @@ def _access_log(path: Path) -> Config:
             }
         },
     )
-    return {**log, "filter": without_header(":path", HEALTH_PREFIX)}
+    quiet = [without_header(":path", path) for path in (HEALTH_PREFIX, HTTP_HEALTH)]
+    return {**log, "filter": {"and_filter": {"filters": quiet}}}

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from vtryon_mesh.description import HEALTH_PREFIX, Mesh
+from vtryon_mesh.description import Mesh
 from vtryon_mesh.envoy.pieces import (
     Address,
     Canary,
@@ -16,10 +16,10 @@ from vtryon_mesh.envoy.pieces import (
     cluster,
     connection_manager,
     filter_of,
-    grpc_route,
     health_route,
     listener,
     otlp_cluster,
+    service_route,
     upstream,
 )
 from vtryon_mesh.envoy.tls import Identity, client_tls, server_tls
@@ -57,8 +57,8 @@ def render_sidecar(mesh: Mesh, given: Sidecar) -> Config:
     inbound = connection_manager(
         f"{name}-in",
         [
-            grpc_route(mesh, service, "application", tried_again=False),
-            health_route("application"),
+            service_route(mesh, service, "application", tried_again=False),
+            health_route(service, "application"),
         ],
         [_callers_alone(mesh, name)],
         codec_type="HTTP2",
@@ -68,14 +68,14 @@ def render_sidecar(mesh: Mesh, given: Sidecar) -> Config:
         otlp=traced,
     )
     listeners = [listener("in", given.inbound, inbound, server_tls(identity, accepted))]
-    clusters = [upstream("application", [given.application])]
+    clusters = [upstream("application", [given.application], http1=service.http is not None)]
     for callee, address in given.outbound.items():
         other, canary = mesh.services[callee], given.canaries.get(callee)
         outbound = connection_manager(
             f"{name}-out",
             [
-                grpc_route(mesh, other, callee, tried_again=True, canary=canary),
-                health_route(callee),
+                service_route(mesh, other, callee, tried_again=True, canary=canary),
+                health_route(other, callee),
             ],
             [],
             codec_type="HTTP2",
@@ -99,7 +99,7 @@ def _callers_alone(mesh: Mesh, name: str) -> Config:
         {"authenticated": {"principal_name": {"exact": mesh.identity(caller)}}}
         for caller in service.callers
     ]
-    paths = [f"/{service.grpc}/", HEALTH_PREFIX]
+    paths = [service.prefix, service.health]
     return filter_of(
         "rbac",
         "RBAC",

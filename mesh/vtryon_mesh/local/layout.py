@@ -12,7 +12,7 @@ from typing import Literal
 
 from vtryon.errors import SettingsError
 from vtryon_mesh.certificates import Authority, make_certificates
-from vtryon_mesh.description import EDGE, Mesh
+from vtryon_mesh.description import EDGE, HTTP_HEALTH, Mesh
 from vtryon_mesh.documents import write
 from vtryon_mesh.envoy.edge import EdgePlace, render_edge
 from vtryon_mesh.envoy.pieces import Address, Canary, Config
@@ -22,7 +22,10 @@ from vtryon_mesh.validate import find_envoy
 
 HOST = "127.0.0.1"
 TRITON = "triton"
-_PIPELINE = "pipeline"
+ENVOY_READY = "ready"
+_WITHOUT_BACKEND = {"pipeline", "rest"}
+# Callees start first and end last.
+_PRIORITIES = {"pipeline": 40, "rest": 45}
 # Replica r of a service is at its port + 100 r; its sidecar and all Envoys' own ports beyond.
 _REPLICA, _INBOUND, _OUTBOUND, _ADMIN, _METRICS, _TRITON = 100, 1000, 2000, 3000, 4000, 8001
 
@@ -57,7 +60,8 @@ class Process:
     Attributes:
         name: such as "sampling-2" or "sampling-2-envoy".
         priority: who starts first and ends last.
-        grpc: the service that its health is asked of; None for an Envoy, whose `health` is HTTP.
+        grpc: the service that its health is asked of; None where `health` is HTTP.
+        ready: the path that says so by HTTP.
         health: where its health is asked.
         metrics: what Prometheus fetches, host:port/path.
     """
@@ -70,6 +74,7 @@ class Process:
     health: Address
     metrics: str
     grpc: str | None = None
+    ready: str = ENVOY_READY
 
 
 @dataclass(frozen=True, slots=True)
@@ -169,7 +174,7 @@ class _Planner:
                     targets = self._add_sidecar(label, name, number, address, reached)
                 self._add_service(label, name, address, targets)
         door = None
-        if set(mesh.edge.serves) <= set(wanted.services):
+        if set(mesh.edge.serves) & set(wanted.services):
             door = self._place(mesh.edge.port)
             self._add_edge(door, reached)
         processes = tuple(sorted(self._processes, key=lambda one: one.priority))
@@ -202,14 +207,14 @@ class _Planner:
             f"{prefix}DRAIN_DELAY_SECONDS": f"{2.5 * self._mesh.health_interval:g}",
             **self._wanted.variables,
         }
-        if name == _PIPELINE:
+        if name in _WITHOUT_BACKEND:
             del variables[f"{prefix}BACKEND"]
         for callee, addresses in targets.items():
             key = f"{prefix}{callee.upper().replace('-', '_')}_TARGET"
             variables[key] = "ipv4:" + ",".join(map(str, addresses))
         if self._wanted.otlp is not None:
             variables[f"{prefix}OTLP_ENDPOINT"] = str(self._wanted.otlp)
-        if self._wanted.backend == "triton" and name != _PIPELINE:
+        if self._wanted.backend == "triton" and name not in _WITHOUT_BACKEND:
             variables[f"{prefix}TRITON_URL"] = str(self._triton)
         command = (sys.executable, "-m", "vtryon", "serve", name, "--listen", str(address))
         metrics = self._place(address.port + _METRICS)
@@ -220,10 +225,11 @@ class _Planner:
                 command,
                 variables,
                 (address, metrics),
-                priority=40 if name == _PIPELINE else 20,
+                priority=_PRIORITIES.get(name, 20),
                 health=address,
                 metrics=f"{metrics}/metrics",
                 grpc=self._mesh.services[name].grpc,
+                ready=HTTP_HEALTH.strip("/"),
             )
         )
 
@@ -272,7 +278,7 @@ class _Planner:
         place = EdgePlace(
             admin=self._place(self._mesh.edge.port + _ADMIN),
             listen=door,
-            services={name: reached[name] for name in self._mesh.edge.serves},
+            services={name: reached[name] for name in self._mesh.edge.serves if name in reached},
             certificates=self._certificates if mtls else None,
             jwks=self._wanted.jwks,
             server_certificate=Identity(EDGE, self._certificates) if mtls else None,
@@ -308,6 +314,7 @@ class _Planner:
                 priority=10,
                 health=others["http"],
                 metrics=f"{others['metrics']}/metrics",
+                ready="v2/health/ready",
             )
         )
 

@@ -23,7 +23,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from supervisor.xmlrpc import SupervisorTransport
 
 from vtryon.errors import SettingsError
-from vtryon_mesh.local.layout import TRITON, Layout, Process
+from vtryon_mesh.local.layout import ENVOY_READY, Layout, Process
 
 _STOP_SECONDS = 45  # what a service gets to drain, and a little more
 _GIVE_UP_AFTER = 20  # starts in a row that end at once; each waits a second longer
@@ -142,10 +142,10 @@ def is_running(folder: Path) -> bool:
 def is_healthy(process: Process) -> bool:
     """Ask a process whether it does its work."""
     if process.grpc is None:
-        if process.name == TRITON:
-            return _fetch(process, "v2/health/ready") is not None
-        clusters = _fetch(process, "clusters?format=json")
-        return _fetch(process, "ready") is not None and _sees_somebody(clusters)
+        if _fetch(process, process.ready) is None:
+            return False
+        clusters = process.ready == ENVOY_READY and _fetch(process, "clusters?format=json")
+        return clusters is False or _sees_somebody(clusters)
     with grpc.insecure_channel(str(process.health)) as channel:
         ask = health_pb2.HealthCheckRequest(service=process.grpc)
         try:
