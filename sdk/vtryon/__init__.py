@@ -34,6 +34,7 @@ from vtryon.events import (
     StageStarted,
     StepFinished,
 )
+from vtryon.jobs import Job, JobError, JobPage, Jobs, JobState, JobUpdate
 from vtryon.pictures import Picture
 from vtryon.run import Result, Run
 from vtryon.stages import (
@@ -77,6 +78,12 @@ __all__ = [
     "GuidanceNorm",
     "Hop",
     "ImageFormat",
+    "Job",
+    "JobError",
+    "JobPage",
+    "JobState",
+    "JobUpdate",
+    "Jobs",
     "LatentEncoder",
     "Ledger",
     "Numerics",

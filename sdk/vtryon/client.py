@@ -8,11 +8,14 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Self
 
 from vtryon.channel import Channel, Tls, Token
-from vtryon.errors import ProtocolError, RequestError, SettingsError
+from vtryon.errors import ProtocolError, SettingsError
+from vtryon.jobs import Jobs
+from vtryon.options import DEFAULT_PROMPT, make_options, outgoing_pictures
 from vtryon.pictures import digest
 from vtryon.run import Received, Result, Run
-from vtryon.stages import Decoding, LatentEncoder, Sampling, TextEncoder, image_payload
+from vtryon.stages import Decoding, LatentEncoder, Sampling, TextEncoder
 from vtryon.stream import TRY_ON, StreamCall
+from vtryon.tensors import Tensor
 from vtryon.types import (
     ImageFormat,
     Numerics,
@@ -20,14 +23,12 @@ from vtryon.types import (
     PreviewPolicy,
     Priority,
     Profile,
-    TryOnOptions,
+    ResumePoint,
     TryOnStart,
 )
 
 if TYPE_CHECKING:
     from vtryon.pictures import PictureSource
-
-DEFAULT_PROMPT = "Dress the person in picture 1 in the garment from picture 2"
 
 
 class Client:
@@ -96,6 +97,11 @@ class Client:
         """The decoder alone, where the target serves it."""
         return Decoding(self.channel)
 
+    @property
+    def jobs(self) -> Jobs:
+        """Try-ons that outlive this connection, where the target serves jobs."""
+        return Jobs(self.channel)
+
     def try_on(
         self,
         person: PictureSource,
@@ -118,6 +124,9 @@ class Client:
         quality: int | None = None,
         timeout_seconds: float | None = None,
         request_id: str | None = None,
+        resume: ResumePoint | None = None,
+        resume_latents: Tensor | None = None,
+        resume_every: int = 0,
     ) -> Run[Result]:
         """Put the garment on the person.
 
@@ -146,32 +155,35 @@ class Client:
             quality: of a JPEG or WebP, 1 to 100.
             timeout_seconds: the deadline of the whole request.
             request_id: what logs and traces call the request.
+            resume: go on behind these steps of an equal request, seed included.
+            resume_latents: what they came to: the `ResumeChunk`s of that request, joined.
+            resume_every: get resume points after every n-th step.
 
         Raises:
             RequestError: at once, for what can be told without a server.
         """
-        options = TryOnOptions(
+        options = make_options(
             prompt=prompt,
             negative_prompt=negative_prompt,
-            numerics=_numerics(profile, numerics),
+            profile=profile,
+            numerics=numerics,
             steps=steps,
             true_cfg_scale=true_cfg_scale,
             seed=seed,
             strength=strength,
-            sigmas=tuple(sigmas),
+            sigmas=sigmas,
             width=width,
             height=height,
-            previews=_previews(previews),
+            previews=previews,
             priority=priority,
             format=format,
             quality=quality,
         )
-        pictures = [(PayloadKind.PERSON_IMAGE, person)]
-        pictures += [(PayloadKind.GARMENT_IMAGE, one) for one in _several(garment)]
         channel = self.channel
 
         async def open_call() -> StreamCall:
-            outgoing = [await image_payload(kind, source) for kind, source in pictures]
+            outgoing = await outgoing_pictures(person, garment)
+            resumed = resume_latents and resume_latents.outgoing(PayloadKind.RESUME_LATENTS)
             # One garment is worn by many: the first, or else the person, says where to go.
             said = outgoing[:2][-1].data
             assert isinstance(said, bytes)
@@ -179,8 +191,8 @@ class Client:
             return StreamCall(
                 channel,
                 TRY_ON,
-                TryOnStart(options=options),
-                outgoing,
+                TryOnStart(options=options, resume=resume, resume_every=resume_every),
+                [*outgoing, resumed] if resumed else outgoing,
                 timeout_seconds=timeout_seconds,
                 request_id=request_id,
                 content_digest=content,
@@ -201,27 +213,3 @@ def _result(received: Received) -> Result:
         finished.ledger,
         finished.fits,
     )
-
-
-def _numerics(profile: Profile | str | None, numerics: Numerics | None) -> Numerics | None:
-    if profile is None:
-        return numerics
-    if numerics is not None:
-        raise RequestError("give a profile or numerics, not both")
-    try:
-        return Numerics(profile=Profile(profile))
-    except ValueError:
-        known = ", ".join(Profile)
-        raise RequestError(f"no profile {profile!r}; there are {known}") from None
-
-
-def _previews(wanted: PreviewPolicy | bool) -> PreviewPolicy | None:
-    if isinstance(wanted, PreviewPolicy):
-        return wanted
-    return PreviewPolicy() if wanted else None
-
-
-def _several(garment: PictureSource | Sequence[PictureSource] | None) -> list[PictureSource]:
-    if garment is None:
-        return []
-    return list(garment) if isinstance(garment, (list, tuple)) else [garment]  # type: ignore[list-item]

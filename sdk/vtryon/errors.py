@@ -49,6 +49,8 @@ class Reason(StrEnum):
     CHECKPOINT_UNSUPPORTED = "CHECKPOINT_UNSUPPORTED"
     UNAUTHENTICATED = "UNAUTHENTICATED"
     PERMISSION_DENIED = "PERMISSION_DENIED"
+    NOT_FOUND = "NOT_FOUND"
+    ALREADY_EXISTS = "ALREADY_EXISTS"
     STAGE_FAILED = "STAGE_FAILED"
     CANCELLED = "CANCELLED"
 
@@ -201,6 +203,8 @@ REASONS: dict[Reason, Row] = {
     Reason.CHECKPOINT_UNSUPPORTED: _SETUP,
     Reason.UNAUTHENTICATED: Row(AccessError, grpc.StatusCode.UNAUTHENTICATED),
     Reason.PERMISSION_DENIED: Row(AccessError, grpc.StatusCode.PERMISSION_DENIED),
+    Reason.NOT_FOUND: Row(RequestError, grpc.StatusCode.NOT_FOUND),
+    Reason.ALREADY_EXISTS: Row(RequestError, grpc.StatusCode.ALREADY_EXISTS),
     Reason.STAGE_FAILED: Row(StageError, grpc.StatusCode.INTERNAL),
     Reason.CANCELLED: Row(CancelledError, grpc.StatusCode.CANCELLED),
 }

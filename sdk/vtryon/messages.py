@@ -2,7 +2,8 @@
 
 A dataclass that derives from `ProtoType` names its message class and has fields of the message's
 names. Enums become `StrEnum`s by name (UNSPECIFIED is None), repeated fields become tuples, nested
-messages become nested dataclasses, and a field that is not set is None where the message can tell.
+messages become nested dataclasses, timestamps datetimes, maps dicts, and a field that is not set is
+None where the message can tell.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import dataclasses
 import types
 import typing
 from collections.abc import Callable
+from datetime import UTC, datetime
 from enum import Enum
 from functools import cache
 from typing import Any, ClassVar, Self
@@ -68,6 +70,8 @@ def _plain(hint: Any) -> Any:
 
 def _read(message: Message, field: FieldDescriptor, kind: Any) -> Any:
     value = getattr(message, field.name)
+    if _is_map(field):
+        return dict(value)
     if field.is_repeated:
         return tuple(_from_value(item, field, kind) for item in value)
     if field.has_presence and not message.HasField(field.name):
@@ -78,13 +82,19 @@ def _read(message: Message, field: FieldDescriptor, kind: Any) -> Any:
 def _from_value(value: Any, field: FieldDescriptor, kind: Any) -> Any:
     if field.enum_type is not None:
         return _member(field.enum_type, value, kind)
+    if kind is datetime:
+        return value.ToDatetime(tzinfo=UTC)
     return kind.from_proto(value) if field.message_type is not None else value
 
 
 def _write(message: Message, field: FieldDescriptor, value: Any) -> None:
-    if field.is_repeated:
+    if _is_map(field):
+        getattr(message, field.name).update(value)
+    elif field.is_repeated:
         plain = [_to_value(item, field) for item in value]
         getattr(message, field.name).extend(plain)
+    elif isinstance(value, datetime):
+        getattr(message, field.name).FromDatetime(value)
     elif field.message_type is not None:
         getattr(message, field.name).CopyFrom(value.to_proto())
     else:
@@ -95,6 +105,10 @@ def _to_value(value: Any, field: FieldDescriptor) -> Any:
     if field.enum_type is not None:
         return field.enum_type.values_by_name[_prefix(field.enum_type) + value.name].number
     return value.to_proto() if field.message_type is not None else value
+
+
+def _is_map(field: FieldDescriptor) -> bool:
+    return field.message_type is not None and field.message_type.GetOptions().map_entry
 
 
 def _member(enum: EnumDescriptor, number: int, kind: type[Enum]) -> Enum | None:

@@ -262,6 +262,8 @@ class TryOnStart(ProtoType):
     proto = pipeline_pb2.TryOnStart
     payloads: tuple[Payload, ...] = ()
     options: TryOnOptions | None = None
+    resume: ResumePoint | None = None
+    resume_every: int = 0
 
 
 @dataclass(frozen=True, slots=True)

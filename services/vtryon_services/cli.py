@@ -16,7 +16,7 @@ from rich.table import Table
 from vtryon.errors import SettingsError
 from vtryon.types import Stage
 from vtryon_services.doctor import Finding, examine
-from vtryon_services.runtime.settings import REST
+from vtryon_services.runtime.settings import JOBS, REST
 
 
 def serve(
@@ -24,7 +24,7 @@ def serve(
         list[str],
         typer.Argument(
             metavar="STAGE...",
-            help="latent-encoder, text-encoder, sampling, decoding, pipeline; all; or rest.",
+            help="latent-encoder, text-encoder, sampling, decoding, pipeline; all; jobs; or rest.",
         ),
     ],
     listen: Annotated[
@@ -67,12 +67,12 @@ def serve(
         raise typer.Exit(2) from None
 
 
-async def _serve(stages: Sequence[Stage], given: dict[str, Any]) -> None:
-    from vtryon_services.host import KINDS, host
+async def _serve(stages: Sequence[str], given: dict[str, Any]) -> None:
+    from vtryon_services.host import host, settings_of
     from vtryon_services.runtime.process import serve as serve_process
 
     first = Stage.PIPELINE if Stage.PIPELINE in stages else stages[0]
-    settings = KINDS[first].settings.load_from(given)
+    settings = settings_of(first).load_from(given)
     await serve_process(settings, host(settings, stages, settings.listen, **given))
 
 
@@ -90,16 +90,15 @@ async def _serve_door(given: dict[str, Any]) -> None:
     await serve_process(settings, begin(settings))
 
 
-def _stages(names: Sequence[str]) -> list[Stage]:
-    if list(names) == ["all"]:
-        return list(Stage)
-    unknown = [name for name in names if name not in set(Stage)]
+def _stages(names: Sequence[str]) -> list[str]:
+    named = [one for name in names for one in (Stage if name == "all" else [name])]
+    unknown = [name for name in named if name not in {*Stage, JOBS}]
     if unknown:
         known = ", ".join(Stage)
         raise SettingsError(
             f"no stage {', '.join(unknown)}; there are {known}, all, and rest alone"
         )
-    return list(dict.fromkeys(Stage(name) for name in names))
+    return list(dict.fromkeys(named))
 
 
 def doctor(

@@ -11,6 +11,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from typing import Any, NamedTuple
 
+from vtryon.errors import SettingsError
 from vtryon.types import Stage
 from vtryon_services.pipeline.service import make_service as make_pipeline
 from vtryon_services.pipeline.settings import PipelineSettings
@@ -18,7 +19,7 @@ from vtryon_services.runtime.adapter import Service
 from vtryon_services.runtime.local import LocalStage
 from vtryon_services.runtime.process import Serving
 from vtryon_services.runtime.serve import Server
-from vtryon_services.runtime.settings import ServiceSettings
+from vtryon_services.runtime.settings import JOBS, ServiceSettings
 from vtryon_services.stages.decoding.service import make_service as make_decoding
 from vtryon_services.stages.decoding.settings import DecodingSettings
 from vtryon_services.stages.latent_encoder.service import make_service as make_latent_encoder
@@ -45,9 +46,18 @@ KINDS: dict[Stage, Kind] = {
 }
 
 
+def settings_of(name: str) -> type[ServiceSettings]:
+    """Give the kind of a service's settings."""
+    if name == JOBS:
+        from vtryon_services.jobs.settings import JobsSettings
+
+        return JobsSettings
+    return KINDS[Stage(name)].settings
+
+
 @asynccontextmanager
 async def host(
-    settings: ServiceSettings, stages: Sequence[Stage], address: str, **given: Any
+    settings: ServiceSettings, stages: Sequence[str], address: str, **given: Any
 ) -> AsyncIterator[Serving]:
     """Serve stages on one address until the block is left, then drain.
 
@@ -56,7 +66,9 @@ async def host(
     """
     server = Server(settings)
     bound = server.bind(address)
-    services = await make_services(stages, **given)
+    services = await make_services([name for name in stages if name != JOBS], **given)
+    if JOBS in stages:
+        services.append(await _make_jobs(bound if Stage.PIPELINE in stages else None, **given))
     await server.start(services)
     try:
         yield Serving(server, bound, services)
@@ -64,7 +76,18 @@ async def host(
         await server.drain(hand_over=Stage.PIPELINE not in stages)
 
 
-async def make_services(stages: Sequence[Stage], **given: Any) -> list[Service]:
+async def _make_jobs(pipeline: str | None, **given: Any) -> Service:
+    """Make the service of jobs; they go to the pipeline beside it, if there is one."""
+    try:
+        from vtryon_services.jobs.service import make_service
+        from vtryon_services.jobs.settings import JobsSettings
+    except ModuleNotFoundError as error:
+        raise SettingsError(f"jobs need {error.name}: pip install 'vtryon[server,jobs]'") from error
+    beside = {"pipeline_target": pipeline} if pipeline else {}
+    return await make_service(JobsSettings.load_from({**beside, **given}))
+
+
+async def make_services(stages: Sequence[str], **given: Any) -> list[Service]:
     """Make services for one process; the pipeline among them calls the others without a wire.
 
     Settings `given` come before the environment, for every service that has them.
@@ -72,7 +95,7 @@ async def make_services(stages: Sequence[Stage], **given: Any) -> list[Service]:
     Raises:
         SettingsError: a service is set up wrongly.
     """
-    kinds = {stage: KINDS[stage] for stage in stages if stage is not Stage.PIPELINE}
+    kinds = {name: KINDS[Stage(name)] for name in stages if name != Stage.PIPELINE}
     settings = [kind.settings.load_from(given) for kind in kinds.values()]
     pipeline = PipelineSettings.load_from(given) if Stage.PIPELINE in stages else None
     services = await asyncio.gather(
@@ -80,5 +103,5 @@ async def make_services(stages: Sequence[Stage], **given: Any) -> list[Service]:
     )
     if pipeline is None:
         return list(services)
-    beside = {service.stage: LocalStage(service) for service in services}
+    beside = {Stage(service.stage): LocalStage(service) for service in services}
     return [*services, await make_pipeline(pipeline, beside)]

@@ -19,9 +19,10 @@ from vtryon.cli.connection import (
 )
 from vtryon.cli.files import check_writable, load_tensors, save_picture, save_tensors
 from vtryon.cli.try_on import format_of, report_failure
-from vtryon.client import DEFAULT_PROMPT, Client
+from vtryon.client import Client
 from vtryon.errors import RequestError, VtryonError
 from vtryon.events import Accepted, Preview, StepFinished
+from vtryon.options import DEFAULT_PROMPT
 from vtryon.tensor_files import conditioning, first_latents, name_embeddings, name_latents
 from vtryon.types import Numerics, PreviewPolicy, Profile, SampleStart
 

@@ -26,9 +26,9 @@ from vtryon.cli.progress import (
     ledger_table,
     live_progress,
 )
-from vtryon.client import DEFAULT_PROMPT
 from vtryon.errors import RequestError, VtryonError
 from vtryon.events import Event, Preview
+from vtryon.options import DEFAULT_PROMPT
 from vtryon.pictures import read_picture
 from vtryon.run import Result
 from vtryon.types import ImageFormat, Profile

@@ -81,6 +81,13 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     ERROR_REASON_UNAUTHENTICATED: _ErrorReason.ValueType  # 20
     """UNAUTHENTICATED and PERMISSION_DENIED."""
     ERROR_REASON_PERMISSION_DENIED: _ErrorReason.ValueType  # 21
+    ERROR_REASON_NOT_FOUND: _ErrorReason.ValueType  # 25
+    """NOT_FOUND and ALREADY_EXISTS.
+
+    There is no such job, path or topic; or it is somebody else's.
+    """
+    ERROR_REASON_ALREADY_EXISTS: _ErrorReason.ValueType  # 26
+    """The request id stands for another request already."""
     ERROR_REASON_STAGE_FAILED: _ErrorReason.ValueType  # 22
     """INTERNAL.
 
@@ -153,6 +160,13 @@ ERROR_REASON_CHECKPOINT_UNSUPPORTED: ErrorReason.ValueType  # 19
 ERROR_REASON_UNAUTHENTICATED: ErrorReason.ValueType  # 20
 """UNAUTHENTICATED and PERMISSION_DENIED."""
 ERROR_REASON_PERMISSION_DENIED: ErrorReason.ValueType  # 21
+ERROR_REASON_NOT_FOUND: ErrorReason.ValueType  # 25
+"""NOT_FOUND and ALREADY_EXISTS.
+
+There is no such job, path or topic; or it is somebody else's.
+"""
+ERROR_REASON_ALREADY_EXISTS: ErrorReason.ValueType  # 26
+"""The request id stands for another request already."""
 ERROR_REASON_STAGE_FAILED: ErrorReason.ValueType  # 22
 """INTERNAL.
 

@@ -24,25 +24,26 @@ _sym_db = _symbol_database.Default()
 
 from vtryon.v1 import image_pb2 as vtryon_dot_v1_dot_image__pb2
 from vtryon.v1 import numerics_pb2 as vtryon_dot_v1_dot_numerics__pb2
+from vtryon.v1 import sampling_pb2 as vtryon_dot_v1_dot_sampling__pb2
 from vtryon.v1 import stream_pb2 as vtryon_dot_v1_dot_stream__pb2
 from vtryon.v1 import tensor_pb2 as vtryon_dot_v1_dot_tensor__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x18vtryon/v1/pipeline.proto\x12\tvtryon.v1\x1a\x15vtryon/v1/image.proto\x1a\x18vtryon/v1/numerics.proto\x1a\x16vtryon/v1/stream.proto\x1a\x16vtryon/v1/tensor.proto\"d\n\x0cTryOnRequest\x12&\n\x05start\x18\x01 \x01(\x0b\x32\x15.vtryon.v1.TryOnStartH\x00\x12!\n\x05\x63hunk\x18\x02 \x01(\x0b\x32\x10.vtryon.v1.ChunkH\x00\x42\t\n\x07request\"\\\n\nTryOnStart\x12$\n\x08payloads\x18\x01 \x03(\x0b\x32\x12.vtryon.v1.Payload\x12(\n\x07options\x18\x02 \x01(\x0b\x32\x17.vtryon.v1.TryOnOptions\"`\n\x12TryOnInlineRequest\x12\x0e\n\x06person\x18\x01 \x01(\x0c\x12\x10\n\x08garments\x18\x02 \x03(\x0c\x12(\n\x07options\x18\x03 \x01(\x0b\x32\x17.vtryon.v1.TryOnOptions\"\xf0\x03\n\x0cTryOnOptions\x12\x0e\n\x06prompt\x18\x01 \x01(\t\x12\x1c\n\x0fnegative_prompt\x18\x02 \x01(\tH\x00\x88\x01\x01\x12%\n\x08numerics\x18\x03 \x01(\x0b\x32\x13.vtryon.v1.Numerics\x12\x12\n\x05steps\x18\x04 \x01(\rH\x01\x88\x01\x01\x12\x1b\n\x0etrue_cfg_scale\x18\x05 \x01(\x01H\x02\x88\x01\x01\x12\x11\n\x04seed\x18\x06 \x01(\x04H\x03\x88\x01\x01\x12\x15\n\x08strength\x18\x07 \x01(\x01H\x04\x88\x01\x01\x12\x0e\n\x06sigmas\x18\x08 \x03(\x01\x12\x12\n\x05width\x18\t \x01(\rH\x05\x88\x01\x01\x12\x13\n\x06height\x18\n \x01(\rH\x06\x88\x01\x01\x12*\n\x08previews\x18\x0b \x01(\x0b\x32\x18.vtryon.v1.PreviewPolicy\x12%\n\x08priority\x18\x0c \x01(\x0e\x32\x13.vtryon.v1.Priority\x12&\n\x06\x66ormat\x18\r \x01(\x0e\x32\x16.vtryon.v1.ImageFormat\x12\x14\n\x07quality\x18\x0e \x01(\rH\x07\x88\x01\x01\x42\x12\n\x10_negative_promptB\x08\n\x06_stepsB\x11\n\x0f_true_cfg_scaleB\x07\n\x05_seedB\x0b\n\t_strengthB\x08\n\x06_widthB\t\n\x07_heightB\n\n\x08_quality2\x8b\x01\n\x0fPipelineService\x12\x36\n\x05TryOn\x12\x17.vtryon.v1.TryOnRequest\x1a\x10.vtryon.v1.Event(\x01\x30\x01\x12@\n\x0bTryOnInline\x12\x1d.vtryon.v1.TryOnInlineRequest\x1a\x10.vtryon.v1.Event0\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x18vtryon/v1/pipeline.proto\x12\tvtryon.v1\x1a\x15vtryon/v1/image.proto\x1a\x18vtryon/v1/numerics.proto\x1a\x18vtryon/v1/sampling.proto\x1a\x16vtryon/v1/stream.proto\x1a\x16vtryon/v1/tensor.proto\"d\n\x0cTryOnRequest\x12&\n\x05start\x18\x01 \x01(\x0b\x32\x15.vtryon.v1.TryOnStartH\x00\x12!\n\x05\x63hunk\x18\x02 \x01(\x0b\x32\x10.vtryon.v1.ChunkH\x00\x42\t\n\x07request\"\xaa\x01\n\nTryOnStart\x12$\n\x08payloads\x18\x01 \x03(\x0b\x32\x12.vtryon.v1.Payload\x12(\n\x07options\x18\x02 \x01(\x0b\x32\x17.vtryon.v1.TryOnOptions\x12+\n\x06resume\x18\x03 \x01(\x0b\x32\x16.vtryon.v1.ResumePointH\x00\x88\x01\x01\x12\x14\n\x0cresume_every\x18\x04 \x01(\rB\t\n\x07_resume\"`\n\x12TryOnInlineRequest\x12\x0e\n\x06person\x18\x01 \x01(\x0c\x12\x10\n\x08garments\x18\x02 \x03(\x0c\x12(\n\x07options\x18\x03 \x01(\x0b\x32\x17.vtryon.v1.TryOnOptions\"\xf0\x03\n\x0cTryOnOptions\x12\x0e\n\x06prompt\x18\x01 \x01(\t\x12\x1c\n\x0fnegative_prompt\x18\x02 \x01(\tH\x00\x88\x01\x01\x12%\n\x08numerics\x18\x03 \x01(\x0b\x32\x13.vtryon.v1.Numerics\x12\x12\n\x05steps\x18\x04 \x01(\rH\x01\x88\x01\x01\x12\x1b\n\x0etrue_cfg_scale\x18\x05 \x01(\x01H\x02\x88\x01\x01\x12\x11\n\x04seed\x18\x06 \x01(\x04H\x03\x88\x01\x01\x12\x15\n\x08strength\x18\x07 \x01(\x01H\x04\x88\x01\x01\x12\x0e\n\x06sigmas\x18\x08 \x03(\x01\x12\x12\n\x05width\x18\t \x01(\rH\x05\x88\x01\x01\x12\x13\n\x06height\x18\n \x01(\rH\x06\x88\x01\x01\x12*\n\x08previews\x18\x0b \x01(\x0b\x32\x18.vtryon.v1.PreviewPolicy\x12%\n\x08priority\x18\x0c \x01(\x0e\x32\x13.vtryon.v1.Priority\x12&\n\x06\x66ormat\x18\r \x01(\x0e\x32\x16.vtryon.v1.ImageFormat\x12\x14\n\x07quality\x18\x0e \x01(\rH\x07\x88\x01\x01\x42\x12\n\x10_negative_promptB\x08\n\x06_stepsB\x11\n\x0f_true_cfg_scaleB\x07\n\x05_seedB\x0b\n\t_strengthB\x08\n\x06_widthB\t\n\x07_heightB\n\n\x08_quality2\x8b\x01\n\x0fPipelineService\x12\x36\n\x05TryOn\x12\x17.vtryon.v1.TryOnRequest\x1a\x10.vtryon.v1.Event(\x01\x30\x01\x12@\n\x0bTryOnInline\x12\x1d.vtryon.v1.TryOnInlineRequest\x1a\x10.vtryon.v1.Event0\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'vtryon.v1.pipeline_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_TRYONREQUEST']._serialized_start=136
-  _globals['_TRYONREQUEST']._serialized_end=236
-  _globals['_TRYONSTART']._serialized_start=238
-  _globals['_TRYONSTART']._serialized_end=330
-  _globals['_TRYONINLINEREQUEST']._serialized_start=332
-  _globals['_TRYONINLINEREQUEST']._serialized_end=428
-  _globals['_TRYONOPTIONS']._serialized_start=431
-  _globals['_TRYONOPTIONS']._serialized_end=927
-  _globals['_PIPELINESERVICE']._serialized_start=930
-  _globals['_PIPELINESERVICE']._serialized_end=1069
+  _globals['_TRYONREQUEST']._serialized_start=162
+  _globals['_TRYONREQUEST']._serialized_end=262
+  _globals['_TRYONSTART']._serialized_start=265
+  _globals['_TRYONSTART']._serialized_end=435
+  _globals['_TRYONINLINEREQUEST']._serialized_start=437
+  _globals['_TRYONINLINEREQUEST']._serialized_end=533
+  _globals['_TRYONOPTIONS']._serialized_start=536
+  _globals['_TRYONOPTIONS']._serialized_end=1032
+  _globals['_PIPELINESERVICE']._serialized_start=1035
+  _globals['_PIPELINESERVICE']._serialized_end=1174
 # @@protoc_insertion_point(module_scope)

@@ -9,6 +9,7 @@ from google.protobuf import message as _message
 from google.protobuf.internal import containers as _containers
 from vtryon.v1 import image_pb2 as _image_pb2
 from vtryon.v1 import numerics_pb2 as _numerics_pb2
+from vtryon.v1 import sampling_pb2 as _sampling_pb2
 from vtryon.v1 import stream_pb2 as _stream_pb2
 from vtryon.v1 import tensor_pb2 as _tensor_pb2
 import builtins as _builtins
@@ -54,21 +55,37 @@ class TryOnStart(_message.Message):
 
     PAYLOADS_FIELD_NUMBER: _builtins.int
     OPTIONS_FIELD_NUMBER: _builtins.int
+    RESUME_FIELD_NUMBER: _builtins.int
+    RESUME_EVERY_FIELD_NUMBER: _builtins.int
+    resume_every: _builtins.int
+    """A resume point for the caller after every n-th step; 0 for none. The topology `ensemble` has
+    none, and begins anew.
+    """
     @_builtins.property
     def payloads(self) -> _containers.RepeatedCompositeFieldContainer[_tensor_pb2.Payload]: ...
     @_builtins.property
     def options(self) -> Global___TryOnOptions: ...
+    @_builtins.property
+    def resume(self) -> _sampling_pb2.ResumePoint:
+        """Go on where an earlier request of the same options and seed stopped, with a payload of kind
+        RESUME_LATENTS behind the pictures.
+        """
+
     def __init__(
         self,
         *,
         payloads: _abc.Iterable[_tensor_pb2.Payload] | None = ...,
         options: Global___TryOnOptions | None = ...,
+        resume: _sampling_pb2.ResumePoint | None = ...,
+        resume_every: _builtins.int = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["options", b"options"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_resume", b"_resume", "options", b"options", "resume", b"resume"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["options", b"options", "payloads", b"payloads"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_resume", b"_resume", "options", b"options", "payloads", b"payloads", "resume", b"resume", "resume_every", b"resume_every"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType__resume: _TypeAlias = _typing.Literal["resume"]  # noqa: Y015
+    _WhichOneofArgType__resume: _TypeAlias = _typing.Literal["_resume", b"_resume"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__resume) -> _WhichOneofReturnType__resume | None: ...
 
 Global___TryOnStart: _TypeAlias = TryOnStart  # noqa: Y015
 

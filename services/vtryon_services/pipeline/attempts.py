@@ -54,10 +54,12 @@ class Attempts:
     Attributes:
         number: of attempts that have failed.
         limit: of attempts in all.
+        told_to_caller: whether the caller wants resume points as well.
     """
 
     budget: RetryBudget
     limit: int
+    told_to_caller: bool = False
     number: int = 0
     _step: int = 0
     _latents: bytes = b""
@@ -100,11 +102,12 @@ class Attempts:
         return replace(start, resume=resume, attempt=self.number)
 
     def payloads(self, start: Start, outgoing: Sequence[Outgoing]) -> list[Outgoing]:
-        """Give the payloads of the next attempt."""
+        """Give the payloads of the next attempt: with the newest resume point alone."""
         if not self._step or not isinstance(start, SampleStart):
             return list(outgoing)
         channels = len(self._latents) // (4 * start.width * start.height // 64)
         shape = (channels, start.height // 8, start.width // 8)
         spec = TensorSpec(DataType.FP32, shape)
         payload = Payload(PayloadKind.RESUME_LATENTS, len(self._latents), tensor=spec)
-        return [*outgoing, Outgoing(payload, self._latents)]
+        others = [one for one in outgoing if one.payload.kind is not PayloadKind.RESUME_LATENTS]
+        return [*others, Outgoing(payload, self._latents)]

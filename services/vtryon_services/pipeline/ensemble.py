@@ -24,7 +24,7 @@ from vtryon.events import (
     StepFinished,
 )
 from vtryon.payloads import Buffer, outgoing_image
-from vtryon.types import PayloadKind, Stage, TryOnOptions
+from vtryon.types import PayloadKind, Stage, TryOnStart
 from vtryon_services.backends.ensemble import Progress, TritonTryOn
 from vtryon_services.engine.plan import Standing
 from vtryon_services.pipeline.attempts import Attempts, Retries
@@ -38,17 +38,20 @@ class EnsembleFlow:
     def __init__(
         self,
         ensemble: TritonTryOn,
-        options: TryOnOptions,
+        start: TryOnStart,
         incoming: Incoming,
         call: Call,
         retries: Retries,
     ) -> None:
         self._ensemble = ensemble
-        self._options = options
+        assert start.options is not None
+        self._options = start.options
         self._incoming = incoming
         self._call = call
         self._attempts = Attempts(retries.budget, retries.attempts)
-        self._subjects = name_subjects(incoming.payloads)
+        resumed = PayloadKind.RESUME_LATENTS
+        pictures = [payload for payload in incoming.payloads if payload.kind is not resumed]
+        self._subjects = name_subjects(pictures)
         self._sent_at = self._encoded_at = 0.0
         self._steps_told = 0
         self._compute_seconds = 0.0
@@ -60,7 +63,9 @@ class EnsembleFlow:
         Raises:
             VtryonError: it failed, and there is no other attempt.
         """
-        pictures = await self._incoming.receive()
+        received = await self._incoming.receive()
+        # An ensemble can't be entered in the middle: it begins anew, and draws the same.
+        pictures = received[: len(self._subjects)]
         self._sent_at = self._call.elapsed_seconds
         for stage, subject in self._encoders:
             yield StageStarted(stage, subject)

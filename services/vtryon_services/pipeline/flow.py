@@ -20,11 +20,12 @@ from vtryon.types import (
     DecodeStart,
     EncodeLatentsStart,
     EncodeTextStart,
+    Payload,
     PayloadKind,
     SampleStart,
     Stage,
     Start,
-    TryOnOptions,
+    TryOnStart,
 )
 from vtryon_services.pipeline.attempts import Attempts, Retries
 from vtryon_services.pipeline.clients import StageCall, StageClients
@@ -43,13 +44,15 @@ class Flow:
     def __init__(
         self,
         stages: StageClients,
-        options: TryOnOptions,
+        start: TryOnStart,
         incoming: Incoming,
         call: Call,
         retries: Retries,
     ) -> None:
         self._stages = stages
-        self._options = options
+        assert start.options is not None
+        self._options = start.options
+        self._start = start
         self._incoming = incoming
         self._call = call
         self._retries = retries
@@ -87,7 +90,12 @@ class Flow:
 
     async def _run_stages(self, group: asyncio.TaskGroup) -> None:
         pictures = Fanout(self._incoming.payloads)
-        given = await self._encode(group, pictures)
+        resumed = [
+            Outgoing(payload, pictures.relay(index))
+            for index, payload in enumerate(self._incoming.payloads)
+            if payload.kind is PayloadKind.RESUME_LATENTS
+        ]
+        given = [*await self._encode(group, pictures), *resumed]
         latents = await self._sample(group, given)
         [picture] = await self._decode(group, latents)
         await self._emit(Output((picture.payload,)))
@@ -96,8 +104,13 @@ class Flow:
             await self._emit(Chunk(0, offset, piece))
             offset += len(piece)
 
+    @property
+    def _pictures(self) -> list[Payload]:
+        kinds = {PayloadKind.PERSON_IMAGE, PayloadKind.GARMENT_IMAGE}
+        return [payload for payload in self._incoming.payloads if payload.kind in kinds]
+
     async def _encode(self, group: asyncio.TaskGroup, pictures: Fanout) -> list[Outgoing]:
-        options, declared = self._options, self._incoming.payloads
+        options, declared = self._options, self._pictures
 
         def images() -> list[Outgoing]:
             return [
@@ -142,7 +155,8 @@ class Flow:
             sigmas=options.sigmas,
             previews=options.previews,
             priority=options.priority,
-            resume_every=self._retries.resume_every,
+            resume=self._start.resume,
+            resume_every=self._start.resume_every or self._retries.resume_every,
         )
         return await self._open(group, Stage.SAMPLING, start, given).output
 
@@ -185,7 +199,8 @@ class Flow:
                 content_digest=self._call.content_digest,
             )
 
-        attempts = Attempts(self._retries.budget, self._retries.attempts)
+        told = bool(self._start.resume_every)
+        attempts = Attempts(self._retries.budget, self._retries.attempts, told)
         run = StageRun(stage, subjects, self._call, self._emit, attempts)
         self._runs.append(run)
         group.create_task(run.run(open_call))

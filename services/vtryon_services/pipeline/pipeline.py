@@ -25,14 +25,7 @@ from vtryon_services.pipeline.attempts import Retries, RetryBudget
 from vtryon_services.pipeline.settings import PipelineSettings
 from vtryon_services.runtime.call import Call, Incoming, accepted
 from vtryon_services.runtime.places import Places
-from vtryon_services.runtime.ranges import (
-    EncodingRanges,
-    PreviewsRange,
-    PromptRanges,
-    SamplingRanges,
-    SizeRanges,
-    check_ranges,
-)
+from vtryon_services.runtime.ranges import ResumeRanges, check_options, check_ranges
 
 STAGE = Stage.PIPELINE
 
@@ -45,7 +38,7 @@ class EventFlow(Protocol):
         ...
 
 
-MakeFlow = Callable[[TryOnOptions, Incoming, Call, Retries], EventFlow]
+MakeFlow = Callable[[TryOnStart, Incoming, Call, Retries], EventFlow]
 
 
 class Pipeline:
@@ -61,8 +54,9 @@ class Pipeline:
         self, start: TryOnStart, incoming: Incoming, call: Call
     ) -> AsyncGenerator[Event, None]:
         """Serve `PipelineService.TryOn`."""
-        self._check_kinds(start.payloads)
-        async with aclosing(self._flow(start.options, incoming, call)) as events:
+        self._check_kinds(start.payloads, resumed=start.resume is not None)
+        check_ranges(start, ResumeRanges)
+        async with aclosing(self._flow(start, incoming, call)) as events:
             async for event in events:
                 yield event
 
@@ -80,21 +74,24 @@ class Pipeline:
         outgoing = _inline_payloads(request)
         self._check_kinds([item.payload for item in outgoing])
         incoming = Incoming([item.payload for item in outgoing], chunks(outgoing))
-        async with aclosing(self._flow(request.options, incoming, call)) as events:
+        async with aclosing(
+            self._flow(TryOnStart(options=request.options), incoming, call)
+        ) as events:
             async for event in events:
                 yield event
 
     async def _flow(
-        self, options: TryOnOptions | None, incoming: Incoming, call: Call
+        self, start: TryOnStart, incoming: Incoming, call: Call
     ) -> AsyncGenerator[Event, None]:
-        chosen = _choose(options or TryOnOptions())
+        chosen = _choose(start.options or TryOnOptions())
         with self._places.enter():
-            async with aclosing(self._admitted(chosen, incoming, call)) as events:
+            admitted = self._admitted(replace(start, options=chosen), chosen, incoming, call)
+            async with aclosing(admitted) as events:
                 async for event in events:
                     yield event
 
     async def _admitted(
-        self, chosen: TryOnOptions, incoming: Incoming, call: Call
+        self, start: TryOnStart, chosen: TryOnOptions, incoming: Incoming, call: Call
     ) -> AsyncGenerator[Event, None]:
         yield accepted(
             STAGE,
@@ -107,19 +104,25 @@ class Pipeline:
             height=chosen.height,
         )
         self._retries.budget.earn()
-        flow = self._make_flow(chosen, incoming, call, self._retries)
+        flow = self._make_flow(start, incoming, call, self._retries)
         async with aclosing(flow.events()) as events:
             async for event in events:
                 yield event
 
-    def _check_kinds(self, payloads: Sequence[Payload]) -> None:
-        kinds = [payload.kind for payload in payloads]
+    def _check_kinds(self, payloads: Sequence[Payload], *, resumed: bool = False) -> None:
+        pictures = payloads[:-1] if resumed else payloads
+        if resumed and (not payloads or payloads[-1].kind is not PayloadKind.RESUME_LATENTS):
+            raise RequestError(
+                "to resume takes a payload of kind RESUME_LATENTS behind the pictures",
+                reason=Reason.PAYLOAD_INVALID,
+            )
+        kinds = [payload.kind for payload in pictures]
         garments = kinds[1:]
         if (
             kinds[:1] != [PayloadKind.PERSON_IMAGE]
             or set(garments) - {PayloadKind.GARMENT_IMAGE}
             or len(garments) > self._max_garments
-            or any(payload.image is None for payload in payloads)
+            or any(payload.image is None for payload in pictures)
         ):
             raise RequestError(
                 "a try-on takes one payload of kind PERSON_IMAGE, then up to "
@@ -130,12 +133,8 @@ class Pipeline:
 
 def _choose(options: TryOnOptions) -> TryOnOptions:
     """Check the options, and draw a seed where there is none."""
-    check_ranges(options, PromptRanges, SamplingRanges, PreviewsRange, EncodingRanges)
+    check_options(options)
     resolve(options.numerics)
-    if (options.width is None) != (options.height is None):
-        raise RequestError("width and height go together; give both or neither")
-    if options.width is not None:
-        check_ranges(options, SizeRanges)
     seed = secrets.randbelow(2**63) if options.seed is None else options.seed
     # At scale 1 and below, guidance vanishes: no need to encode a prompt for it.
     unguided = options.true_cfg_scale is not None and options.true_cfg_scale <= 1

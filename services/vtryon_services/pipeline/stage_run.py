@@ -112,6 +112,11 @@ class StageRun:
         """When the result was declared, in seconds since the request began."""
         return self._output_at
 
+    async def _keep(self, event: ResumeChunk) -> None:
+        self._attempts.take(event)
+        if self._attempts.told_to_caller:
+            await self._emit(event)
+
     async def _take(self, event: Event) -> None:
         match event:
             case Accepted() if not self._attempts.number:
@@ -124,7 +129,7 @@ class StageRun:
             case Preview() if event.step >= self._steps_told:
                 await self._emit(event)
             case ResumeChunk():
-                self._attempts.take(event)
+                await self._keep(event)
             case Output() if self.output.done():
                 self._fanout.expect(event)
             case Output():

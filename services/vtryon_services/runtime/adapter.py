@@ -1,7 +1,8 @@
 """Between gRPC and a service; but for the interceptor, only this code touches a ServicerContext.
 
-A service is an async generator of events. The adapter reads requests and writes events, checks both
-against the grammar and the limits, keeps the deadline, and turns errors into statuses.
+A method is an async generator: of events, of messages, or of one message. The adapter reads
+requests and writes what is given, checks streams against the grammar and the limits, keeps the
+deadline, and turns errors into statuses.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import uuid
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import aclosing, contextmanager
 from dataclasses import dataclass
+from enum import Enum
 from typing import Any, Generic, TypeVar
 
 import grpc
@@ -34,7 +36,6 @@ from vtryon.framing import EVENT_TAG, REQUEST_TAG, read_chunk, write_chunk
 from vtryon.grammar import Requests, Responses
 from vtryon.messages import ProtoType
 from vtryon.stream import CONTENT_KEY, REQUEST_ID_KEY, is_being_cancelled
-from vtryon.types import Stage
 from vtryon_services.runtime.call import Call, Incoming
 from vtryon_services.runtime.declarations import check_payloads, unknown_enum
 from vtryon_services.runtime.settings import ServiceSettings
@@ -43,7 +44,15 @@ _log = structlog.get_logger("vtryon.service")
 S = TypeVar("S", bound=ProtoType)
 _MAX_REQUEST_ID = 128
 
-Serve = Callable[[S, Incoming, Call], AsyncGenerator[Event, None]]
+Serve = Callable[[S, Incoming, Call], AsyncGenerator[Any, None]]
+
+
+class Replies(Enum):
+    """What a method gives: a stream of the grammar, a stream of plain messages, or one message."""
+
+    EVENTS = "events"
+    MESSAGES = "messages"
+    ONE = "one"
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +64,7 @@ class Method(Generic[S]):
     start: type[S]
     serve: Serve[S]
     streams_requests: bool = True
+    replies: Replies = Replies.EVENTS
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,15 +75,17 @@ class Service:
         is_ready: asked every second; the health service says what it says.
         hand_over: called when draining begins, where there may be other replicas: ends the calls
             that can go on elsewhere.
+        retire: called when draining begins, always: begin nothing new.
         close: called when the server has drained.
     """
 
-    stage: Stage
+    stage: str
     proto_name: str
     methods: tuple[Method[Any], ...]
     settings: ServiceSettings
     is_ready: Callable[[], Awaitable[bool]] | None = None
     hand_over: Callable[[], Awaitable[None]] | None = None
+    retire: Callable[[], Awaitable[None]] | None = None
     close: Callable[[], Awaitable[None]] | None = None
 
     def handler(self) -> grpc.GenericRpcHandler:
@@ -82,12 +94,21 @@ class Service:
         return grpc.method_handlers_generic_handler(self.proto_name, handlers)
 
     def _rpc(self, method: Method[Any]) -> grpc.RpcMethodHandler:
-        async def behaviour(request: Any, context: grpc.aio.ServicerContext) -> None:
-            await _Exchange(self, method, context).run(request)
+        async def behaviour(request: Any, context: grpc.aio.ServicerContext) -> bytes | None:
+            return await _Exchange(self, method, context).run(request)
 
+        one = method.replies is Replies.ONE
         if method.streams_requests:
-            return grpc.stream_stream_rpc_method_handler(behaviour)
-        return grpc.unary_stream_rpc_method_handler(behaviour)
+            make = (
+                grpc.stream_unary_rpc_method_handler
+                if one
+                else grpc.stream_stream_rpc_method_handler
+            )
+        else:
+            make = (
+                grpc.unary_unary_rpc_method_handler if one else grpc.unary_stream_rpc_method_handler
+            )
+        return make(behaviour)
 
 
 class _Exchange:
@@ -102,9 +123,10 @@ class _Exchange:
         self._context = context
         self._requests = Requests()
         self._call = self._describe_call()
+        self._reply: bytes | None = None
 
-    async def run(self, request: bytes | None) -> None:
-        """Serve the call, and end it with a status."""
+    async def run(self, request: bytes | None) -> bytes | None:
+        """Serve the call, and end it with a status; gives the reply where there is but one."""
         failure = await self._attempt(request)
         if self._context.done():
             raise asyncio.CancelledError  # the caller has left, there is nobody to tell
@@ -112,6 +134,7 @@ class _Exchange:
             # Its frames hold the payloads, and grpc.aio keeps what an aborted call raised.
             failure.__cause__ = failure.__context__ = None
             await self._abort(failure.with_traceback(None))
+        return self._reply
 
     async def _attempt(self, request: bytes | None) -> VtryonError | None:
         try:
@@ -148,14 +171,18 @@ class _Exchange:
             incoming = Incoming((), self._no_chunks())
         grammar = Responses()
         async with aclosing(self._method.serve(start, incoming, self._call)) as served:
-            async for event in served:
-                await self._write(grammar, event)
-        if not grammar.ended:
+            async for reply in served:
+                if self._method.replies is Replies.EVENTS:
+                    grammar.event(reply)
+                    await self._write(_encode(reply))
+                elif self._method.replies is Replies.MESSAGES:
+                    await self._write(reply.to_proto().SerializeToString())
+                else:
+                    self._reply = reply.to_proto().SerializeToString()
+        if self._method.replies is Replies.EVENTS and not grammar.ended:
             raise StageError(f"{self._service.stage} ended its stream before `finished`")
 
-    async def _write(self, grammar: Responses, event: Event) -> None:
-        grammar.event(event)
-        raw = _encode(event)
+    async def _write(self, raw: bytes) -> None:
         try:
             async with asyncio.timeout(self._settings.write_timeout_seconds):
                 await self._context.write(raw)
@@ -207,10 +234,10 @@ class _Exchange:
             ) from error
 
     async def _abort(self, error: VtryonError) -> None:
-        own = {"stage": self._service.stage.value, "request_id": self._call.request_id}
+        own = {"stage": str(self._service.stage), "request_id": self._call.request_id}
         error.metadata = {**own, **self._call.facts, **error.metadata}
         code, message, trailing = status.to_rpc(error)
-        _log.info("refused", code=code.name, reason=error.reason, stage=self._service.stage.value)
+        _log.info("refused", code=code.name, reason=error.reason, stage=str(self._service.stage))
         try:
             await self._context.abort(code, message, trailing)
         except grpc.aio.InternalError:
@@ -222,7 +249,7 @@ class _CallerLeftError(asyncio.CancelledError):
 
 
 @contextmanager
-def named_failures(stage: Stage, call: Call) -> Iterator[None]:
+def named_failures(stage: str, call: Call) -> Iterator[None]:
     """Give what goes wrong in a call one of our names, and log what is no caller's business.
 
     Raises:
@@ -244,8 +271,8 @@ def named_failures(stage: Stage, call: Call) -> Iterator[None]:
         raise _log_failure(stage, call) from None
 
 
-def _log_failure(stage: Stage, call: Call) -> StageError:
-    _log.exception("the service failed", stage=stage.value)
+def _log_failure(stage: str, call: Call) -> StageError:
+    _log.exception("the service failed", stage=str(stage))
     return StageError(f"{stage} failed; its log has the cause under request id {call.request_id}")
 
 

@@ -16,7 +16,7 @@ _tracer = trace.get_tracer("vtryon")
 _durations = metrics.get_meter("vtryon").create_histogram(
     "rpc.server.duration", unit="ms", description="Calls, from their first byte to their end."
 )
-Behaviour = Callable[[Any, grpc.aio.ServicerContext], Awaitable[None]]
+Behaviour = Callable[[Any, grpc.aio.ServicerContext], Awaitable[bytes | None]]
 
 
 class TelemetryInterceptor(grpc.aio.ServerInterceptor):
@@ -33,17 +33,15 @@ class TelemetryInterceptor(grpc.aio.ServerInterceptor):
         if handler is None or not method.startswith("/vtryon."):
             return handler
         metadata = dict(handler_call_details.invocation_metadata or ())
-        if handler.stream_stream is not None:
-            return grpc.stream_stream_rpc_method_handler(
-                _observed(handler.stream_stream, method, metadata)
-            )
-        return grpc.unary_stream_rpc_method_handler(
-            _observed(handler.unary_stream, method, metadata)
-        )
+        for kind in ("stream_stream", "unary_stream", "stream_unary", "unary_unary"):
+            if (behaviour := getattr(handler, kind)) is not None:
+                make = getattr(grpc, f"{kind}_rpc_method_handler")
+                return make(_observed(behaviour, method, metadata))
+        return handler
 
 
 def _observed(behaviour: Behaviour, method: str, metadata: dict[str, Any]) -> Behaviour:
-    async def observed(request: Any, context: grpc.aio.ServicerContext) -> None:
+    async def observed(request: Any, context: grpc.aio.ServicerContext) -> bytes | None:
         started = time.monotonic()
         with _tracer.start_as_current_span(
             method[1:],
@@ -54,8 +52,9 @@ def _observed(behaviour: Behaviour, method: str, metadata: dict[str, Any]) -> Be
         ) as span:
             code = grpc.StatusCode.UNKNOWN
             try:
-                await behaviour(request, context)
+                reply = await behaviour(request, context)
                 code = grpc.StatusCode.OK
+                return reply
             except asyncio.CancelledError:
                 code = _why_cancelled(context)
                 raise

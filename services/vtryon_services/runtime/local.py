@@ -94,7 +94,7 @@ class LocalCall:
             code = grpc.StatusCode.OK
         except VtryonError as error:
             code = REASONS[error.reason or Reason.STAGE_FAILED].status
-            facts = {"stage": self._service.stage.value, "request_id": self._call.request_id}
+            facts = {"stage": str(self._service.stage), "request_id": self._call.request_id}
             error.metadata = {**facts, **self._call.facts, **error.metadata}
             raise
         finally:

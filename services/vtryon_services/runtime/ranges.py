@@ -8,7 +8,7 @@ from typing import Annotated, Any, Self
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from vtryon.errors import RequestError, Violation
-from vtryon.types import MAX_PROMPT_CHARACTERS, ImageFormat
+from vtryon.types import MAX_PROMPT_CHARACTERS, ImageFormat, TryOnOptions
 
 Sigma = Annotated[float, Field(gt=0, le=1, allow_inf_nan=False)]
 
@@ -110,6 +110,19 @@ def check_ranges(value: object, *ranges: type[_Ranges]) -> None:
     if violations:
         listed = "; ".join(f"{item.field}: {item.description}" for item in violations)
         raise RequestError(listed, violations=tuple(violations))
+
+
+def check_options(options: TryOnOptions) -> None:
+    """Check everything of a try-on but its pictures.
+
+    Raises:
+        RequestError: with a violation per field.
+    """
+    check_ranges(options, PromptRanges, SamplingRanges, PreviewsRange, EncodingRanges)
+    if (options.width is None) != (options.height is None):
+        raise RequestError("width and height go together; give both or neither")
+    if options.width is not None:
+        check_ranges(options, SizeRanges)
 
 
 def violation_of(problem: dict[str, Any]) -> Violation:

@@ -109,6 +109,8 @@ class Server:
             await self._health.set(name, _NOT_SERVING)
         await asyncio.sleep(self._settings.drain_delay_seconds)
         for service in self._services:
+            if service.retire is not None:
+                await service.retire()
             if hand_over and service.hand_over is not None:
                 await service.hand_over()
         await self._server.stop(self._settings.drain_grace_seconds)

@@ -25,8 +25,9 @@ from vtryon.types import Stage
 
 PREFIX = "VTRYON_"
 # Doors and jobs are services as well, but no stages.
+JOBS = "jobs"
 REST = "rest"
-SERVICES = (*Stage, REST)
+SERVICES = (*Stage, JOBS, REST)
 # Read by the command-line client, and no service's business.
 _CLIENT_NAMES = {"TOKEN"}
 

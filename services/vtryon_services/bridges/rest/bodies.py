@@ -19,8 +19,8 @@ from pydantic import (
 from starlette.datastructures import FormData, UploadFile
 from starlette.exceptions import HTTPException
 
-from vtryon.client import DEFAULT_PROMPT
 from vtryon.errors import Reason, RequestError
+from vtryon.options import DEFAULT_PROMPT
 from vtryon.pictures import read_picture
 from vtryon.types import (
     GuidanceNorm,

@@ -36,9 +36,12 @@ _STATUSES = {
     grpc.StatusCode.FAILED_PRECONDITION: HTTPStatus.INTERNAL_SERVER_ERROR,
     grpc.StatusCode.UNAUTHENTICATED: HTTPStatus.UNAUTHORIZED,
     grpc.StatusCode.PERMISSION_DENIED: HTTPStatus.FORBIDDEN,
+    grpc.StatusCode.NOT_FOUND: HTTPStatus.NOT_FOUND,
+    grpc.StatusCode.ALREADY_EXISTS: HTTPStatus.CONFLICT,
     grpc.StatusCode.INTERNAL: HTTPStatus.INTERNAL_SERVER_ERROR,
     grpc.StatusCode.CANCELLED: _CLIENT_CLOSED_REQUEST,
 }
+_PLAIN: dict[int, Reason] = {HTTPStatus.NOT_FOUND: Reason.NOT_FOUND}
 _BY_REASON = {
     Reason.PAYLOAD_TOO_LARGE: HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
     Reason.PICTURE_FORMAT_UNSUPPORTED: HTTPStatus.UNSUPPORTED_MEDIA_TYPE,
@@ -138,7 +141,7 @@ def add_handlers(app: FastAPI) -> None:
             title=HTTPStatus(error.status_code).phrase,
             status=error.status_code,
             detail=str(error.detail),
-            reason=Reason.FIELD_INVALID.value,
+            reason=_PLAIN.get(error.status_code, Reason.FIELD_INVALID).value,
             request_id=request_id_of(request),
         )
         body = problem.model_dump(exclude_defaults=True)

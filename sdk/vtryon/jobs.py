@@ -1,0 +1,322 @@
+"""Jobs: try-ons that outlive their connection.
+
+job = await client.jobs.create("person.png", "garment.png", request_id="order-4711")
+async for update in client.jobs.watch(job.id):
+    ...
+picture = await client.jobs.picture(job.id)
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+from enum import StrEnum
+from typing import TYPE_CHECKING, Any, Self
+
+from google.protobuf.message import Message
+
+from vtryon import events
+from vtryon.channel import Channel
+from vtryon.errors import Reason
+from vtryon.events import Chunk, Event, Fit, Ledger, Output
+from vtryon.framing import REQUEST_TAG, write_chunk
+from vtryon.grammar import Responses
+from vtryon.messages import ProtoType
+from vtryon.options import make_options, outgoing_pictures
+from vtryon.payloads import Assembler, Outgoing, chunks
+from vtryon.pictures import Picture
+from vtryon.types import EncodedImage, Payload, TryOnOptions
+from vtryon.unary import ask, listen
+from vtryon.v1 import job_pb2, stream_pb2
+
+if TYPE_CHECKING:
+    from vtryon.pictures import PictureSource
+
+_SERVICE = "/vtryon.v1.JobService/"
+
+
+class JobState(StrEnum):
+    """Where a job is; see job.proto for who follows whom."""
+
+    QUEUED = "queued"
+    RUNNING = "running"
+    SUCCEEDED = "succeeded"
+    FAILED = "failed"
+    CANCELLED = "cancelled"
+
+    @property
+    def ended(self) -> bool:
+        """Whether nothing more will happen."""
+        return self not in {JobState.QUEUED, JobState.RUNNING}
+
+
+@dataclass(frozen=True, slots=True)
+class JobError(ProtoType):
+    """Why a job failed, as a failed call says it."""
+
+    proto = job_pb2.JobError
+    reason: Reason | None
+    message: str = ""
+    metadata: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Job(ProtoType):
+    """A job as it is now; times are in UTC."""
+
+    proto = job_pb2.Job
+    id: str
+    request_id: str = ""
+    state: JobState | None = None
+    options: TryOnOptions | None = None
+    created_at: datetime | None = None
+    started_at: datetime | None = None
+    ended_at: datetime | None = None
+    expires_at: datetime | None = None
+    attempts: int = 0
+    step: int = 0
+    steps: int = 0
+    sequence: int = 0
+    error: JobError | None = None
+    picture: EncodedImage | None = None
+    ledger: Ledger | None = None
+    fits: tuple[Fit, ...] = ()
+    erased: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class JobUpdate(ProtoType):
+    """Something that happened: a new state of the job, or an event of its try-on."""
+
+    proto = job_pb2.JobUpdate
+    sequence: int
+    at: datetime
+    job: Job | None = None
+    event: Event | None = None
+
+    @classmethod
+    def from_proto(cls, message: Any) -> Self:
+        """Read an update."""
+        plain = _UpdateFacts.from_proto(message)
+        event = events.from_proto(message.event) if message.HasField("event") else None
+        return cls(plain.sequence, plain.at, plain.job, event)
+
+    def to_proto(self) -> Message:
+        """Make the message."""
+        message: Any = _UpdateFacts(self.sequence, self.at, self.job).to_proto()
+        if self.event is not None:
+            message.event.CopyFrom(events.to_proto(self.event))
+        return message  # type: ignore[no-any-return]
+
+
+@dataclass(frozen=True, slots=True)
+class _UpdateFacts(ProtoType):
+    proto = job_pb2.JobUpdate
+    sequence: int
+    at: datetime
+    job: Job | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class CreateJobStart(ProtoType):
+    """Start of `JobService.CreateJob`."""
+
+    proto = job_pb2.CreateJobStart
+    payloads: tuple[Payload, ...] = ()
+    options: TryOnOptions | None = None
+    request_id: str = ""
+    timeout_seconds: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class GetJob(ProtoType):
+    """Of `JobService.GetJob`."""
+
+    proto = job_pb2.GetJobRequest
+    id: str
+
+
+@dataclass(frozen=True, slots=True)
+class CancelJob(ProtoType):
+    """Of `JobService.CancelJob`."""
+
+    proto = job_pb2.CancelJobRequest
+    id: str
+
+
+@dataclass(frozen=True, slots=True)
+class EraseJob(ProtoType):
+    """Of `JobService.EraseJob`."""
+
+    proto = job_pb2.EraseJobRequest
+    id: str
+
+
+@dataclass(frozen=True, slots=True)
+class WatchJob(ProtoType):
+    """Of `JobService.WatchJob`."""
+
+    proto = job_pb2.WatchJobRequest
+    id: str
+    from_sequence: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class FetchPicture(ProtoType):
+    """Of `JobService.FetchPicture`."""
+
+    proto = job_pb2.FetchPictureRequest
+    id: str
+
+
+@dataclass(frozen=True, slots=True)
+class ListJobs(ProtoType):
+    """Of `JobService.ListJobs`."""
+
+    proto = job_pb2.ListJobsRequest
+    states: tuple[JobState, ...] = ()
+    page_size: int = 0
+    page_token: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class JobPage(ProtoType):
+    """Some jobs, and the token of the next page; empty behind the last."""
+
+    proto = job_pb2.ListJobsResponse
+    jobs: tuple[Job, ...] = ()
+    next_page_token: str = ""
+
+
+class Jobs:
+    """The jobs of a mesh; `vtryon.Client.jobs` gives it."""
+
+    def __init__(self, channel: Channel) -> None:
+        self._channel = channel
+
+    async def create(
+        self,
+        person: PictureSource,
+        garment: PictureSource | Sequence[PictureSource] | None = None,
+        *,
+        request_id: str = "",
+        timeout_seconds: float | None = None,
+        **options: Any,
+    ) -> Job:
+        """Make a job, or find the one that was made with the same id before.
+
+        Args:
+            person: a path, the bytes of a PNG, JPEG or WebP file, or a PIL image.
+            garment: the same; or up to three of them.
+            request_id: what makes it idempotent.
+            timeout_seconds: until it is given up, queueing and all attempts included.
+            options: as of `vtryon.Client.try_on`.
+
+        Raises:
+            RequestError: ALREADY_EXISTS, where the id stands for something else; or the request
+                does not hold.
+        """
+        outgoing = await outgoing_pictures(person, garment)
+        start = CreateJobStart(
+            payloads=tuple(one.payload for one in outgoing),
+            options=make_options(**options),
+            request_id=request_id,
+            timeout_seconds=timeout_seconds,
+        )
+        return await ask(self._channel, f"{_SERVICE}CreateJob", _requests(start, outgoing), Job)
+
+    async def get(self, job_id: str) -> Job:
+        """Give a job as it is now.
+
+        Raises:
+            RequestError: NOT_FOUND.
+        """
+        return await ask(self._channel, f"{_SERVICE}GetJob", GetJob(job_id), Job)
+
+    async def page(
+        self, *, states: Sequence[JobState] = (), size: int = 0, token: str = ""
+    ) -> JobPage:
+        """Give a page of jobs, the newest first."""
+        wanted = ListJobs(tuple(states), size, token)
+        return await ask(self._channel, f"{_SERVICE}ListJobs", wanted, JobPage)
+
+    async def list(self, *, states: Sequence[JobState] = ()) -> AsyncIterator[Job]:
+        """Give all jobs, the newest first, page by page."""
+        token = ""
+        while True:
+            page = await self.page(states=states, token=token)
+            for job in page.jobs:
+                yield job
+            if not (token := page.next_page_token):
+                return
+
+    async def cancel(self, job_id: str) -> Job:
+        """Cancel a job; a job that has ended stays as it is.
+
+        Raises:
+            RequestError: NOT_FOUND.
+        """
+        return await ask(self._channel, f"{_SERVICE}CancelJob", CancelJob(job_id), Job)
+
+    async def erase(self, job_id: str) -> Job:
+        """Cancel a job, and erase its pictures and prompts.
+
+        Raises:
+            RequestError: NOT_FOUND.
+        """
+        return await ask(self._channel, f"{_SERVICE}EraseJob", EraseJob(job_id), Job)
+
+    def watch(self, job_id: str, *, from_sequence: int = 0) -> AsyncIterator[JobUpdate]:
+        """Give what happened from a sequence number on, and what happens, until the job has ended.
+
+        Raises:
+            RequestError: NOT_FOUND.
+        """
+        asked = WatchJob(job_id, from_sequence)
+        return listen(self._channel, f"{_SERVICE}WatchJob", asked, JobUpdate)
+
+    async def wait(self, job_id: str) -> Job:
+        """Wait until a job has ended, and give it as it is then.
+
+        Raises:
+            RequestError: NOT_FOUND.
+        """
+        async for _ in self.watch(job_id):
+            pass
+        return await self.get(job_id)
+
+    async def picture(self, job_id: str) -> Picture:
+        """Fetch the picture of a job that succeeded.
+
+        Raises:
+            RequestError: NOT_FOUND, also where there is none, or none any more.
+        """
+        asked, grammar, assembler = FetchPicture(job_id), Responses(), Assembler(())
+        async for reply in listen(self._channel, f"{_SERVICE}FetchPicture", asked, _Reply):
+            grammar.event(reply.event)
+            if isinstance(reply.event, Output):
+                assembler = Assembler(reply.event.payloads)
+            elif isinstance(reply.event, Chunk):
+                assembler.add(reply.event)
+        [payload], [data] = assembler.payloads, assembler.buffers
+        return Picture(payload.image, bytes(data))
+
+
+@dataclass(frozen=True, slots=True)
+class _Reply(ProtoType):
+    """An event as the answer of a call."""
+
+    proto = stream_pb2.Event
+    event: Event
+
+    @classmethod
+    def from_proto(cls, message: Any) -> Self:
+        return cls(events.from_proto(message))
+
+
+async def _requests(start: CreateJobStart, outgoing: Sequence[Outgoing]) -> AsyncIterator[bytes]:
+    message: Any = start.to_proto()
+    yield job_pb2.CreateJobRequest(start=message).SerializeToString()
+    async for chunk in chunks(outgoing):
+        yield write_chunk(REQUEST_TAG, chunk.payload, chunk.offset, chunk.data)

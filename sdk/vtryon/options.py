@@ -1,0 +1,102 @@
+"""What a try-on can be told, by whichever door: from arguments to messages."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from vtryon.errors import RequestError
+from vtryon.payloads import Outgoing
+from vtryon.stages import image_payload
+from vtryon.types import (
+    ImageFormat,
+    Numerics,
+    PayloadKind,
+    PreviewPolicy,
+    Priority,
+    Profile,
+    TryOnOptions,
+)
+
+if TYPE_CHECKING:
+    from vtryon.pictures import PictureSource
+
+DEFAULT_PROMPT = "Dress the person in picture 1 in the garment from picture 2"
+
+
+def make_options(
+    *,
+    prompt: str = DEFAULT_PROMPT,
+    negative_prompt: str | None = None,
+    steps: int | None = None,
+    true_cfg_scale: float | None = None,
+    seed: int | None = None,
+    width: int | None = None,
+    height: int | None = None,
+    profile: Profile | str | None = None,
+    numerics: Numerics | None = None,
+    strength: float | None = None,
+    sigmas: Sequence[float] = (),
+    previews: PreviewPolicy | bool = True,
+    priority: Priority | None = None,
+    format: ImageFormat | None = None,  # noqa: A002
+    quality: int | None = None,
+) -> TryOnOptions:
+    """Make the options of a try-on; see `vtryon.Client.try_on`.
+
+    Raises:
+        RequestError: for what can be told without a server.
+    """
+    return TryOnOptions(
+        prompt=prompt,
+        negative_prompt=negative_prompt,
+        numerics=_numerics(profile, numerics),
+        steps=steps,
+        true_cfg_scale=true_cfg_scale,
+        seed=seed,
+        strength=strength,
+        sigmas=tuple(sigmas),
+        width=width,
+        height=height,
+        previews=_previews(previews),
+        priority=priority,
+        format=format,
+        quality=quality,
+    )
+
+
+async def outgoing_pictures(
+    person: PictureSource, garment: PictureSource | Sequence[PictureSource] | None
+) -> list[Outgoing]:
+    """Read the pictures of a try-on and declare them, the person first.
+
+    Raises:
+        RequestError: one can't be read.
+    """
+    pictures = [(PayloadKind.PERSON_IMAGE, person)]
+    pictures += [(PayloadKind.GARMENT_IMAGE, one) for one in _several(garment)]
+    return [await image_payload(kind, source) for kind, source in pictures]
+
+
+def _numerics(profile: Profile | str | None, numerics: Numerics | None) -> Numerics | None:
+    if profile is None:
+        return numerics
+    if numerics is not None:
+        raise RequestError("give a profile or numerics, not both")
+    try:
+        return Numerics(profile=Profile(profile))
+    except ValueError:
+        known = ", ".join(Profile)
+        raise RequestError(f"no profile {profile!r}; there are {known}") from None
+
+
+def _previews(wanted: PreviewPolicy | bool) -> PreviewPolicy | None:
+    if isinstance(wanted, PreviewPolicy):
+        return wanted
+    return PreviewPolicy() if wanted else None
+
+
+def _several(garment: PictureSource | Sequence[PictureSource] | None) -> list[PictureSource]:
+    if garment is None:
+        return []
+    return list(garment) if isinstance(garment, (list, tuple)) else [garment]  # type: ignore[list-item]

@@ -1,0 +1,77 @@
+"""Pictures and latents of jobs: in a folder, or in storage that speaks S3."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+
+import obstore
+from obstore.exceptions import BaseError, NotFoundError
+from obstore.store import LocalStore, ObjectStore, from_url
+
+from vtryon.errors import Reason, RequestError, SettingsError, UnavailableError
+
+
+class Artifacts:
+    """Bytes by name; what is written is there whole, or not at all."""
+
+    def __init__(self, store: ObjectStore) -> None:
+        self._store = store
+
+    @classmethod
+    def open(cls, url: str) -> Artifacts:
+        """Open a folder, made where there is none, or a bucket.
+
+        Raises:
+            SettingsError: it can't be used.
+        """
+        try:
+            if "://" in url:
+                return cls(from_url(url))
+            return cls(LocalStore(str(Path(url).absolute()), mkdir=True))
+        except (BaseError, ValueError, OSError) as error:
+            raise SettingsError(f"the jobs' artifacts can't be kept at {url}: {error}") from None
+
+    async def put(self, name: str, data: bytes | bytearray | memoryview) -> str:
+        """Write, and give the name.
+
+        Raises:
+            UnavailableError: the storage can't be written to.
+        """
+        try:
+            await obstore.put_async(self._store, name, bytes(data))
+        except (BaseError, OSError) as error:
+            raise UnavailableError(_failure(error)) from None
+        return name
+
+    async def get(self, name: str) -> bytes:
+        """Read.
+
+        Raises:
+            RequestError: NOT_FOUND; it was erased.
+            UnavailableError: the storage can't be read.
+        """
+        try:
+            found = await obstore.get_async(self._store, name)
+            return bytes(await found.bytes_async())
+        except (NotFoundError, FileNotFoundError):
+            raise RequestError("the picture is gone", reason=Reason.NOT_FOUND) from None
+        except (BaseError, OSError) as error:
+            raise UnavailableError(_failure(error)) from None
+
+    async def erase(self, names: Iterable[str | None]) -> None:
+        """Delete what is there of these."""
+        for name in names:
+            if name is None:
+                continue
+            try:
+                await obstore.delete_async(self._store, name)
+            except (NotFoundError, FileNotFoundError):
+                continue
+            except (BaseError, OSError) as error:
+                raise UnavailableError(_failure(error)) from None
+
+
+def _failure(error: Exception) -> str:
+    """Say what failed, without a path."""
+    return f"the jobs' storage failed ({type(error).__name__})"

@@ -1,0 +1,98 @@
+"""A connection to the ledger's database: SQLite in a file, or PostgreSQL."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+from alembic import command
+from alembic.config import Config
+from sqlalchemy import Connection, event, text
+from sqlalchemy.exc import ArgumentError, SQLAlchemyError
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
+
+from vtryon.errors import SettingsError
+
+_MIGRATIONS = Path(__file__).with_name("migrations")
+_ONE_AT_A_TIME = 0x76747279  # an advisory lock of PostgreSQL's: "vtry"
+
+
+class Database:
+    """Transactions, for reading and for writing."""
+
+    def __init__(self, engine: AsyncEngine) -> None:
+        self._engine = engine
+
+    @classmethod
+    async def open(cls, url: str) -> Database:
+        """Connect, and bring the tables up to date.
+
+        Raises:
+            SettingsError: the database can't be reached or used.
+        """
+        try:
+            engine = create_async_engine(url, pool_pre_ping=True)
+        except (ArgumentError, ModuleNotFoundError) as error:
+            raise SettingsError(f"the jobs' database can't be used: {error}") from error
+        if engine.dialect.name == "sqlite":
+            _set_up_sqlite(engine)
+        try:
+            async with engine.begin() as connection:
+                if engine.dialect.name == "postgresql":
+                    lock = text("SELECT pg_advisory_xact_lock(:key)")
+                    await connection.execute(lock, {"key": _ONE_AT_A_TIME})
+                await connection.run_sync(_upgrade)
+        except (OSError, SQLAlchemyError) as error:
+            await engine.dispose()
+            where = engine.url.render_as_string(hide_password=True)
+            cause = getattr(error, "orig", None) or error
+            raise SettingsError(f"the jobs' database {where} can't be used: {cause}") from None
+        return cls(engine)
+
+    @asynccontextmanager
+    async def reading(self) -> AsyncIterator[AsyncConnection]:
+        """Read, without keeping anybody from writing."""
+        async with self._engine.connect() as connection:
+            await connection.execution_options(vtryon_reading=True)
+            yield connection
+
+    @asynccontextmanager
+    async def writing(self) -> AsyncIterator[AsyncConnection]:
+        """Read and write in one transaction; an error takes all of it back."""
+        async with self._engine.begin() as connection:
+            yield connection
+
+    async def close(self) -> None:
+        """Let go of connections."""
+        await self._engine.dispose()
+
+
+def _upgrade(connection: Connection) -> None:
+    config = Config()
+    config.set_main_option("script_location", str(_MIGRATIONS))
+    config.attributes["connection"] = connection
+    command.upgrade(config, "head")
+
+
+def _set_up_sqlite(engine: AsyncEngine) -> None:
+    """Wait for other writers instead of failing, and lose nothing that was committed."""
+
+    @event.listens_for(engine.sync_engine, "connect")
+    def connected(connection: Any, _record: object) -> None:
+        connection.isolation_level = None  # we say ourselves when a transaction begins
+        cursor = connection.cursor()
+        for pragma in (
+            "busy_timeout=30000",
+            "journal_mode=WAL",
+            "synchronous=FULL",
+            "foreign_keys=ON",
+        ):
+            cursor.execute(f"PRAGMA {pragma}")
+        cursor.close()
+
+    @event.listens_for(engine.sync_engine, "begin")
+    def begins(connection: Connection) -> None:
+        reading = connection.get_execution_options().get("vtryon_reading")
+        connection.exec_driver_sql("BEGIN" if reading else "BEGIN IMMEDIATE")

@@ -1,0 +1,275 @@
+"""Jobs on the wire."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import re
+import secrets
+import uuid
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import suppress
+from dataclasses import replace
+from typing import Any
+
+from vtryon import events
+from vtryon.client import Client
+from vtryon.errors import Reason, RequestError, Violation
+from vtryon.events import Event, Finished
+from vtryon.jobs import (
+    CancelJob,
+    CreateJobStart,
+    EraseJob,
+    FetchPicture,
+    GetJob,
+    Job,
+    JobPage,
+    JobUpdate,
+    ListJobs,
+    WatchJob,
+)
+from vtryon.payloads import Buffer, outgoing_image
+from vtryon.types import Payload, PayloadKind, Stage, TryOnOptions
+from vtryon.v1 import job_pb2
+from vtryon_services.jobs.artifacts import Artifacts
+from vtryon_services.jobs.bell import Bell
+from vtryon_services.jobs.database import Database
+from vtryon_services.jobs.ledger import Ledger, Limits, NewJob
+from vtryon_services.jobs.runner import WORK, Runner
+from vtryon_services.jobs.settings import JobsSettings
+from vtryon_services.runtime.adapter import Method, Replies, Serve, Service
+from vtryon_services.runtime.call import Call, Incoming, accepted, send_output
+from vtryon_services.runtime.ranges import check_options
+from vtryon_services.runtime.settings import JOBS
+
+_NAME = "vtryon.v1.JobService"
+_GOOD_ID = re.compile(r"[\x21-\x7e]{1,128}")
+_MAX_GARMENTS = 3
+_LONGEST_SECONDS = 30 * 86_400.0
+_CANCEL_SECONDS = 5.0
+_PAGE, _LARGEST_PAGE = 100, 1000
+
+
+async def make_service(settings: JobsSettings) -> Service:
+    """Open ledger and artifacts, and begin to run jobs.
+
+    Raises:
+        SettingsError: one of them can't be used.
+    """
+    artifacts = Artifacts.open(settings.artifacts_url)
+    database = await Database.open(settings.database_url)
+    limits = Limits(settings.max_waiting, settings.max_attempts, settings.keep_seconds)
+    ledger, bell = Ledger(database, limits), Bell()
+    client = await Client(settings.pipeline_target).__aenter__()
+    runner = Runner(ledger, artifacts, client, bell, settings)
+    runner.start()
+    jobs = Jobs(ledger, artifacts, runner, bell, settings)
+
+    async def close() -> None:
+        await client.__aexit__(None, None, None)
+        await database.close()
+
+    return Service(JOBS, _NAME, jobs.methods(), settings, retire=runner.retire, close=close)
+
+
+class Jobs:
+    """Serves `JobService`; every job is looked up with the caller's tenant."""
+
+    def __init__(
+        self,
+        ledger: Ledger,
+        artifacts: Artifacts,
+        runner: Runner,
+        bell: Bell,
+        settings: JobsSettings,
+    ) -> None:
+        self._ledger = ledger
+        self._artifacts = artifacts
+        self._runner = runner
+        self._bell = bell
+        self._settings = settings
+
+    def methods(self) -> tuple[Method[Any], ...]:
+        """Name the calls."""
+
+        def one(name: str, request: type, start: type, serve: Serve[Any]) -> Method[Any]:
+            return Method(
+                name,
+                request,
+                start,
+                serve,
+                streams_requests=False,
+                replies=Replies.ONE,
+            )
+
+        return (
+            Method(
+                "CreateJob",
+                job_pb2.CreateJobRequest,
+                CreateJobStart,
+                self.create,
+                replies=Replies.ONE,
+            ),
+            one("GetJob", job_pb2.GetJobRequest, GetJob, self.get),
+            one("ListJobs", job_pb2.ListJobsRequest, ListJobs, self.list),
+            one("CancelJob", job_pb2.CancelJobRequest, CancelJob, self.cancel),
+            one("EraseJob", job_pb2.EraseJobRequest, EraseJob, self.erase),
+            Method(
+                "WatchJob",
+                job_pb2.WatchJobRequest,
+                WatchJob,
+                self.watch,
+                streams_requests=False,
+                replies=Replies.MESSAGES,
+            ),
+            Method(
+                "FetchPicture",
+                job_pb2.FetchPictureRequest,
+                FetchPicture,
+                self.fetch,
+                streams_requests=False,
+            ),
+        )
+
+    async def create(
+        self, start: CreateJobStart, incoming: Incoming, call: Call
+    ) -> AsyncGenerator[Job, None]:
+        """Serve `CreateJob`."""
+        options = start.options or TryOnOptions()
+        _check(start, options)
+        pictures = await incoming.receive()
+        kinds = [payload.kind for payload in start.payloads]
+        digest = await asyncio.to_thread(_digest, options, pictures)
+        if options.seed is None:
+            options = replace(options, seed=secrets.randbelow(2**63))
+        folder = uuid.uuid4().hex
+        names = [
+            await self._artifacts.put(f"{folder}/{index}", picture)
+            for index, picture in enumerate(pictures)
+        ]
+        kept = False
+        try:
+            job, kept = await self._ledger.create(
+                NewJob(
+                    tenant=call.tenant,
+                    request_id=start.request_id or uuid.uuid4().hex,
+                    digest=digest,
+                    options=options,
+                    pictures=[
+                        (kind, name) for kind, name in zip(kinds, names, strict=True) if kind
+                    ],
+                    timeout_seconds=start.timeout_seconds or self._settings.job_timeout_seconds,
+                )
+            )
+        finally:
+            if not kept:
+                await asyncio.shield(self._artifacts.erase(names))
+        self._bell.ring(WORK)
+        yield job
+
+    async def get(self, asked: GetJob, _: Incoming, call: Call) -> AsyncGenerator[Job, None]:
+        """Serve `GetJob`."""
+        yield await self._ledger.get(call.tenant, asked.id)
+
+    async def list(self, asked: ListJobs, _: Incoming, call: Call) -> AsyncGenerator[JobPage, None]:
+        """Serve `ListJobs`."""
+        size = min(asked.page_size or _PAGE, _LARGEST_PAGE)
+        yield await self._ledger.page(call.tenant, asked.states, size, asked.page_token)
+
+    async def cancel(self, asked: CancelJob, _: Incoming, call: Call) -> AsyncGenerator[Job, None]:
+        """Serve `CancelJob`."""
+        yield await self._cancel(call.tenant, asked.id)
+
+    async def _cancel(self, tenant: str, job_id: str) -> Job:
+        job = await self._ledger.cancel(tenant, job_id)
+        self._runner.cancel(job_id)
+        self._bell.ring(job_id)
+        with suppress(TimeoutError):
+            async with asyncio.timeout(_CANCEL_SECONDS):
+                while not _ended(job):
+                    await self._bell.wait(job_id, self._settings.poll_seconds)
+                    job = await self._ledger.get(tenant, job_id)
+        return job
+
+    async def erase(self, asked: EraseJob, _: Incoming, call: Call) -> AsyncGenerator[Job, None]:
+        """Serve `EraseJob`."""
+        await self._cancel(call.tenant, asked.id)
+        job, artifacts = await self._ledger.erase(call.tenant, asked.id)
+        await self._artifacts.erase(artifacts)
+        yield job
+
+    async def watch(
+        self, asked: WatchJob, _: Incoming, call: Call
+    ) -> AsyncGenerator[JobUpdate, None]:
+        """Serve `WatchJob`."""
+        await self._ledger.get(call.tenant, asked.id)
+        following = max(1, asked.from_sequence)
+        while True:
+            found = await self._ledger.updates_of(asked.id, following)
+            for update in found:
+                following = update.sequence + 1
+                yield update
+                if update.job is not None and _ended(update.job):
+                    return
+            if not found:
+                job = await self._ledger.get(call.tenant, asked.id)
+                if _ended(job) and following > job.sequence:
+                    return  # asked for what is behind the end
+                await self._bell.wait(asked.id, self._settings.poll_seconds)
+
+    async def fetch(
+        self, asked: FetchPicture, _: Incoming, call: Call
+    ) -> AsyncGenerator[Event, None]:
+        """Serve `FetchPicture`."""
+        job, artifact = await self._ledger.picture(call.tenant, asked.id)
+        data = await self._artifacts.get(artifact)
+        yield accepted(Stage.PIPELINE, call)
+        async for event in send_output([outgoing_image(PayloadKind.IMAGE, data, job.picture)]):
+            yield event
+        yield Finished(job.ledger or events.Ledger(0.0), job.fits)
+
+
+def _ended(job: Job) -> bool:
+    return job.state is not None and job.state.ended
+
+
+def _check(start: CreateJobStart, options: TryOnOptions) -> None:
+    """Refuse what the pipeline would refuse, before it is kept."""
+    check_options(options)
+    if start.request_id and not _GOOD_ID.fullmatch(start.request_id):
+        raise _violation("request_id", "takes 1 to 128 printable characters without spaces")
+    seconds = start.timeout_seconds
+    if seconds is not None and not 0 < seconds <= _LONGEST_SECONDS:
+        raise _violation("timeout_seconds", f"takes more than 0 and at most {_LONGEST_SECONDS:g}")
+    _check_kinds(start.payloads)
+
+
+def _check_kinds(payloads: Sequence[Payload]) -> None:
+    kinds = [payload.kind for payload in payloads]
+    garments = kinds[1:]
+    if (
+        kinds[:1] != [PayloadKind.PERSON_IMAGE]
+        or set(garments) - {PayloadKind.GARMENT_IMAGE}
+        or len(garments) > _MAX_GARMENTS
+        or any(payload.image is None or not payload.byte_length for payload in payloads)
+    ):
+        raise RequestError(
+            "a job takes one payload of kind PERSON_IMAGE, then up to "
+            f"{_MAX_GARMENTS} of kind GARMENT_IMAGE",
+            reason=Reason.PAYLOAD_INVALID,
+        )
+
+
+def _violation(field: str, description: str) -> RequestError:
+    return RequestError(f"{field}: {description}", violations=(Violation(field, description),))
+
+
+def _digest(options: TryOnOptions, pictures: Sequence[Buffer]) -> str:
+    """Stand for everything that was asked for."""
+    whole = hashlib.blake2b(
+        options.to_proto().SerializeToString(deterministic=True), digest_size=32
+    )
+    for picture in pictures:
+        whole.update(len(picture).to_bytes(8, "big"))
+        whole.update(picture)
+    return whole.hexdigest()

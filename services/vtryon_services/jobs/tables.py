@@ -1,0 +1,69 @@
+"""The ledger's tables. Times are seconds since 1970."""
+
+from __future__ import annotations
+
+from sqlalchemy import (
+    JSON,
+    BigInteger,
+    Boolean,
+    Column,
+    Double,
+    ForeignKey,
+    Index,
+    Integer,
+    LargeBinary,
+    MetaData,
+    String,
+    Table,
+    UniqueConstraint,
+)
+
+metadata = MetaData()
+
+jobs = Table(
+    "jobs",
+    metadata,
+    Column("id", String(32), primary_key=True),
+    Column("tenant", String(128), nullable=False),
+    Column("request_id", String(128), nullable=False),
+    # Of the request, to tell a repetition from another request of the same id.
+    Column("digest", String(64), nullable=False),
+    Column("state", String(16), nullable=False),
+    # vtryon.v1.TryOnOptions; and kind and artifact of each picture.
+    Column("options", LargeBinary, nullable=False),
+    Column("pictures", JSON, nullable=False),
+    Column("created_at", Double, nullable=False),
+    Column("not_before", Double, nullable=False),
+    Column("deadline", Double, nullable=False),
+    Column("started_at", Double),
+    Column("ended_at", Double),
+    Column("expires_at", Double),
+    Column("attempts", Integer, nullable=False, default=0),
+    Column("step", Integer, nullable=False, default=0),
+    Column("steps", Integer, nullable=False, default=0),
+    Column("sequence", BigInteger, nullable=False, default=0),
+    # Who runs it, until when, and the number of that lease: what an older one writes is refused.
+    Column("owner", String(64)),
+    Column("lease_until", Double),
+    Column("fence", Integer, nullable=False, default=0),
+    Column("cancel_requested", Boolean, nullable=False, default=False),
+    Column("resume_step", Integer, nullable=False, default=0),
+    Column("resume_artifact", String(256)),
+    Column("resume_shape", JSON),
+    # vtryon.v1.Job with error, picture, ledger and fits.
+    Column("outcome", LargeBinary, nullable=False, default=b""),
+    Column("picture_artifact", String(256)),
+    Column("erased", Boolean, nullable=False, default=False),
+    UniqueConstraint("tenant", "request_id", name="uq_jobs_request"),
+    Index("ix_jobs_waiting", "state", "not_before"),
+    Index("ix_jobs_tenant", "tenant", "created_at", "id"),
+)
+
+updates = Table(
+    "job_updates",
+    metadata,
+    Column("job_id", String(32), ForeignKey("jobs.id", ondelete="CASCADE"), primary_key=True),
+    Column("sequence", BigInteger, primary_key=True),
+    # vtryon.v1.JobUpdate.
+    Column("body", LargeBinary, nullable=False),
+)
