@@ -53,3 +53,9 @@ def served_mesh() -> Iterator[ServedMesh]:
 @pytest.fixture(scope="session")
 def example() -> Example:
     return held_out(0)
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--kills", type=int, default=2, help="of a process at each point where it may die"
+    )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 import grpc
@@ -77,6 +77,11 @@ def from_rpc(
     if not details.info.reason:
         metadata["status"] = code.name
     return cls(message, reason=reason, metadata=metadata)
+
+
+def from_reason(reason: Reason, message: str, metadata: Mapping[str, str]) -> VtryonError:
+    """Make the error of a failure that was told in other ways than by a status."""
+    return REASONS[reason].error(message, reason=reason, metadata=metadata)
 
 
 def from_aio_error(error: grpc.aio.AioRpcError) -> VtryonError:

@@ -11,6 +11,7 @@ import struct
 import time
 import zlib
 from collections.abc import AsyncGenerator, Iterable, Sequence
+from dataclasses import replace
 
 from vtryon.errors import DeadlineError
 from vtryon.events import Fit
@@ -150,7 +151,8 @@ class ScriptedSlot:
 
     def _latents(self, given: Conditioning) -> Tensor:
         plan = self._demand.plan
-        sources: list[Buffer] = [item.data for item in given.outgoing()]  # type: ignore[misc]
+        whole = replace(given, resume_latents=None)  # resumed, it is the same request
+        sources: list[Buffer] = [item.data for item in whole.outgoing()]  # type: ignore[misc]
         return _draw((CHANNELS, *plan.latent_size), [*sources, str(plan.seed).encode()])
 
 

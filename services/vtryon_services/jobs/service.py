@@ -265,10 +265,9 @@ def _violation(field: str, description: str) -> RequestError:
 
 
 def _digest(options: TryOnOptions, pictures: Sequence[Buffer]) -> str:
-    """Stand for everything that was asked for."""
-    whole = hashlib.blake2b(
-        options.to_proto().SerializeToString(deterministic=True), digest_size=32
-    )
+    """Stand for everything that decides what is drawn: previews don't."""
+    asked = replace(options, previews=None).to_proto().SerializeToString(deterministic=True)
+    whole = hashlib.blake2b(asked, digest_size=32)
     for picture in pictures:
         whole.update(len(picture).to_bytes(8, "big"))
         whole.update(picture)

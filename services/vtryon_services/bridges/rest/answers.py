@@ -7,7 +7,6 @@ import base64
 import json
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from dataclasses import asdict
 from enum import StrEnum
 from typing import Any, TypeVar
 
@@ -28,6 +27,7 @@ from vtryon.events import (
     StepFinished,
 )
 from vtryon.pictures import Picture
+from vtryon.plain import plain
 from vtryon.run import Result, Run
 from vtryon.types import ImageFormat
 from vtryon_services.bridges.rest.problems import problem_of
@@ -120,8 +120,8 @@ def described(result: Result) -> dict[str, Any]:
     return {
         "picture": picture_json(result.picture),
         "seed": result.seed,
-        "ledger": asdict(result.ledger),
-        "fits": [asdict(fit) for fit in result.fits],
+        "ledger": plain(result.ledger),
+        "fits": plain(result.fits),
     }
 
 
@@ -148,7 +148,7 @@ def frame(name: str, content: dict[str, Any], number: int | None = None) -> byte
     return format_sse_event(event=name, data_str=json.dumps(content), id=own)
 
 
-def event_frame(event: Event) -> bytes | None:
+def event_frame(event: Event, number: int | None = None) -> bytes | None:
     """Make the server-sent event of an event; None where it is not for callers."""
     name = _NAMES.get(type(event))
     if name is None:
@@ -157,8 +157,8 @@ def event_frame(event: Event) -> bytes | None:
         shown = {"step": event.step, "steps": event.steps}
         if event.picture is not None:
             shown |= {"picture": picture_json(event.picture)}  # type: ignore[dict-item]
-        return frame(name, shown)
-    return frame(name, asdict(event))
+        return frame(name, shown, number)
+    return frame(name, plain(event), number)
 
 
 def result_frame(result: Result) -> bytes:
@@ -195,13 +195,13 @@ async def stream(
                 yield frame("error", problem_of(error, request))
 
     return StreamingResponse(
-        _kept_alive(frames(), keepalive_seconds),
+        kept_alive(frames(), keepalive_seconds),
         media_type=EVENT_STREAM,
         headers={"cache-control": "no-store", "x-accel-buffering": "no"},
     )
 
 
-async def _kept_alive(
+async def kept_alive(
     frames: AsyncGenerator[bytes, None], seconds: float
 ) -> AsyncGenerator[bytes, None]:
     """Put a comment where nothing has been said for a while, so that proxies stay."""

@@ -12,7 +12,7 @@ from opentelemetry.instrumentation.fastapi import FastAPIInstrumentor
 
 import vtryon
 from vtryon.errors import UnavailableError
-from vtryon_services.bridges.rest import images, stages, try_ons
+from vtryon_services.bridges.rest import images, jobs, stages, try_ons
 from vtryon_services.bridges.rest.documents import PROBLEMS, add_document
 from vtryon_services.bridges.rest.doors import Doors, DoorsOf
 from vtryon_services.bridges.rest.limits import Limits
@@ -48,7 +48,7 @@ def create_app(settings: RestSettings) -> FastAPI:
     app.state.draining = False
     app.add_middleware(Limits, settings=settings)
     add_handlers(app)
-    for router in (try_ons.router, stages.router, images.router):
+    for router in (try_ons.router, jobs.router, stages.router, images.router):
         app.include_router(router)
     app.get("/healthz", tags=["health"], responses={503: PROBLEMS[503]})(_health)
     app.get("/readyz", tags=["health"], responses={503: PROBLEMS[503]})(_readiness)

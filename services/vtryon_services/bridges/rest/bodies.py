@@ -240,3 +240,20 @@ def parse(kind: type[B], content: dict[str, Any]) -> B:
 def media_type_of(request: Request) -> str:
     """Give the kind of a request's body."""
     return request.headers.get("content-type", "").partition(";")[0].strip().lower()
+
+
+async def read_try_on(request: Request) -> tuple[TryOnFields, list[bytes]]:
+    """Read a try-on, as a form or as JSON: its fields, and its pictures, the person first.
+
+    Raises:
+        RequestError: it does not hold.
+    """
+    if media_type_of(request) == JSON:
+        content = await read_json(request, TryOnJson)
+        fields = TryOnFields.model_validate(
+            content.model_dump(exclude={"person", "garments"}, exclude_unset=True)
+        )
+        return fields, [content.person, *content.garments]
+    form = await read_form(request)
+    pictures = [*form.pictures("person", least=1)[:1], *form.pictures("garments", "garment")]
+    return form.read(TryOnFields), pictures

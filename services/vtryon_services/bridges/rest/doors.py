@@ -9,15 +9,17 @@ from fastapi import Depends, Request
 
 from vtryon.channel import TENANT_KEY, Channel
 from vtryon.client import Client
+from vtryon.jobs import Jobs
 from vtryon.types import Stage
 from vtryon_services.bridges.rest.settings import RestSettings
+from vtryon_services.runtime.settings import JOBS
 
 
 class Doors:
     """One client per target; entered, and closed when left."""
 
     def __init__(self, settings: RestSettings) -> None:
-        self._targets = {stage: settings.target(stage) for stage in Stage}
+        self._targets = {name: settings.target(name) for name in (*Stage, JOBS)}
         self._clients: dict[str, Client] = {}
         self._open = AsyncExitStack()
 
@@ -29,10 +31,14 @@ class Doors:
     async def __aexit__(self, *_: object) -> None:
         await self._open.aclose()
 
-    def to(self, service: Stage, request: Request) -> Client:
+    def to(self, service: str, request: Request) -> Client:
         """Give the client of a service, for the tenant whom the edge has named."""
         client = self._clients[self._targets[service]]
         return client.acting_for(request.headers.get(TENANT_KEY, ""))
+
+    def jobs(self, request: Request) -> Jobs:
+        """Give the caller's jobs."""
+        return self.to(JOBS, request).jobs
 
     @property
     def pipeline(self) -> Channel:

@@ -6,7 +6,7 @@ from typing import ClassVar
 
 from pydantic import Field
 
-from vtryon.types import MAX_PICTURE_BYTES, Stage
+from vtryon.types import MAX_PICTURE_BYTES
 from vtryon_services.runtime.settings import REST, ProcessSettings
 
 _PICTURES = 4
@@ -24,6 +24,7 @@ class RestSettings(ProcessSettings):
     text_encoder_target: str = Field(default="", description="If not with the pipeline.")
     sampling_target: str = Field(default="", description="If not with the pipeline.")
     decoding_target: str = Field(default="", description="If not with the pipeline.")
+    jobs_target: str = Field(default="", description="If not with the pipeline.")
     max_requests: int = Field(
         default=64, ge=1, description="Requests at once; one more is refused before it is read."
     )
@@ -39,7 +40,7 @@ class RestSettings(ProcessSettings):
         description="A comment goes into an event stream that is silent so long.",
     )
 
-    def target(self, service: Stage) -> str:
+    def target(self, service: str) -> str:
         """Where a service is."""
-        own = getattr(self, f"{service.name.lower()}_target")
+        own = getattr(self, f"{service.replace('-', '_')}_target")
         return str(own or self.pipeline_target)

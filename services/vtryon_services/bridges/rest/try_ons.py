@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
-from fastapi import APIRouter, Request
-from fastapi.responses import Response
+from typing import Annotated
 
+from fastapi import APIRouter, Header, Request
+from fastapi.responses import JSONResponse, Response
+
+from vtryon.jobs import Job, Jobs
+from vtryon.plain import plain
 from vtryon.types import Stage
 from vtryon_services.bridges.rest.answers import (
     Answer,
+    picture_answer,
+    picture_json,
     result_answer,
     result_frame,
     stream,
@@ -17,15 +23,20 @@ from vtryon_services.bridges.rest.answers import (
 from vtryon_services.bridges.rest.bodies import (
     FORM,
     JSON,
-    TryOnFields,
     TryOnForm,
     TryOnJson,
-    media_type_of,
-    read_form,
-    read_json,
+    read_try_on,
 )
 from vtryon_services.bridges.rest.documents import RESULTS, body_of
 from vtryon_services.bridges.rest.doors import DoorsOf, SettingsOf
+from vtryon_services.bridges.rest.jobs import (
+    MADE,
+    IdempotencyKey,
+    finished,
+    made,
+    make,
+    stream_updates,
+)
 from vtryon_services.bridges.rest.problems import request_id_of
 
 router = APIRouter(tags=["try-ons"])
@@ -33,19 +44,38 @@ router = APIRouter(tags=["try-ons"])
 
 @router.post(
     "/v1/try-ons",
-    responses=RESULTS,
+    responses={**RESULTS, 202: MADE[202]},
     openapi_extra=body_of({FORM: TryOnForm, JSON: TryOnJson}),
     response_class=Response,
 )
-async def try_on(request: Request, doors: DoorsOf, settings: SettingsOf) -> Response:
+async def try_on(
+    request: Request,
+    doors: DoorsOf,
+    settings: SettingsOf,
+    idempotency_key: IdempotencyKey = None,
+    prefer: Annotated[str, Header()] = "",
+) -> Response:
     """Put the garment on the person.
 
     `Accept` chooses the answer: a picture (`image/png`, `image/jpeg`, `image/webp`), everything as
     `application/json`, or `text/event-stream` for an event per step with previews. Dropping the
     connection cancels the request before its next step.
+
+    With `Prefer: respond-async` it becomes a job, and the answer is where that is. With an
+    `Idempotency-Key` it is a job that is waited for: sent again, it gives the same picture.
     """
     answer, accepted_format = wanted_answer(request)
-    fields, pictures = await _read(request)
+    wants_job = "respond-async" in prefer.lower()
+    if wants_job or idempotency_key:
+        jobs = doors.jobs(request)
+        previews = answer is Answer.EVENTS
+        job = await make(request, jobs, idempotency_key, previews=previews)
+        if wants_job:
+            return made(job)
+        if answer is Answer.EVENTS:
+            return stream_updates(request, jobs, job.id, 1, settings.keepalive_seconds)
+        return await _job_answer(await finished(jobs, job), jobs, answer)
+    fields, pictures = await read_try_on(request)
     options = fields.options()
     options["format"] = options["format"] or accepted_format
     run = doors.to(Stage.PIPELINE, request).try_on(
@@ -61,13 +91,9 @@ async def try_on(request: Request, doors: DoorsOf, settings: SettingsOf) -> Resp
     return result_answer(await wait_for(request, run), answer)
 
 
-async def _read(request: Request) -> tuple[TryOnFields, list[bytes]]:
-    if media_type_of(request) == JSON:
-        content = await read_json(request, TryOnJson)
-        fields = TryOnFields.model_validate(
-            content.model_dump(exclude={"person", "garments"}, exclude_unset=True)
-        )
-        return fields, [content.person, *content.garments]
-    form = await read_form(request)
-    pictures = [*form.pictures("person", least=1)[:1], *form.pictures("garments", "garment")]
-    return form.read(TryOnFields), pictures
+async def _job_answer(job: Job, jobs: Jobs, answer: Answer) -> Response:
+    picture = await jobs.picture(job.id)
+    seed = job.options.seed if job.options else None
+    if answer is Answer.JSON:
+        return JSONResponse({**plain(job), "seed": seed, "picture": picture_json(picture)})
+    return picture_answer(picture, **{"x-vtryon-seed": str(seed), "x-vtryon-job": job.id})

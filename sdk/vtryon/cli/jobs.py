@@ -1,0 +1,230 @@
+"""`vtryon jobs`: try-ons that outlive the command."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn
+from rich.table import Table
+
+from vtryon.cli.connection import Connection, EndpointOption, TlsCaOption, TlsOption
+from vtryon.cli.files import check_writable, save_picture
+from vtryon.cli.try_on import format_of, report_failure
+from vtryon.client import Client
+from vtryon.errors import RequestError, SettingsError, VtryonError
+from vtryon.events import StepFinished
+from vtryon.jobs import Job, JobState
+from vtryon.options import DEFAULT_PROMPT
+from vtryon.plain import plain
+from vtryon.types import ImageFormat, Profile
+
+app = typer.Typer(
+    help="Jobs: submit, watch, cancel, fetch. Who submits may leave; the mesh goes on.",
+    no_args_is_help=True,
+)
+_Id = Annotated[str, typer.Argument(help="As `submit` and `list` say it.")]
+_Json = Annotated[bool, typer.Option("--json", help="Print JSON, and no progress.")]
+
+
+@app.command()
+def submit(
+    person: Annotated[Path, typer.Argument(help="Picture of the person: PNG, JPEG or WebP.")],
+    garment: Annotated[list[Path], typer.Argument(help="Picture of the garment; up to three.")],
+    prompt: Annotated[str, typer.Option(help="What to do with picture 1 and 2.")] = DEFAULT_PROMPT,
+    negative_prompt: Annotated[str | None, typer.Option(help="What to keep away from.")] = None,
+    request_id: Annotated[
+        str, typer.Option(help="Submitted twice with one id, it is one job.")
+    ] = "",
+    steps: Annotated[int | None, typer.Option(help="Denoise steps, 1 to 200.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Equal seeds give equal pictures.")] = None,
+    true_cfg_scale: Annotated[float | None, typer.Option(help="Strength of guidance.")] = None,
+    profile: Annotated[Profile | None, typer.Option(help="A named set of numerics.")] = None,
+    format: Annotated[ImageFormat | None, typer.Option(help="Of the result.")] = None,  # noqa: A002
+    timeout: Annotated[float | None, typer.Option(help="Seconds until it is given up.")] = None,
+    endpoint: EndpointOption = None,
+    tls: TlsOption = False,
+    tls_ca: TlsCaOption = None,
+    as_json: _Json = False,
+) -> None:
+    """Submit a job, and print its id."""
+
+    async def work(client: Client) -> None:
+        job = await client.jobs.create(
+            person,
+            garment,
+            request_id=request_id,
+            timeout_seconds=timeout,
+            prompt=prompt,
+            negative_prompt=negative_prompt,
+            steps=steps,
+            seed=seed,
+            true_cfg_scale=true_cfg_scale,
+            profile=profile,
+            format=format,
+            previews=False,
+        )
+        typer.echo(json.dumps(plain(job)) if as_json else job.id)
+
+    _run(work, Connection(endpoint, tls, tls_ca, None), as_json=as_json)
+
+
+@app.command()
+def show(
+    job: _Id,
+    endpoint: EndpointOption = None,
+    tls: TlsOption = False,
+    tls_ca: TlsCaOption = None,
+    as_json: _Json = False,
+) -> None:
+    """Show a job as it is now."""
+
+    async def work(client: Client) -> None:
+        _print([await client.jobs.get(job)], as_json=as_json)
+
+    _run(work, Connection(endpoint, tls, tls_ca, None), as_json=as_json)
+
+
+@app.command("list")
+def list_jobs(
+    state: Annotated[list[JobState] | None, typer.Option(help="These alone.")] = None,
+    limit: Annotated[int, typer.Option(min=1, help="At most so many, the newest first.")] = 20,
+    endpoint: EndpointOption = None,
+    tls: TlsOption = False,
+    tls_ca: TlsCaOption = None,
+    as_json: _Json = False,
+) -> None:
+    """List jobs, the newest first."""
+
+    async def work(client: Client) -> None:
+        found: list[Job] = []
+        async for job in client.jobs.list(states=state or ()):
+            found.append(job)
+            if len(found) == limit:
+                break
+        _print(found, as_json=as_json)
+
+    _run(work, Connection(endpoint, tls, tls_ca, None), as_json=as_json)
+
+
+@app.command()
+def watch(
+    job: _Id,
+    from_sequence: Annotated[int, typer.Option(min=0, help="The first update to show.")] = 0,
+    endpoint: EndpointOption = None,
+    tls: TlsOption = False,
+    tls_ca: TlsCaOption = None,
+    as_json: Annotated[bool, typer.Option("--json", help="A line of JSON per update.")] = False,
+) -> None:
+    """Watch a job until it has ended; exits with 1 unless it succeeded."""
+    ended: list[JobState | None] = []
+
+    async def work(client: Client) -> None:
+        updates = client.jobs.watch(job, from_sequence=from_sequence)
+        columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[step]}"))
+        console = Console(stderr=True, quiet=as_json)
+        with Progress(*columns, console=console) as progress:
+            task = progress.add_task(job[:12], total=None, step="")
+            async for update in updates:
+                if as_json:
+                    typer.echo(json.dumps(plain(update)))
+                if update.job is not None:
+                    ended[:] = [update.job.state]
+                    progress.update(task, description=f"{job[:12]} {update.job.state}")
+                if isinstance(update.event, StepFinished):
+                    done, steps = update.event.step, update.event.steps
+                    progress.update(task, completed=done, total=steps, step=f"{done} of {steps}")
+
+    _run(work, Connection(endpoint, tls, tls_ca, None), as_json=as_json)
+    if ended != [JobState.SUCCEEDED]:
+        raise typer.Exit(1)
+
+
+@app.command()
+def cancel(
+    job: _Id,
+    endpoint: EndpointOption = None,
+    tls: TlsOption = False,
+    tls_ca: TlsCaOption = None,
+    as_json: _Json = False,
+) -> None:
+    """Cancel a job; one that has ended stays as it is."""
+
+    async def work(client: Client) -> None:
+        _print([await client.jobs.cancel(job)], as_json=as_json)
+
+    _run(work, Connection(endpoint, tls, tls_ca, None), as_json=as_json)
+
+
+@app.command()
+def erase(
+    job: _Id,
+    endpoint: EndpointOption = None,
+    tls: TlsOption = False,
+    tls_ca: TlsCaOption = None,
+    as_json: _Json = False,
+) -> None:
+    """Cancel a job, and erase its pictures and prompts."""
+
+    async def work(client: Client) -> None:
+        _print([await client.jobs.erase(job)], as_json=as_json)
+
+    _run(work, Connection(endpoint, tls, tls_ca, None), as_json=as_json)
+
+
+@app.command()
+def fetch(
+    job: _Id,
+    out: Annotated[Path, typer.Option("--out", "-o", help=".png, .jpg or .webp.")],
+    wait: Annotated[bool, typer.Option("--wait", help="Until it has ended.")] = False,
+    endpoint: EndpointOption = None,
+    tls: TlsOption = False,
+    tls_ca: TlsCaOption = None,
+) -> None:
+    """Fetch the picture of a job that succeeded."""
+
+    async def work(client: Client) -> None:
+        check_writable(out)
+        found = await (client.jobs.wait(job) if wait else client.jobs.get(job))
+        kind = found.picture.format if found.picture else None
+        if kind is not None and format_of(out) is not kind:
+            raise RequestError(f"the picture is a {kind}, and {out.name} says something else")
+        save_picture(await client.jobs.picture(job), out)
+        Console(stderr=True).print(f"{out}: written", highlight=False)
+
+    _run(work, Connection(endpoint, tls, tls_ca, None), as_json=False)
+
+
+def _print(jobs: list[Job], *, as_json: bool) -> None:
+    if as_json:
+        for job in jobs:
+            typer.echo(json.dumps(plain(job)))
+        return
+    table = Table("job", "state", "step", "created", "attempts", "why", box=None)
+    for job in jobs:
+        created = job.created_at.strftime("%Y-%m-%d %H:%M:%S") if job.created_at else ""
+        step = f"{job.step}/{job.steps}" if job.steps else ""
+        why = f"{job.error.reason}: {job.error.message}" if job.error else ""
+        table.add_row(job.id, str(job.state), step, created, str(job.attempts), why)
+    Console().print(table)
+
+
+def _run(
+    work: Callable[[Client], Awaitable[None]], connection: Connection, *, as_json: bool
+) -> None:
+    async def connected() -> None:
+        if connection.endpoint is None:
+            raise SettingsError("jobs outlive this command: name a mesh that runs by --endpoint")
+        async with connection.client() as client:
+            await work(client)
+
+    try:
+        asyncio.run(connected())
+    except VtryonError as error:
+        report_failure(error, Console(stderr=True), as_json=as_json)
+        raise typer.Exit(2 if isinstance(error, RequestError) else 1) from None

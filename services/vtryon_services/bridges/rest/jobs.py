@@ -1,0 +1,163 @@
+"""`/v1/jobs`: try-ons that outlive their connection, the same ones as by every other door."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Header, Query, Request
+from fastapi.responses import JSONResponse, Response, StreamingResponse
+
+from vtryon.errors import Reason, RequestError, StageError, VtryonError
+from vtryon.jobs import Job, Jobs, JobState, JobUpdate
+from vtryon.plain import plain
+from vtryon.status import from_reason
+from vtryon_services.bridges.rest.answers import (
+    EVENT_STREAM,
+    event_frame,
+    frame,
+    kept_alive,
+    picture_answer,
+)
+from vtryon_services.bridges.rest.bodies import FORM, JSON, TryOnForm, TryOnJson, read_try_on
+from vtryon_services.bridges.rest.documents import PICTURE, PROBLEMS, Responses, body_of
+from vtryon_services.bridges.rest.doors import DoorsOf, SettingsOf
+from vtryon_services.bridges.rest.problems import problem_of
+
+router = APIRouter(prefix="/v1/jobs", tags=["jobs"])
+_JOB: dict[str, Any] = {"content": {JSON: {"schema": {"type": "object"}}}}
+ONE: Responses = {200: {"description": "The job as it is now.", **_JOB}, **PROBLEMS}
+MADE: Responses = {202: {"description": "The job; `Location` is where it is.", **_JOB}, **PROBLEMS}
+_EVENTS: Responses = {
+    200: {
+        "description": "An update per event, its sequence number as `id`.",
+        "content": {EVENT_STREAM: {"schema": {"type": "string"}}},
+    },
+    **PROBLEMS,
+}
+IdempotencyKey = Annotated[
+    str | None,
+    Header(description="Sent twice with one key, it is one job.", max_length=128),
+]
+
+
+@router.post(
+    "",
+    responses=MADE,
+    status_code=202,
+    openapi_extra=body_of({FORM: TryOnForm, JSON: TryOnJson}),
+    response_class=Response,
+)
+async def create(
+    request: Request, doors: DoorsOf, idempotency_key: IdempotencyKey = None
+) -> Response:
+    """Submit a job; `timeout_seconds` is its deadline, queueing included."""
+    return made(await make(request, doors.jobs(request), idempotency_key))
+
+
+async def make(request: Request, jobs: Jobs, key: str | None, *, previews: bool = True) -> Job:
+    """Make a job of a request's body, or find the one of its key."""
+    fields, pictures = await read_try_on(request)
+    options = {**fields.options(), "previews": previews}
+    return await jobs.create(pictures[0], pictures[1:], request_id=key or "", **options)
+
+
+def made(job: Job) -> Response:
+    """Answer with a job that was submitted."""
+    return JSONResponse(plain(job), 202, {"location": f"/v1/jobs/{job.id}"})
+
+
+@router.get("", responses=ONE, response_class=Response)
+async def list_jobs(
+    request: Request,
+    doors: DoorsOf,
+    state: Annotated[list[JobState] | None, Query()] = None,
+    page_size: Annotated[int, Query(ge=1, le=1000)] = 100,
+    page_token: Annotated[str, Query(max_length=256)] = "",
+) -> Response:
+    """List jobs, the newest first."""
+    jobs = doors.jobs(request)
+    page = await jobs.page(states=state or (), size=page_size, token=page_token)
+    return JSONResponse(plain(page))
+
+
+@router.get("/{job_id}", responses=ONE, response_class=Response)
+async def get(request: Request, doors: DoorsOf, job_id: str) -> Response:
+    """Give a job as it is now."""
+    return JSONResponse(plain(await doors.jobs(request).get(job_id)))
+
+
+@router.post("/{job_id}/cancel", responses=ONE, response_class=Response)
+async def cancel(request: Request, doors: DoorsOf, job_id: str) -> Response:
+    """Cancel a job; one that has ended stays as it is."""
+    return JSONResponse(plain(await doors.jobs(request).cancel(job_id)))
+
+
+@router.delete("/{job_id}", responses=ONE, response_class=Response)
+async def erase(request: Request, doors: DoorsOf, job_id: str) -> Response:
+    """Cancel a job, and erase its pictures and prompts."""
+    return JSONResponse(plain(await doors.jobs(request).erase(job_id)))
+
+
+@router.get("/{job_id}/picture", responses=PICTURE, response_class=Response)
+async def picture(request: Request, doors: DoorsOf, job_id: str) -> Response:
+    """Fetch the picture of a job that succeeded."""
+    return picture_answer(await doors.jobs(request).picture(job_id))
+
+
+@router.get("/{job_id}/events", responses=_EVENTS, response_class=Response)
+async def events(
+    request: Request,
+    doors: DoorsOf,
+    settings: SettingsOf,
+    job_id: str,
+    last_event_id: Annotated[int | None, Header(ge=0)] = None,
+) -> Response:
+    """Watch a job until it has ended; `Last-Event-ID` goes on behind that update."""
+    jobs = doors.jobs(request)
+    await jobs.get(job_id)
+    return stream_updates(
+        request, jobs, job_id, (last_event_id or 0) + 1, settings.keepalive_seconds
+    )
+
+
+def stream_updates(
+    request: Request, jobs: Jobs, job_id: str, first: int, keepalive_seconds: float
+) -> StreamingResponse:
+    """Answer with a job's updates as they come."""
+
+    async def frames() -> AsyncGenerator[bytes, None]:
+        try:
+            async for update in jobs.watch(job_id, from_sequence=first):
+                if shown := _shown(update):
+                    yield shown
+        except VtryonError as error:
+            yield frame("error", problem_of(error, request))
+
+    return StreamingResponse(
+        kept_alive(frames(), keepalive_seconds),
+        media_type=EVENT_STREAM,
+        headers={"cache-control": "no-store"},
+    )
+
+
+def _shown(update: JobUpdate) -> bytes | None:
+    if update.job is not None:
+        return frame("job", plain(update.job), update.sequence)
+    return None if update.event is None else event_frame(update.event, update.sequence)
+
+
+async def finished(jobs: Jobs, job: Job) -> Job:
+    """Wait for a job that was submitted in place of a try-on.
+
+    Raises:
+        VtryonError: as the try-on would have failed.
+    """
+    job = await jobs.wait(job.id)
+    if job.state is JobState.SUCCEEDED:
+        return job
+    if job.error is None:
+        raise RequestError(f"job {job.id} was cancelled", reason=Reason.CANCELLED)
+    if job.error.reason is None:
+        raise StageError(job.error.message)
+    raise from_reason(job.error.reason, job.error.message, job.error.metadata)

@@ -1,0 +1,255 @@
+"""Jobs from end to end: made, watched, cancelled, fetched, through gRPC, REST and the command."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import subprocess
+import time
+from pathlib import Path
+
+import httpx
+import pytest
+from tests.support.bad_input import OPTIONS, PICTURE
+from tests.support.processes import VTRYON
+
+import vtryon
+from vtryon.jobs import JobState
+from vtryon_services.bridges.rest.server import begin
+from vtryon_services.bridges.rest.settings import RestSettings
+from vtryon_services.host import host
+from vtryon_services.jobs.settings import JobsSettings
+
+
+@pytest.fixture
+async def http(jobs_mesh: str):
+    settings = RestSettings.load(listen="127.0.0.1:0", pipeline_target=jobs_mesh)
+    async with (
+        begin(settings) as began,
+        httpx.AsyncClient(base_url=f"http://{began.address}", timeout=30) as client,
+    ):
+        yield client
+
+
+async def test_a_job_is_made_watched_and_fetched(caller: vtryon.Client) -> None:
+    job = await caller.jobs.create(PICTURE, PICTURE, steps=4, request_id="order-1")
+    updates = [update async for update in caller.jobs.watch(job.id)]
+    assert [update.sequence for update in updates] == list(range(1, len(updates) + 1))
+    states = [update.job.state for update in updates if update.job]
+    assert states == [JobState.QUEUED, JobState.RUNNING, JobState.SUCCEEDED]
+    steps = [one.event.step for one in updates if isinstance(one.event, vtryon.StepFinished)]
+    assert steps == [1, 2, 3, 4]
+    assert all(update.job.options is None for update in updates if update.job)  # no prompts
+    picture = await caller.jobs.picture(job.id)
+    drawn = await caller.try_on(PICTURE, PICTURE, steps=4, seed=job.options.seed)
+    assert picture.data == drawn.picture.data
+    ended = await caller.jobs.get(job.id)
+    assert ended.ledger.wall_seconds > 0
+    late = [one.sequence async for one in caller.jobs.watch(job.id, from_sequence=5)]
+    assert late == list(range(5, len(updates) + 1))
+    assert [one async for one in caller.jobs.watch(job.id, from_sequence=999)] == []
+
+
+async def test_the_same_request_is_the_same_job(caller: vtryon.Client) -> None:
+    first = await caller.jobs.create(PICTURE, PICTURE, steps=2, request_id="twice")
+    again = await caller.jobs.create(PICTURE, PICTURE, steps=2, request_id="twice")
+    assert again.id == first.id
+    with pytest.raises(vtryon.RequestError) as caught:
+        await caller.jobs.create(PICTURE, PICTURE, steps=3, request_id="twice")
+    assert caught.value.reason is vtryon.Reason.ALREADY_EXISTS
+    assert caught.value.metadata["job_id"] == first.id
+
+
+async def test_no_step_follows_a_cancel(caller: vtryon.Client) -> None:
+    job = await caller.jobs.create(PICTURE, PICTURE, steps=200)
+    async for update in caller.jobs.watch(job.id):
+        if isinstance(update.event, vtryon.StepFinished) and update.event.step == 3:
+            break
+    started = time.monotonic()
+    cancelled = await caller.jobs.cancel(job.id)
+    assert cancelled.state is JobState.CANCELLED
+    assert time.monotonic() - started < 1
+    last = [update async for update in caller.jobs.watch(job.id)][-1]
+    assert last.job.state is JobState.CANCELLED
+    await asyncio.sleep(0.2)
+    assert await caller.jobs.get(job.id) == cancelled
+    with pytest.raises(vtryon.RequestError, match="has no picture"):
+        await caller.jobs.picture(job.id)
+
+
+@pytest.mark.parametrize(
+    "name", [name for name, (options, _) in OPTIONS.items() if "numerics" not in options]
+)
+async def test_what_the_pipeline_would_refuse_is_no_job(caller: vtryon.Client, name: str) -> None:
+    options, field = OPTIONS[name]
+    with pytest.raises(vtryon.RequestError) as caught:
+        await caller.jobs.create(PICTURE, PICTURE, **options)
+    assert caught.value.reason is vtryon.Reason.FIELD_INVALID
+    if field is not None:
+        assert [violation.field for violation in caught.value.violations] == [field]
+
+
+async def test_ids_and_deadlines_that_are_none(caller: vtryon.Client) -> None:
+    for request_id in ("with space", "x" * 129, "ä"):
+        with pytest.raises(vtryon.RequestError, match="request_id"):
+            await caller.jobs.create(PICTURE, request_id=request_id)
+    for seconds in (0.0, -1.0, 1e9, float("nan")):
+        with pytest.raises(vtryon.RequestError, match="timeout_seconds"):
+            await caller.jobs.create(PICTURE, timeout_seconds=seconds)
+    with pytest.raises(vtryon.RequestError) as caught:
+        await caller.jobs.create(PICTURE, [PICTURE] * 4)
+    assert caught.value.reason is vtryon.Reason.PAYLOAD_INVALID
+
+
+async def test_a_deadline_ends_a_job(caller: vtryon.Client) -> None:
+    job = await caller.jobs.create(PICTURE, steps=200, timeout_seconds=0.4)
+    ended = await caller.jobs.wait(job.id)
+    assert (ended.state, ended.error.reason) == (JobState.FAILED, vtryon.Reason.DEADLINE_PASSED)
+
+
+async def test_tenants_do_not_meet(caller: vtryon.Client) -> None:
+    job = await caller.acting_for("acme").jobs.create(PICTURE, steps=1)
+    with pytest.raises(vtryon.RequestError) as caught:
+        await caller.acting_for("eve").jobs.get(job.id)
+    assert caught.value.reason is vtryon.Reason.NOT_FOUND
+    assert [one.id async for one in caller.acting_for("acme").jobs.list()] == [job.id]
+    assert [one.id async for one in caller.jobs.list()] == []
+
+
+async def test_by_rest(http: httpx.AsyncClient, caller: vtryon.Client) -> None:
+    files = [("person", PICTURE), ("garments", PICTURE)]
+    headers = {"prefer": "respond-async", "idempotency-key": "by-rest"}
+    made = await http.post("/v1/try-ons", files=files, data={"steps": 3}, headers=headers)
+    assert made.status_code == 202
+    where = made.headers["location"]
+    assert where == f"/v1/jobs/{made.json()['id']}"
+    events = await http.get(f"{where}/events")
+    assert "event: step_finished" in events.text
+    assert events.text.rstrip().splitlines()[-1].startswith("id: ") or '"succeeded"' in events.text
+    last = max(int(line[4:]) for line in events.text.splitlines() if line.startswith("id: "))
+    tail = await http.get(f"{where}/events", headers={"last-event-id": str(last - 1)})
+    assert tail.text.count("event: ") == 1
+    job = (await http.get(where)).json()
+    assert job["state"] == "succeeded"
+    assert (await http.get(f"{where}/picture")).headers["content-type"] == "image/png"
+    listed = await http.get("/v1/jobs", params={"state": "succeeded"})
+    assert [one["id"] for one in listed.json()["jobs"]] == [job["id"]]
+    assert (await caller.jobs.get(job["id"])).request_id == "by-rest"
+    assert (await http.delete(where)).json()["erased"]
+    assert (await http.get(f"{where}/picture")).status_code == 404
+    missing = await http.get("/v1/jobs/none")
+    assert (missing.status_code, missing.json()["reason"]) == (404, "NOT_FOUND")
+
+
+async def test_a_key_makes_a_try_on_idempotent(http: httpx.AsyncClient) -> None:
+    files = [("person", PICTURE), ("garments", PICTURE)]
+    headers = {"idempotency-key": "k-1"}
+
+    async def post(steps: int, **more: str) -> httpx.Response:
+        given = {**headers, **more}
+        return await http.post("/v1/try-ons", files=files, data={"steps": steps}, headers=given)
+
+    first, second = await asyncio.gather(post(2), post(2))
+    assert first.status_code == second.status_code == 200, first.text
+    assert first.content == second.content
+    assert first.headers["x-vtryon-job"] == second.headers["x-vtryon-job"]
+    other = await post(3)
+    assert (other.status_code, other.json()["reason"]) == (409, "ALREADY_EXISTS")
+    streamed = await post(2, accept="text/event-stream")
+    assert '"succeeded"' in streamed.text
+
+
+async def test_watched_by_grpc_and_cancelled_by_rest(http, caller: vtryon.Client) -> None:
+    job = await caller.jobs.create(PICTURE, steps=200)
+    seen: list[vtryon.JobUpdate] = []
+    async for update in caller.jobs.watch(job.id):
+        seen.append(update)
+        if isinstance(update.event, vtryon.StepFinished) and update.event.step == 2:
+            answer = await http.post(f"/v1/jobs/{job.id}/cancel")
+            assert answer.json()["state"] == "cancelled"
+    assert seen[-1].job.state is JobState.CANCELLED
+
+
+async def test_the_command(jobs_mesh: str, tmp_path: Path) -> None:
+    (tmp_path / "p.png").write_bytes(PICTURE)
+
+    def jobs(*words: str) -> subprocess.CompletedProcess[str]:
+        command = [VTRYON, "jobs", *words, "--endpoint", jobs_mesh]
+        return subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=60)
+
+    def session() -> None:
+        done = jobs("submit", "p.png", "p.png", "--steps", "2", "--request-id", "cli-1")
+        assert done.returncode == 0, done.stderr
+        job_id = done.stdout.strip()
+        watched = jobs("watch", job_id, "--json")
+        assert watched.returncode == 0
+        assert json.loads(watched.stdout.splitlines()[-1])["job"]["state"] == "succeeded"
+        assert jobs("fetch", job_id, "-o", "out.jpg").returncode == 2
+        assert jobs("fetch", job_id, "-o", "out.png").returncode == 0
+        assert json.loads(jobs("list", "--json").stdout)["id"] == job_id
+        assert "succeeded" in jobs("show", job_id).stdout
+        assert "cancelled" not in jobs("cancel", job_id).stdout
+        assert jobs("erase", job_id).returncode == 0
+        missing = jobs("show", "none", "--json")
+        assert missing.returncode == 2
+        assert json.loads(missing.stdout)["error"]["reason"] == "NOT_FOUND"
+
+    await asyncio.to_thread(session)
+    assert (tmp_path / "out.png").read_bytes()
+
+
+async def test_a_restart_loses_nothing(database_url: str, tmp_path: Path) -> None:
+    """Jobs that run are put back when the service drains, and go on from their resume points."""
+    given = {
+        "backend": "scripted",
+        "scripted_seconds": 0.05,
+        "database_url": database_url,
+        "artifacts_url": str(tmp_path / "artifacts"),
+        "resume_every": 2,
+        "drain_grace_seconds": 0.2,
+        "log_level": "error",
+    }
+    settings = JobsSettings.load_from(given)
+    names = [*vtryon.Stage, "jobs"]
+    async with (
+        host(settings, names, "127.0.0.1:0", **given) as serving,
+        vtryon.Client(serving.address) as client,
+    ):
+        job = await client.jobs.create(PICTURE, steps=12, request_id="long")
+        async for update in client.jobs.watch(job.id):
+            if isinstance(update.event, vtryon.StepFinished) and update.event.step == 5:
+                break
+    async with (
+        host(settings, names, "127.0.0.1:0", **given) as serving,
+        vtryon.Client(serving.address) as client,
+    ):
+        updates = [update async for update in client.jobs.watch(job.id)]
+        drawn = await client.try_on(PICTURE, steps=12, seed=job.options.seed)
+        assert (await client.jobs.picture(job.id)).data == drawn.picture.data
+        assert (await client.jobs.get(job.id)).attempts == 1  # nobody's fault
+    assert [one.sequence for one in updates] == list(range(1, len(updates) + 1))
+    steps = [one.event.step for one in updates if isinstance(one.event, vtryon.StepFinished)]
+    assert steps[-1] == 12
+    assert steps.count(1) == 1  # not from the beginning
+
+
+def test_a_database_that_is_none_is_said(tmp_path: Path) -> None:
+    for url in (
+        "nonsense",
+        "postgresql+asyncpg://u:secret@127.0.0.1:1/x",
+        "sqlite+aiosqlite:////nowhere/x",
+    ):
+        done = subprocess.run(
+            [VTRYON, "serve", "jobs", "--listen", "127.0.0.1:0"],
+            env={
+                "VTRYON_JOBS_DATABASE_URL": url,
+                "PATH": "",
+                "VTRYON_JOBS_ARTIFACTS_URL": str(tmp_path),
+            },
+            capture_output=True,
+            text=True,
+            timeout=60,
+        )
+        assert done.returncode == 2
+        assert "database" in done.stderr
+        assert "secret" not in done.stderr

@@ -1,0 +1,50 @@
+"""`vtryon serve jobs`, killed at a named point: `python -m tests.support.dies POINT ...`.
+
+At the n-th time that the point is reached, the process is gone at once, as by SIGKILL.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from typing import Any
+
+from vtryon_services.jobs.ledger import Ledger
+
+# Where the process dies: behind a call, or before it.
+POINTS = {
+    "created": (Ledger, "create", "behind"),
+    "leased": (Ledger, "lease", "behind"),
+    "steps told": (Ledger, "record", "behind"),
+    "resume point kept": (Ledger, "keep_resume", "behind"),
+    "picture kept": (Ledger, "finish", "before"),
+    "finished": (Ledger, "finish", "behind"),
+}
+
+
+def arrange(point: str, times: int) -> None:
+    """Have the process die when it reaches the point so many times."""
+    owner, name, when = POINTS[point]
+    original: Any = getattr(owner, name)
+    reached = 0
+
+    async def deadly(*arguments: Any, **options: Any) -> Any:
+        nonlocal reached
+        if when == "behind":
+            result = await original(*arguments, **options)
+            if result is None and name == "lease":
+                return result
+        reached += 1
+        if reached == times:
+            os.kill(os.getpid(), 9)
+        return result if when == "behind" else await original(*arguments, **options)
+
+    setattr(owner, name, deadly)
+
+
+if __name__ == "__main__":
+    arrange(sys.argv[1], int(sys.argv[2]))
+    sys.argv = ["vtryon", *sys.argv[3:]]
+    from vtryon.cli import main
+
+    main()
