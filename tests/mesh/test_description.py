@@ -12,7 +12,8 @@ from vtryon.types import Stage
 from vtryon_mesh.description import CONTENT_HEADER, DEFAULT_PATH, TENANT_HEADER, Mesh
 from vtryon_services.bridges.rest.settings import RestSettings
 from vtryon_services.host import KINDS
-from vtryon_services.runtime.settings import REST
+from vtryon_services.jobs.settings import JobsSettings
+from vtryon_services.runtime.settings import JOBS, REST
 
 
 def changed(tmp_path: Path, **changes: object) -> Path:
@@ -24,14 +25,16 @@ def changed(tmp_path: Path, **changes: object) -> Path:
 
 def test_services_have_the_names_and_ports_that_they_have_elsewhere() -> None:
     mesh = Mesh.load()
-    assert set(mesh.services) == {*Stage, REST}
+    assert set(mesh.services) == {*Stage, JOBS, REST}
     for stage, kind in KINDS.items():
         listen = kind.settings.model_fields["listen"].default
         assert mesh.services[stage].port == int(listen.rpartition(":")[2])
         name = "".join(word.capitalize() for word in stage.value.split("-"))
         assert mesh.services[stage].grpc == f"vtryon.v1.{name}Service"
-    listen = RestSettings.model_fields["listen"].default
-    assert mesh.services[REST].port == int(listen.rpartition(":")[2])
+    for name, settings in ((JOBS, JobsSettings), (REST, RestSettings)):
+        listen = settings.model_fields["listen"].default
+        assert mesh.services[name].port == int(listen.rpartition(":")[2])
+    assert mesh.services[JOBS].grpc == "vtryon.v1.JobService"
 
 
 def test_headers_are_those_of_the_sdk() -> None:

@@ -72,7 +72,8 @@ async def by_rest(town: Town, context: object) -> None:
         answer = await http.post(
             "/v1/try-ons", files=[("person", b"person")], data={"steps": 3}, headers=headers
         )
-    assert answer.status_code == 200
+        listed = await http.get("/v1/jobs", headers=headers)
+    assert (answer.status_code, listed.status_code) == (200, 200)
 
 
 def named(resource) -> str:

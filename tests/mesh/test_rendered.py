@@ -44,7 +44,7 @@ def test_the_committed_files_are_current() -> None:
 def test_envoy_takes_them() -> None:
     done = subprocess.run([VTRYON, "mesh", "check"], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    assert "7 configurations" in done.stdout
+    assert "8 configurations" in done.stdout
 
 
 def test_what_envoy_does_not_take_is_said(tmp_path: Path) -> None:

@@ -61,6 +61,22 @@ async def test_every_stage_alone(web: httpx.AsyncClient) -> None:
     assert picture.headers["content-type"] == "image/png"
 
 
+async def test_a_job_belongs_to_the_tenant_of_the_token(
+    web: httpx.AsyncClient, caller: vtryon.Client, town: Town
+) -> None:
+    headers = {"prefer": "respond-async", "idempotency-key": "order-7"}
+    made = await web.post("/v1/try-ons", files=FILES, data={"steps": 3}, headers=headers)
+    assert made.status_code == 202, made.text
+    job_id = made.json()["id"]
+    ended = await caller.jobs.wait(job_id)
+    assert ended.state is vtryon.JobState.SUCCEEDED
+    assert (await web.get(f"/v1/jobs/{job_id}/picture")).status_code == 200
+    async with town.client(town.issuer.token("somebody-else")) as other:
+        with pytest.raises(vtryon.RequestError) as caught:
+            await other.jobs.get(job_id)
+    assert caught.value.reason is vtryon.Reason.NOT_FOUND
+
+
 async def test_nobody_comes_in_without_a_token(web: httpx.AsyncClient, town: Town) -> None:
     for word in ("nobody", "Bearer nonsense", f"Bearer {town.issuer.token('')}"):
         headers = {"authorization": word}

@@ -21,6 +21,7 @@ from tests.mesh.conftest import Town
 import vtryon
 from vtryon.v1 import (
     decoding_pb2,
+    job_pb2,
     latent_encoder_pb2,
     pipeline_pb2,
     sampling_pb2,
@@ -33,6 +34,7 @@ METHODS = [
     f"/{service.full_name}/{method.name}"
     for file in (
         decoding_pb2,
+        job_pb2,
         latent_encoder_pb2,
         pipeline_pb2,
         sampling_pb2,

@@ -23,9 +23,10 @@ from vtryon_mesh.validate import find_envoy
 HOST = "127.0.0.1"
 TRITON = "triton"
 ENVOY_READY = "ready"
-_WITHOUT_BACKEND = {"pipeline", "rest"}
+_JOBS = "jobs"
+_WITHOUT_BACKEND = {"pipeline", _JOBS, "rest"}
 # Callees start first and end last.
-_PRIORITIES = {"pipeline": 40, "rest": 45}
+_PRIORITIES = {"pipeline": 40, _JOBS: 42, "rest": 45}
 # Replica r of a service is at its port + 100 r; its sidecar and all Envoys' own ports beyond.
 _REPLICA, _INBOUND, _OUTBOUND, _ADMIN, _METRICS, _TRITON = 100, 1000, 2000, 3000, 4000, 8001
 
@@ -209,6 +210,9 @@ class _Planner:
         }
         if name in _WITHOUT_BACKEND:
             del variables[f"{prefix}BACKEND"]
+        if name == _JOBS:  # all replicas have one ledger
+            variables[f"{prefix}DATABASE_URL"] = f"sqlite+aiosqlite:///{self._folder}/jobs.sqlite"
+            variables[f"{prefix}ARTIFACTS_URL"] = str(self._folder / "jobs")
         for callee, addresses in targets.items():
             key = f"{prefix}{callee.upper().replace('-', '_')}_TARGET"
             variables[key] = "ipv4:" + ",".join(map(str, addresses))

@@ -50,6 +50,7 @@ class NewJob:
     options: TryOnOptions
     pictures: Sequence[tuple[PayloadKind, str]]
     timeout_seconds: float
+    traceparent: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,6 +75,7 @@ class Leased:
     pictures: Sequence[tuple[PayloadKind, str]]
     deadline: float
     resume: Resume | None
+    traceparent: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,6 +145,7 @@ class Ledger:
                 state=JobState.QUEUED.value,
                 options=new.options.to_proto().SerializeToString(),
                 pictures=[[kind.value, artifact] for kind, artifact in new.pictures],
+                traceparent=new.traceparent,
                 created_at=now,
                 not_before=now,
                 deadline=now + new.timeout_seconds,
@@ -525,6 +528,7 @@ def _leased(before: Row[Any]) -> Leased:
         pictures=[(PayloadKind(kind), artifact) for kind, artifact in before.pictures],
         deadline=before.deadline,
         resume=resume,
+        traceparent=before.traceparent,
     )
 
 

@@ -9,6 +9,7 @@ from dataclasses import fields
 from datetime import UTC, datetime
 
 import structlog
+from opentelemetry import context, propagate
 
 from vtryon.client import Client
 from vtryon.errors import (
@@ -134,6 +135,7 @@ class Runner:
     async def _run(self, leased: Leased) -> None:
         attempt = Attempt(leased, self)
         self._active[leased.id] = attempt
+        context.attach(propagate.extract({"traceparent": leased.traceparent}))  # this task's own
         self.bell.ring(leased.id)
         try:
             await attempt.run()

@@ -12,6 +12,8 @@ from contextlib import suppress
 from dataclasses import replace
 from typing import Any
 
+from opentelemetry import propagate
+
 from vtryon import events
 from vtryon.client import Client
 from vtryon.errors import Reason, RequestError, Violation
@@ -142,6 +144,8 @@ class Jobs:
         digest = await asyncio.to_thread(_digest, options, pictures)
         if options.seed is None:
             options = replace(options, seed=secrets.randbelow(2**63))
+        carrier: dict[str, str] = {}
+        propagate.inject(carrier)
         folder = uuid.uuid4().hex
         names = [
             await self._artifacts.put(f"{folder}/{index}", picture)
@@ -159,6 +163,7 @@ class Jobs:
                         (kind, name) for kind, name in zip(kinds, names, strict=True) if kind
                     ],
                     timeout_seconds=start.timeout_seconds or self._settings.job_timeout_seconds,
+                    traceparent=carrier.get("traceparent", ""),
                 )
             )
         finally:

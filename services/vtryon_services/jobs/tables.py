@@ -32,6 +32,8 @@ jobs = Table(
     # vtryon.v1.TryOnOptions; and kind and artifact of each picture.
     Column("options", LargeBinary, nullable=False),
     Column("pictures", JSON, nullable=False),
+    # W3C's, of who made it: its attempts are part of that trace.
+    Column("traceparent", String(64), nullable=False, default=""),
     Column("created_at", Double, nullable=False),
     Column("not_before", Double, nullable=False),
     Column("deadline", Double, nullable=False),

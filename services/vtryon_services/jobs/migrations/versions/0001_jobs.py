@@ -20,6 +20,7 @@ def upgrade() -> None:
         sa.Column("state", sa.String(16), nullable=False),
         sa.Column("options", sa.LargeBinary, nullable=False),
         sa.Column("pictures", sa.JSON, nullable=False),
+        sa.Column("traceparent", sa.String(64), nullable=False),
         sa.Column("created_at", sa.Double, nullable=False),
         sa.Column("not_before", sa.Double, nullable=False),
         sa.Column("deadline", sa.Double, nullable=False),
