@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +11,7 @@ import pytest
 from tests.support.mesh import wait_until_healthy
 
 import vtryon
+from vtryon.types import Stage
 from vtryon_mesh.description import Mesh
 from vtryon_mesh.local.layout import Layout, Wanted, lay_out
 from vtryon_mesh.local.supervise import Supervisor, supervised
@@ -60,7 +61,10 @@ class Town:
 
 
 @contextmanager
-def town_of(folder: Path, **wanted: object) -> Iterator[Town]:
+def town_of(
+    folder: Path, services: Sequence[str] | None = tuple(Stage), **wanted: object
+) -> Iterator[Town]:
+    """Run a mesh: stages and pipeline, or other services; None for all."""
     described = Mesh.load()
     # Tests ask more in a second than a tenant may.
     edge = described.edge.model_copy(
@@ -69,7 +73,7 @@ def town_of(folder: Path, **wanted: object) -> Iterator[Town]:
     mesh = described.model_copy(update={"edge": edge})
     issuer = Issuer.create(mesh)
     asked = Wanted(
-        services=list(mesh.services),
+        services=list(services or mesh.services),
         backend="scripted",
         mtls=True,
         jwks=issuer.jwks,
@@ -84,7 +88,7 @@ def town_of(folder: Path, **wanted: object) -> Iterator[Town]:
 
 @pytest.fixture(scope="session")
 def town(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Town]:
-    with town_of(tmp_path_factory.mktemp("mesh")) as town:
+    with town_of(tmp_path_factory.mktemp("mesh"), services=None) as town:
         yield town
 
 

@@ -233,7 +233,7 @@ async def test_the_tenant_is_who_the_token_says(town: Town) -> None:
         assert await ask(0, quiet) is not grpc.StatusCode.RESOURCE_EXHAUSTED
 
 
-async def test_the_edge_serves_the_pipeline_and_nothing_else(town: Town) -> None:
+async def test_the_edge_serves_pipeline_and_jobs_and_no_stage(town: Town) -> None:
     token = sign(town)
     credentials = grpc.ssl_channel_credentials((town.layout.certificates / "ca.crt").read_bytes())
     async with grpc.aio.secure_channel(str(town.layout.door), credentials) as channel:
@@ -244,7 +244,7 @@ async def test_the_edge_serves_the_pipeline_and_nothing_else(town: Town) -> None
             with pytest.raises(grpc.aio.AioRpcError) as caught:
                 async for _ in call:
                     pass
-            served = method.startswith("/vtryon.v1.PipelineService/")
+            served = method.startswith(("/vtryon.v1.PipelineService/", "/vtryon.v1.JobService/"))
             denied = caught.value.code() is grpc.StatusCode.PERMISSION_DENIED
             assert denied == (not served), method
 

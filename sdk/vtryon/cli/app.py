@@ -10,6 +10,7 @@ from typing import Annotated
 import typer
 
 import vtryon
+from vtryon.cli.batch import batch
 from vtryon.cli.jobs import app as jobs_app
 from vtryon.cli.stage import app as stage_app
 from vtryon.cli.try_on import try_on
@@ -22,6 +23,7 @@ app = typer.Typer(
     add_completion=False,
 )
 app.command("try-on")(try_on)
+app.command("batch")(batch)
 app.add_typer(stage_app, name="stage")
 app.add_typer(jobs_app, name="jobs")
 

@@ -45,7 +45,7 @@ def contact_sheet(
     """Lay pictures side by side, each with its name."""
     from PIL import Image
 
-    from vtryon_services.mannequin.sheets import sheet
+    from vtryon.cli.sheets import sheet
 
     paths = [
         path

@@ -7,8 +7,8 @@ import asyncio
 from PIL import Image
 
 import vtryon
+from vtryon.cli.sheets import sheet
 from vtryon_services.embedded import embedded_mesh
-from vtryon_services.mannequin.sheets import sheet
 from vtryon_services.mannequin.triples import held_out
 
 _CAPTIONS = ("person", "garment", "result", "truth")

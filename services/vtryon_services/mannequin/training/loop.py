@@ -22,7 +22,7 @@ from rich.progress import (
 from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from vtryon_services.mannequin.sheets import sheet
+from vtryon.cli.sheets import sheet
 from vtryon_services.mannequin.training.muon import Muon
 
 Batch = dict[str, torch.Tensor]

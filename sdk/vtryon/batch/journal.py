@@ -1,0 +1,92 @@
+"""What a batch has done, a line each: appended, so that whatever ends it loses one line at most."""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Self
+
+from vtryon.errors import SettingsError
+
+NAME = ".vtryon-batch.jsonl"
+
+
+@dataclass(frozen=True, slots=True)
+class Line:
+    """How an entry went: its key, its result's file, or why there is none."""
+
+    name: str
+    key: str
+    out: str = ""
+    seed: int | None = None
+    seconds: float = 0.0
+    reason: str = ""
+    message: str = ""
+
+    @property
+    def failed(self) -> bool:
+        """Whether there is no result."""
+        return not self.out
+
+
+class Journal:
+    """The lines of a folder of results; the last one of a name counts."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._path = folder / NAME
+        self.lines: dict[str, Line] = {}
+
+    @classmethod
+    def open(cls, folder: Path) -> Self:
+        """Read what an earlier batch has left; half a line is none.
+
+        Raises:
+            SettingsError: the folder can't be written to.
+        """
+        journal = cls(folder)
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            if journal._path.exists():
+                journal._read(journal._path.read_text(encoding="utf-8"))
+            with journal._path.open("a") as file:
+                if file.tell() and not journal._path.read_bytes().endswith(b"\n"):
+                    file.write("\n")
+        except (OSError, UnicodeDecodeError) as error:
+            raise SettingsError(f"can't write to {folder}: {error}") from error
+        return journal
+
+    def _read(self, text: str) -> None:
+        for raw in text.splitlines():
+            try:
+                line = Line(**json.loads(raw))
+            except (ValueError, TypeError):
+                continue
+            self.lines[line.name] = line
+
+    def is_done(self, name: str, key: str) -> bool:
+        """Whether the same entry has a result, and that is still there."""
+        line = self.lines.get(name)
+        return (
+            line is not None
+            and not line.failed
+            and line.key == key
+            and (self._folder / line.out).is_file()
+        )
+
+    def write(self, line: Line) -> None:
+        """Note how an entry went.
+
+        Raises:
+            SettingsError: the disk is full, or the folder is gone.
+        """
+        raw = (json.dumps(asdict(line)) + "\n").encode()
+        try:
+            with self._path.open("ab", buffering=0) as file:
+                file.write(raw)
+                os.fsync(file.fileno())
+        except OSError as error:
+            raise SettingsError(f"can't write to {self._folder}: {error.strerror}") from error
+        self.lines[line.name] = line

@@ -1,0 +1,157 @@
+"""Doing a batch: so many at once, each until it is done or can't be."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from tenacity import AsyncRetrying, RetryCallState, retry_if_exception_type, stop_after_attempt
+
+from vtryon.batch.entries import Entry
+from vtryon.batch.journal import Journal, Line
+from vtryon.client import Client
+from vtryon.errors import (
+    OverloadedError,
+    RequestError,
+    SettingsError,
+    UnavailableError,
+    VtryonError,
+)
+from vtryon.types import ImageFormat, Priority
+
+_ATTEMPTS = 8
+_LONGEST_PAUSE_SECONDS = 30.0
+_SUFFIXES = {ImageFormat.PNG: ".png", ImageFormat.JPEG: ".jpg", ImageFormat.WEBP: ".webp"}
+
+
+@dataclass(slots=True)
+class Counts:
+    """How many entries there are, and how they went."""
+
+    total: int = 0
+    done: int = 0
+    skipped: int = 0
+    failed: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """What all entries of a batch have in common; an entry's own options go first.
+
+    Attributes:
+        tell: called behind every entry, with how it went and how all went so far.
+    """
+
+    client: Client
+    out: Path
+    journal: Journal
+    options: Mapping[str, Any]
+    format: ImageFormat = ImageFormat.PNG
+    concurrency: int = 8
+    counts: Counts = field(default_factory=Counts)
+    tell: Callable[[Line, Counts], None] = lambda _line, _counts: None
+
+    @property
+    def common(self) -> dict[str, Any]:
+        """What decides results besides an entry's own options."""
+        return {**self.options, "format": self.format}
+
+    async def run(self, entries: Iterable[Entry] | AsyncIterator[Entry]) -> None:
+        """Do entries as they come, a bounded number at once; leaving cancels those on their way.
+
+        Raises:
+            SettingsError: results can't be written; what was done stays done.
+        """
+        room = asyncio.Semaphore(self.concurrency)
+        try:
+            async with asyncio.TaskGroup() as group:
+                async for entry in _each(entries):
+                    await room.acquire()
+                    task = group.create_task(self._do(entry))
+                    task.add_done_callback(lambda _: room.release())
+        except* SettingsError as errors:
+            raise errors.exceptions[0] from None
+
+    async def _do(self, entry: Entry) -> None:
+        self.counts.total += 1
+        key = ""
+        try:
+            key = entry.key(self.common)
+            if self.journal.is_done(entry.name, key):
+                self.counts.skipped += 1
+                self.tell(self.journal.lines[entry.name], self.counts)
+                return
+            line = await self._draw(entry, key)
+            self.counts.done += 1
+        except SettingsError:
+            raise
+        except VtryonError as error:
+            reason = error.reason or ""
+            line = Line(entry.name, key, reason=str(reason), message=error.message)
+            self.counts.failed += 1
+        self.journal.write(line)
+        self.tell(line, self.counts)
+
+    async def _draw(self, entry: Entry, key: str) -> Line:
+        started = time.monotonic()
+        async for attempt in AsyncRetrying(
+            retry=retry_if_exception_type((OverloadedError, UnavailableError)),
+            stop=stop_after_attempt(_ATTEMPTS),
+            wait=_pause,
+            reraise=True,
+        ):
+            with attempt:
+                result = await self.client.try_on(
+                    entry.person,
+                    list(entry.garments),
+                    **{"priority": Priority.BATCH, **self.options, **entry.options},
+                    previews=False,
+                    format=self.format,
+                    request_id=f"batch-{key}",
+                )
+        name = f"{entry.name}{_SUFFIXES[self.format]}"
+        try:
+            await asyncio.to_thread(result.picture.save, self.out / name)
+        except OSError as error:
+            raise SettingsError(f"can't write {name}: {error.strerror}") from error
+        seconds = round(time.monotonic() - started, 3)
+        return Line(entry.name, key, name, result.seed, seconds)
+
+
+def _pause(state: RetryCallState) -> float:
+    """Wait as long as the mesh says, or else a little longer each time."""
+    error = state.outcome.exception() if state.outcome else None
+    least = error.retry_after_seconds if isinstance(error, OverloadedError) else 0.2
+    return min(_LONGEST_PAUSE_SECONDS, least * 2.0 ** (state.attempt_number - 1))
+
+
+async def _each(entries: Iterable[Entry] | AsyncIterator[Entry]) -> AsyncIterator[Entry]:
+    if isinstance(entries, AsyncIterator):
+        async for entry in entries:
+            yield entry
+        return
+    for entry in entries:
+        yield entry
+
+
+async def watch(
+    look: Callable[[], list[Entry]], seconds: float, keys: Callable[[Entry], str]
+) -> AsyncIterator[Entry]:
+    """Give entries as they appear, once they have stayed the same from one look to the next."""
+    seen: dict[str, str] = {}
+    given: set[tuple[str, str]] = set()
+    while True:
+        for entry in look():
+            try:
+                key = keys(entry)
+            except RequestError:
+                continue  # on its way
+            if seen.get(entry.name) == key and (entry.name, key) not in given:
+                given.add((entry.name, key))
+                yield entry
+            seen[entry.name] = key
+        await asyncio.sleep(seconds)

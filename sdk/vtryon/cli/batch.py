@@ -1,0 +1,210 @@
+"""`vtryon batch`: a folder of pairs, or a manifest, to a folder of results."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+from collections.abc import AsyncIterator, Iterable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+
+from vtryon.batch.entries import Entry, find_entries
+from vtryon.batch.journal import Journal, Line
+from vtryon.batch.work import Batch, Counts, watch
+from vtryon.cli.connection import (
+    CheckpointOption,
+    Connection,
+    EndpointOption,
+    TlsCaOption,
+    TlsOption,
+)
+from vtryon.cli.sheets import sheet
+from vtryon.cli.try_on import report_failure
+from vtryon.errors import RequestError, VtryonError
+from vtryon.types import ImageFormat, Profile
+
+_SHOWN = 24
+_LOOK_SECONDS = 1.0
+
+
+def batch(
+    source: Annotated[
+        Path,
+        typer.Argument(
+            metavar="INPUT",
+            help="A folder of pairs (NAME/person.png and NAME/garment.png, or NAME_person.png and "
+            "NAME_garment.png), or a manifest .jsonl or .csv.",
+        ),
+    ],
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="Folder for results.")],
+    prompt: Annotated[str | None, typer.Option(help="Where an entry has none.")] = None,
+    negative_prompt: Annotated[str | None, typer.Option(help="The same.")] = None,
+    steps: Annotated[int | None, typer.Option(help="Denoise steps, 1 to 200.")] = None,
+    true_cfg_scale: Annotated[float | None, typer.Option(help="Strength of guidance.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Of every entry that has none.")] = None,
+    profile: Annotated[Profile | None, typer.Option(help="A named set of numerics.")] = None,
+    format: Annotated[ImageFormat, typer.Option(help="Of results.")] = ImageFormat.PNG,  # noqa: A002
+    concurrency: Annotated[int, typer.Option(min=1, max=256, help="Try-ons at once.")] = 8,
+    watching: Annotated[
+        bool, typer.Option("--watch", help="Go on looking for new entries until Ctrl-C.")
+    ] = False,
+    endpoint: EndpointOption = None,
+    tls: TlsOption = False,
+    tls_ca: TlsCaOption = None,
+    checkpoint: CheckpointOption = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the report, no progress.")] = False,
+) -> None:
+    """Do many try-ons, from files to files.
+
+    Run again, it does what is missing: results of the same pictures and options stay as they are.
+    OUT gets report.json and contact-sheet.png. Exits with 1 where an entry failed.
+    """
+    console = Console(stderr=True)
+    given = {
+        "prompt": prompt,
+        "negative_prompt": negative_prompt,
+        "steps": steps,
+        "true_cfg_scale": true_cfg_scale,
+        "seed": seed,
+        "profile": profile,
+    }
+    options = {name: value for name, value in given.items() if value is not None}
+    connection = Connection(endpoint, tls, tls_ca, checkpoint)
+    progress = _progress(Console(stderr=True, quiet=as_json))
+    interrupted = False
+    try:
+        entries = find_entries(source)
+        journal = Journal.open(out)
+        with progress:
+            wanted = _Wanted(source, entries, out, journal, options, format, concurrency, watching)
+            asyncio.run(_run(wanted, connection, progress))
+    except KeyboardInterrupt:
+        interrupted = True
+    except VtryonError as error:
+        report_failure(error, console, as_json=as_json)
+        raise typer.Exit(2 if isinstance(error, RequestError) else 1) from None
+    names = [entry.name for entry in (find_entries(source) if watching else entries)]
+    report = _report(names, journal, out)
+    if as_json:
+        typer.echo(json.dumps(report))
+    else:
+        _print(report, out, console)
+    if interrupted:
+        raise typer.Exit(0 if watching else 130)
+    if report["failed"]:
+        raise typer.Exit(1)
+
+
+@dataclass(frozen=True, slots=True)
+class _Wanted:
+    source: Path
+    entries: list[Entry]
+    out: Path
+    journal: Journal
+    options: dict[str, Any]
+    format: ImageFormat
+    concurrency: int
+    watching: bool
+
+
+async def _run(wanted: _Wanted, connection: Connection, progress: Progress) -> None:
+    bar = progress.add_task("starting the mesh", total=None, note="")
+
+    def tell(line: Line, counts: Counts) -> None:
+        said = [f"{counts.failed} failed"] if counts.failed else []
+        said += [f"{counts.skipped} there already"] if counts.skipped else []
+        progress.update(bar, advance=1, note=", ".join(said))
+        if line.failed:
+            progress.console.print(f"{line.name}: {line.message}", highlight=False)
+
+    async with connection.client() as client:
+        work = Batch(
+            client,
+            wanted.out,
+            wanted.journal,
+            wanted.options,
+            wanted.format,
+            wanted.concurrency,
+            tell=tell,
+        )
+        total = None if wanted.watching else len(wanted.entries)
+        progress.update(bar, description="try-ons", total=total)
+        todo: Iterable[Entry] | AsyncIterator[Entry] = wanted.entries
+        if wanted.watching:
+            todo = watch(
+                lambda: find_entries(wanted.source),
+                _LOOK_SECONDS,
+                lambda one: one.key(work.common),
+            )
+        await work.run(todo)
+
+
+def _progress(console: Console) -> Progress:
+    return Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TextColumn("left"),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[note]}", style="dim"),
+        console=console,
+    )
+
+
+def _report(names: list[str], journal: Journal, out: Path) -> dict[str, Any]:
+    """Write report.json and the contact sheet, whole or not at all."""
+    lines = [journal.lines[name] for name in names if name in journal.lines]
+    failed = [line for line in lines if line.failed]
+    report = {
+        "entries": len(names),
+        "succeeded": len(lines) - len(failed),
+        "failed": len(failed),
+        "missing": len(names) - len(lines),
+        "results": [asdict(line) for line in lines],
+    }
+    _write(out / "report.json", (json.dumps(report, indent=2) + "\n").encode())
+    shown = [out / line.out for line in lines if not line.failed][:_SHOWN]
+    if shown:
+        _draw_sheet([path for path in shown if path.exists()], out / "contact-sheet.png")
+    return report
+
+
+def _draw_sheet(paths: list[Path], target: Path) -> None:
+    import io
+
+    from PIL import Image
+
+    pictures = [Image.open(path) for path in paths]
+    rows = [pictures[first : first + 8] for first in range(0, len(pictures), 8)]
+    buffer = io.BytesIO()
+    sheet(rows, height=192).save(buffer, "PNG")
+    _write(target, buffer.getvalue())
+
+
+def _write(path: Path, data: bytes) -> None:
+    scratch = path.with_name(f".{path.name}.part")
+    scratch.write_bytes(data)
+    os.replace(scratch, path)  # noqa: PTH105
+
+
+def _print(report: dict[str, Any], out: Path, console: Console) -> None:
+    said = f"{report['succeeded']} of {report['entries']} succeeded"
+    if report["failed"]:
+        said += f", {report['failed']} failed"
+    if report["missing"]:
+        said += f", {report['missing']} to be done: run it again"
+    console.print(f"{said}; {out}/report.json, {out}/contact-sheet.png", highlight=False)
