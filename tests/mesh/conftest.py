@@ -73,7 +73,7 @@ def town_of(
     mesh = described.model_copy(update={"edge": edge})
     issuer = Issuer.create(mesh)
     asked = Wanted(
-        services=list(services or mesh.services),
+        services=[str(name) for name in services or mesh.services],
         backend="scripted",
         mtls=True,
         jwks=issuer.jwks,

@@ -14,6 +14,7 @@ from vtryon.cli.batch import batch
 from vtryon.cli.jobs import app as jobs_app
 from vtryon.cli.stage import app as stage_app
 from vtryon.cli.try_on import try_on
+from vtryon.cli.workflow import app as workflow_app
 
 app = typer.Typer(
     name="vtryon",
@@ -26,6 +27,7 @@ app.command("try-on")(try_on)
 app.command("batch")(batch)
 app.add_typer(stage_app, name="stage")
 app.add_typer(jobs_app, name="jobs")
+app.add_typer(workflow_app, name="workflow")
 
 
 def _show_version(wanted: bool) -> None:

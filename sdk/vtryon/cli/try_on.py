@@ -26,6 +26,7 @@ from vtryon.cli.progress import (
     ledger_table,
     live_progress,
 )
+from vtryon.cli.requests import read_request
 from vtryon.errors import RequestError, VtryonError
 from vtryon.events import Event, Preview
 from vtryon.options import DEFAULT_PROMPT
@@ -59,9 +60,10 @@ def try_on(
     out: Annotated[
         Path, typer.Option("--out", "-o", help="Where the result goes: .png, .jpg or .webp.")
     ],
-    prompt: Annotated[str, typer.Option(help="What to do with picture 1 and picture 2.")] = (
-        DEFAULT_PROMPT
-    ),
+    prompt: Annotated[
+        str | None,
+        typer.Option(help=f'What to do with the pictures.  [default: "{DEFAULT_PROMPT}"]'),
+    ] = None,
     negative_prompt: Annotated[
         str | None, typer.Option(help="What to keep away from; turns guidance on.")
     ] = None,
@@ -71,6 +73,10 @@ def try_on(
     width: Annotated[int | None, typer.Option(help="Of the result; a multiple of 16.")] = None,
     height: Annotated[int | None, typer.Option(help="Of the result; a multiple of 16.")] = None,
     profile: Annotated[Profile | None, typer.Option(help="A named set of numerics.")] = None,
+    request: Annotated[
+        Path | None,
+        typer.Option(help="JSON of `vtryon workflow import`; options given here go first."),
+    ] = None,
     previews: Annotated[
         Path | None, typer.Option(help="Folder for a small picture after each step.")
     ] = None,
@@ -90,23 +96,28 @@ def try_on(
     A bearer token for the endpoint is read from VTRYON_TOKEN.
     """
     console = Console(stderr=True)
+    given = {
+        "prompt": prompt.strip() if prompt is not None else None,
+        "negative_prompt": negative_prompt,
+        "steps": steps,
+        "true_cfg_scale": true_cfg_scale,
+        "seed": seed,
+        "width": width,
+        "height": height,
+        "profile": profile,
+        "timeout_seconds": timeout,
+    }
     try:
+        asked = read_request(request) if request is not None else {}
         job = Job(
             person=person,
             garments=garment,
             out=out,
             previews=previews,
             options={
-                "prompt": prompt.strip(),
-                "negative_prompt": negative_prompt,
-                "steps": steps,
-                "true_cfg_scale": true_cfg_scale,
-                "seed": seed,
-                "width": width,
-                "height": height,
-                "profile": profile,
+                **asked,
+                **{name: value for name, value in given.items() if value is not None},
                 "format": format_of(out),
-                "timeout_seconds": timeout,
             },
             connection=Connection(endpoint, tls, tls_ca, checkpoint),
         )

@@ -1,0 +1,83 @@
+"""`vtryon workflow`: graphs of ComfyUI as requests."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from vtryon.cli.files import check_writable
+from vtryon.cli.requests import describe, read_json
+from vtryon.cli.try_on import report_failure
+from vtryon.errors import RequestError, SettingsError, VtryonError
+from vtryon.plain import plain
+from vtryon.workflow.graph import Graph
+from vtryon.workflow.meaning import Line, Reading
+
+app = typer.Typer(help="Take requests from ComfyUI's graphs.", no_args_is_help=True)
+
+
+@app.command("import")
+def import_graph(
+    graph: Annotated[Path, typer.Argument(help="Of ComfyUI: the editor's format or the API's.")],
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", help="Where the request goes, as JSON.")
+    ] = None,
+    without: Annotated[
+        list[str] | None,
+        typer.Option(help="Leave out nodes of this type all the same: the picture will differ."),
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON: request and nodes.")] = False,
+) -> None:
+    """Read a graph for Qwen-Image-Edit: what each node becomes, and the request that it makes.
+
+    A node or a value that can't be honoured is named, and nothing is written. Use the request by
+    `vtryon try-on person.png garment.png --request FILE`.
+    """
+    console = Console(stderr=True)
+    reading: Reading | None = None
+    try:
+        if out is not None:
+            check_writable(out)
+        reading = Reading(Graph.read(read_json(graph)), without or ())
+        request = reading.read()
+        described = describe(request)
+        if out is not None:
+            _write(out, described)
+    except VtryonError as error:
+        if reading is not None and not as_json:
+            console.print(_table(reading.lines))
+        report_failure(error, console, as_json=as_json)
+        raise typer.Exit(2 if isinstance(error, RequestError) else 1) from None
+    if as_json:
+        typer.echo(json.dumps({"request": described, "nodes": plain(reading.lines)}))
+        return
+    console.print(_table(reading.lines))
+    if request.loras:
+        names = ", ".join(lora.name for lora in request.loras)
+        console.print(f"note: the checkpoint is to have {names} merged", highlight=False)
+    if out is None:
+        typer.echo(json.dumps(described, indent=2))
+    else:
+        console.print(f"{out}: written", highlight=False)
+
+
+def _write(path: Path, described: dict[str, Any]) -> None:
+    scratch = path.with_name(f".{path.name}.part")
+    try:
+        scratch.write_text(json.dumps(described, indent=2) + "\n", encoding="utf-8")
+        scratch.replace(path)
+    except OSError as error:
+        raise SettingsError(f"can't write {path}: {error.strerror}") from error
+
+
+def _table(lines: list[Line]) -> Table:
+    table = Table("node", "type", "becomes", box=None)
+    for line in lines:
+        colour = "red" if line.refused else "none"
+        table.add_row(line.node, line.type, line.becomes, style=colour)
+    return table

@@ -1,0 +1,1 @@
+"""ComfyUI's graphs as requests: what each node becomes, or why it can't be honoured."""
