@@ -60,7 +60,7 @@ format: $(VENV)/.dev ## format Python and protos
 generate: $(VENV)/.dev ## make sdk/vtryon/v1 from protos
 	$(BIN)/python protos/generate.py
 
-bench: $(VENV)/.dev .triton ## measure: try-ons beside diffusers, overload, padding, streaming, shared memory, the mesh
+bench: $(VENV)/.dev .triton ## measure: try-ons beside diffusers, overload, padding, streaming, shared memory, the mesh, doors
 	$(BIN)/python -m vtryon_loadtests.throughput --triton --plot docs/throughput.png
 	$(BIN)/python -m vtryon_loadtests.overload
 	$(BIN)/python -m vtryon_loadtests.floor
@@ -68,6 +68,7 @@ bench: $(VENV)/.dev .triton ## measure: try-ons beside diffusers, overload, padd
 	$(BIN)/python -m vtryon_loadtests.tensor_streaming
 	$(BIN)/python -m vtryon_loadtests.shared_memory
 	$(BIN)/python -m vtryon_loadtests.mesh_cost
+	$(BIN)/python -m vtryon_loadtests.doors
 
 bench-gpu: $(VENV)/.dev ## measure a real-size random checkpoint on a GPU (LIKE=1b)
 	test -d out/$(LIKE) || $(BIN)/vtryon models make out/$(LIKE) --random --like $(LIKE) --device cuda

@@ -37,7 +37,10 @@ from vtryon_loadtests.tensor_streaming import running
 STEPS = 4
 PERSON = bytes(range(256)) * 32
 _ENCODERS = ("latent-encoder", "text-encoder")
-_UP = ("vtryon", "up", "--backend", "scripted", "--free-ports")
+_UP = (
+    *("vtryon", "up", "--backend", "scripted", "--free-ports"),
+    *("--stages", "latent-encoder,text-encoder,sampling,decoding,pipeline"),
+)
 
 
 @dataclass(slots=True)

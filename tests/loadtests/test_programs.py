@@ -95,3 +95,13 @@ def test_operations_of_the_real_model() -> None:
     config = {"num_layers": 60, "num_attention_heads": 24, "attention_head_dim": 128}
     # 1024² with two references: 12 · 3072² weights meet each of 12 588 tokens in each layer.
     assert transformer_flops(config, 1024, 300, 2) == pytest.approx(0.28e15, rel=0.05)
+
+
+@pytest.mark.timeout(300)
+def test_every_door_is_measured() -> None:
+    rows = run("doors", "--rounds", "1", "--requests", "2")
+    assert [row["door"] for row in rows] == [
+        *("grpc", "grpc, no previews", "rest", "rest, events", "job", "rest, job"),
+    ]
+    moved = {row["door"]: row["kib"] for row in rows}
+    assert moved["rest"] < moved["rest, events"]

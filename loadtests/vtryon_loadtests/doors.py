@@ -1,0 +1,242 @@
+"""What each door costs: the same try-on, one at a time and eight at once, and the bytes that move.
+
+    python -m vtryon_loadtests.doors [--rounds 3] [--requests 40] [--backend torch] [--json]
+
+One mesh, one bridge, and jobs in a SQLite file; doors take turns in every round. Bytes are counted
+by a relay between caller and door, both ways, everything included: headers, previews, the picture.
+The scripted backend computes nothing, so what is left is the door.
+
+- grpc: the SDK's try-on, with previews; grpc, no previews: without.
+- rest: a form, answered with the picture; rest, events: an event per step, with previews.
+- job: made, watched and fetched by gRPC; rest, job: an idempotent try-on, which is a job.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import statistics
+import tempfile
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from dataclasses import asdict, dataclass, field
+from itertools import count
+from pathlib import Path
+
+import httpx
+from rich.console import Console
+from rich.progress import track
+from rich.table import Table
+
+import vtryon
+from vtryon_loadtests.figures import percentile
+from vtryon_loadtests.tensor_streaming import running
+from vtryon_loadtests.throughput import Pictures
+
+STEPS = 4
+AT_ONCE = 8
+_numbers = count()
+Call = Callable[[], Awaitable[None]]
+
+
+@dataclass(slots=True)
+class Door:
+    """A way in, and what was measured of it: seconds, requests per second by round, bytes."""
+
+    name: str
+    call: Call
+    relay: Relay
+    latencies: list[float] = field(default_factory=list)
+    rates: list[float] = field(default_factory=list)
+    bytes: list[float] = field(default_factory=list)
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """Of one door; `rate_ratio` is that of requests per second to the first door's, by rounds."""
+
+    door: str
+    p50_ms: float
+    p95_ms: float
+    per_second: float
+    rate_ratio: float
+    kib: float
+
+
+class Relay:
+    """Passes bytes on between a port of its own and a server, and counts them."""
+
+    def __init__(self, target: str) -> None:
+        host, _, port = target.rpartition(":")
+        self._to = host, int(port)
+        self.passed = 0
+
+    @asynccontextmanager
+    async def open(self) -> AsyncIterator[str]:
+        """Give the address to call instead of the server's."""
+        server = await asyncio.start_server(self._serve, "127.0.0.1", 0)
+        async with server:
+            host, port = server.sockets[0].getsockname()
+            yield f"{host}:{port}"
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        to, back = await asyncio.open_connection(*self._to)
+        with suppress(asyncio.CancelledError):  # the measuring is over
+            await asyncio.gather(
+                self._pass(reader, back), self._pass(to, writer), return_exceptions=True
+            )
+
+    async def _pass(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        try:
+            while data := await reader.read(256 * 1024):
+                self.passed += len(data)
+                writer.write(data)
+                await writer.drain()
+        finally:
+            writer.close()
+
+
+@asynccontextmanager
+async def doors(pictures: Pictures, backend: str) -> AsyncIterator[list[Door]]:
+    """Start mesh, jobs and bridge, each in a process of its own, and open every door."""
+    async with AsyncExitStack() as stack:
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        serve = ("vtryon", "serve")
+        port = ("--listen", "127.0.0.1:0")
+        mesh = stack.enter_context(running(*serve, "all", "--backend", backend, *port))
+        jobs = stack.enter_context(
+            running(
+                *(*serve, "jobs", *port),
+                VTRYON_JOBS_PIPELINE_TARGET=mesh,
+                VTRYON_JOBS_DATABASE_URL=f"sqlite+aiosqlite:///{folder / 'jobs.sqlite'}",
+                VTRYON_JOBS_ARTIFACTS_URL=str(folder / "artifacts"),
+            )
+        )
+        rest = stack.enter_context(
+            running(
+                *(*serve, "rest", *port),
+                VTRYON_REST_PIPELINE_TARGET=mesh,
+                VTRYON_REST_JOBS_TARGET=jobs,
+            )
+        )
+        relays = [Relay(target) for target in (mesh, jobs, rest)]
+        at_mesh, at_jobs, at_rest = [await stack.enter_async_context(one.open()) for one in relays]
+        direct = await stack.enter_async_context(vtryon.Client(at_mesh))
+        office = await stack.enter_async_context(vtryon.Client(at_jobs))
+        http = await stack.enter_async_context(
+            httpx.AsyncClient(base_url=f"http://{at_rest}", timeout=120)
+        )
+
+        async def try_on(previews: bool) -> None:
+            person, garment = pictures.fresh()
+            await direct.try_on(person, garment, steps=STEPS, previews=previews)
+
+        async def job() -> None:
+            person, garment = pictures.fresh()
+            made = await office.jobs.create(person, garment, steps=STEPS, previews=False)
+            async for _ in office.jobs.watch(made.id):
+                pass
+            await office.jobs.picture(made.id)
+
+        async def post(**headers: str) -> None:
+            person, garment = pictures.fresh()
+            answer = await http.post(
+                "/v1/try-ons",
+                files=[("person", person), ("garments", garment)],
+                data={"steps": STEPS},
+                headers=headers,
+            )
+            answer.raise_for_status()
+
+        yield [
+            Door("grpc", lambda: try_on(True), relays[0]),
+            Door("grpc, no previews", lambda: try_on(False), relays[0]),
+            Door("rest", post, relays[2]),
+            Door("rest, events", lambda: post(accept="text/event-stream"), relays[2]),
+            Door("job", job, relays[1]),
+            Door("rest, job", lambda: post(**{"idempotency-key": f"{next(_numbers)}"}), relays[2]),
+        ]
+
+
+async def measure(rounds: int, requests: int, backend: str) -> list[Row]:
+    """Take turns, and give a row per door."""
+    with tempfile.TemporaryDirectory() as folder:
+        pictures = Pictures(Path(folder))
+        async with doors(pictures, backend) as open_doors:
+            for door in open_doors:
+                await door.call()
+            for _ in track(range(rounds), "rounds", console=Console(stderr=True)):
+                for door in open_doors:
+                    await _alone(door, requests)
+                    await _together(door, requests)
+    first = open_doors[0]
+    return [_row(door, first) for door in open_doors]
+
+
+async def _alone(door: Door, requests: int) -> None:
+    before = door.relay.passed
+    for _ in range(requests):
+        started = time.perf_counter()
+        await door.call()
+        door.latencies.append(time.perf_counter() - started)
+    door.bytes.append((door.relay.passed - before) / requests)
+
+
+async def _together(door: Door, requests: int) -> None:
+    left = iter(range(requests * 2))
+
+    async def caller() -> None:
+        for _ in left:
+            await door.call()
+
+    started = time.perf_counter()
+    await asyncio.gather(*(caller() for _ in range(AT_ONCE)))
+    door.rates.append(2 * requests / (time.perf_counter() - started))
+
+
+def _row(door: Door, first: Door) -> Row:
+    ratios = [one / other for one, other in zip(door.rates, first.rates, strict=True)]
+    return Row(
+        door.name,
+        1e3 * percentile(door.latencies, 50),
+        1e3 * percentile(door.latencies, 95),
+        statistics.median(door.rates),
+        statistics.median(ratios),
+        statistics.median(door.bytes) / 1024,
+    )
+
+
+def show(rows: Sequence[Row]) -> Table:
+    """Lay the rows out."""
+    table = Table("door", "p50", "p95", f"{AT_ONCE} at once", "to the first", "moved", box=None)
+    for row in rows:
+        table.add_row(
+            row.door,
+            f"{row.p50_ms:.1f} ms",
+            f"{row.p95_ms:.1f} ms",
+            f"{row.per_second:.1f}/s",
+            f"{row.rate_ratio:.2f}",
+            f"{row.kib:.1f} KiB",
+        )
+    return table
+
+
+def main() -> None:
+    """Run from the command line."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--requests", type=int, default=40)
+    parser.add_argument("--backend", choices=["scripted", "torch"], default="scripted")
+    parser.add_argument("--json", action="store_true")
+    given = parser.parse_args()
+    rows = asyncio.run(measure(given.rounds, given.requests, given.backend))
+    if given.json:
+        print(json.dumps([asdict(row) for row in rows]))
+    else:
+        Console().print(show(rows))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,245 @@
+"""Every door of the mesh, as something that draws one request and says how that went."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import json
+import subprocess
+from dataclasses import asdict, dataclass, field, is_dataclass
+from enum import Enum
+from pathlib import Path
+from typing import Any, ClassVar, Protocol
+
+import httpx
+import numpy as np
+from tests.support.pictures import decoded
+from tests.support.processes import VTRYON
+
+import vtryon
+from vtryon.errors import VtryonError
+from vtryon.jobs import JobState
+from vtryon.outcome import Outcome as CallOutcome
+from vtryon.types import TryOnInline
+from vtryon.v1 import stream_pb2
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A request as every door can make it."""
+
+    person: bytes
+    garments: tuple[bytes, ...]
+    options: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Went:
+    """A picture's pixels, or the reason why there is none."""
+
+    pixels: np.ndarray | None = None
+    reason: str = ""
+
+
+class Door(Protocol):
+    """A way in."""
+
+    def takes(self, asked: Asked) -> bool:
+        """Whether the door has words for all of it."""
+        ...
+
+    async def draw(self, asked: Asked) -> Went:
+        """Make the request, and wait for its end."""
+        ...
+
+
+class Grpc:
+    """The SDK's try-on."""
+
+    def __init__(self, target: str) -> None:
+        self.target = target
+
+    def takes(self, asked: Asked) -> bool:
+        return True
+
+    async def draw(self, asked: Asked) -> Went:
+        async with vtryon.Client(self.target) as client:
+            try:
+                result = await client.try_on(asked.person, list(asked.garments), **asked.options)
+            except VtryonError as error:
+                return Went(reason=str(error.reason))
+        return Went(decoded(result.picture.data))
+
+
+class Inline(Grpc):
+    """The unary request of browsers and of grpcurl."""
+
+    async def draw(self, asked: Asked) -> Went:
+        from vtryon.options import make_options
+
+        options = make_options(**{"previews": False, **asked.options})
+        request = TryOnInline(asked.person, asked.garments, options).to_proto()
+        async with vtryon.Client(self.target) as client:
+            call = client.channel.grpc.unary_stream("/vtryon.v1.PipelineService/TryOnInline")(
+                request.SerializeToString()
+            )
+            outcome, data = CallOutcome(call), bytearray()
+            try:
+                async for raw in call:
+                    data += stream_pb2.Event.FromString(raw).chunk.data
+            except Exception as error:
+                return Went(reason=str((await outcome.error(error)).reason))
+        return Went(decoded(bytes(data)))
+
+
+class Job(Grpc):
+    """A job, by gRPC."""
+
+    async def draw(self, asked: Asked) -> Went:
+        async with vtryon.Client(self.target) as client:
+            try:
+                made = await client.jobs.create(
+                    asked.person, list(asked.garments), **{"previews": False, **asked.options}
+                )
+                ended = await client.jobs.wait(made.id)
+                if ended.state is not JobState.SUCCEEDED:
+                    return Went(reason=str(ended.error.reason))
+                picture = await client.jobs.picture(made.id)
+            except VtryonError as error:
+                return Went(reason=str(error.reason))
+        return Went(decoded(picture.data))
+
+
+class Form:
+    """REST: a form, answered with the picture."""
+
+    headers: ClassVar[dict[str, str]] = {}
+
+    def __init__(self, url: str) -> None:
+        self.url = url
+
+    def takes(self, asked: Asked) -> bool:
+        return "previews" not in asked.options
+
+    async def draw(self, asked: Asked) -> Went:
+        async with httpx.AsyncClient(base_url=self.url, timeout=60) as http:
+            return self.read(await self.post(http, asked))
+
+    async def post(self, http: httpx.AsyncClient, asked: Asked) -> httpx.Response:
+        files = [("person", asked.person), *(("garments", one) for one in asked.garments)]
+        data = {name: _text(value) for name, value in asked.options.items()}
+        return await http.post("/v1/try-ons", files=files, data=data, headers=self.headers)
+
+    def read(self, answer: httpx.Response) -> Went:
+        if answer.status_code != 200:
+            return Went(reason=answer.json()["reason"])
+        return Went(decoded(answer.content))
+
+
+class Json(Form):
+    """REST: JSON in, JSON out."""
+
+    async def post(self, http: httpx.AsyncClient, asked: Asked) -> httpx.Response:
+        body = {
+            "person": base64.b64encode(asked.person).decode(),
+            "garments": [base64.b64encode(one).decode() for one in asked.garments],
+            **{name: plainly(value) for name, value in asked.options.items()},
+        }
+        headers = {"content-type": "application/json", "accept": "application/json"}
+        return await http.post("/v1/try-ons", content=json.dumps(body), headers=headers)
+
+    def read(self, answer: httpx.Response) -> Went:
+        if answer.status_code != 200:
+            return Went(reason=answer.json()["reason"])
+        return Went(decoded(base64.b64decode(answer.json()["picture"]["data"])))
+
+
+class Events(Form):
+    """REST: server-sent events."""
+
+    headers: ClassVar[dict[str, str]] = {"accept": "text/event-stream"}
+
+    def read(self, answer: httpx.Response) -> Went:
+        if answer.status_code != 200:
+            return Went(reason=answer.json()["reason"])
+        name, told = last_event(answer.text)
+        if name == "error":
+            return Went(reason=told["reason"])
+        return Went(decoded(base64.b64decode(told["picture"]["data"])))
+
+
+class RestJob(Form):
+    """REST: an idempotent try-on, which is a job that is waited for."""
+
+    async def post(self, http: httpx.AsyncClient, asked: Asked) -> httpx.Response:
+        http.headers["idempotency-key"] = f"conformance-{next(_numbers)}"
+        return await super().post(http, asked)
+
+
+class Files:
+    """The shell's batch, from files to files."""
+
+    _words: ClassVar[set[str]] = {
+        *("prompt", "negative_prompt", "steps", "true_cfg_scale", "seed", "width", "height"),
+        *("profile", "strength"),
+    }
+
+    def __init__(self, target: str, folder: Path) -> None:
+        self._target = target
+        self._folder = folder
+
+    def takes(self, asked: Asked) -> bool:
+        return set(asked.options) <= self._words
+
+    async def draw(self, asked: Asked) -> Went:
+        folder = self._folder / str(next(_numbers))
+        folder.mkdir(parents=True)
+        names = []
+        for number, data in enumerate((asked.person, *asked.garments)):
+            names.append(f"picture-{number}")
+            (folder / names[-1]).write_bytes(data)
+        options = {name: plainly(value) for name, value in asked.options.items()}
+        row = {"name": "one", "person": names[0], "garments": names[1:], **options}
+        (folder / "work.jsonl").write_text(json.dumps(row))
+        command = [VTRYON, "batch", folder / "work.jsonl", folder / "out", "--json"]
+        done = await asyncio.to_thread(
+            subprocess.run,
+            [*command, "--endpoint", self._target],
+            capture_output=True,
+            text=True,
+            timeout=60,
+        )
+        report = json.loads(done.stdout)
+        if "error" in report:
+            return Went(reason=report["error"]["reason"])
+        [line] = report["results"]
+        if line["reason"]:
+            return Went(reason=line["reason"])
+        return Went(decoded((folder / "out" / line["out"]).read_bytes()))
+
+
+_numbers = iter(range(10**9))
+
+
+def last_event(text: str) -> tuple[str, dict[str, Any]]:
+    """The last event of a stream that is not a comment."""
+    block = [one for one in text.split("\n\n") if "event: " in one][-1]
+    lines = dict(line.split(": ", 1) for line in block.splitlines())
+    return lines["event"], json.loads(lines["data"])
+
+
+def plainly(value: object) -> object:
+    """A value as JSON has it."""
+    if isinstance(value, Enum):
+        return value.value
+    if is_dataclass(value) and not isinstance(value, type):
+        return {key: plainly(one) for key, one in asdict(value).items() if one is not None}
+    return value
+
+
+def _text(value: object) -> object:
+    """A value as a form has it."""
+    plain = plainly(value)
+    if isinstance(plain, dict):
+        return json.dumps(plain)
+    return [str(one) for one in plain] if isinstance(plain, (list, tuple)) else str(plain)
