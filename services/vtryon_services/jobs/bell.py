@@ -4,29 +4,50 @@ from __future__ import annotations
 
 import asyncio
 from collections import defaultdict
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+
+class News:
+    """Whether there was any since it was last waited for."""
+
+    def __init__(self) -> None:
+        self._event = asyncio.Event()
+
+    def tell(self) -> None:
+        """Wake who waits."""
+        self._event.set()
+
+    async def wait(self, seconds: float) -> bool:
+        """Wait for news, but not for long; true where there was some."""
+        try:
+            async with asyncio.timeout(seconds):
+                await self._event.wait()
+        except TimeoutError:
+            return False
+        self._event.clear()
+        return True
 
 
 class Bell:
-    """Wakes who waits for news of something."""
+    """Tells listeners of news by name."""
 
     def __init__(self) -> None:
-        self._waiting: defaultdict[str, set[asyncio.Event]] = defaultdict(set)
+        self._listeners: defaultdict[str, set[News]] = defaultdict(set)
 
     def ring(self, name: str) -> None:
         """Tell that there is news."""
-        for event in self._waiting.get(name, ()):
-            event.set()
+        for news in self._listeners.get(name, ()):
+            news.tell()
 
-    async def wait(self, name: str, seconds: float) -> None:
-        """Wait for news, but not for long."""
-        event = asyncio.Event()
-        self._waiting[name].add(event)
+    @contextmanager
+    def listen(self, name: str) -> Iterator[News]:
+        """Listen until the block is left; what is told before the first wait is not missed."""
+        news = News()
+        self._listeners[name].add(news)
         try:
-            async with asyncio.timeout(seconds):
-                await event.wait()
-        except TimeoutError:
-            pass
+            yield news
         finally:
-            self._waiting[name].discard(event)
-            if not self._waiting[name]:
-                del self._waiting[name]
+            self._listeners[name].discard(news)
+            if not self._listeners[name]:
+                del self._listeners[name]

@@ -17,6 +17,8 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_en
 from vtryon.errors import SettingsError
 
 _MIGRATIONS = Path(__file__).with_name("migrations")
+# One more than that waits for one: made and closed each time, they cost more than they do.
+_POOL: dict[str, Any] = {"pool_pre_ping": False, "pool_size": 16, "max_overflow": 0}
 _ONE_AT_A_TIME = 0x76747279  # an advisory lock of PostgreSQL's: "vtry"
 
 
@@ -37,7 +39,7 @@ class Database:
             SettingsError: the database can't be reached or used.
         """
         try:
-            engine = create_async_engine(url, pool_pre_ping=True)
+            engine = create_async_engine(url, **_POOL)
         except (ArgumentError, ModuleNotFoundError) as error:
             raise SettingsError(f"the jobs' database can't be used: {error}") from error
         if engine.dialect.name == "sqlite":

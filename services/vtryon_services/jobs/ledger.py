@@ -276,8 +276,8 @@ class Ledger:
         names = [*(name for _, name in row.pictures), row.resume_artifact, row.picture_artifact]
         return _job(after), [name for name in names if name]
 
-    async def updates_of(self, job_id: str, first: int) -> list[JobUpdate]:
-        """Give a job's updates from a sequence number on."""
+    async def updates_of(self, job_id: str, first: int) -> Sequence[bytes]:
+        """Give a job's updates from a sequence number on: vtryon.v1.JobUpdate, as it is kept."""
         wanted = (
             select(updates.c.body)
             .where(updates.c.job_id == job_id, updates.c.sequence >= first)
@@ -285,8 +285,7 @@ class Ledger:
             .limit(1000)
         )
         async with self._database.reading() as connection:
-            bodies = (await connection.execute(wanted)).scalars().all()
-        return [JobUpdate.from_proto(job_pb2.JobUpdate.FromString(body)) for body in bodies]
+            return (await connection.execute(wanted)).scalars().all()
 
     async def lease(self, owner: str, seconds: float) -> Leased | None:
         """Take the next job: of the tenant with the fewest running, the oldest; None for none.

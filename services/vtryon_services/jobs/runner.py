@@ -20,7 +20,7 @@ from vtryon.errors import (
     UnavailableError,
     VtryonError,
 )
-from vtryon.events import Event, Finished, ResumeChunk, StageStarted, StepFinished
+from vtryon.events import Event, Finished, Queued, ResumeChunk, StageStarted, StepFinished
 from vtryon.jobs import Job, JobState
 from vtryon.run import Result, Run
 from vtryon.tensors import Tensor
@@ -40,7 +40,7 @@ from vtryon_services.jobs.settings import JobsSettings
 
 _log = structlog.get_logger("vtryon.jobs")
 WORK = "work"
-_WRITE_SECONDS = 0.05
+_WRITE_SECONDS = 0.1
 _LONGEST_CALL_SECONDS = 3600.0
 _SWEEP_SECONDS = 30.0
 
@@ -86,16 +86,17 @@ class Runner:
 
     async def _take_jobs(self) -> None:
         await self.client.channel.grpc.channel_ready()
-        while True:
-            leased = None
-            if len(self._tasks) < self.settings.runners:
-                leased = await self._attempt_lease()
-            if leased is None:
-                await self.bell.wait(WORK, self.settings.poll_seconds)
-                continue
-            task = asyncio.create_task(self._run(leased))
-            self._tasks.add(task)
-            task.add_done_callback(self._ended)
+        with self.bell.listen(WORK) as news:
+            while True:
+                leased = None
+                if len(self._tasks) < self.settings.runners:
+                    leased = await self._attempt_lease()
+                if leased is None:
+                    await news.wait(self.settings.poll_seconds)
+                    continue
+                task = asyncio.create_task(self._run(leased))
+                self._tasks.add(task)
+                task.add_done_callback(self._ended)
 
     def _ended(self, task: asyncio.Task[None]) -> None:
         self._tasks.discard(task)
@@ -251,6 +252,12 @@ class Attempt:
             self._size = ((chosen.height or 8) // 8, (chosen.width or 8) // 8)
         if isinstance(event, StepFinished):
             self._step, self._steps = event.step, event.steps
+        if (
+            isinstance(event, Queued)
+            and self._happened
+            and isinstance(self._happened[-1][1], Queued)
+        ):
+            self._happened.pop()  # where it stands now is all that counts
         self._happened.append((datetime.now(UTC), event))
         if time.monotonic() - self._written_at > _WRITE_SECONDS:
             await self._write()

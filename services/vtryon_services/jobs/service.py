@@ -26,7 +26,6 @@ from vtryon.jobs import (
     GetJob,
     Job,
     JobPage,
-    JobUpdate,
     ListJobs,
     WatchJob,
 )
@@ -189,10 +188,10 @@ class Jobs:
         job = await self._ledger.cancel(tenant, job_id)
         self._runner.cancel(job_id)
         self._bell.ring(job_id)
-        with suppress(TimeoutError):
+        with self._bell.listen(job_id) as news, suppress(TimeoutError):
             async with asyncio.timeout(_CANCEL_SECONDS):
                 while not _ended(job):
-                    await self._bell.wait(job_id, self._settings.poll_seconds)
+                    await news.wait(self._settings.poll_seconds)
                     job = await self._ledger.get(tenant, job_id)
         return job
 
@@ -203,24 +202,21 @@ class Jobs:
         await self._artifacts.erase(artifacts)
         yield job
 
-    async def watch(
-        self, asked: WatchJob, _: Incoming, call: Call
-    ) -> AsyncGenerator[JobUpdate, None]:
-        """Serve `WatchJob`."""
-        await self._ledger.get(call.tenant, asked.id)
+    async def watch(self, asked: WatchJob, _: Incoming, call: Call) -> AsyncGenerator[bytes, None]:
+        """Serve `WatchJob`: the ledger's rows, as they are."""
+        job = await self._ledger.get(call.tenant, asked.id)
         following = max(1, asked.from_sequence)
-        while True:
-            found = await self._ledger.updates_of(asked.id, following)
-            for update in found:
-                following = update.sequence + 1
-                yield update
-                if update.job is not None and _ended(update.job):
-                    return
-            if not found:
-                job = await self._ledger.get(call.tenant, asked.id)
-                if _ended(job) and following > job.sequence:
-                    return  # asked for what is behind the end
-                await self._bell.wait(asked.id, self._settings.poll_seconds)
+        if _ended(job) and following > job.sequence:
+            return  # asked for what is behind the end
+        with self._bell.listen(asked.id) as news:
+            while True:
+                for body in await self._ledger.updates_of(asked.id, following):
+                    update = job_pb2.JobUpdate.FromString(body)
+                    following = update.sequence + 1
+                    yield body
+                    if update.job.state in _ENDED:
+                        return
+                await news.wait(self._settings.poll_seconds)
 
     async def fetch(
         self, asked: FetchPicture, _: Incoming, call: Call
@@ -232,6 +228,13 @@ class Jobs:
         async for event in send_output([outgoing_image(PayloadKind.IMAGE, data, job.picture)]):
             yield event
         yield Finished(job.ledger or events.Ledger(0.0), job.fits)
+
+
+_ENDED = {
+    job_pb2.JOB_STATE_SUCCEEDED,
+    job_pb2.JOB_STATE_FAILED,
+    job_pb2.JOB_STATE_CANCELLED,
+}
 
 
 def _ended(job: Job) -> bool:

@@ -48,7 +48,7 @@ Serve = Callable[[S, Incoming, Call], AsyncGenerator[Any, None]]
 
 
 class Replies(Enum):
-    """What a method gives: a stream of the grammar, a stream of plain messages, or one message."""
+    """What a method gives: events of the grammar, plain messages or their bytes, or one message."""
 
     EVENTS = "events"
     MESSAGES = "messages"
@@ -176,7 +176,8 @@ class _Exchange:
                     grammar.event(reply)
                     await self._write(_encode(reply))
                 elif self._method.replies is Replies.MESSAGES:
-                    await self._write(reply.to_proto().SerializeToString())
+                    plain = isinstance(reply, bytes)
+                    await self._write(reply if plain else reply.to_proto().SerializeToString())
                 else:
                     self._reply = reply.to_proto().SerializeToString()
         if self._method.replies is Replies.EVENTS and not grammar.ended:

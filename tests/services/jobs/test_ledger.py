@@ -14,6 +14,7 @@ import vtryon
 from vtryon.events import StepFinished
 from vtryon.jobs import Job, JobState
 from vtryon.types import PayloadKind, TryOnOptions
+from vtryon.v1 import job_pb2
 from vtryon_services.jobs.database import Database
 from vtryon_services.jobs.ledger import (
     LeaseLostError,
@@ -47,7 +48,8 @@ def step(number: int) -> tuple[datetime, StepFinished]:
 
 
 async def sequence(ledger: Ledger, job_id: str) -> list[int]:
-    return [one.sequence for one in await ledger.updates_of(job_id, 1)]
+    bodies = await ledger.updates_of(job_id, 1)
+    return [job_pb2.JobUpdate.FromString(body).sequence for body in bodies]
 
 
 async def test_one_request_id_is_one_job(ledger: Ledger) -> None:
