@@ -28,7 +28,7 @@ $(VENV)/.product: $(VENV)/.created pyproject.toml constraints.txt
 
 $(VENV)/.dev: $(VENV)/.product
 	@echo "installing what the tests need ..."
-	@$(PIP) --editable '.[cli,server,triton,onnx,mesh,rest,jobs]' --group dev
+	@$(PIP) --editable '.[cli,server,triton,onnx,mesh,rest,jobs,kafka]' --group dev
 	@touch $@
 
 try-on: $(VENV)/.product ## draw a person and a garment, and put one on the other (EXAMPLE=folder SEED=n)

@@ -83,12 +83,13 @@ class Edge(_Part):
 
 
 class Mesh(_Part):
-    """All of it; `longest_call`, `health_interval` and `ejection` are in seconds."""
+    """All of it; `own_zone` is in percent, and behind it all is in seconds."""
 
     trust_domain: str
     namespace: str
     services: dict[str, Service]
     edge: Edge
+    own_zone: int = Field(ge=1, le=99)
     longest_call: int = Field(gt=0)
     health_interval: float = Field(gt=0)
     ejection: float = Field(gt=0)

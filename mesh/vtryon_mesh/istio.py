@@ -215,6 +215,9 @@ def _traffic(mesh: Mesh) -> list[Manifest]:
             "route": routes,
             "timeout": "0s",
             "retries": {"attempts": 2, "retryOn": "connect-failure,refused-stream"},
+            # Copies for a new version, whose answers nobody reads; none until somebody asks.
+            "mirror": {"host": name, "subset": _NEW},
+            "mirrorPercentage": {"value": 0.0},
         }
         api = "networking.istio.io/v1"
         manifests.append(_manifest(api, "DestinationRule", name, mesh, rule))

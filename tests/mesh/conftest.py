@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import urllib.request
 from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -46,6 +47,20 @@ class Town:
         """What an Envoy has logged, without the fields' braces of half a line."""
         path = self.layout.folder / "logs" / f"{name}-access.log"
         return [json.loads(line) for line in path.read_text().splitlines() if line.endswith("}")]
+
+    def calls(self, caller: str, cluster: str) -> dict[str, int]:
+        """How many calls a sidecar has made to each replica of a service."""
+        [process] = [one for one in self.layout.processes if one.name == f"{caller}-envoy"]
+        url = f"http://{process.listens[0]}/clusters?format=json"
+        with urllib.request.urlopen(url, timeout=5) as answer:
+            told = json.load(answer)["cluster_statuses"]
+        [found] = [one for one in told if one["name"] == cluster]
+        counted = {}
+        for host in found["host_statuses"]:
+            place = host["address"]["socket_address"]
+            stats = {one["name"]: int(one.get("value", 0)) for one in host["stats"]}
+            counted[f"{place['address']}:{place['port_value']}"] = stats["rq_total"]
+        return counted
 
     def channel(self, target: str, identity: str | None, folder: Path | None = None):
         """Connect to a sidecar with somebody's certificate."""

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 import subprocess
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import cloudcoil.models.istio.networking.v1 as networking
+import cloudcoil.models.istio.networking.v1alpha3 as older
 import cloudcoil.models.istio.security.v1 as security
 import cloudcoil.models.istio.telemetry.v1 as telemetry
 import pytest
@@ -23,10 +27,20 @@ KINDS = {
     "AuthorizationPolicy": security.AuthorizationPolicy,
     "PeerAuthentication": security.PeerAuthentication,
     "RequestAuthentication": security.RequestAuthentication,
+    "EnvoyFilter": older.EnvoyFilter,
     "DestinationRule": networking.DestinationRule,
     "VirtualService": networking.VirtualService,
     "Telemetry": telemetry.Telemetry,
 }
+
+
+GATEWAY_API = {"Gateway", "GRPCRoute", "HTTPRoute"}
+CHECK = """
+import fs from "node:fs";
+const { apiVersion, kind, ...rest } = JSON.parse(fs.readFileSync(0, "utf8"));
+const kinds = await import(`@kubernetes-models/gateway-api/${apiVersion}`);
+new kinds[kind](rest).validate();
+"""
 
 
 def test_the_committed_files_are_current() -> None:
@@ -86,20 +100,52 @@ def test_istios_schemas_take_every_manifest(mode: str) -> None:
     for manifests in render_istio(MESH, mode).values():
         for manifest in manifests:
             kind = KINDS.get(manifest["kind"])
-            if kind is None:  # no package has the Gateway API's or EnvoyFilter's schemas
-                assert manifest["kind"] in {
-                    "Namespace",
-                    "Gateway",
-                    "GRPCRoute",
-                    "HTTPRoute",
-                    "EnvoyFilter",
-                }
+            if kind is None:  # the Gateway API's are below
+                assert manifest["kind"] in {"Namespace", *GATEWAY_API}
                 continue
             read = kind.model_validate(manifest)
             dumped = read.model_dump(by_alias=True, exclude_unset=True, mode="json")
             assert unknown(manifest, dumped) == []
             checked.add(manifest["kind"])
     assert checked == set(KINDS)
+
+
+@pytest.fixture(scope="module")
+def gateway_api(tmp_path_factory: pytest.TempPathFactory) -> Callable[[dict], str]:
+    """What the schemas of the Gateway API say to a manifest; nothing where it holds."""
+    if shutil.which("npm") is None:
+        pytest.skip("there is no npm here")
+    folder = tmp_path_factory.mktemp("gateway-api")
+    install = ["npm", "install", "--no-audit", "--no-fund", "--prefix", folder]
+    package = "@kubernetes-models/gateway-api@2.0.0"
+    subprocess.run([*install, package], check=True, capture_output=True, timeout=100)
+
+    def check(manifest: dict) -> str:
+        done = subprocess.run(
+            ["node", "--input-type=module", "-e", CHECK],
+            input=json.dumps(manifest),
+            cwd=folder,
+            capture_output=True,
+            text=True,
+            timeout=30,
+        )
+        return done.stderr
+
+    return check
+
+
+@pytest.mark.parametrize("mode", ["sidecar", "ambient"])
+def test_the_gateway_apis_schemas_take_its_manifests(gateway_api, mode: str) -> None:
+    checked = set()
+    for manifests in render_istio(MESH, mode).values():
+        for manifest in manifests:
+            if manifest["kind"] in GATEWAY_API:
+                assert gateway_api(manifest) == ""
+                checked.add(manifest["kind"])
+    assert checked == GATEWAY_API
+    [gateway, *_] = render_istio(MESH, mode)["gateway.yaml"]
+    gateway["spec"]["listeners"][0]["port"] = "https"
+    assert "port" in gateway_api(gateway)
 
 
 def test_a_field_that_istio_does_not_know_would_be_found() -> None:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
+import re
 import signal
 import socket
 import subprocess
 from pathlib import Path
 
 import pytest
+from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
 from tests.support.processes import VTRYON, ServedMesh
 
 import vtryon
@@ -41,9 +44,11 @@ def children(pid: int) -> list[int]:
 
 @pytest.mark.timeout(180)
 async def test_it_says_when_it_is_ready_restarts_what_dies_and_leaves_nothing(up, tmp_path) -> None:
-    mesh = up()
+    mesh = up("--kafka")
     async with vtryon.Client(mesh.target) as client:
         await client.try_on(b"person", b"garment", steps=1)
+    said = re.search(r"kafka: (127\.0\.0\.1:\d+)", "".join(mesh.log))
+    await send_and_receive(said.group(1))
     below = children(mesh.process.pid)
     assert len(below) >= 1 + 5 + 1  # supervisord, five services, the edge
     victim = next(pid for pid in below if b"sampling" in Path(f"/proc/{pid}/cmdline").read_bytes())
@@ -53,6 +58,17 @@ async def test_it_says_when_it_is_ready_restarts_what_dies_and_leaves_nothing(up
     assert mesh.process.wait(60) == 0
     assert not any(Path(f"/proc/{pid}").exists() for pid in below)
     assert not (tmp_path / "mesh" / "supervisor.sock").exists()
+
+
+async def send_and_receive(broker: str) -> None:
+    async with AIOKafkaProducer(bootstrap_servers=broker) as producer:
+        sent = await producer.send_and_wait("greetings", b"hello", key=b"k")
+    async with AIOKafkaConsumer(bootstrap_servers=broker) as consumer:
+        place = TopicPartition("greetings", sent.partition)
+        consumer.assign([place])
+        await consumer.seek_to_beginning(place)
+        received = await asyncio.wait_for(consumer.getone(), 10)
+    assert (received.key, received.value) == (b"k", b"hello")
 
 
 @pytest.mark.timeout(180)

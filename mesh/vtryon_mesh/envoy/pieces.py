@@ -16,10 +16,11 @@ _MIB = 1024 * 1024
 
 @dataclass(frozen=True, slots=True)
 class Address:
-    """A host and a port; names are looked up."""
+    """A host and a port; names are looked up. Where it matters, the zone that it is in."""
 
     host: str
     port: int
+    zone: str = ""
 
     def __str__(self) -> str:
         return f"{self.host}:{self.port}"
@@ -201,8 +202,13 @@ def cluster(
     service: Service,
     addresses: Sequence[Address],
     transport_socket: Config | None = None,
+    *,
+    zone: str = "",
 ) -> Config:
-    """Balance between the replicas of a service, and leave out those that are not well."""
+    """Balance between the replicas of a service, and leave out those that are not well.
+
+    A caller that is in a zone keeps most of its calls there.
+    """
     by_content = service.balance == "content"
     # Between Envoys all is HTTP/2; a service of REST's itself is not.
     plain = service.http is not None and transport_socket is None
@@ -248,6 +254,9 @@ def cluster(
         },
         "common_lb_config": {"healthy_panic_threshold": {"value": 0}},
     }
+    if zone:
+        config["common_lb_config"]["locality_weighted_lb_config"] = {}
+        config["load_assignment"]["endpoints"] = _by_zone(mesh, addresses, zone)
     if by_content:
         config["ring_hash_lb_config"] = {"minimum_ring_size": 1024}
     if transport_socket is not None:
@@ -279,13 +288,26 @@ def upstream(name: str, addresses: Sequence[Address], *, http1: bool = False) ->
                 "explicit_http_config": protocol,
             }
         },
-        "load_assignment": {
-            "cluster_name": name,
-            "endpoints": [
-                {"lb_endpoints": [{"endpoint": {"address": one.config}} for one in addresses]}
-            ],
-        },
+        "load_assignment": {"cluster_name": name, "endpoints": [_endpoints(addresses)]},
     }
+
+
+def _endpoints(addresses: Sequence[Address]) -> Config:
+    return {"lb_endpoints": [{"endpoint": {"address": one.config}} for one in addresses]}
+
+
+def _by_zone(mesh: Mesh, addresses: Sequence[Address], own: str) -> list[Config]:
+    """Group replicas by zone, and give each zone its share of a caller's calls."""
+    zones = sorted({one.zone for one in addresses})
+    others = max(1, (100 - mesh.own_zone) // max(1, len(set(zones) - {own})))
+    return [
+        {
+            "locality": {"zone": zone},
+            "load_balancing_weight": mesh.own_zone if zone == own else others,
+            **_endpoints([one for one in addresses if one.zone == zone]),
+        }
+        for zone in zones
+    ]
 
 
 def otlp_cluster(address: Address) -> Config:

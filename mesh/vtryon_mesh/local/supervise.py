@@ -142,6 +142,8 @@ def is_running(folder: Path) -> bool:
 def is_healthy(process: Process) -> bool:
     """Ask a process whether it does its work."""
     if process.grpc is None:
+        if process.ready is None:
+            return _listens(process)
         if _fetch(process, process.ready) is None:
             return False
         clusters = process.ready == ENVOY_READY and _fetch(process, "clusters?format=json")
@@ -153,6 +155,14 @@ def is_healthy(process: Process) -> bool:
         except grpc.RpcError:
             return False
         return bool(answer.status == health_pb2.HealthCheckResponse.SERVING)
+
+
+def _listens(process: Process) -> bool:
+    try:
+        with socket.create_connection((process.health.host, process.health.port), timeout=1):
+            return True
+    except OSError:
+        return False
 
 
 def _fetch(process: Process, path: str) -> bytes | None:
