@@ -8,7 +8,9 @@ picture = await client.jobs.picture(job.id)
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Sequence
+import asyncio
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from contextlib import aclosing
 from dataclasses import dataclass, field
 from datetime import datetime
 from enum import StrEnum
@@ -18,7 +20,7 @@ from google.protobuf.message import Message
 
 from vtryon import events
 from vtryon.channel import Channel
-from vtryon.errors import Reason
+from vtryon.errors import DeadlineError, Reason, UnavailableError
 from vtryon.events import Chunk, Event, Fit, Ledger, Output
 from vtryon.framing import REQUEST_TAG, write_chunk
 from vtryon.grammar import Responses
@@ -34,6 +36,8 @@ if TYPE_CHECKING:
     from vtryon.pictures import PictureSource
 
 _SERVICE = "/vtryon.v1.JobService/"
+_BREAKS = 5
+_FIRST_PAUSE_SECONDS = 0.1
 
 
 class JobState(StrEnum):
@@ -267,14 +271,34 @@ class Jobs:
         """
         return await ask(self._channel, f"{_SERVICE}EraseJob", EraseJob(job_id), Job)
 
-    def watch(self, job_id: str, *, from_sequence: int = 0) -> AsyncIterator[JobUpdate]:
+    async def watch(
+        self, job_id: str, *, from_sequence: int = 0
+    ) -> AsyncGenerator[JobUpdate, None]:
         """Give what happened from a sequence number on, and what happens, until the job has ended.
+
+        If the connection breaks, it goes on behind the last update.
 
         Raises:
             RequestError: NOT_FOUND.
+            UnavailableError: the connection broke several times in a row.
         """
-        asked = WatchJob(job_id, from_sequence)
-        return listen(self._channel, f"{_SERVICE}WatchJob", asked, JobUpdate)
+        following, breaks = max(1, from_sequence), 0
+        while True:
+            asked = WatchJob(job_id, following)
+            try:
+                updates = listen(self._channel, f"{_SERVICE}WatchJob", asked, JobUpdate)
+                async with aclosing(updates):
+                    async for update in updates:
+                        following, breaks = update.sequence + 1, 0
+                        yield update
+                return
+            except DeadlineError:
+                continue  # the server's own, for calls without one
+            except UnavailableError:
+                breaks += 1
+                if breaks > _BREAKS:
+                    raise
+                await asyncio.sleep(_FIRST_PAUSE_SECONDS * 2**breaks)
 
     async def wait(self, job_id: str) -> Job:
         """Wait until a job has ended, and give it as it is then.

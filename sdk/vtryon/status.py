@@ -119,6 +119,8 @@ def _reason(details: _Details, code: grpc.StatusCode, message: str) -> Reason:
         return Reason.PAYLOAD_TOO_LARGE
     if code is grpc.StatusCode.INVALID_ARGUMENT:
         return Reason.FIELD_INVALID
+    if code is grpc.StatusCode.UNIMPLEMENTED:
+        return Reason.STAGE_UNAVAILABLE  # nobody there serves it
     if _RESET in message and code in {grpc.StatusCode.INTERNAL, grpc.StatusCode.UNKNOWN}:
         return Reason.STAGE_UNAVAILABLE
     return _PLAIN.get(code, StageError.default_reason)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
@@ -54,7 +54,7 @@ async def ask(
 
 async def listen(
     channel: Channel, path: str, request: ProtoType, reply: type[R]
-) -> AsyncIterator[R]:
+) -> AsyncGenerator[R, None]:
     """Call once, and give messages as they come; closing the iteration cancels the call.
 
     Raises:

@@ -45,7 +45,7 @@ DRAWN = {
 REFUSED = {name: options for name, (options, _) in OPTIONS.items()}
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 async def doors(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[dict[str, Door]]:
     """The mesh with jobs, and the bridge in front."""
     folder = tmp_path_factory.mktemp("conformance")
@@ -75,7 +75,7 @@ async def doors(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[dict[
             }
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 async def ensemble(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Door]:
     """The same, as one request of a Triton server's ensemble."""
     try:
@@ -89,7 +89,7 @@ async def ensemble(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Do
             yield Grpc(target)
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def asked() -> dict[str, Asked]:
     """What is to be drawn, by name."""
     example = held_out(0)
@@ -100,7 +100,7 @@ def asked() -> dict[str, Asked]:
     }
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 async def expected(doors: dict[str, Door], asked: dict[str, Asked]) -> dict[str, np.ndarray]:
     """What the gRPC door draws."""
     drawn = await asyncio.gather(*(doors["grpc"].draw(one) for one in asked.values()))
@@ -126,7 +126,7 @@ async def test_the_same_picture_from_the_ensemble(ensemble, asked, expected) -> 
         assert same(went.pixels, expected[name]), (name, went.reason)
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 async def reasons(doors: dict[str, Door]) -> dict[str, str]:
     """What the gRPC door says to bad requests."""
     said = await asyncio.gather(

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import re
 import shutil
 import subprocess
+import urllib.error
 import urllib.request
 from pathlib import Path
 
@@ -55,7 +57,7 @@ async def test_prometheus_takes_what_up_writes_for_it(town: Town) -> None:
     promtool("check", "config", town.layout.folder / "prometheus.yml")
 
 
-async def test_every_metric_in_them_exists(town: Town, example) -> None:
+async def test_every_metric_in_them_exists(town: Town, caller, example) -> None:
     """The engine's are those of a process with a model; Envoy's, those of the edge."""
 
     def fetch(address: str) -> str:
@@ -70,12 +72,21 @@ async def test_every_metric_in_them_exists(town: Town, example) -> None:
         async with vtryon.Client(process.target) as client:
             await client.try_on(example.person, example.garment, steps=1)
         texts.append(await asyncio.to_thread(fetch, f"{free}/metrics"))
+    await caller.jobs.wait((await caller.jobs.create(b"person", b"garment", steps=1)).id)
+    await asyncio.sleep(5.5)  # jobs are counted every five seconds
+    for name in ("jobs", "rest"):
+        [one] = [one for one in town.layout.processes if one.name == name]
+        if name == "rest":
+            with contextlib.suppress(urllib.error.HTTPError):
+                await asyncio.to_thread(fetch, f"{one.health}/v1/jobs/none")
+        texts.append(await asyncio.to_thread(fetch, one.metrics))
     known = {name for text in texts for name in re.findall(r"^# TYPE (\w+) ", text, re.MULTILINE)}
     known |= {f"{name}_{part}" for name in known for part in ("count", "bucket", "sum")}
     known |= {"vtryon_previews_dropped_total"}  # is there once one was dropped
     used = set()
     for expression in expressions():
         bare = re.sub(r"vtryon:\w+:\w+|\([\w, ]+\)", "", expression)
-        used |= set(re.findall(r"\b((?:vtryon|rpc|envoy)_\w+)", bare))
+        used |= set(re.findall(r"\b((?:vtryon|rpc|envoy|http)_\w+)", bare))
     labels = {"rpc_service", "rpc_grpc_status_code", "envoy_cluster_name"}
+    labels |= {"http_status_code", "http_target"}
     assert used - labels - known == set()

@@ -59,17 +59,32 @@ class Artifacts:
         except (BaseError, OSError) as error:
             raise UnavailableError(_failure(error)) from None
 
-    async def erase(self, names: Iterable[str | None]) -> None:
-        """Delete what is there of these."""
+    async def erase(self, names: Iterable[str]) -> None:
+        """Delete what is there of these.
+
+        Raises:
+            UnavailableError: the storage can't be written to.
+        """
         for name in names:
-            if name is None:
-                continue
             try:
                 await obstore.delete_async(self._store, name)
             except (NotFoundError, FileNotFoundError):
                 continue
             except (BaseError, OSError) as error:
                 raise UnavailableError(_failure(error)) from None
+
+    async def erase_folders(self, folders: Iterable[str]) -> None:
+        """Delete all that is in these, also what an attempt left that died.
+
+        Raises:
+            UnavailableError: the storage can't be used.
+        """
+        for folder in folders:
+            try:
+                found = [one["path"] async for batch in self._store.list(folder) for one in batch]
+            except (BaseError, OSError) as error:
+                raise UnavailableError(_failure(error)) from None
+            await self.erase(found)
 
 
 def _failure(error: Exception) -> str:

@@ -223,7 +223,7 @@ class Ledger:
             return _job(row)
 
     async def erase(self, tenant: str, job_id: str) -> tuple[Job, list[str]]:
-        """Forget what an ended job was about; gives the artifacts that are to be deleted.
+        """Forget what an ended job was about; gives the folders of artifacts to delete.
 
         Raises:
             RequestError: NOT_FOUND.
@@ -236,8 +236,9 @@ class Ledger:
             return await self._erase(connection, row)
 
     async def expired(self) -> list[str]:
-        """Forget jobs whose time to be kept is over, fail those out of time; gives artifacts."""
-        now, artifacts = time.time(), []
+        """Forget jobs whose time to be kept is over, fail those out of time; gives folders."""
+        now = time.time()
+        folders: list[str] = []
         late = and_(jobs.c.state == JobState.QUEUED.value, jobs.c.deadline < now)
         kept = and_(jobs.c.expires_at < now, jobs.c.erased.is_(False))
         async with self._database.reading() as connection:
@@ -251,8 +252,8 @@ class Ledger:
                     connection, jobs.c.id == row.id, self._ending(JobState.FAILED, outcome)
                 )
             for row in (await connection.execute(select(jobs).where(kept).limit(100))).all():
-                artifacts += (await self._erase(connection, row))[1]
-        return artifacts
+                folders += (await self._erase(connection, row))[1]
+        return folders
 
     async def _erase(self, connection: AsyncConnection, row: Row[Any]) -> tuple[Job, list[str]]:
         options = pipeline_pb2.TryOnOptions.FromString(row.options)
@@ -273,8 +274,20 @@ class Ledger:
             .returning(jobs)
         )
         after = (await connection.execute(changed)).one()
-        names = [*(name for _, name in row.pictures), row.resume_artifact, row.picture_artifact]
-        return _job(after), [name for name in names if name]
+        folders = {row.id, *(name.partition("/")[0] for _, name in row.pictures)}
+        return _job(after), sorted(folders)
+
+    async def counts(self) -> dict[JobState, int]:
+        """Count the jobs that have not ended, of all tenants."""
+        open_states = [JobState.QUEUED, JobState.RUNNING]
+        wanted = (
+            select(jobs.c.state, func.count())
+            .where(jobs.c.state.in_([state.value for state in open_states]))
+            .group_by(jobs.c.state)
+        )
+        async with self._database.reading() as connection:
+            found = {row[0]: row[1] for row in (await connection.execute(wanted)).all()}
+        return {state: found.get(state.value, 0) for state in open_states}
 
     async def updates_of(self, job_id: str, first: int) -> Sequence[bytes]:
         """Give a job's updates from a sequence number on: vtryon.v1.JobUpdate, as it is kept."""

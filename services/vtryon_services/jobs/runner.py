@@ -9,7 +9,7 @@ from dataclasses import fields
 from datetime import UTC, datetime
 
 import structlog
-from opentelemetry import context, propagate
+from opentelemetry import context, metrics, propagate
 
 from vtryon.client import Client
 from vtryon.errors import (
@@ -42,7 +42,11 @@ _log = structlog.get_logger("vtryon.jobs")
 WORK = "work"
 _WRITE_SECONDS = 0.1
 _LONGEST_CALL_SECONDS = 3600.0
-_SWEEP_SECONDS = 30.0
+_SWEEP_SECONDS = 5.0
+_SLACK_SECONDS = 1.0  # between the clocks of a call and of the ledger
+_meter = metrics.get_meter("vtryon")
+_ended = _meter.create_counter("vtryon.jobs.ended", description="Jobs that have ended, by state.")
+_open = _meter.create_gauge("vtryon.jobs.open", description="Jobs that have not, by state.")
 
 
 class Runner:
@@ -128,9 +132,11 @@ class Runner:
     async def _sweep(self) -> None:
         while True:
             try:
-                await self.artifacts.erase(await self.ledger.expired())
+                await self.artifacts.erase_folders(await self.ledger.expired())
+                for state, count in (await self.ledger.counts()).items():
+                    _open.set(count, {"state": state.value})
             except Exception:
-                _log.exception("what expired could not be erased")
+                _log.exception("jobs could not be looked through")
             await asyncio.sleep(_SWEEP_SECONDS)
 
     async def _run(self, leased: Leased) -> None:
@@ -199,8 +205,7 @@ class Attempt:
             ledger=result.ledger,
             fits=result.fits,
         )
-        await self._ledger.finish(self._leased, Outcome(JobState.SUCCEEDED, detail, artifact))
-        _log.info("job", job=self._leased.id, state="succeeded", attempts=self._leased.attempts)
+        await self._finish(Outcome(JobState.SUCCEEDED, detail, artifact))
 
     async def _draw(self) -> Result:
         leased = self._leased
@@ -282,7 +287,7 @@ class Attempt:
         artifact = await self._artifacts.put(name, self._latents)
         before, self._kept = self._kept, Resume(piece.step, artifact, shape)
         await self._ledger.keep_resume(self._leased, self._kept)
-        await self._artifacts.erase([before.artifact if before else None])
+        await self._artifacts.erase([before.artifact] if before else [])
 
     def _shape(self, latents: bytearray) -> tuple[int, ...]:
         """Tell the latents' shape: (channels, height / 8, width / 8)."""
@@ -294,13 +299,15 @@ class Attempt:
         leased = self._leased
         if self._cancelled:
             outcome = Outcome(JobState.CANCELLED, Job(leased.id))
-        elif isinstance(error, DeadlineError) or time.time() >= leased.deadline:
+        elif leased.deadline - time.time() < (
+            _SLACK_SECONDS if isinstance(error, DeadlineError) else 0
+        ):
             outcome = Outcome(JobState.FAILED, out_of_time(leased.id))
         elif isinstance(error, OverloadedError):
             # Whoever else is there goes first; that is no fault of the job's.
             await self._ledger.put_back(leased, error.retry_after_seconds, counted=False)
             return
-        elif isinstance(error, (UnavailableError, StageError)) and self._may_go_on:
+        elif isinstance(error, (UnavailableError, StageError, DeadlineError)) and self._may_go_on:
             delay = self._settings.retry_seconds * 4 ** (leased.attempts - 1)
             _log.info("another attempt", job=leased.id, reason=error.reason, seconds=delay)
             await self._ledger.put_back(leased, delay, counted=True)
@@ -308,8 +315,14 @@ class Attempt:
         else:
             detail = failed(leased.id, error.reason, error.message, error.metadata)
             outcome = Outcome(JobState.FAILED, detail)
+        await self._finish(outcome)
+
+    async def _finish(self, outcome: Outcome) -> None:
+        leased, error = self._leased, outcome.detail.error
         await self._ledger.finish(leased, outcome)
-        _log.info("job", job=leased.id, state=outcome.state.value, reason=error.reason)
+        _ended.add(1, {"state": outcome.state.value})
+        facts = {"attempts": leased.attempts, "reason": error.reason if error else None}
+        _log.info("job", job=leased.id, state=outcome.state.value, **facts)
 
     @property
     def _may_go_on(self) -> bool:

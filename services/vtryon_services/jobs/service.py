@@ -198,8 +198,8 @@ class Jobs:
     async def erase(self, asked: EraseJob, _: Incoming, call: Call) -> AsyncGenerator[Job, None]:
         """Serve `EraseJob`."""
         await self._cancel(call.tenant, asked.id)
-        job, artifacts = await self._ledger.erase(call.tenant, asked.id)
-        await self._artifacts.erase(artifacts)
+        job, folders = await self._ledger.erase(call.tenant, asked.id)
+        await self._artifacts.erase_folders(folders)
         yield job
 
     async def watch(self, asked: WatchJob, _: Incoming, call: Call) -> AsyncGenerator[bytes, None]:

@@ -15,7 +15,7 @@ from schemathesis.specs.openapi.checks import (
     status_code_conformance,
     unsupported_method,
 )
-from tests.support.processes import ServedMesh, served
+from tests.support.processes import served
 
 from vtryon_services.bridges.rest.app import create_app
 from vtryon_services.bridges.rest.settings import RestSettings
@@ -31,9 +31,18 @@ CHECKS = [
 
 
 @pytest.fixture(scope="module")
-def served_rest(served_mesh: ServedMesh) -> Iterator[str]:
+def served_rest(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """The bridge as a process of its own: schemathesis would block the tests' event loop."""
-    with served("rest", VTRYON_REST_PIPELINE_TARGET=served_mesh.target) as process:
+    folder = tmp_path_factory.mktemp("openapi")
+    ledger = f"sqlite+aiosqlite:///{folder / 'jobs.sqlite'}"
+    with (
+        served(
+            *("all", "jobs", "--backend", "scripted"),
+            VTRYON_JOBS_DATABASE_URL=ledger,
+            VTRYON_JOBS_ARTIFACTS_URL=str(folder / "artifacts"),
+        ) as mesh,
+        served("rest", VTRYON_REST_PIPELINE_TARGET=mesh.target) as process,
+    ):
         yield f"http://{process.target}"
 
 
@@ -57,6 +66,11 @@ def test_the_document_names_everything() -> None:
         "/v1/stages/sampling",
         "/v1/stages/decoding",
         "/v1/images/edits",
+        "/v1/jobs",
+        "/v1/jobs/{job_id}",
+        "/v1/jobs/{job_id}/cancel",
+        "/v1/jobs/{job_id}/events",
+        "/v1/jobs/{job_id}/picture",
         "/healthz",
         "/readyz",
     }

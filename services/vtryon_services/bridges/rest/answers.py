@@ -82,8 +82,7 @@ async def left_with(request: Request, *runs: Run[Any]) -> AsyncIterator[None]:
             run.cancel()
 
     async def watch() -> None:
-        while (await request.receive())["type"] != "http.disconnect":
-            pass
+        await _disconnected(request)
         leave()
 
     watching = asyncio.create_task(watch())
@@ -183,7 +182,7 @@ async def stream(
     first = await anext(events)
 
     async def frames() -> AsyncGenerator[bytes, None]:
-        async with left_with(request, run):
+        async with run:
             try:
                 if shown := each(first):
                     yield shown
@@ -195,33 +194,43 @@ async def stream(
                 yield frame("error", problem_of(error, request))
 
     return StreamingResponse(
-        kept_alive(frames(), keepalive_seconds),
+        kept_alive(request, frames(), keepalive_seconds),
         media_type=EVENT_STREAM,
         headers={"cache-control": "no-store", "x-accel-buffering": "no"},
     )
 
 
 async def kept_alive(
-    frames: AsyncGenerator[bytes, None], seconds: float
+    request: Request, frames: AsyncGenerator[bytes, None], seconds: float
 ) -> AsyncGenerator[bytes, None]:
-    """Put a comment where nothing has been said for a while, so that proxies stay."""
-    following: asyncio.Task[bytes | None] | None = None
+    """Put a comment where nothing has been said for a while, so that proxies stay.
+
+    Ends, and closes the frames, when the caller drops the connection.
+    """
+    gone = asyncio.create_task(_disconnected(request))
+    following = asyncio.create_task(_next(frames))
     try:
-        while True:
-            following = following or asyncio.create_task(_next(frames))
-            done, _ = await asyncio.wait({following}, timeout=seconds)
-            if not done:
+        while not gone.done():
+            done, _ = await asyncio.wait(
+                {following, gone}, timeout=seconds, return_when=asyncio.FIRST_COMPLETED
+            )
+            if following in done:
+                if (piece := following.result()) is None:
+                    return
+                following = asyncio.create_task(_next(frames))
+                yield piece
+            elif not done:
                 yield KEEPALIVE_COMMENT
-                continue
-            piece, following = following.result(), None
-            if piece is None:
-                return
-            yield piece
     finally:
-        if following is not None:
-            following.cancel()
-            await asyncio.gather(following, return_exceptions=True)
+        for task in (gone, following):
+            task.cancel()
+        await asyncio.gather(gone, following, return_exceptions=True)
         await frames.aclose()
+
+
+async def _disconnected(request: Request) -> None:
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
 
 
 async def _next(frames: AsyncGenerator[bytes, None]) -> bytes | None:

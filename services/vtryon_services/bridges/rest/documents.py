@@ -19,6 +19,8 @@ _REFUSALS = {
     400: "The request can't be served as it is; `violations` names each field.",
     401: "The edge wants a token.",
     403: "The token does not allow this.",
+    404: "There is none of that name, or it is somebody else's.",
+    409: "The idempotency key stands for another request already.",
     413: "More bytes than the limit.",
     415: "A picture that is no PNG, JPEG or WebP.",
     429: "No room now; `Retry-After` says when to come back.",

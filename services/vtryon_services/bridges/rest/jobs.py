@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator
+from contextlib import aclosing
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Header, Query, Request
@@ -128,14 +129,15 @@ def stream_updates(
 
     async def frames() -> AsyncGenerator[bytes, None]:
         try:
-            async for update in jobs.watch(job_id, from_sequence=first):
-                if shown := _shown(update):
-                    yield shown
+            async with aclosing(jobs.watch(job_id, from_sequence=first)) as updates:
+                async for update in updates:
+                    if shown := _shown(update):
+                        yield shown
         except VtryonError as error:
             yield frame("error", problem_of(error, request))
 
     return StreamingResponse(
-        kept_alive(frames(), keepalive_seconds),
+        kept_alive(request, frames(), keepalive_seconds),
         media_type=EVENT_STREAM,
         headers={"cache-control": "no-store"},
     )
