@@ -57,5 +57,5 @@ def example() -> Example:
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
-        "--kills", type=int, default=2, help="of a process at each point where it may die"
+        "--kills", type=int, default=1, help="of a process at each point where it may die"
     )

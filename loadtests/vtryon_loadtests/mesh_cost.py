@@ -43,6 +43,9 @@ _UP = (
 )
 
 
+_AT_ONCE = {"VTRYON_DRAIN_DELAY_SECONDS": "0"}  # nobody calls any more when a mesh ends here
+
+
 @dataclass(slots=True)
 class Road:
     """A way to the pipeline, and what was measured of it: seconds, and seconds by stage."""
@@ -83,8 +86,8 @@ async def roads(folder: Path) -> AsyncIterator[list[Road]]:
             return await stack.enter_async_context(vtryon.Client(target, **options))  # type: ignore[arg-type]
 
         plain, meshed = folder / "plain", folder / "meshed"
-        edge = stack.enter_context(running(*_UP, "--folder", str(plain)))
-        secure = stack.enter_context(running(*_UP, "--mtls", "--folder", str(meshed)))
+        edge = stack.enter_context(running(*_UP, "--folder", str(plain), **_AT_ONCE))
+        secure = stack.enter_context(running(*_UP, "--mtls", "--folder", str(meshed), **_AT_ONCE))
         tls = vtryon.Tls(ca_path=meshed / "certificates" / "ca.crt")
         yield [
             Road("direct", await connect(_pipeline(plain))),
@@ -169,7 +172,7 @@ async def _hits(name: str, described: str, garments: int, rounds: int) -> Hits:
         description.write_text(described)
         mesh = Path(folder) / "mesh"
         options = ("--mtls", *replicas, "--folder", str(mesh), "--description", str(description))
-        with running(*_UP, *options) as target:
+        with running(*_UP, *options, **_AT_ONCE) as target:
             tls = vtryon.Tls(ca_path=mesh / "certificates" / "ca.crt")
             async with vtryon.Client(target, tls=tls) as client:
                 for _ in range(rounds):

@@ -75,6 +75,10 @@ class Town:
         return grpc.aio.secure_channel(target, credentials, options=options)
 
 
+# For meshes that nobody calls any more when they end.
+AT_ONCE = {"VTRYON_DRAIN_DELAY_SECONDS": "0"}
+
+
 @contextmanager
 def town_of(
     folder: Path, services: Sequence[str] | None = tuple(Stage), **wanted: object

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 from playwright.async_api import async_playwright
-from tests.mesh.conftest import town_of
+from tests.mesh.conftest import AT_ONCE, town_of
 
 EXAMPLES = Path(__file__).parents[2] / "sdk" / "examples"
 CHROMIUM = shutil.which("chromium")
@@ -62,7 +62,7 @@ async def fill_in(page) -> None:
 
 @pytest.mark.timeout(180)
 async def test_a_page_sees_every_step_as_it_is_made(site: str, page, tmp_path: Path) -> None:
-    seconds = {"VTRYON_SAMPLING_SCRIPTED_SECONDS": str(STEP_SECONDS)}
+    seconds = {"VTRYON_SAMPLING_SCRIPTED_SECONDS": str(STEP_SECONDS), **AT_ONCE}
     with town_of(tmp_path, replicas={}, variables=seconds) as town:
         token = town.issuer.token("browser")
         door = f"https://{town.layout.door}"

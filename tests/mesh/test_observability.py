@@ -10,7 +10,7 @@ from pathlib import Path
 
 import httpx
 from opentelemetry import propagate, trace
-from tests.mesh.conftest import Town, town_of
+from tests.mesh.conftest import AT_ONCE, Town, town_of
 from tests.support.otlp import otlp_receiver
 
 from vtryon_mesh.envoy.pieces import Address
@@ -27,7 +27,7 @@ async def test_one_trace_from_the_caller_to_the_last_step(tmp_path: Path, monkey
     )
     async with otlp_receiver() as receiver:
         otlp = Address("127.0.0.1", receiver.port)
-        start = town_of(tmp_path, services=None, replicas={}, otlp=otlp)
+        start = town_of(tmp_path, services=None, replicas={}, otlp=otlp, variables=AT_ONCE)
         town = await asyncio.to_thread(start.__enter__)
         try:
             with trace.use_span(trace.NonRecordingSpan(context)):

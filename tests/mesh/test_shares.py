@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from tests.mesh.conftest import Town, town_of
+from tests.mesh.conftest import AT_ONCE, Town, town_of
 
 from vtryon.errors import SettingsError
 from vtryon_mesh.description import Mesh
@@ -25,6 +25,7 @@ def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Town]:
         replicas={"sampling": 2, "decoding": 2},
         canaries={"decoding": 20},
         zones=2,
+        variables=AT_ONCE,
     ) as town:
         time.sleep(3)  # until every Envoy has looked at every replica
         yield town

@@ -24,7 +24,8 @@ def up(tmp_path: Path):
     def start(*options: str) -> ServedMesh:
         folder = ("--folder", str(tmp_path / "mesh"))
         command = [VTRYON, "up", "--free-ports", "--backend", "scripted", *folder, *options]
-        process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+        variables = {**os.environ, "VTRYON_DRAIN_DELAY_SECONDS": "0"}
+        process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=variables)
         started.append(process)
         return ServedMesh(process)
 

@@ -153,14 +153,15 @@ def test_a_folder_is_not_left_by_links_and_devices_are_no_pictures(tmp_path: Pat
         find_entries(folder)
 
 
-def test_many_entries_are_found_quickly_and_too_many_refused(tmp_path: Path) -> None:
+def test_many_entries_are_found_and_too_many_refused(tmp_path: Path, monkeypatch) -> None:
     manifest = tmp_path / "work.jsonl"
     (tmp_path / "p.png").write_bytes(PICTURE)
-    rows = [json.dumps({"person": "p.png", "name": f"n{number}"}) for number in range(100_001)]
-    manifest.write_text("\n".join(rows[:-1]))
-    assert len(find_entries(manifest)) == 100_000
+    rows = [json.dumps({"person": "p.png", "name": f"n{number}"}) for number in range(100_000)]
     manifest.write_text("\n".join(rows))
-    with pytest.raises(vtryon.RequestError, match="takes 100000"):
+    assert len(find_entries(manifest)) == 100_000
+    monkeypatch.setattr("vtryon.batch.entries.MAX_ENTRIES", 10)
+    manifest.write_text("\n".join(rows[:11]))
+    with pytest.raises(vtryon.RequestError, match="a batch takes 10"):
         find_entries(manifest)
     manifest.write_text("\n".join(rows[:2] + rows[:1]))
     with pytest.raises(vtryon.RequestError, match="two entries"):

@@ -70,7 +70,7 @@ def test_violations_survive_the_wire() -> None:
         (grpc.StatusCode.RESOURCE_EXHAUSTED, "larger than max (5 vs. 4)", vtryon.RequestError),
         (grpc.StatusCode.PERMISSION_DENIED, "RBAC: access denied", vtryon.AccessError),
         (grpc.StatusCode.UNAUTHENTICATED, "Jwt is missing", vtryon.AccessError),
-        (grpc.StatusCode.UNIMPLEMENTED, "Method not found!", vtryon.StageError),
+        (grpc.StatusCode.UNIMPLEMENTED, "Method not found!", vtryon.UnavailableError),
         (
             grpc.StatusCode.INTERNAL,
             "Received RST_STREAM with error code 2",

@@ -4,9 +4,11 @@ import re
 import subprocess
 import sys
 import textwrap
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from tests.support.processes import served
 
 ROOT = Path(__file__).parents[2]
 EXAMPLES = ROOT / "sdk" / "examples"
@@ -49,9 +51,25 @@ def python_blocks() -> list[str]:
     return re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
 
 
+@pytest.fixture(scope="module")
+def doors(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
+    """Where the README says that the mesh and its bridge are, and where they are here."""
+    folder = tmp_path_factory.mktemp("doors")
+    with (
+        served(
+            *("all", "jobs", "--backend", "scripted"),
+            VTRYON_JOBS_DATABASE_URL=f"sqlite+aiosqlite:///{folder / 'jobs.sqlite'}",
+            VTRYON_JOBS_ARTIFACTS_URL=str(folder / "artifacts"),
+        ) as mesh,
+        served("rest", VTRYON_REST_PIPELINE_TARGET=mesh.target) as rest,
+    ):
+        yield {"localhost:50050": mesh.target, "127.0.0.1:8000": rest.target}
+
+
 @pytest.mark.parametrize("block", python_blocks(), ids=lambda block: block.splitlines()[0][:40])
-def test_the_readmes_python_runs(block: str, pair: Path, served_mesh) -> None:
-    block = block.replace("localhost:50050", served_mesh.target)
+def test_the_readmes_python_runs(block: str, pair: Path, doors: dict[str, str]) -> None:
+    for said, here in doors.items():
+        block = block.replace(said, here)
     if "async def main" not in block:
         block = f"import asyncio, vtryon\nasync def main():\n{textwrap.indent(block, '    ')}"
     run(pair, "-c", f"{block}\nasyncio.run(main())")

@@ -27,6 +27,7 @@ HOST = "127.0.0.1"
 TRITON = "triton"
 ENVOY_READY = "ready"
 KAFKA = "kafka"
+_DRAIN_DELAY = "VTRYON_DRAIN_DELAY_SECONDS"
 _KAFKA = 9092
 _JOBS = "jobs"
 _WITHOUT_BACKEND = {"pipeline", _JOBS, "rest"}
@@ -241,12 +242,14 @@ class _Planner:
         self, label: str, name: str, address: Address, targets: Mapping[str, Sequence[Address]]
     ) -> None:
         prefix = f"VTRYON_{name.upper().replace('-', '_')}_"
-        variables = {
-            f"{prefix}BACKEND": self._wanted.backend,
+        variables = {f"{prefix}BACKEND": self._wanted.backend, **self._wanted.variables}
+        if not {_DRAIN_DELAY, prefix + _DRAIN_DELAY.removeprefix("VTRYON_")} & {
+            *os.environ,
+            *variables,
+        }:
             # Callers' Envoys are to see that it is going away before it refuses them.
-            f"{prefix}DRAIN_DELAY_SECONDS": f"{2.5 * self._mesh.health_interval:g}",
-            **self._wanted.variables,
-        }
+            delay = 2.5 * self._mesh.health_interval
+            variables[f"{prefix}DRAIN_DELAY_SECONDS"] = f"{delay:g}"
         if name in _WITHOUT_BACKEND:
             del variables[f"{prefix}BACKEND"]
         if name == _JOBS:  # all replicas have one ledger

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import sqlite3
+import time
 from collections.abc import AsyncIterator
-from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, closing, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +21,7 @@ from vtryon.errors import SettingsError
 _MIGRATIONS = Path(__file__).with_name("migrations")
 # One more than that waits for one: made and closed each time, they cost more than they do.
 _POOL: dict[str, Any] = {"pool_pre_ping": False, "pool_size": 16, "max_overflow": 0}
+_PATIENCE = 50  # tenths of a second
 _ONE_AT_A_TIME = 0x76747279  # an advisory lock of PostgreSQL's: "vtry"
 
 
@@ -42,15 +45,16 @@ class Database:
             engine = create_async_engine(url, **_POOL)
         except (ArgumentError, ModuleNotFoundError) as error:
             raise SettingsError(f"the jobs' database can't be used: {error}") from error
-        if engine.dialect.name == "sqlite":
-            _set_up_sqlite(engine)
         try:
+            if engine.dialect.name == "sqlite":
+                _set_up_sqlite(engine)
+                await asyncio.to_thread(_write_ahead, engine.url.database or "")
             async with engine.begin() as connection:
                 if engine.dialect.name == "postgresql":
                     lock = text("SELECT pg_advisory_xact_lock(:key)")
                     await connection.execute(lock, {"key": _ONE_AT_A_TIME})
                 await connection.run_sync(_upgrade)
-        except (OSError, SQLAlchemyError) as error:
+        except (OSError, SQLAlchemyError, sqlite3.Error) as error:
             await engine.dispose()
             where = engine.url.render_as_string(hide_password=True)
             cause = getattr(error, "orig", None) or error
@@ -82,6 +86,22 @@ def _upgrade(connection: Connection) -> None:
     command.upgrade(config, "head")
 
 
+def _write_ahead(path: str) -> None:
+    """Have readers and the writer not wait for one another; the file remembers that.
+
+    SQLite does not wait for the lock that this takes, where two begin at once.
+    """
+    for patience in range(_PATIENCE, -1, -1):
+        with closing(sqlite3.connect(path)) as connection:
+            try:
+                connection.execute("PRAGMA journal_mode=WAL")
+                return
+            except sqlite3.OperationalError:
+                if not patience:
+                    raise
+        time.sleep(0.1)
+
+
 def _set_up_sqlite(engine: AsyncEngine) -> None:
     """Wait for other writers instead of failing, and lose nothing that was committed."""
 
@@ -91,7 +111,6 @@ def _set_up_sqlite(engine: AsyncEngine) -> None:
         cursor = connection.cursor()
         for pragma in (
             "busy_timeout=30000",
-            "journal_mode=WAL",
             "synchronous=FULL",
             "foreign_keys=ON",
         ):

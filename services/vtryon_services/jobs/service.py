@@ -16,7 +16,7 @@ from opentelemetry import propagate
 
 from vtryon import events
 from vtryon.client import Client
-from vtryon.errors import Reason, RequestError, Violation
+from vtryon.errors import RequestError, Violation
 from vtryon.events import Event, Finished
 from vtryon.jobs import (
     CancelJob,
@@ -30,7 +30,7 @@ from vtryon.jobs import (
     WatchJob,
 )
 from vtryon.payloads import Buffer, outgoing_image
-from vtryon.types import Payload, PayloadKind, Stage, TryOnOptions
+from vtryon.types import PayloadKind, Stage, TryOnOptions
 from vtryon.v1 import job_pb2
 from vtryon_services.jobs.artifacts import Artifacts
 from vtryon_services.jobs.bell import Bell
@@ -40,6 +40,7 @@ from vtryon_services.jobs.runner import WORK, Runner
 from vtryon_services.jobs.settings import JobsSettings
 from vtryon_services.runtime.adapter import Method, Replies, Serve, Service
 from vtryon_services.runtime.call import Call, Incoming, accepted, send_output
+from vtryon_services.runtime.declarations import check_pictures
 from vtryon_services.runtime.ranges import check_options
 from vtryon_services.runtime.settings import JOBS
 
@@ -249,23 +250,7 @@ def _check(start: CreateJobStart, options: TryOnOptions) -> None:
     seconds = start.timeout_seconds
     if seconds is not None and not 0 < seconds <= _LONGEST_SECONDS:
         raise _violation("timeout_seconds", f"takes more than 0 and at most {_LONGEST_SECONDS:g}")
-    _check_kinds(start.payloads)
-
-
-def _check_kinds(payloads: Sequence[Payload]) -> None:
-    kinds = [payload.kind for payload in payloads]
-    garments = kinds[1:]
-    if (
-        kinds[:1] != [PayloadKind.PERSON_IMAGE]
-        or set(garments) - {PayloadKind.GARMENT_IMAGE}
-        or len(garments) > _MAX_GARMENTS
-        or any(payload.image is None or not payload.byte_length for payload in payloads)
-    ):
-        raise RequestError(
-            "a job takes one payload of kind PERSON_IMAGE, then up to "
-            f"{_MAX_GARMENTS} of kind GARMENT_IMAGE",
-            reason=Reason.PAYLOAD_INVALID,
-        )
+    check_pictures(start.payloads, _MAX_GARMENTS)
 
 
 def _violation(field: str, description: str) -> RequestError:

@@ -24,6 +24,7 @@ from vtryon_services.engine.numerics import resolve
 from vtryon_services.pipeline.attempts import Retries, RetryBudget
 from vtryon_services.pipeline.settings import PipelineSettings
 from vtryon_services.runtime.call import Call, Incoming, accepted
+from vtryon_services.runtime.declarations import check_pictures
 from vtryon_services.runtime.places import Places
 from vtryon_services.runtime.ranges import ResumeRanges, check_options, check_ranges
 
@@ -116,19 +117,7 @@ class Pipeline:
                 "to resume takes a payload of kind RESUME_LATENTS behind the pictures",
                 reason=Reason.PAYLOAD_INVALID,
             )
-        kinds = [payload.kind for payload in pictures]
-        garments = kinds[1:]
-        if (
-            kinds[:1] != [PayloadKind.PERSON_IMAGE]
-            or set(garments) - {PayloadKind.GARMENT_IMAGE}
-            or len(garments) > self._max_garments
-            or any(payload.image is None for payload in pictures)
-        ):
-            raise RequestError(
-                "a try-on takes one payload of kind PERSON_IMAGE, then up to "
-                f"{self._max_garments} of kind GARMENT_IMAGE",
-                reason=Reason.PAYLOAD_INVALID,
-            )
+        check_pictures(pictures, self._max_garments)
 
 
 def _choose(options: TryOnOptions) -> TryOnOptions:

@@ -8,7 +8,7 @@ from google.protobuf.message import Message
 
 from vtryon.errors import Reason, RequestError
 from vtryon.tensors import byte_length
-from vtryon.types import MAX_PICTURE_BYTES, Payload
+from vtryon.types import MAX_PICTURE_BYTES, Payload, PayloadKind
 
 
 def check_payloads(payloads: Sequence[Payload], max_bytes: int) -> None:
@@ -71,3 +71,24 @@ def unknown_enum(message: Message) -> str | None:
                 if inner := unknown_enum(item):
                     return f"{descriptor.name}.{inner}"
     return None
+
+
+def check_pictures(payloads: Sequence[Payload], max_garments: int) -> None:
+    """Check the declared pictures of a try-on: the person, then garments.
+
+    Raises:
+        RequestError: they are others, or too many.
+    """
+    kinds = [payload.kind for payload in payloads]
+    garments = kinds[1:]
+    if (
+        kinds[:1] != [PayloadKind.PERSON_IMAGE]
+        or set(garments) - {PayloadKind.GARMENT_IMAGE}
+        or len(garments) > max_garments
+        or any(payload.image is None for payload in payloads)
+    ):
+        raise RequestError(
+            "a try-on takes one payload of kind PERSON_IMAGE, then up to "
+            f"{max_garments} of kind GARMENT_IMAGE",
+            reason=Reason.PAYLOAD_INVALID,
+        )

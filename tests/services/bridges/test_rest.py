@@ -219,6 +219,24 @@ async def test_bodies_over_the_limit_and_callers_over_it(scripted_mesh: str) -> 
         assert codes == [200, 200, 429, 429]
 
 
+async def test_bodies_together_over_the_limit(scripted_mesh: str) -> None:
+    settings = RestSettings.load(
+        listen="127.0.0.1:0", pipeline_target=scripted_mesh, max_bodies_bytes=1000
+    )
+    async with (
+        begin(settings) as began,
+        httpx.AsyncClient(base_url=f"http://{began.address}", timeout=30) as http,
+    ):
+        many = [http.post("/v1/try-ons", files=FILES, data={"steps": 30}) for _ in range(4)]
+        answers = await asyncio.gather(*many)
+        assert {one.status_code for one in answers} == {200, 429}
+        refused = next(one for one in answers if one.status_code == 429)
+        assert refused.json()["reason"] == "QUEUE_FULL"
+        assert refused.headers["retry-after"] == "1"
+        after = await http.post("/v1/try-ons", files=FILES, data={"steps": 1})
+        assert after.status_code == 200
+
+
 async def test_silence_is_filled_with_comments(scripted_mesh: str) -> None:
     settings = RestSettings.load(
         listen="127.0.0.1:0", pipeline_target=scripted_mesh, keepalive_seconds=0.005

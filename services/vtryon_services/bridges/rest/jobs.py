@@ -13,6 +13,7 @@ from vtryon.errors import Reason, RequestError, StageError, VtryonError
 from vtryon.jobs import Job, Jobs, JobState, JobUpdate
 from vtryon.plain import plain
 from vtryon.status import from_reason
+from vtryon.types import ImageFormat
 from vtryon_services.bridges.rest.answers import (
     EVENT_STREAM,
     event_frame,
@@ -56,16 +57,25 @@ async def create(
     return made(await make(request, doors.jobs(request), idempotency_key))
 
 
-async def make(request: Request, jobs: Jobs, key: str | None, *, previews: bool = True) -> Job:
+async def make(
+    request: Request,
+    jobs: Jobs,
+    key: str | None,
+    *,
+    previews: bool = True,
+    accepted_format: ImageFormat | None = None,
+) -> Job:
     """Make a job of a request's body, or find the one of its key."""
     fields, pictures = await read_try_on(request)
     options = {**fields.options(), "previews": previews}
+    options["format"] = options["format"] or accepted_format
     return await jobs.create(pictures[0], pictures[1:], request_id=key or "", **options)
 
 
 def made(job: Job) -> Response:
     """Answer with a job that was submitted."""
-    return JSONResponse(plain(job), 202, {"location": f"/v1/jobs/{job.id}"})
+    headers = {"location": f"/v1/jobs/{job.id}", "preference-applied": "respond-async"}
+    return JSONResponse(plain(job), 202, headers)
 
 
 @router.get("", responses=ONE, response_class=Response)

@@ -32,8 +32,10 @@ class Limits:
     def __init__(self, app: ASGIApp, settings: RestSettings) -> None:
         self._app = app
         self._max_body = settings.max_body_bytes
+        self._max_bodies = settings.max_bodies_bytes
         self._max_requests = settings.max_requests
         self._open = 0
+        self._bodies = 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one request."""
@@ -63,16 +65,31 @@ class Limits:
                 _log.info("http", method=scope["method"], status=status, seconds=seconds)
 
     async def _admit(self, scope: Scope, receive: Receive, send: Send) -> None:
-        declared = Headers(scope=scope).get("content-length", "0")
+        headers = Headers(scope=scope)
+        declared = headers.get("content-length", "0")
+        size = int(declared) if declared.isdigit() else 0
+        if "transfer-encoding" in headers:
+            size = self._max_body  # it may become as much
         try:
-            if self._open > self._max_requests and scope["path"] not in _QUIET:
-                raise OverloadedError(f"{self._max_requests} requests are being served already")
-            if declared.isdigit() and int(declared) > self._max_body:
-                raise self._too_large()
+            self._check(scope, size)
         except (OverloadedError, RequestError) as error:
             await respond(error, Request(scope))(scope, receive, send)
             return
-        await self._app(scope, self._counted(receive), send)
+        self._bodies += size
+        try:
+            await self._app(scope, self._counted(receive), send)
+        finally:
+            self._bodies -= size
+
+    def _check(self, scope: Scope, size: int) -> None:
+        if scope["path"] in _QUIET:
+            return
+        if size > self._max_body:
+            raise self._too_large()
+        if self._open > self._max_requests:
+            raise OverloadedError(f"{self._max_requests} requests are being served already")
+        if self._bodies and self._bodies + size > self._max_bodies:
+            raise OverloadedError(f"the bodies of open requests have {self._bodies} bytes already")
 
     def _counted(self, receive: Receive) -> Receive:
         """Count what comes where no length was declared."""

@@ -34,6 +34,9 @@ class RestSettings(ProcessSettings):
         ge=1,
         description="A request's body.",
     )
+    max_bodies_bytes: int = Field(
+        default=1024 * 1024 * 1024, ge=1, description="The bodies of all requests together."
+    )
     keepalive_seconds: float = Field(
         default=15.0,
         gt=0,

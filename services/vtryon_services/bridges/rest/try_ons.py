@@ -68,8 +68,13 @@ async def try_on(
     wants_job = "respond-async" in prefer.lower()
     if wants_job or idempotency_key:
         jobs = doors.jobs(request)
-        previews = answer is Answer.EVENTS
-        job = await make(request, jobs, idempotency_key, previews=previews)
+        job = await make(
+            request,
+            jobs,
+            idempotency_key,
+            previews=answer is Answer.EVENTS,
+            accepted_format=accepted_format,
+        )
         if wants_job:
             return made(job)
         if answer is Answer.EVENTS:
