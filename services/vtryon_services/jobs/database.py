@@ -96,8 +96,8 @@ def _write_ahead(path: str) -> None:
             try:
                 connection.execute("PRAGMA journal_mode=WAL")
                 return
-            except sqlite3.OperationalError:
-                if not patience:
+            except sqlite3.OperationalError as error:
+                if not patience or "locked" not in str(error):
                     raise
         time.sleep(0.1)
 
