@@ -116,7 +116,7 @@ def test_a_caller_that_vanishes_gives_its_slot_back(hosts: Hosts, start) -> None
     try:
         pulled = time.monotonic()
         waiting.wait_for("step 1")  # that is when it has the slot
-        assert time.monotonic() - pulled < 6 + STEP_SECONDS
+        assert time.monotonic() - pulled < 6 + STEP_SECONDS + 0.5  # what the news takes
     finally:
         hosts.plug_in()
 
