@@ -195,7 +195,12 @@ _NAMES = {kind: name for name, kind in _FIELDS.items()}
 
 def name_of(event: Event) -> str:
     """Name the event as the stream's grammar does: all progress is "progress"."""
-    return "progress" if isinstance(event, Progress) else _NAMES[type(event)]
+    return "progress" if isinstance(event, Progress) else field_of(event)
+
+
+def field_of(event: Event) -> str:
+    """Name the event as its field in stream.proto, progress by its kind."""
+    return _NAMES[type(event)]
 
 
 def from_proto(message: stream_pb2.Event) -> Event:
@@ -220,5 +225,5 @@ def to_proto(event: Event) -> stream_pb2.Event:
     """Make the response message of an event."""
     message = stream_pb2.Event()
     holder = message.progress if isinstance(event, Progress) else message
-    getattr(holder, _NAMES[type(event)]).CopyFrom(event.to_proto())
+    getattr(holder, field_of(event)).CopyFrom(event.to_proto())
     return message

@@ -88,6 +88,11 @@ class Job(ProtoType):
     fits: tuple[Fit, ...] = ()
     erased: bool = False
 
+    @property
+    def ended(self) -> bool:
+        """Whether nothing more will happen."""
+        return self.state is not None and self.state.ended
+
 
 @dataclass(frozen=True, slots=True)
 class JobUpdate(ProtoType):

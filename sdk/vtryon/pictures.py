@@ -21,6 +21,15 @@ if TYPE_CHECKING:
     PictureSource = str | os.PathLike[str] | bytes | Image
 
 
+# What files of pictures are called; the first of a format is the one to write.
+SUFFIXES = {
+    ".png": ImageFormat.PNG,
+    ".jpg": ImageFormat.JPEG,
+    ".jpeg": ImageFormat.JPEG,
+    ".webp": ImageFormat.WEBP,
+}
+
+
 @dataclass(frozen=True, slots=True)
 class Picture(ProtoType):
     """An encoded picture: the bytes of a PNG, JPEG or WebP file, and what they hold."""
@@ -41,10 +50,7 @@ class Picture(ProtoType):
 
     def save(self, path: str | os.PathLike[str]) -> Path:
         """Write the bytes as they are; a reader never sees half a file."""
-        target = Path(path)
-        scratch = target.with_name(f".{target.name}.part")
-        scratch.write_bytes(self.data)
-        return scratch.replace(target)
+        return write_whole(Path(path), self.data)
 
     def to_pil(self) -> Image:
         """Decode to a PIL image; needs Pillow."""
@@ -68,6 +74,13 @@ class Picture(ProtoType):
 def digest(data: bytes) -> str:
     """Give what stands for an encoded picture: its BLAKE2b, in hexadecimal."""
     return hashlib.blake2b(data, digest_size=16).hexdigest()
+
+
+def write_whole(path: Path, data: bytes) -> Path:
+    """Write a file; a reader never sees half of it."""
+    scratch = path.with_name(f".{path.name}.part")
+    scratch.write_bytes(data)
+    return scratch.replace(path)
 
 
 def read_picture(source: PictureSource) -> bytes:

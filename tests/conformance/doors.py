@@ -6,8 +6,7 @@ import asyncio
 import base64
 import json
 import subprocess
-from dataclasses import asdict, dataclass, field, is_dataclass
-from enum import Enum
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Protocol
 
@@ -15,6 +14,7 @@ import httpx
 import numpy as np
 from tests.support.pictures import decoded
 from tests.support.processes import VTRYON
+from tests.support.rest import events_of, form_field, plainly
 
 import vtryon
 from vtryon.errors import VtryonError
@@ -127,7 +127,7 @@ class Form:
 
     async def post(self, http: httpx.AsyncClient, asked: Asked) -> httpx.Response:
         files = [("person", asked.person), *(("garments", one) for one in asked.garments)]
-        data = {name: _text(value) for name, value in asked.options.items()}
+        data = {name: form_field(value) for name, value in asked.options.items()}
         return await http.post("/v1/try-ons", files=files, data=data, headers=self.headers)
 
     def read(self, answer: httpx.Response) -> Went:
@@ -162,7 +162,7 @@ class Events(Form):
     def read(self, answer: httpx.Response) -> Went:
         if answer.status_code != 200:
             return Went(reason=answer.json()["reason"])
-        name, told = last_event(answer.text)
+        name, told = events_of(answer.text)[-1]
         if name == "error":
             return Went(reason=told["reason"])
         return Went(decoded(base64.b64decode(told["picture"]["data"])))
@@ -219,27 +219,3 @@ class Files:
 
 
 _numbers = iter(range(10**9))
-
-
-def last_event(text: str) -> tuple[str, dict[str, Any]]:
-    """The last event of a stream that is not a comment."""
-    block = [one for one in text.split("\n\n") if "event: " in one][-1]
-    lines = dict(line.split(": ", 1) for line in block.splitlines())
-    return lines["event"], json.loads(lines["data"])
-
-
-def plainly(value: object) -> object:
-    """A value as JSON has it."""
-    if isinstance(value, Enum):
-        return value.value
-    if is_dataclass(value) and not isinstance(value, type):
-        return {key: plainly(one) for key, one in asdict(value).items() if one is not None}
-    return value
-
-
-def _text(value: object) -> object:
-    """A value as a form has it."""
-    plain = plainly(value)
-    if isinstance(plain, dict):
-        return json.dumps(plain)
-    return [str(one) for one in plain] if isinstance(plain, (list, tuple)) else str(plain)

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tritonclient.grpc.aio as grpcclient
+from tenacity import AsyncRetrying, stop_after_delay, wait_fixed
 
 import vtryon
 from vtryon.embedded import embedded_mesh
@@ -63,7 +64,10 @@ async def test_a_whole_mesh_draws_by_it(triton, client, example) -> None:
 async def test_a_server_that_forgot_them_is_told_anew(pool, triton) -> None:
     expected = await decode(pool)
     plain = grpcclient.InferenceServerClient(triton.grpc)
-    await plain.unregister_system_shared_memory()
+    # Triton answers a moment before it lets go of the inputs, and keeps their region until then.
+    async for attempt in AsyncRetrying(wait=wait_fixed(0.05), stop=stop_after_delay(5)):
+        with attempt:
+            await plain.unregister_system_shared_memory()
     await plain.close()
     with pytest.raises(UnavailableError):  # the pipeline then makes another attempt
         await decode(pool)

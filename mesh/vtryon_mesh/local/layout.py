@@ -243,13 +243,11 @@ class _Planner:
     ) -> None:
         prefix = f"VTRYON_{name.upper().replace('-', '_')}_"
         variables = {f"{prefix}BACKEND": self._wanted.backend, **self._wanted.variables}
-        if not {_DRAIN_DELAY, prefix + _DRAIN_DELAY.removeprefix("VTRYON_")} & {
-            *os.environ,
-            *variables,
-        }:
+        own = f"{prefix}DRAIN_DELAY_SECONDS"
+        if not {own, _DRAIN_DELAY} & {*os.environ, *variables}:
             # Callers' Envoys are to see that it is going away before it refuses them.
             delay = 2.5 * self._mesh.health_interval
-            variables[f"{prefix}DRAIN_DELAY_SECONDS"] = f"{delay:g}"
+            variables[own] = f"{delay:g}"
         if name in _WITHOUT_BACKEND:
             del variables[f"{prefix}BACKEND"]
         if name == _JOBS:  # all replicas have one ledger

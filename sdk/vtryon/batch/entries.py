@@ -13,10 +13,10 @@ from pathlib import Path
 from typing import Any
 
 from vtryon.errors import RequestError
+from vtryon.pictures import SUFFIXES
+from vtryon.types import MAX_GARMENTS
 
-SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
 MAX_ENTRIES = 100_000
-_MAX_GARMENTS = 3
 _FLAT = re.compile(r"(?P<name>.+?)_(?P<part>person|garment.*|prompt)")
 _MAX_NAME_BYTES = 200  # with a format's suffix and a scratch file's, it is to fit in 255
 _OPTIONS: dict[str, Callable[[Any], Any]] = {
@@ -144,8 +144,8 @@ def _from_row(folder: Path, row: Mapping[str, Any], where: str) -> Entry:
         raise RequestError(f"{where}: names no person")
     garments = given.get("garments", [])
     named = garments.split(";") if isinstance(garments, str) else garments
-    if not isinstance(named, list) or len(named) > _MAX_GARMENTS:
-        raise RequestError(f"{where}: garments takes up to {_MAX_GARMENTS} paths")
+    if not isinstance(named, list):
+        raise RequestError(f"{where}: garments takes a list of paths")
     paths = [_inside(folder, folder / str(one).strip(), where) for one in [given["person"], *named]]
     options = {}
     for name, kind in _OPTIONS.items():
@@ -164,8 +164,8 @@ def _entry(
     bad = "/" in name or "\\" in name or "\0" in name or name.startswith(".")
     if bad or not 0 < len(name.encode(errors="replace")) <= _MAX_NAME_BYTES:
         raise RequestError(f"{where}: {name[:40]!r} can't be a result's name")
-    if len(garments) > _MAX_GARMENTS:
-        raise RequestError(f"{where}: {len(garments)} garments; a try-on takes {_MAX_GARMENTS}")
+    if len(garments) > MAX_GARMENTS:
+        raise RequestError(f"{where}: {len(garments)} garments; a try-on takes {MAX_GARMENTS}")
     return Entry(name, person, garments, options)
 
 

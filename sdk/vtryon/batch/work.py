@@ -21,19 +21,17 @@ from vtryon.errors import (
     UnavailableError,
     VtryonError,
 )
+from vtryon.pictures import SUFFIXES
 from vtryon.types import ImageFormat, Priority
 
 _ATTEMPTS = 8
 _LONGEST_PAUSE_SECONDS = 30.0
-_SUFFIXES = {ImageFormat.PNG: ".png", ImageFormat.JPEG: ".jpg", ImageFormat.WEBP: ".webp"}
 
 
 @dataclass(slots=True)
 class Counts:
-    """How many entries there are, and how they went."""
+    """How many entries were there already, and how many could not be done."""
 
-    total: int = 0
-    done: int = 0
     skipped: int = 0
     failed: int = 0
 
@@ -77,7 +75,6 @@ class Batch:
             raise errors.exceptions[0] from None
 
     async def _do(self, entry: Entry) -> None:
-        self.counts.total += 1
         key = ""
         try:
             key = entry.key(self.common)
@@ -86,7 +83,6 @@ class Batch:
                 self.tell(self.journal.lines[entry.name], self.counts)
                 return
             line = await self._draw(entry, key)
-            self.counts.done += 1
         except SettingsError:
             raise
         except VtryonError as error:
@@ -113,7 +109,8 @@ class Batch:
                     format=self.format,
                     request_id=f"batch-{key}",
                 )
-        name = f"{entry.name}{_SUFFIXES[self.format]}"
+        suffix = next(one for one, kind in SUFFIXES.items() if kind is self.format)
+        name = f"{entry.name}{suffix}"
         try:
             await asyncio.to_thread(result.picture.save, self.out / name)
         except OSError as error:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import io
 import json
-import os
 from collections.abc import AsyncIterator, Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -31,6 +31,7 @@ from vtryon.cli.connection import (
     TlsCaOption,
     TlsOption,
 )
+from vtryon.cli.files import write_file
 from vtryon.cli.sheets import sheet
 from vtryon.cli.try_on import report_failure
 from vtryon.errors import RequestError, VtryonError
@@ -88,16 +89,17 @@ def batch(
     try:
         entries = find_entries(source)
         journal = Journal.open(out)
-        with progress:
-            wanted = _Wanted(source, entries, out, journal, options, format, concurrency, watching)
-            asyncio.run(_run(wanted, connection, progress))
-    except KeyboardInterrupt:
-        interrupted = True
+        wanted = _Wanted(source, entries, out, journal, options, format, concurrency, watching)
+        try:
+            with progress:
+                asyncio.run(_run(wanted, connection, progress))
+        except KeyboardInterrupt:
+            interrupted = True
+        names = [entry.name for entry in (find_entries(source) if watching else entries)]
+        report = _report(names, journal, out)
     except VtryonError as error:
         report_failure(error, console, as_json=as_json)
         raise typer.Exit(2 if isinstance(error, RequestError) else 1) from None
-    names = [entry.name for entry in (find_entries(source) if watching else entries)]
-    report = _report(names, journal, out)
     if as_json:
         typer.echo(json.dumps(report))
     else:
@@ -176,7 +178,7 @@ def _report(names: list[str], journal: Journal, out: Path) -> dict[str, Any]:
         "missing": len(names) - len(lines),
         "results": [asdict(line) for line in lines],
     }
-    _write(out / "report.json", (json.dumps(report, indent=2) + "\n").encode())
+    write_file(out / "report.json", (json.dumps(report, indent=2) + "\n").encode())
     shown = [out / line.out for line in lines if not line.failed][:_SHOWN]
     if shown:
         _draw_sheet([path for path in shown if path.exists()], out / "contact-sheet.png")
@@ -184,21 +186,13 @@ def _report(names: list[str], journal: Journal, out: Path) -> dict[str, Any]:
 
 
 def _draw_sheet(paths: list[Path], target: Path) -> None:
-    import io
-
     from PIL import Image
 
     pictures = [Image.open(path) for path in paths]
     rows = [pictures[first : first + 8] for first in range(0, len(pictures), 8)]
     buffer = io.BytesIO()
     sheet(rows, height=192).save(buffer, "PNG")
-    _write(target, buffer.getvalue())
-
-
-def _write(path: Path, data: bytes) -> None:
-    scratch = path.with_name(f".{path.name}.part")
-    scratch.write_bytes(data)
-    os.replace(scratch, path)  # noqa: PTH105
+    write_file(target, buffer.getvalue())
 
 
 def _print(report: dict[str, Any], out: Path, console: Console) -> None:

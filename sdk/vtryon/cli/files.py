@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from vtryon.errors import RequestError, SettingsError
-from vtryon.pictures import Picture
+from vtryon.pictures import Picture, write_whole
 from vtryon.tensor_files import dump, load
 from vtryon.tensors import Tensor
 
@@ -31,11 +31,7 @@ def save_picture(picture: Picture, path: Path) -> None:
     Raises:
         SettingsError: it can't be written.
     """
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        picture.save(path)
-    except OSError as error:
-        raise _cannot_write(path, error.strerror) from error
+    write_file(path, picture.data)
 
 
 def save_tensors(tensors: Mapping[str, Tensor], path: Path, facts: Mapping[str, str]) -> None:
@@ -44,12 +40,18 @@ def save_tensors(tensors: Mapping[str, Tensor], path: Path, facts: Mapping[str, 
     Raises:
         SettingsError: the file can't be written.
     """
-    content = dump(tensors, facts)
-    scratch = path.with_name(f".{path.name}.part")
+    write_file(path, dump(tensors, facts))
+
+
+def write_file(path: Path, data: bytes) -> None:
+    """Write a file, and the folders above it; a reader never sees half of it.
+
+    Raises:
+        SettingsError: it can't be written.
+    """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        scratch.write_bytes(content)
-        scratch.replace(path)
+        write_whole(path, data)
     except OSError as error:
         raise _cannot_write(path, error.strerror) from error
 

@@ -19,7 +19,7 @@ from vtryon.cli.try_on import format_of, report_failure
 from vtryon.client import Client
 from vtryon.errors import RequestError, SettingsError, VtryonError
 from vtryon.events import StepFinished
-from vtryon.jobs import Job, JobState
+from vtryon.jobs import Job, Jobs, JobState
 from vtryon.options import DEFAULT_PROMPT
 from vtryon.plain import plain
 from vtryon.types import ImageFormat, Profile
@@ -83,11 +83,8 @@ def show(
     as_json: _Json = False,
 ) -> None:
     """Show a job as it is now."""
-
-    async def work(client: Client) -> None:
-        _print([await client.jobs.get(job)], as_json=as_json)
-
-    _run(work, Connection(endpoint, tls, tls_ca, None), as_json=as_json)
+    connection = Connection(endpoint, tls, tls_ca, None)
+    _run_one(lambda jobs: jobs.get(job), connection, as_json=as_json)
 
 
 @app.command("list")
@@ -154,11 +151,8 @@ def cancel(
     as_json: _Json = False,
 ) -> None:
     """Cancel a job; one that has ended stays as it is."""
-
-    async def work(client: Client) -> None:
-        _print([await client.jobs.cancel(job)], as_json=as_json)
-
-    _run(work, Connection(endpoint, tls, tls_ca, None), as_json=as_json)
+    connection = Connection(endpoint, tls, tls_ca, None)
+    _run_one(lambda jobs: jobs.cancel(job), connection, as_json=as_json)
 
 
 @app.command()
@@ -170,11 +164,8 @@ def erase(
     as_json: _Json = False,
 ) -> None:
     """Cancel a job, and erase its pictures and prompts."""
-
-    async def work(client: Client) -> None:
-        _print([await client.jobs.erase(job)], as_json=as_json)
-
-    _run(work, Connection(endpoint, tls, tls_ca, None), as_json=as_json)
+    connection = Connection(endpoint, tls, tls_ca, None)
+    _run_one(lambda jobs: jobs.erase(job), connection, as_json=as_json)
 
 
 @app.command()
@@ -198,6 +189,15 @@ def fetch(
         Console(stderr=True).print(f"{out}: written", highlight=False)
 
     _run(work, Connection(endpoint, tls, tls_ca, None), as_json=False)
+
+
+def _run_one(
+    verb: Callable[[Jobs], Awaitable[Job]], connection: Connection, *, as_json: bool
+) -> None:
+    async def work(client: Client) -> None:
+        _print([await verb(client.jobs)], as_json=as_json)
+
+    _run(work, connection, as_json=as_json)
 
 
 def _print(jobs: list[Job], *, as_json: bool) -> None:

@@ -30,16 +30,9 @@ from vtryon.cli.requests import read_request
 from vtryon.errors import RequestError, VtryonError
 from vtryon.events import Event, Preview
 from vtryon.options import DEFAULT_PROMPT
-from vtryon.pictures import read_picture
+from vtryon.pictures import SUFFIXES, read_picture
 from vtryon.run import Result
 from vtryon.types import ImageFormat, Profile
-
-_FORMATS = {
-    ".png": ImageFormat.PNG,
-    ".jpg": ImageFormat.JPEG,
-    ".jpeg": ImageFormat.JPEG,
-    ".webp": ImageFormat.WEBP,
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,9 +148,9 @@ def format_of(out: Path) -> ImageFormat:
     Raises:
         RequestError: there is none of that name.
     """
-    known = _FORMATS.get(out.suffix.lower())
+    known = SUFFIXES.get(out.suffix.lower())
     if known is None:
-        raise RequestError(f"--out {out.name!r} ends in none of {', '.join(_FORMATS)}")
+        raise RequestError(f"--out {out.name!r} ends in none of {', '.join(SUFFIXES)}")
     return known
 
 

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 from rich.console import Console
 from rich.table import Table
 
-from vtryon.cli.files import check_writable
+from vtryon.cli.files import check_writable, write_file
 from vtryon.cli.requests import describe, read_json
 from vtryon.cli.try_on import report_failure
-from vtryon.errors import RequestError, SettingsError, VtryonError
+from vtryon.errors import RequestError, VtryonError
 from vtryon.plain import plain
 from vtryon.workflow.graph import Graph
 from vtryon.workflow.meaning import Line, Reading
@@ -47,7 +47,7 @@ def import_graph(
         request = reading.read()
         described = describe(request)
         if out is not None:
-            _write(out, described)
+            write_file(out, (json.dumps(described, indent=2) + "\n").encode())
     except VtryonError as error:
         if reading is not None and not as_json:
             console.print(_table(reading.lines))
@@ -64,15 +64,6 @@ def import_graph(
         typer.echo(json.dumps(described, indent=2))
     else:
         console.print(f"{out}: written", highlight=False)
-
-
-def _write(path: Path, described: dict[str, Any]) -> None:
-    scratch = path.with_name(f".{path.name}.part")
-    try:
-        scratch.write_text(json.dumps(described, indent=2) + "\n", encoding="utf-8")
-        scratch.replace(path)
-    except OSError as error:
-        raise SettingsError(f"can't write {path}: {error.strerror}") from error
 
 
 def _table(lines: list[Line]) -> Table:

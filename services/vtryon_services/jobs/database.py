@@ -20,7 +20,7 @@ from vtryon.errors import SettingsError
 
 _MIGRATIONS = Path(__file__).with_name("migrations")
 # One more than that waits for one: made and closed each time, they cost more than they do.
-_POOL: dict[str, Any] = {"pool_pre_ping": False, "pool_size": 16, "max_overflow": 0}
+_POOL: dict[str, Any] = {"pool_size": 16, "max_overflow": 0}
 _PATIENCE = 50  # tenths of a second
 _ONE_AT_A_TIME = 0x76747279  # an advisory lock of PostgreSQL's: "vtry"
 
@@ -42,7 +42,9 @@ class Database:
             SettingsError: the database can't be reached or used.
         """
         try:
-            engine = create_async_engine(url, **_POOL)
+            # A server may have gone away in between; a file has not.
+            pinged = not url.startswith("sqlite")
+            engine = create_async_engine(url, pool_pre_ping=pinged, **_POOL)
         except (ArgumentError, ModuleNotFoundError) as error:
             raise SettingsError(f"the jobs' database can't be used: {error}") from error
         try:

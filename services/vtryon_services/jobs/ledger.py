@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import base64
-import binascii
 import time
 import uuid
 from collections.abc import Sequence
@@ -16,11 +14,22 @@ from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from vtryon.errors import OverloadedError, Reason, RequestError
-from vtryon.events import Event, Preview
-from vtryon.jobs import Job, JobError, JobPage, JobState, JobUpdate
-from vtryon.types import PayloadKind, TryOnOptions
+from vtryon.events import Event
+from vtryon.jobs import Job, JobPage, JobState, JobUpdate
 from vtryon.v1 import job_pb2, pipeline_pb2
 from vtryon_services.jobs.database import Database
+from vtryon_services.jobs.records import (
+    Leased,
+    NewJob,
+    Outcome,
+    Resume,
+    failed,
+    job_of,
+    leased_of,
+    out_of_time,
+    read_token,
+    token_of,
+)
 from vtryon_services.jobs.tables import jobs, updates
 
 _WAIT_FOR_ROOM_SECONDS = 5.0
@@ -38,53 +47,6 @@ class Limits:
     max_waiting: int
     max_attempts: int
     keep_seconds: float
-
-
-@dataclass(frozen=True, slots=True)
-class NewJob:
-    """A job as it is asked for; `digest` stands for everything in it."""
-
-    tenant: str
-    request_id: str
-    digest: str
-    options: TryOnOptions
-    pictures: Sequence[tuple[PayloadKind, str]]
-    timeout_seconds: float
-    traceparent: str = ""
-
-
-@dataclass(frozen=True, slots=True)
-class Resume:
-    """Latents from which an attempt goes on: steps done, where they are kept, their shape."""
-
-    step: int
-    artifact: str
-    shape: tuple[int, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class Leased:
-    """A job in a runner's hands."""
-
-    id: str
-    tenant: str
-    request_id: str
-    fence: int
-    attempts: int
-    options: TryOnOptions
-    pictures: Sequence[tuple[PayloadKind, str]]
-    deadline: float
-    resume: Resume | None
-    traceparent: str
-
-
-@dataclass(frozen=True, slots=True)
-class Outcome:
-    """How a job ended."""
-
-    state: JobState
-    detail: Job
-    picture_artifact: str | None = None
 
 
 class Ledger:
@@ -124,7 +86,7 @@ class Ledger:
                 reason=Reason.ALREADY_EXISTS,
                 metadata={"job_id": row.id},
             )
-        return _job(row)
+        return job_of(row)
 
     async def _check_room(self, connection: AsyncConnection) -> None:
         waiting = select(func.count()).where(jobs.c.state == JobState.QUEUED.value)
@@ -160,7 +122,7 @@ class Ledger:
         Raises:
             RequestError: NOT_FOUND.
         """
-        return _job(await self._row(tenant, job_id))
+        return job_of(await self._row(tenant, job_id))
 
     async def picture(self, tenant: str, job_id: str) -> tuple[Job, str]:
         """Give a job and the artifact of its picture.
@@ -172,7 +134,7 @@ class Ledger:
         if row.picture_artifact is None or row.erased:
             state = "its pictures were erased" if row.erased else f"it is {row.state}"
             raise RequestError(f"job {job_id} has no picture: {state}", reason=Reason.NOT_FOUND)
-        return _job(row), str(row.picture_artifact)
+        return job_of(row), str(row.picture_artifact)
 
     async def _row(self, tenant: str, job_id: str) -> Row[Any]:
         async with self._database.reading() as connection:
@@ -192,13 +154,13 @@ class Ledger:
         if states:
             wanted = wanted.where(jobs.c.state.in_([state.value for state in states]))
         if token:
-            wanted = wanted.where(tuple_(jobs.c.created_at, jobs.c.id) < _read_token(token))
+            wanted = wanted.where(tuple_(jobs.c.created_at, jobs.c.id) < read_token(token))
         wanted = wanted.order_by(jobs.c.created_at.desc(), jobs.c.id.desc()).limit(size + 1)
         async with self._database.reading() as connection:
             rows = (await connection.execute(wanted)).all()
         more = len(rows) > size
         return JobPage(
-            tuple(_job(row) for row in rows[:size]), _token(rows[size - 1]) if more else ""
+            tuple(job_of(row) for row in rows[:size]), token_of(rows[size - 1]) if more else ""
         )
 
     async def cancel(self, tenant: str, job_id: str) -> Job:
@@ -220,7 +182,7 @@ class Ledger:
                 await connection.execute(
                     update(jobs).where(jobs.c.id == job_id).values(cancel_requested=True)
                 )
-            return _job(row)
+            return job_of(row)
 
     async def erase(self, tenant: str, job_id: str) -> tuple[Job, list[str]]:
         """Forget what an ended job was about; gives the folders of artifacts to delete.
@@ -275,7 +237,7 @@ class Ledger:
         )
         after = (await connection.execute(changed)).one()
         folders = {row.id, *(name.partition("/")[0] for _, name in row.pictures)}
-        return _job(after), sorted(folders)
+        return job_of(after), sorted(folders)
 
     async def counts(self) -> dict[JobState, int]:
         """Count the jobs that have not ended, of all tenants."""
@@ -343,7 +305,7 @@ class Ledger:
                 "started_at": row.started_at or now,
             }
             await self._change(connection, jobs.c.id == row.id, taken)
-        return _leased(row)
+        return leased_of(row)
 
     def _not_to_be_run(self, row: Row[Any], now: float) -> Job | None:
         """Say how a job ends that was cancelled, came too late, or ends every runner."""
@@ -443,7 +405,7 @@ class Ledger:
     async def _change(self, connection: AsyncConnection, where: Any, values: dict[str, Any]) -> Job:
         """Change a job, and tell its new state."""
         row = await self._advance(connection, where, values, [])
-        job = _job(row)
+        job = job_of(row)
         told = replace(job, options=None)  # updates hold no prompts
         await _tell(connection, row.id, [JobUpdate(job.sequence, datetime.now(UTC), told)])
         return job
@@ -487,63 +449,6 @@ async def _tell(connection: AsyncConnection, job_id: str, told: Sequence[JobUpda
         await connection.execute(insert(updates), rows)
 
 
-def failed(job_id: str, reason: Reason | None, message: str, metadata: dict[str, str]) -> Job:
-    """Describe a failure."""
-    error = JobError(reason or Reason.STAGE_FAILED, message, metadata)
-    return Job(job_id, state=JobState.FAILED, error=error)
-
-
-def out_of_time(job_id: str) -> Job:
-    """Describe the end of a job whose deadline has passed."""
-    return failed(job_id, Reason.DEADLINE_PASSED, "out of time before it was done", {})
-
-
-def without_picture(event: Event) -> Event:
-    """Leave out a preview's picture."""
-    return replace(event, picture=None) if isinstance(event, Preview) else event
-
-
-def _job(row: Row[Any]) -> Job:
-    told = Job.from_proto(job_pb2.Job.FromString(row.outcome))
-    return Job(
-        id=row.id,
-        request_id=row.request_id,
-        state=JobState(row.state),
-        options=TryOnOptions.from_proto(pipeline_pb2.TryOnOptions.FromString(row.options)),
-        created_at=_moment(row.created_at),
-        started_at=_moment(row.started_at),
-        ended_at=_moment(row.ended_at),
-        expires_at=_moment(row.expires_at),
-        attempts=row.attempts,
-        step=row.step,
-        steps=row.steps,
-        sequence=row.sequence,
-        error=told.error,
-        picture=told.picture,
-        ledger=told.ledger,
-        fits=told.fits,
-        erased=row.erased,
-    )
-
-
-def _leased(before: Row[Any]) -> Leased:
-    resume = None
-    if before.resume_artifact is not None:
-        resume = Resume(before.resume_step, before.resume_artifact, tuple(before.resume_shape))
-    return Leased(
-        id=before.id,
-        tenant=before.tenant,
-        request_id=before.request_id,
-        fence=before.fence + 1,
-        attempts=before.attempts + 1,
-        options=TryOnOptions.from_proto(pipeline_pb2.TryOnOptions.FromString(before.options)),
-        pictures=[(PayloadKind(kind), artifact) for kind, artifact in before.pictures],
-        deadline=before.deadline,
-        resume=resume,
-        traceparent=before.traceparent,
-    )
-
-
 def _own(tenant: str, job_id: str) -> Any:
     return and_(jobs.c.id == job_id, jobs.c.tenant == tenant)
 
@@ -558,19 +463,3 @@ def _held(leased: Leased) -> Any:
 
 def _not_found(job_id: str) -> RequestError:
     return RequestError(f"there is no job {job_id[:64]!r}", reason=Reason.NOT_FOUND)
-
-
-def _moment(seconds: float | None) -> datetime | None:
-    return None if seconds is None else datetime.fromtimestamp(seconds, UTC)
-
-
-def _token(row: Row[Any]) -> str:
-    return base64.urlsafe_b64encode(f"{row.created_at!r}/{row.id}".encode()).decode()
-
-
-def _read_token(token: str) -> tuple[float, str]:
-    try:
-        created_at, _, job_id = base64.urlsafe_b64decode(token.encode()).decode().partition("/")
-        return float(created_at), job_id
-    except (ValueError, binascii.Error):
-        raise RequestError("page_token: is none that was given out") from None

@@ -27,15 +27,8 @@ from vtryon.tensors import Tensor
 from vtryon.types import DataType, Priority, ResumePoint, Stage, TensorSpec
 from vtryon_services.jobs.artifacts import Artifacts
 from vtryon_services.jobs.bell import Bell
-from vtryon_services.jobs.ledger import (
-    Leased,
-    LeaseLostError,
-    Ledger,
-    Outcome,
-    Resume,
-    failed,
-    out_of_time,
-)
+from vtryon_services.jobs.ledger import LeaseLostError, Ledger
+from vtryon_services.jobs.records import Leased, Outcome, Resume, failed, out_of_time
 from vtryon_services.jobs.settings import JobsSettings
 
 _log = structlog.get_logger("vtryon.jobs")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-import re
 import secrets
 import uuid
 from collections.abc import AsyncGenerator, Sequence
@@ -16,7 +15,6 @@ from opentelemetry import propagate
 
 from vtryon import events
 from vtryon.client import Client
-from vtryon.errors import RequestError, Violation
 from vtryon.events import Event, Finished
 from vtryon.jobs import (
     CancelJob,
@@ -30,23 +28,22 @@ from vtryon.jobs import (
     WatchJob,
 )
 from vtryon.payloads import Buffer, outgoing_image
-from vtryon.types import PayloadKind, Stage, TryOnOptions
+from vtryon.types import MAX_GARMENTS, PayloadKind, Stage, TryOnOptions
 from vtryon.v1 import job_pb2
 from vtryon_services.jobs.artifacts import Artifacts
 from vtryon_services.jobs.bell import Bell
 from vtryon_services.jobs.database import Database
-from vtryon_services.jobs.ledger import Ledger, Limits, NewJob
+from vtryon_services.jobs.ledger import Ledger, Limits
+from vtryon_services.jobs.records import NewJob
 from vtryon_services.jobs.runner import WORK, Runner
 from vtryon_services.jobs.settings import JobsSettings
 from vtryon_services.runtime.adapter import Method, Replies, Serve, Service
 from vtryon_services.runtime.call import Call, Incoming, accepted, send_output
 from vtryon_services.runtime.declarations import check_pictures
-from vtryon_services.runtime.ranges import check_options
+from vtryon_services.runtime.ranges import check_options, check_request_id, field_error
 from vtryon_services.runtime.settings import JOBS
 
 _NAME = "vtryon.v1.JobService"
-_GOOD_ID = re.compile(r"[\x21-\x7e]{1,128}")
-_MAX_GARMENTS = 3
 _LONGEST_SECONDS = 30 * 86_400.0
 _CANCEL_SECONDS = 5.0
 _PAGE, _LARGEST_PAGE = 100, 1000
@@ -191,7 +188,7 @@ class Jobs:
         self._bell.ring(job_id)
         with self._bell.listen(job_id) as news, suppress(TimeoutError):
             async with asyncio.timeout(_CANCEL_SECONDS):
-                while not _ended(job):
+                while not job.ended:
                     await news.wait(self._settings.poll_seconds)
                     job = await self._ledger.get(tenant, job_id)
         return job
@@ -207,7 +204,7 @@ class Jobs:
         """Serve `WatchJob`: the ledger's rows, as they are."""
         job = await self._ledger.get(call.tenant, asked.id)
         following = max(1, asked.from_sequence)
-        if _ended(job) and following > job.sequence:
+        if job.ended and following > job.sequence:
             return  # asked for what is behind the end
         with self._bell.listen(asked.id) as news:
             while True:
@@ -238,23 +235,15 @@ _ENDED = {
 }
 
 
-def _ended(job: Job) -> bool:
-    return job.state is not None and job.state.ended
-
-
 def _check(start: CreateJobStart, options: TryOnOptions) -> None:
     """Refuse what the pipeline would refuse, before it is kept."""
     check_options(options)
-    if start.request_id and not _GOOD_ID.fullmatch(start.request_id):
-        raise _violation("request_id", "takes 1 to 128 printable characters without spaces")
+    if start.request_id:
+        check_request_id(start.request_id)
     seconds = start.timeout_seconds
     if seconds is not None and not 0 < seconds <= _LONGEST_SECONDS:
-        raise _violation("timeout_seconds", f"takes more than 0 and at most {_LONGEST_SECONDS:g}")
-    check_pictures(start.payloads, _MAX_GARMENTS)
-
-
-def _violation(field: str, description: str) -> RequestError:
-    return RequestError(f"{field}: {description}", violations=(Violation(field, description),))
+        raise field_error("timeout_seconds", f"takes more than 0 and at most {_LONGEST_SECONDS:g}")
+    check_pictures(start.payloads, MAX_GARMENTS)
 
 
 def _digest(options: TryOnOptions, pictures: Sequence[Buffer]) -> str:

@@ -6,7 +6,7 @@ from typing import ClassVar, Literal
 
 from pydantic import Field
 
-from vtryon.types import Stage
+from vtryon.types import MAX_GARMENTS, Stage
 from vtryon_services.runtime.settings import ServiceSettings
 
 
@@ -42,4 +42,6 @@ class PipelineSettings(ServiceSettings):
         ge=1,
         description="Try-ons at once; one more is refused before it costs.",
     )
-    max_garments: int = Field(default=3, ge=0, le=8, description="Garments of one try-on.")
+    max_garments: int = Field(
+        default=MAX_GARMENTS, ge=0, le=8, description="Garments of one try-on."
+    )

@@ -9,14 +9,13 @@ from collections.abc import AsyncIterator
 from typing import Self
 
 from vtryon.errors import OverloadedError
-from vtryon.types import Stage
 from vtryon_services.runtime.metrics import Watched
 
 
 class Places:
     """First come, first served; the queue refuses at once when it is full."""
 
-    def __init__(self, stage: Stage, places: int, max_waiting: int) -> None:
+    def __init__(self, stage: str, places: int, max_waiting: int) -> None:
         self.stage = stage
         self._free = places
         self._places = places
@@ -131,6 +130,6 @@ class Ticket:
         self._places.leave(self)
 
 
-_watched: Watched[Places] = Watched(lambda places: places.stage.value)
+_watched: Watched[Places] = Watched(lambda places: str(places.stage))
 _watched.gauge("vtryon.places.taken", "Requests being served.", lambda places: places.taken)
 _watched.gauge("vtryon.places.waiting", "Requests waiting.", lambda places: places.waiting)

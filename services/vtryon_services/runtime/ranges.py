@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import re
 from typing import Annotated, Any, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
@@ -10,6 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from vtryon.errors import RequestError, Violation
 from vtryon.types import MAX_PROMPT_CHARACTERS, ImageFormat, TryOnOptions
 
+GOOD_REQUEST_ID = re.compile(r"[\x21-\x7e]{1,128}")
 Sigma = Annotated[float, Field(gt=0, le=1, allow_inf_nan=False)]
 
 
@@ -123,6 +125,21 @@ def check_options(options: TryOnOptions) -> None:
         raise RequestError("width and height go together; give both or neither")
     if options.width is not None:
         check_ranges(options, SizeRanges)
+
+
+def check_request_id(text: str) -> None:
+    """Check what a caller calls its request.
+
+    Raises:
+        RequestError: it is no such name.
+    """
+    if not GOOD_REQUEST_ID.fullmatch(text):
+        raise field_error("request_id", "takes 1 to 128 printable characters without spaces")
+
+
+def field_error(field: str, description: str) -> RequestError:
+    """Say that one field does not hold."""
+    return RequestError(f"{field}: {description}", violations=(Violation(field, description),))
 
 
 def violation_of(problem: dict[str, Any]) -> Violation:

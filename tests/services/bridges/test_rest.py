@@ -7,14 +7,13 @@ import base64
 import json
 import math
 import time
-from dataclasses import asdict, is_dataclass
-from enum import Enum
 
 import httpx
 import numpy as np
 import pytest
 from tests.support.bad_input import OPTIONS, PICTURE, PICTURES
 from tests.support.pictures import decoded
+from tests.support.rest import events_of, form_field, plainly
 
 import vtryon
 from vtryon_services.bridges.rest.server import begin
@@ -22,16 +21,6 @@ from vtryon_services.bridges.rest.settings import RestSettings
 
 FILES = [("person", PICTURE), ("garments", PICTURE)]
 B64 = base64.b64encode(PICTURE).decode()
-
-
-def events_of(text: str) -> list[tuple[str, dict]]:
-    """Read an event stream; comments are none."""
-    found = []
-    for block in text.split("\n\n"):
-        lines = dict(line.split(": ", 1) for line in block.splitlines() if ": " in line)
-        if "event" in lines:
-            found.append((lines["event"], json.loads(lines["data"])))
-    return found
 
 
 async def test_a_form_draws_what_grpc_draws(drawing_http, client, example) -> None:
@@ -123,20 +112,6 @@ async def test_options_out_of_range_are_refused_as_by_grpc(http, name: str) -> N
         again = await http.post("/v1/try-ons", files=FILES, data=form)
         assert again.status_code == 400
         assert again.json()["reason"] == problem["reason"]
-
-
-def plainly(value: object) -> object:
-    if isinstance(value, Enum):
-        return value.value
-    if is_dataclass(value):
-        return {key: plainly(one) for key, one in asdict(value).items() if one is not None}
-    return value
-
-
-def form_field(value: object) -> object:
-    if isinstance(value, dict):
-        return json.dumps(value)
-    return list(map(str, value)) if isinstance(value, tuple) else str(value)
 
 
 @pytest.mark.parametrize("name", PICTURES)

@@ -16,14 +16,8 @@ from vtryon.jobs import Job, JobState
 from vtryon.types import PayloadKind, TryOnOptions
 from vtryon.v1 import job_pb2
 from vtryon_services.jobs.database import Database
-from vtryon_services.jobs.ledger import (
-    LeaseLostError,
-    Ledger,
-    Limits,
-    NewJob,
-    Outcome,
-    Resume,
-)
+from vtryon_services.jobs.ledger import LeaseLostError, Ledger, Limits
+from vtryon_services.jobs.records import NewJob, Outcome, Resume
 
 NEW = NewJob(
     tenant="acme",

@@ -16,15 +16,14 @@ from fastapi.sse import KEEPALIVE_COMMENT, format_sse_event
 
 from vtryon.errors import RequestError, VtryonError
 from vtryon.events import (
-    Accepted,
+    Chunk,
     Event,
     Finished,
     Ledger,
+    Output,
     Preview,
-    Queued,
-    StageFinished,
-    StageStarted,
-    StepFinished,
+    ResumeChunk,
+    field_of,
 )
 from vtryon.pictures import Picture
 from vtryon.plain import plain
@@ -35,14 +34,8 @@ from vtryon_services.bridges.rest.problems import problem_of
 T = TypeVar("T")
 EVENT_STREAM = "text/event-stream"
 _MEDIA_TYPES = {one: f"image/{one.value}" for one in ImageFormat}
-_NAMES: dict[type[Any], str] = {
-    Accepted: "accepted",
-    Queued: "queued",
-    StageStarted: "stage_started",
-    StepFinished: "step_finished",
-    StageFinished: "stage_finished",
-    Preview: "preview",
-}
+# What a result is made of comes whole, and resume points are for those who can go on.
+_NOT_SHOWN = (ResumeChunk, Output, Chunk, Finished)
 
 
 class Answer(StrEnum):
@@ -149,9 +142,9 @@ def frame(name: str, content: dict[str, Any], number: int | None = None) -> byte
 
 def event_frame(event: Event, number: int | None = None) -> bytes | None:
     """Make the server-sent event of an event; None where it is not for callers."""
-    name = _NAMES.get(type(event))
-    if name is None:
+    if isinstance(event, _NOT_SHOWN):
         return None
+    name = field_of(event)
     if isinstance(event, Preview):
         shown = {"step": event.step, "steps": event.steps}
         if event.picture is not None:
@@ -187,7 +180,7 @@ async def stream(
                 if shown := each(first):
                     yield shown
                 async for event in events:
-                    if not isinstance(event, Finished) and (shown := each(event)):
+                    if shown := each(event):
                         yield shown
                 yield last(await run)
             except VtryonError as error:

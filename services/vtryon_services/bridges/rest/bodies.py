@@ -24,6 +24,7 @@ from vtryon.options import DEFAULT_PROMPT
 from vtryon.pictures import read_picture
 from vtryon.types import (
     GuidanceNorm,
+    ImageFormat,
     Numerics,
     Priority,
     Profile,
@@ -31,8 +32,13 @@ from vtryon.types import (
     RopeLayout,
     SigmaSchedule,
 )
-from vtryon_services.bridges.rest.problems import field_error, from_validation
-from vtryon_services.runtime.ranges import EncodingRanges, PromptRanges, SamplingRanges
+from vtryon_services.bridges.rest.problems import from_validation
+from vtryon_services.runtime.ranges import (
+    EncodingRanges,
+    PromptRanges,
+    SamplingRanges,
+    field_error,
+)
 
 B = TypeVar("B", bound=BaseModel)
 FORM, JSON = "multipart/form-data", "application/json"
@@ -116,10 +122,12 @@ class TryOnFields(PromptRanges, Sampled, EncodingRanges):
     )
     priority: Priority | None = None
 
-    def options(self) -> dict[str, Any]:
-        """Give the arguments of `vtryon.Client.try_on`."""
-        plain = self.model_dump(exclude={"profile", "numerics"})
-        return {**plain, "numerics": self.own_numerics()}
+    def options(self, accepted_format: ImageFormat | None) -> dict[str, Any]:
+        """Give the arguments of `vtryon.Client.try_on`; the format is the caller's next choice."""
+        own = set(TryOnFields.model_fields) - {"profile", "numerics"}
+        plain = self.model_dump(include=own)
+        chosen = self.format or accepted_format
+        return {**plain, "numerics": self.own_numerics(), "format": chosen}
 
 
 class TryOnForm(TryOnFields):
@@ -250,10 +258,7 @@ async def read_try_on(request: Request) -> tuple[TryOnFields, list[bytes]]:
     """
     if media_type_of(request) == JSON:
         content = await read_json(request, TryOnJson)
-        fields = TryOnFields.model_validate(
-            content.model_dump(exclude={"person", "garments"}, exclude_unset=True)
-        )
-        return fields, [content.person, *content.garments]
+        return content, [content.person, *content.garments]
     form = await read_form(request)
     pictures = [*form.pictures("person", least=1)[:1], *form.pictures("garments", "garment")]
     return form.read(TryOnFields), pictures

@@ -25,8 +25,8 @@ from vtryon_services.bridges.rest.answers import frame, left_with, stream
 from vtryon_services.bridges.rest.bodies import FORM, Sampled, read_form
 from vtryon_services.bridges.rest.documents import PROBLEMS, Responses, body_of
 from vtryon_services.bridges.rest.doors import DoorsOf, SettingsOf
-from vtryon_services.bridges.rest.problems import field_error, request_id_of
-from vtryon_services.runtime.ranges import PromptRanges
+from vtryon_services.bridges.rest.problems import request_id_of
+from vtryon_services.runtime.ranges import PromptRanges, field_error
 
 router = APIRouter(tags=["openai"])
 _DEFAULT_STEPS = 40

@@ -67,9 +67,13 @@ async def make(
 ) -> Job:
     """Make a job of a request's body, or find the one of its key."""
     fields, pictures = await read_try_on(request)
-    options = {**fields.options(), "previews": previews}
-    options["format"] = options["format"] or accepted_format
-    return await jobs.create(pictures[0], pictures[1:], request_id=key or "", **options)
+    return await jobs.create(
+        pictures[0],
+        pictures[1:],
+        request_id=key or "",
+        previews=previews,
+        **fields.options(accepted_format),
+    )
 
 
 def made(job: Job) -> Response:

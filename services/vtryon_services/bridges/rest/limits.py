@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import time
 import uuid
 
@@ -15,9 +14,11 @@ from vtryon.errors import OverloadedError, Reason, RequestError
 from vtryon.stream import REQUEST_ID_KEY
 from vtryon_services.bridges.rest.problems import respond
 from vtryon_services.bridges.rest.settings import RestSettings
+from vtryon_services.runtime.places import Places
+from vtryon_services.runtime.ranges import GOOD_REQUEST_ID
+from vtryon_services.runtime.settings import REST
 
 _log = structlog.get_logger("vtryon.http")
-_GOOD_ID = re.compile(r"[\x21-\x7e]{1,128}")
 _QUIET = {"/healthz"}
 
 
@@ -33,8 +34,7 @@ class Limits:
         self._app = app
         self._max_body = settings.max_body_bytes
         self._max_bodies = settings.max_bodies_bytes
-        self._max_requests = settings.max_requests
-        self._open = 0
+        self._places = Places(REST, settings.max_requests, max_waiting=0)
         self._bodies = 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -55,14 +55,14 @@ class Limits:
                 MutableHeaders(scope=message)[REQUEST_ID_KEY] = name
             await send(message)
 
-        self._open += 1
+        if scope["path"] in _QUIET:
+            await self._app(scope, receive, named)
+            return
         try:
             await self._admit(scope, receive, named)
         finally:
-            self._open -= 1
-            if scope["path"] not in _QUIET:
-                seconds = round(time.monotonic() - started, 4)
-                _log.info("http", method=scope["method"], status=status, seconds=seconds)
+            seconds = round(time.monotonic() - started, 4)
+            _log.info("http", method=scope["method"], status=status, seconds=seconds)
 
     async def _admit(self, scope: Scope, receive: Receive, send: Send) -> None:
         headers = Headers(scope=scope)
@@ -71,23 +71,21 @@ class Limits:
         if "transfer-encoding" in headers:
             size = self._max_body  # it may become as much
         try:
-            self._check(scope, size)
+            self._check_body(size)
+            place = self._places.enter()
         except (OverloadedError, RequestError) as error:
             await respond(error, Request(scope))(scope, receive, send)
             return
         self._bodies += size
         try:
-            await self._app(scope, self._counted(receive), send)
+            with place:
+                await self._app(scope, self._counted(receive), send)
         finally:
             self._bodies -= size
 
-    def _check(self, scope: Scope, size: int) -> None:
-        if scope["path"] in _QUIET:
-            return
+    def _check_body(self, size: int) -> None:
         if size > self._max_body:
             raise self._too_large()
-        if self._open > self._max_requests:
-            raise OverloadedError(f"{self._max_requests} requests are being served already")
         if self._bodies and self._bodies + size > self._max_bodies:
             raise OverloadedError(f"the bodies of open requests have {self._bodies} bytes already")
 
@@ -115,4 +113,4 @@ class Limits:
 
 def _request_id(headers: Headers) -> str:
     given = headers.get(REQUEST_ID_KEY, "")
-    return given if _GOOD_ID.fullmatch(given) else uuid.uuid4().hex
+    return given if GOOD_REQUEST_ID.fullmatch(given) else uuid.uuid4().hex

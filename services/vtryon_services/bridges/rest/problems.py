@@ -19,7 +19,6 @@ from vtryon.errors import (
     Reason,
     RequestError,
     StageError,
-    Violation,
     VtryonError,
 )
 from vtryon_services.runtime.ranges import violation_of
@@ -152,8 +151,3 @@ def add_handlers(app: FastAPI) -> None:
         name = request_id_of(request)
         failure = StageError(f"the bridge failed; its log has the cause under request id {name}")
         return respond(failure, request)
-
-
-def field_error(field: str, description: str) -> RequestError:
-    """Say that one field does not hold."""
-    return RequestError(f"{field}: {description}", violations=(Violation(field, description),))

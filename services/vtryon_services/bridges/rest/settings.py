@@ -6,10 +6,10 @@ from typing import ClassVar
 
 from pydantic import Field
 
-from vtryon.types import MAX_PICTURE_BYTES
+from vtryon.types import MAX_GARMENTS, MAX_PICTURE_BYTES
 from vtryon_services.runtime.settings import REST, ProcessSettings
 
-_PICTURES = 4
+_PICTURES = 1 + MAX_GARMENTS
 _FIELDS_BYTES = 4 * 1024 * 1024
 
 

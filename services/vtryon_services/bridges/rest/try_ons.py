@@ -81,12 +81,10 @@ async def try_on(
             return stream_updates(request, jobs, job.id, 1, settings.keepalive_seconds)
         return await _job_answer(await finished(jobs, job), jobs, answer)
     fields, pictures = await read_try_on(request)
-    options = fields.options()
-    options["format"] = options["format"] or accepted_format
     run = doors.to(Stage.PIPELINE, request).try_on(
         pictures[0],
         pictures[1:],
-        **options,
+        **fields.options(accepted_format),
         previews=answer is Answer.EVENTS,
         request_id=request_id_of(request),
     )
