@@ -9,7 +9,7 @@ picture = await client.jobs.picture(job.id)
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -87,6 +87,7 @@ class Job(ProtoType):
     ledger: Ledger | None = None
     fits: tuple[Fit, ...] = ()
     erased: bool = False
+    labels: dict[str, str] = field(default_factory=dict)
 
     @property
     def ended(self) -> bool:
@@ -136,6 +137,7 @@ class CreateJobStart(ProtoType):
     options: TryOnOptions | None = None
     request_id: str = ""
     timeout_seconds: float | None = None
+    labels: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -211,6 +213,7 @@ class Jobs:
         *,
         request_id: str = "",
         timeout_seconds: float | None = None,
+        labels: Mapping[str, str] | None = None,
         **options: Any,
     ) -> Job:
         """Make a job, or find the one that was made with the same id before.
@@ -220,6 +223,7 @@ class Jobs:
             garment: the same; or up to three of them.
             request_id: what makes it idempotent.
             timeout_seconds: until it is given up, queueing and all attempts included.
+            labels: whatever is to be found again with the job.
             options: as of `vtryon.Client.try_on`.
 
         Raises:
@@ -232,6 +236,7 @@ class Jobs:
             options=make_options(**options),
             request_id=request_id,
             timeout_seconds=timeout_seconds,
+            labels=dict(labels or {}),
         )
         return await ask(self._channel, f"{_SERVICE}CreateJob", _requests(start, outgoing), Job)
 

@@ -68,7 +68,7 @@ async def host(
     bound = server.bind(address)
     services = await make_services([name for name in stages if name != JOBS], **given)
     if JOBS in stages:
-        services.append(await _make_jobs(bound if Stage.PIPELINE in stages else None, **given))
+        services += await _make_jobs(bound if Stage.PIPELINE in stages else None, **given)
     await server.start(services)
     try:
         yield Serving(server, bound, services)
@@ -76,15 +76,15 @@ async def host(
         await server.drain(hand_over=Stage.PIPELINE not in stages)
 
 
-async def _make_jobs(pipeline: str | None, **given: Any) -> Service:
-    """Make the service of jobs; they go to the pipeline beside it, if there is one."""
+async def _make_jobs(pipeline: str | None, **given: Any) -> list[Service]:
+    """Make the services of jobs; they go to the pipeline beside it, if there is one."""
     try:
-        from vtryon_services.jobs.service import make_service
+        from vtryon_services.jobs.service import make_services as make_jobs
         from vtryon_services.jobs.settings import JobsSettings
     except ModuleNotFoundError as error:
         raise SettingsError(f"jobs need {error.name}: pip install 'vtryon[server,jobs]'") from error
     beside = {"pipeline_target": pipeline} if pipeline else {}
-    return await make_service(JobsSettings.load_from({**beside, **given}))
+    return await make_jobs(JobsSettings.load_from({**beside, **given}))
 
 
 async def make_services(stages: Sequence[str], **given: Any) -> list[Service]:

@@ -7,6 +7,9 @@ from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+WORK = "work"
+OUTCOMES = "outcomes"
+
 
 class News:
     """Whether there was any since it was last waited for."""
@@ -35,10 +38,11 @@ class Bell:
     def __init__(self) -> None:
         self._listeners: defaultdict[str, set[News]] = defaultdict(set)
 
-    def ring(self, name: str) -> None:
+    def ring(self, *names: str) -> None:
         """Tell that there is news."""
-        for news in self._listeners.get(name, ()):
-            news.tell()
+        for name in names:
+            for news in self._listeners.get(name, ()):
+                news.tell()
 
     @contextmanager
     def listen(self, name: str) -> Iterator[News]:

@@ -18,6 +18,7 @@ from vtryon.events import Event
 from vtryon.jobs import Job, JobPage, JobState, JobUpdate
 from vtryon.v1 import job_pb2, pipeline_pb2
 from vtryon_services.jobs.database import Database
+from vtryon_services.jobs.outbox import Outbox, keep
 from vtryon_services.jobs.records import (
     Leased,
     NewJob,
@@ -50,11 +51,17 @@ class Limits:
 
 
 class Ledger:
-    """Every change is one transaction, and leaves an update with the next sequence number."""
+    """Every change is one transaction, and leaves an update with the next sequence number.
 
-    def __init__(self, database: Database, limits: Limits) -> None:
+    Args:
+        published: whether changes of state go to the outbox as well.
+    """
+
+    def __init__(self, database: Database, limits: Limits, *, published: bool = False) -> None:
         self._database = database
         self._limits = limits
+        self._published = published
+        self.outbox = Outbox(database)
 
     async def create(self, new: NewJob) -> tuple[Job, bool]:
         """Write a job down, or find the one of the same request id; true where it is new.
@@ -108,6 +115,7 @@ class Ledger:
                 options=new.options.to_proto().SerializeToString(),
                 pictures=[[kind.value, artifact] for kind, artifact in new.pictures],
                 traceparent=new.traceparent,
+                labels=dict(new.labels),
                 created_at=now,
                 not_before=now,
                 deadline=now + new.timeout_seconds,
@@ -407,7 +415,10 @@ class Ledger:
         row = await self._advance(connection, where, values, [])
         job = job_of(row)
         told = replace(job, options=None)  # updates hold no prompts
-        await _tell(connection, row.id, [JobUpdate(job.sequence, datetime.now(UTC), told)])
+        change = JobUpdate(job.sequence, datetime.now(UTC), told)
+        await _tell(connection, row.id, [change])
+        if self._published:
+            await keep(connection, row.tenant, row.traceparent, change)
         return job
 
     async def _advance(

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import base64
 import binascii
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
 
@@ -28,6 +28,7 @@ class NewJob:
     pictures: Sequence[tuple[PayloadKind, str]]
     timeout_seconds: float
     traceparent: str = ""
+    labels: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,6 +97,7 @@ def job_of(row: Row[Any]) -> Job:
         ledger=told.ledger,
         fits=told.fits,
         erased=row.erased,
+        labels=row.labels,
     )
 
 

@@ -26,13 +26,12 @@ from vtryon.run import Result, Run
 from vtryon.tensors import Tensor
 from vtryon.types import DataType, Priority, ResumePoint, Stage, TensorSpec
 from vtryon_services.jobs.artifacts import Artifacts
-from vtryon_services.jobs.bell import Bell
+from vtryon_services.jobs.bell import OUTCOMES, WORK, Bell
 from vtryon_services.jobs.ledger import LeaseLostError, Ledger
 from vtryon_services.jobs.records import Leased, Outcome, Resume, failed, out_of_time
 from vtryon_services.jobs.settings import JobsSettings
 
 _log = structlog.get_logger("vtryon.jobs")
-WORK = "work"
 _WRITE_SECONDS = 0.1
 _LONGEST_CALL_SECONDS = 3600.0
 _SWEEP_SECONDS = 5.0
@@ -40,6 +39,9 @@ _SLACK_SECONDS = 1.0  # between the clocks of a call and of the ledger
 _meter = metrics.get_meter("vtryon")
 _ended = _meter.create_counter("vtryon.jobs.ended", description="Jobs that have ended, by state.")
 _open = _meter.create_gauge("vtryon.jobs.open", description="Jobs that have not, by state.")
+_unpublished = _meter.create_gauge(
+    "vtryon.jobs.unpublished", description="Changes of state that wait for a bridge."
+)
 
 
 class Runner:
@@ -128,6 +130,8 @@ class Runner:
                 await self.artifacts.erase_folders(await self.ledger.expired())
                 for state, count in (await self.ledger.counts()).items():
                     _open.set(count, {"state": state.value})
+                if self.settings.outbox:
+                    _unpublished.set(await self.ledger.outbox.count())
             except Exception:
                 _log.exception("jobs could not be looked through")
             await asyncio.sleep(_SWEEP_SECONDS)
@@ -136,7 +140,7 @@ class Runner:
         attempt = Attempt(leased, self)
         self._active[leased.id] = attempt
         context.attach(propagate.extract({"traceparent": leased.traceparent}))  # this task's own
-        self.bell.ring(leased.id)
+        self.bell.ring(leased.id, OUTCOMES)
         try:
             await attempt.run()
         except LeaseLostError:
@@ -145,7 +149,7 @@ class Runner:
             _log.exception("an attempt failed", job=leased.id)
         finally:
             del self._active[leased.id]
-            self.bell.ring(leased.id)
+            self.bell.ring(leased.id, OUTCOMES)
 
 
 class Attempt:

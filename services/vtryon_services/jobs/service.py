@@ -31,16 +31,22 @@ from vtryon.payloads import Buffer, outgoing_image
 from vtryon.types import MAX_GARMENTS, PayloadKind, Stage, TryOnOptions
 from vtryon.v1 import job_pb2
 from vtryon_services.jobs.artifacts import Artifacts
-from vtryon_services.jobs.bell import Bell
+from vtryon_services.jobs.bell import OUTCOMES, WORK, Bell
 from vtryon_services.jobs.database import Database
 from vtryon_services.jobs.ledger import Ledger, Limits
+from vtryon_services.jobs.outcomes import outcome_service
 from vtryon_services.jobs.records import NewJob
-from vtryon_services.jobs.runner import WORK, Runner
+from vtryon_services.jobs.runner import Runner
 from vtryon_services.jobs.settings import JobsSettings
 from vtryon_services.runtime.adapter import Method, Replies, Serve, Service
 from vtryon_services.runtime.call import Call, Incoming, accepted, send_output
 from vtryon_services.runtime.declarations import check_pictures
-from vtryon_services.runtime.ranges import check_options, check_request_id, field_error
+from vtryon_services.runtime.ranges import (
+    check_labels,
+    check_options,
+    check_request_id,
+    field_error,
+)
 from vtryon_services.runtime.settings import JOBS
 
 _NAME = "vtryon.v1.JobService"
@@ -49,7 +55,7 @@ _CANCEL_SECONDS = 5.0
 _PAGE, _LARGEST_PAGE = 100, 1000
 
 
-async def make_service(settings: JobsSettings) -> Service:
+async def make_services(settings: JobsSettings) -> list[Service]:
     """Open ledger and artifacts, and begin to run jobs.
 
     Raises:
@@ -58,7 +64,7 @@ async def make_service(settings: JobsSettings) -> Service:
     artifacts = Artifacts.open(settings.artifacts_url)
     database = await Database.open(settings.database_url)
     limits = Limits(settings.max_waiting, settings.max_attempts, settings.keep_seconds)
-    ledger, bell = Ledger(database, limits), Bell()
+    ledger, bell = Ledger(database, limits, published=settings.outbox), Bell()
     client = await Client(settings.pipeline_target).__aenter__()
     runner = Runner(ledger, artifacts, client, bell, settings)
     runner.start()
@@ -68,7 +74,10 @@ async def make_service(settings: JobsSettings) -> Service:
         await client.__aexit__(None, None, None)
         await database.close()
 
-    return Service(JOBS, _NAME, jobs.methods(), settings, retire=runner.retire, close=close)
+    return [
+        Service(JOBS, _NAME, jobs.methods(), settings, retire=runner.retire, close=close),
+        outcome_service(ledger.outbox, bell, settings),
+    ]
 
 
 class Jobs:
@@ -161,12 +170,13 @@ class Jobs:
                     ],
                     timeout_seconds=start.timeout_seconds or self._settings.job_timeout_seconds,
                     traceparent=carrier.get("traceparent", ""),
+                    labels=start.labels,
                 )
             )
         finally:
             if not kept:
                 await asyncio.shield(self._artifacts.erase(names))
-        self._bell.ring(WORK)
+        self._bell.ring(WORK, OUTCOMES)
         yield job
 
     async def get(self, asked: GetJob, _: Incoming, call: Call) -> AsyncGenerator[Job, None]:
@@ -185,7 +195,7 @@ class Jobs:
     async def _cancel(self, tenant: str, job_id: str) -> Job:
         job = await self._ledger.cancel(tenant, job_id)
         self._runner.cancel(job_id)
-        self._bell.ring(job_id)
+        self._bell.ring(job_id, OUTCOMES)
         with self._bell.listen(job_id) as news, suppress(TimeoutError):
             async with asyncio.timeout(_CANCEL_SECONDS):
                 while not job.ended:
@@ -240,6 +250,7 @@ def _check(start: CreateJobStart, options: TryOnOptions) -> None:
     check_options(options)
     if start.request_id:
         check_request_id(start.request_id)
+    check_labels(start.labels)
     seconds = start.timeout_seconds
     if seconds is not None and not 0 < seconds <= _LONGEST_SECONDS:
         raise field_error("timeout_seconds", f"takes more than 0 and at most {_LONGEST_SECONDS:g}")

@@ -50,4 +50,8 @@ class JobsSettings(ServiceSettings):
     keep_seconds: float = Field(
         default=7 * _DAY, gt=0, description="After its end, until a job's pictures are erased."
     )
+    outbox: bool = Field(
+        default=False,
+        description="Keep every change of state until a bridge has published it.",
+    )
     max_waiting: int = Field(default=10_000, ge=1, description="Jobs queued before refusal.")

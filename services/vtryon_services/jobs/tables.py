@@ -56,6 +56,7 @@ jobs = Table(
     Column("outcome", LargeBinary, nullable=False, default=b""),
     Column("picture_artifact", String(256)),
     Column("erased", Boolean, nullable=False, default=False),
+    Column("labels", JSON, nullable=False, default=dict),
     UniqueConstraint("tenant", "request_id", name="uq_jobs_request"),
     Index("ix_jobs_waiting", "state", "not_before"),
     Index("ix_jobs_tenant", "tenant", "created_at", "id"),
@@ -68,4 +69,24 @@ updates = Table(
     Column("sequence", BigInteger, primary_key=True),
     # vtryon.v1.JobUpdate.
     Column("body", LargeBinary, nullable=False),
+)
+
+# Changes of state that are to be published, in the order in which each job had them.
+outbox = Table(
+    "outbox",
+    metadata,
+    Column("id", BigInteger().with_variant(Integer, "sqlite"), primary_key=True),
+    Column("tenant", String(128), nullable=False),
+    Column("traceparent", String(64), nullable=False),
+    # vtryon.v1.JobUpdate.
+    Column("body", LargeBinary, nullable=False),
+)
+
+# Who publishes them, and until when it is its turn.
+turns = Table(
+    "turns",
+    metadata,
+    Column("name", String(32), primary_key=True),
+    Column("owner", String(64), nullable=False),
+    Column("until", Double, nullable=False),
 )

@@ -42,7 +42,7 @@ class Serving(NamedTuple):
     @property
     def names(self) -> list[str]:
         """Of its services."""
-        return [str(service.stage) for service in self.services]
+        return list(dict.fromkeys(str(service.stage) for service in self.services))
 
 
 def run_service(settings_type: type[T], make: Callable[[T], Awaitable[Service]]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import re
+from collections.abc import Mapping
 from typing import Annotated, Any, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
@@ -12,6 +13,7 @@ from vtryon.errors import RequestError, Violation
 from vtryon.types import MAX_PROMPT_CHARACTERS, ImageFormat, TryOnOptions
 
 GOOD_REQUEST_ID = re.compile(r"[\x21-\x7e]{1,128}")
+_LABELS, _LABEL_KEY, _LABEL_VALUE = 16, 64, 256
 Sigma = Annotated[float, Field(gt=0, le=1, allow_inf_nan=False)]
 
 
@@ -135,6 +137,20 @@ def check_request_id(text: str) -> None:
     """
     if not GOOD_REQUEST_ID.fullmatch(text):
         raise field_error("request_id", "takes 1 to 128 printable characters without spaces")
+
+
+def check_labels(labels: Mapping[str, str]) -> None:
+    """Check what a caller wants to find again with its job.
+
+    Raises:
+        RequestError: there are too many, or one is too long.
+    """
+    if len(labels) > _LABELS:
+        raise field_error("labels", f"takes at most {_LABELS}")
+    for key, value in labels.items():
+        if not 1 <= len(key) <= _LABEL_KEY or len(value) > _LABEL_VALUE or "\0" in key + value:
+            words = f"keys have 1 to {_LABEL_KEY} characters, values at most {_LABEL_VALUE}"
+            raise field_error("labels", words)
 
 
 def field_error(field: str, description: str) -> RequestError:

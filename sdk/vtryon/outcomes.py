@@ -1,0 +1,67 @@
+"""What becomes of jobs, for bridges that tell others."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from vtryon.channel import Channel
+from vtryon.jobs import JobUpdate
+from vtryon.messages import ProtoType
+from vtryon.unary import ask
+from vtryon.v1 import outcome_pb2
+
+_PATH = "/vtryon.v1.OutcomeService/TakeOutcomes"
+
+
+@dataclass(frozen=True, slots=True)
+class JobOutcome(ProtoType):
+    """A change of a job's state, to be published."""
+
+    proto = outcome_pb2.Outcome
+    id: int
+    tenant: str
+    update: JobUpdate | None
+    traceparent: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class TakeOutcomes(ProtoType):
+    """Of `OutcomeService.TakeOutcomes`."""
+
+    proto = outcome_pb2.TakeOutcomesRequest
+    owner: str
+    published: tuple[int, ...] = ()
+    max_outcomes: int = 0
+    wait_seconds: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class TakenOutcomes(ProtoType):
+    """The oldest that are not published."""
+
+    proto = outcome_pb2.TakeOutcomesResponse
+    outcomes: tuple[JobOutcome, ...] = ()
+
+
+class Outcomes:
+    """The outcomes of a mesh's jobs, for one owner at a time; see outcome.proto."""
+
+    def __init__(self, channel: Channel, owner: str) -> None:
+        self._channel = channel
+        self._owner = owner
+
+    async def take(
+        self, published: Sequence[int] = (), *, most: int = 100, wait_seconds: float = 5.0
+    ) -> tuple[JobOutcome, ...]:
+        """Say what is published, and take the next; nothing where it is another owner's turn.
+
+        Raises:
+            VtryonError: the call failed; what is published can be said again.
+        """
+        asked = TakeOutcomes(self._owner, tuple(published), most, wait_seconds)
+        return (await ask(self._channel, _PATH, asked, TakenOutcomes)).outcomes
+
+    async def give_back(self, published: Sequence[int] = ()) -> None:
+        """Let another owner have the turn."""
+        await self.take(published, most=0, wait_seconds=0)

@@ -1,0 +1,67 @@
+"""Changes of jobs' states, kept until they are published; written where the change is written."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+
+from sqlalchemy import delete, func, insert, or_, select, update
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from vtryon.jobs import JobUpdate
+from vtryon.outcomes import JobOutcome
+from vtryon.v1 import job_pb2
+from vtryon_services.jobs.database import Database
+from vtryon_services.jobs.tables import outbox, turns
+
+_TURN = "outcomes"
+_TURN_SECONDS = 10.0
+
+
+async def keep(connection: AsyncConnection, tenant: str, traceparent: str, told: JobUpdate) -> None:
+    """Keep a change, in the transaction that makes it."""
+    body = told.to_proto().SerializeToString()
+    row = {"tenant": tenant, "traceparent": traceparent, "body": body}
+    await connection.execute(insert(outbox).values(**row))
+
+
+class Outbox:
+    """Gives outcomes to one owner at a time."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    async def take(self, owner: str, published: Sequence[int], most: int) -> list[JobOutcome]:
+        """Forget what is published, and give the oldest; nothing where it is not one's turn."""
+        if most and not published and not await self.count():
+            return []  # to look costs less than to write
+        now = time.time()
+        own = or_(turns.c.owner == owner, turns.c.until < now)
+        turn = (
+            update(turns)
+            .where(turns.c.name == _TURN, own)
+            .values(owner=owner, until=now + _TURN_SECONDS if most else 0.0)
+        )
+        async with self._database.writing() as connection:
+            mine = (await connection.execute(turn)).rowcount
+            if published:
+                await connection.execute(delete(outbox).where(outbox.c.id.in_(published)))
+            if not mine or not most:
+                return []
+            oldest = select(outbox).order_by(outbox.c.id).limit(most)
+            rows = (await connection.execute(oldest)).all()
+        return [
+            JobOutcome(
+                row.id,
+                row.tenant,
+                JobUpdate.from_proto(job_pb2.JobUpdate.FromString(row.body)),
+                row.traceparent,
+            )
+            for row in rows
+        ]
+
+    async def count(self) -> int:
+        """Count what is to be published."""
+        async with self._database.reading() as connection:
+            found = await connection.execute(select(func.count()).select_from(outbox))
+            return int(found.scalar_one())

@@ -1,0 +1,56 @@
+"""Outcomes on the wire, for bridges."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import AsyncGenerator
+
+from vtryon.outcomes import TakenOutcomes, TakeOutcomes
+from vtryon.v1 import outcome_pb2
+from vtryon_services.jobs.bell import OUTCOMES, Bell
+from vtryon_services.jobs.outbox import Outbox
+from vtryon_services.jobs.settings import JobsSettings
+from vtryon_services.runtime.adapter import Method, Replies, Service
+from vtryon_services.runtime.call import Call, Incoming
+from vtryon_services.runtime.ranges import field_error
+from vtryon_services.runtime.settings import JOBS
+
+_MOST, _LONGEST_WAIT_SECONDS, _LONGEST_OWNER = 1000, 30.0, 64
+
+
+def outcome_service(outbox: Outbox, bell: Bell, settings: JobsSettings) -> Service:
+    """Serve `OutcomeService`."""
+
+    async def take(
+        asked: TakeOutcomes, _incoming: Incoming, _call: Call
+    ) -> AsyncGenerator[TakenOutcomes, None]:
+        _check(asked)
+        until = time.monotonic() + asked.wait_seconds
+        published = asked.published
+        with bell.listen(OUTCOMES) as news:
+            while True:
+                taken = await outbox.take(asked.owner, published, asked.max_outcomes)
+                published, left = (), until - time.monotonic()
+                if taken or not asked.max_outcomes or left <= 0:
+                    break
+                await news.wait(min(settings.poll_seconds, left))
+        yield TakenOutcomes(tuple(taken))
+
+    method = Method(
+        "TakeOutcomes",
+        outcome_pb2.TakeOutcomesRequest,
+        TakeOutcomes,
+        take,
+        streams_requests=False,
+        replies=Replies.ONE,
+    )
+    return Service(JOBS, "vtryon.v1.OutcomeService", (method,), settings)
+
+
+def _check(asked: TakeOutcomes) -> None:
+    if not 1 <= len(asked.owner) <= _LONGEST_OWNER:
+        raise field_error("owner", f"takes 1 to {_LONGEST_OWNER} characters")
+    if asked.max_outcomes > _MOST:
+        raise field_error("max_outcomes", f"takes at most {_MOST}")
+    if not 0 <= asked.wait_seconds <= _LONGEST_WAIT_SECONDS:
+        raise field_error("wait_seconds", f"takes 0 to {_LONGEST_WAIT_SECONDS:g}")

@@ -1,0 +1,81 @@
+"""Changes of state are kept until they are published, and given to one owner at a time."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from dataclasses import replace
+
+import pytest
+from tests.services.jobs.test_ledger import DONE, NEW
+
+from vtryon.jobs import JobState
+from vtryon_services.jobs import outbox as module
+from vtryon_services.jobs.database import Database
+from vtryon_services.jobs.ledger import LeaseLostError, Ledger, Limits
+from vtryon_services.jobs.outbox import Outbox
+
+
+@pytest.fixture
+async def ledger(database_url: str) -> AsyncIterator[Ledger]:
+    database = await Database.open(database_url)
+    limits = Limits(max_waiting=1000, max_attempts=3, keep_seconds=100)
+    yield Ledger(database, limits, published=True)
+    await database.close()
+
+
+@pytest.fixture
+def outbox(ledger: Ledger) -> Outbox:
+    return ledger.outbox
+
+
+async def test_each_job_s_changes_come_in_their_order(ledger: Ledger, outbox: Outbox) -> None:
+    async def draw(number: int) -> None:
+        labels = {"order": str(number)}
+        await ledger.create(replace(NEW, request_id=str(number), labels=labels))
+        while (leased := await ledger.lease("me", 60)) is not None:
+            await ledger.finish(leased, DONE)
+
+    await asyncio.gather(*(draw(number) for number in range(8)))
+    taken = await outbox.take("one", (), 1000)
+    told: dict[str, list[JobState]] = {}
+    for one in taken:
+        job = one.update.job
+        assert one.tenant == "acme"
+        assert job.options is None  # no prompts
+        told.setdefault(job.labels["order"], []).append(job.state)
+    states = [JobState.QUEUED, JobState.RUNNING, JobState.SUCCEEDED]
+    assert told == {str(number): states for number in range(8)}
+
+
+async def test_what_is_not_published_is_given_again(ledger: Ledger, outbox: Outbox) -> None:
+    for number in range(3):
+        await ledger.create(replace(NEW, request_id=str(number)))
+    first = await outbox.take("one", (), 2)
+    assert [one.id for one in await outbox.take("one", (), 2)] == [one.id for one in first]
+    rest = await outbox.take("one", [one.id for one in first], 10)
+    assert [one.update.job.request_id for one in rest] == ["2"]
+    assert await outbox.take("one", [rest[0].id], 10) == []
+    assert await outbox.count() == 0
+
+
+async def test_one_owner_at_a_time(ledger: Ledger, outbox: Outbox, monkeypatch) -> None:
+    await ledger.create(NEW)
+    assert await outbox.take("one", (), 10)
+    assert await outbox.take("two", (), 10) == []
+    await outbox.take("one", (), 0)
+    assert await outbox.take("two", (), 10)
+    assert await outbox.take("one", (), 10) == []
+    monkeypatch.setattr(module, "_TURN_SECONDS", -1.0)
+    await outbox.take("two", (), 10)  # as if it had been said long ago
+    assert await outbox.take("one", (), 10)
+
+
+async def test_a_change_that_is_taken_back_is_not_told(ledger: Ledger, outbox: Outbox) -> None:
+    await ledger.create(NEW)
+    leased = await ledger.lease("me", -1)
+    assert await ledger.lease("you", 60) is not None
+    with pytest.raises(LeaseLostError):
+        await ledger.finish(leased, DONE)
+    states = [one.update.job.state for one in await outbox.take("one", (), 10)]
+    assert states == [JobState.QUEUED, JobState.RUNNING, JobState.RUNNING]
