@@ -16,7 +16,7 @@ from rich.table import Table
 from vtryon.errors import SettingsError
 from vtryon.types import Stage
 from vtryon_services.doctor import Finding, examine
-from vtryon_services.runtime.settings import JOBS, REST
+from vtryon_services.runtime.settings import JOBS, KAFKA, REST
 
 
 def serve(
@@ -24,7 +24,8 @@ def serve(
         list[str],
         typer.Argument(
             metavar="STAGE...",
-            help="latent-encoder, text-encoder, sampling, decoding, pipeline; all; jobs; or rest.",
+            help="latent-encoder, text-encoder, sampling, decoding, pipeline; all; jobs. "
+            "Alone: rest, kafka.",
         ),
     ],
     listen: Annotated[
@@ -41,7 +42,7 @@ def serve(
     profile: Annotated[str | None, typer.Option(help="development or production.")] = None,
     topology: Annotated[
         str | None,
-        typer.Option(help="Of the pipeline: direct, or ensemble (one Triton model, no stages)."),
+        typer.Option(help="Of the pipeline: direct, ensemble; of kafka: hybrid, kafka."),
     ] = None,
 ) -> None:
     """Serve one or several stages from this process, on one address.
@@ -61,7 +62,8 @@ def serve(
     }
     given = {name: value for name, value in options.items() if value is not None}
     try:
-        asyncio.run(_serve_door(given) if stages == [REST] else _serve(_stages(stages), given))
+        door = _DOORS.get(stages[0]) if len(stages) == 1 else None
+        asyncio.run(_serve(_stages(stages), given) if door is None else door(given))
     except SettingsError as error:
         Console(stderr=True).print(f"[red]error:[/red] {error}", highlight=False)
         raise typer.Exit(2) from None
@@ -76,7 +78,7 @@ async def _serve(stages: Sequence[str], given: dict[str, Any]) -> None:
     await serve_process(settings, host(settings, stages, settings.listen, **given))
 
 
-async def _serve_door(given: dict[str, Any]) -> None:
+async def _serve_rest(given: dict[str, Any]) -> None:
     try:
         from vtryon_services.bridges.rest.server import begin
         from vtryon_services.bridges.rest.settings import RestSettings
@@ -90,13 +92,30 @@ async def _serve_door(given: dict[str, Any]) -> None:
     await serve_process(settings, begin(settings))
 
 
+async def _serve_kafka(given: dict[str, Any]) -> None:
+    try:
+        from vtryon_services.bridges.kafka.bridge import begin
+        from vtryon_services.bridges.kafka.settings import KafkaSettings
+    except ModuleNotFoundError as error:
+        raise SettingsError(
+            f"kafka needs {error.name}: pip install 'vtryon[server,kafka]'"
+        ) from error
+    from vtryon_services.runtime.process import serve as serve_process
+
+    settings = KafkaSettings.load(**given)
+    await serve_process(settings, begin(settings))
+
+
+_DOORS = {REST: _serve_rest, KAFKA: _serve_kafka}
+
+
 def _stages(names: Sequence[str]) -> list[str]:
     named = [one for name in names for one in (Stage if name == "all" else [name])]
     unknown = [name for name in named if name not in {*Stage, JOBS}]
     if unknown:
         known = ", ".join(Stage)
         raise SettingsError(
-            f"no stage {', '.join(unknown)}; there are {known}, all, and rest alone"
+            f"no stage {', '.join(unknown)}; there are {known}, all; and alone {', '.join(_DOORS)}"
         )
     return list(dict.fromkeys(named))
 

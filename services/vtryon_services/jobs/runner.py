@@ -25,11 +25,11 @@ from vtryon.jobs import Job, JobState
 from vtryon.run import Result, Run
 from vtryon.tensors import Tensor
 from vtryon.types import DataType, Priority, ResumePoint, Stage, TensorSpec
-from vtryon_services.jobs.artifacts import Artifacts
 from vtryon_services.jobs.bell import OUTCOMES, WORK, Bell
 from vtryon_services.jobs.ledger import LeaseLostError, Ledger
 from vtryon_services.jobs.records import Leased, Outcome, Resume, failed, out_of_time
 from vtryon_services.jobs.settings import JobsSettings
+from vtryon_services.runtime.artifacts import Artifacts
 
 _log = structlog.get_logger("vtryon.jobs")
 _WRITE_SECONDS = 0.1

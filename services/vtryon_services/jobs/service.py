@@ -30,7 +30,6 @@ from vtryon.jobs import (
 from vtryon.payloads import Buffer, outgoing_image
 from vtryon.types import MAX_GARMENTS, PayloadKind, Stage, TryOnOptions
 from vtryon.v1 import job_pb2
-from vtryon_services.jobs.artifacts import Artifacts
 from vtryon_services.jobs.bell import OUTCOMES, WORK, Bell
 from vtryon_services.jobs.database import Database
 from vtryon_services.jobs.ledger import Ledger, Limits
@@ -39,6 +38,7 @@ from vtryon_services.jobs.records import NewJob
 from vtryon_services.jobs.runner import Runner
 from vtryon_services.jobs.settings import JobsSettings
 from vtryon_services.runtime.adapter import Method, Replies, Serve, Service
+from vtryon_services.runtime.artifacts import Artifacts
 from vtryon_services.runtime.call import Call, Incoming, accepted, send_output
 from vtryon_services.runtime.declarations import check_pictures
 from vtryon_services.runtime.ranges import (

@@ -67,6 +67,8 @@ def unknown_enum(message: Message) -> str | None:
             if any(number not in descriptor.enum_type.values_by_number for number in values):
                 return descriptor.name
         elif descriptor.message_type is not None:
+            if descriptor.message_type.GetOptions().map_entry:
+                continue  # ours hold text alone
             for item in values:
                 if inner := unknown_enum(item):
                     return f"{descriptor.name}.{inner}"

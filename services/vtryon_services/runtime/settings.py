@@ -27,7 +27,8 @@ PREFIX = "VTRYON_"
 # Doors and jobs are services as well, but no stages.
 JOBS = "jobs"
 REST = "rest"
-SERVICES = (*Stage, JOBS, REST)
+KAFKA = "kafka"
+SERVICES = (*Stage, JOBS, REST, KAFKA)
 # Read by the command-line client, and no service's business.
 _CLIENT_NAMES = {"TOKEN"}
 

@@ -1,8 +1,9 @@
-"""Pictures and latents of jobs: in a folder, or in storage that speaks S3."""
+"""Pictures and tensors that outlive a call: in a folder, or in storage that speaks S3."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
+from datetime import datetime
 from pathlib import Path
 
 import obstore
@@ -30,7 +31,7 @@ class Artifacts:
                 return cls(from_url(url))
             return cls(LocalStore(str(Path(url).absolute()), mkdir=True))
         except (BaseError, ValueError, OSError) as error:
-            raise SettingsError(f"the jobs' artifacts can't be kept at {url}: {error}") from None
+            raise SettingsError(f"artifacts can't be kept at {url}: {error}") from None
 
     async def put(self, name: str, data: bytes | bytearray | memoryview) -> str:
         """Write, and give the name.
@@ -55,7 +56,21 @@ class Artifacts:
             found = await obstore.get_async(self._store, name)
             return bytes(await found.bytes_async())
         except (NotFoundError, FileNotFoundError):
-            raise RequestError("the picture is gone", reason=Reason.NOT_FOUND) from None
+            raise RequestError("the bytes are gone", reason=Reason.NOT_FOUND) from None
+        except (BaseError, OSError) as error:
+            raise UnavailableError(_failure(error)) from None
+
+    async def size(self, name: str) -> int:
+        """Tell how many bytes there are of that name.
+
+        Raises:
+            RequestError: NOT_FOUND; it was erased.
+            UnavailableError: the storage can't be read.
+        """
+        try:
+            return int((await obstore.head_async(self._store, name))["size"])
+        except (NotFoundError, FileNotFoundError):
+            raise RequestError("the bytes are gone", reason=Reason.NOT_FOUND) from None
         except (BaseError, OSError) as error:
             raise UnavailableError(_failure(error)) from None
 
@@ -73,6 +88,20 @@ class Artifacts:
             except (BaseError, OSError) as error:
                 raise UnavailableError(_failure(error)) from None
 
+    async def erase_before(self, moment: datetime) -> int:
+        """Delete what was written earlier, and tell how much that was.
+
+        Raises:
+            UnavailableError: the storage can't be used.
+        """
+        try:
+            everything = [one async for batch in self._store.list() for one in batch]
+        except (BaseError, OSError) as error:
+            raise UnavailableError(_failure(error)) from None
+        old = [one["path"] for one in everything if one["last_modified"] < moment]
+        await self.erase(old)
+        return len(old)
+
     async def erase_folders(self, folders: Iterable[str]) -> None:
         """Delete all that is in these, also what an attempt left that died.
 
@@ -89,4 +118,4 @@ class Artifacts:
 
 def _failure(error: Exception) -> str:
     """Say what failed, without a path."""
-    return f"the jobs' storage failed ({type(error).__name__})"
+    return f"the storage failed ({type(error).__name__})"

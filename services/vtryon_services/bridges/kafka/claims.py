@@ -1,0 +1,95 @@
+"""The claim check: what is too large for a message is kept elsewhere; the message says where."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import re
+import time
+import uuid
+from collections.abc import Sequence
+from typing import Any
+
+from vtryon.errors import Reason, RequestError
+from vtryon.payloads import Buffer
+from vtryon_services.runtime.artifacts import Artifacts
+
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}(/[A-Za-z0-9][A-Za-z0-9._-]{0,127}){0,7}")
+
+
+class Claims:
+    """Turns bytes into a record's `Content`, and back.
+
+    Args:
+        limit_bytes: what one message may hold itself.
+    """
+
+    def __init__(self, artifacts: Artifacts, limit_bytes: int) -> None:
+        self._artifacts = artifacts
+        self._limit_bytes = limit_bytes
+
+    async def pack(
+        self, several: Sequence[Buffer], *, taken_bytes: int = 0
+    ) -> list[dict[str, Any]]:
+        """Keep in the message what fits together, the small ones first, and the rest elsewhere.
+
+        Args:
+            several: what is to be kept.
+            taken_bytes: what the message holds already.
+
+        Raises:
+            UnavailableError: the claim store can't be written to.
+        """
+        packed: list[dict[str, Any]] = [{} for _ in several]
+        room = self._limit_bytes - taken_bytes
+        for index in sorted(range(len(several)), key=lambda one: len(several[one])):
+            data = several[index]
+            if len(data) <= room:
+                room -= len(data)
+                packed[index] = {"inline": bytes(data), "claim": None}
+            else:
+                packed[index] = {"inline": None, "claim": await self._keep(data)}
+        return packed
+
+    async def _keep(self, data: Buffer) -> dict[str, Any]:
+        # By hour, so that what is old is found without looking at the rest.
+        name = f"{time.strftime('%Y%m%dT%H', time.gmtime())}/{uuid.uuid4().hex}"
+        digest = await asyncio.to_thread(_sha256, data)
+        await self._artifacts.put(name, data)
+        return {"name": name, "sha256": digest, "byte_length": len(data)}
+
+    async def unpack(self, field: str, content: dict[str, Any], limit_bytes: int) -> bytes:
+        """Give the bytes of a record's `Content`.
+
+        Raises:
+            RequestError: they are missing, too many, or others than the claim says.
+            UnavailableError: the claim store can't be read.
+        """
+        inline, claim = content["inline"], content["claim"]
+        if (inline is None) == (claim is None):
+            raise _invalid(f"{field}: takes either `inline` or `claim`")
+        size = len(inline) if claim is None else claim["byte_length"]
+        if size > limit_bytes:
+            raise RequestError(
+                f"{field}: {size} bytes are over the limit of {limit_bytes}",
+                reason=Reason.PAYLOAD_TOO_LARGE,
+                metadata={"limit_bytes": str(limit_bytes)},
+            )
+        if claim is None:
+            return bytes(inline)
+        if not _NAME.fullmatch(claim["name"]):
+            raise _invalid(f"{field}: a claim's name is a path of letters, digits, . _ and -")
+        if await self._artifacts.size(claim["name"]) != size:
+            raise _invalid(f"{field}: what was claimed has another length")
+        data = await self._artifacts.get(claim["name"])
+        if await asyncio.to_thread(_sha256, data) != claim["sha256"]:
+            raise _invalid(f"{field}: what was claimed has another digest")
+        return data
+
+
+def _sha256(data: Buffer) -> str:
+    return hashlib.sha256(data).hexdigest()
+
+
+def _invalid(message: str) -> RequestError:
+    return RequestError(message, reason=Reason.PAYLOAD_INVALID)

@@ -1,0 +1,96 @@
+"""`vtryon kafka`: topics, a schema registry for one machine, the AsyncAPI document."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from vtryon.errors import SettingsError
+from vtryon_services.bridges.kafka.settings import STAGES, KafkaSettings
+from vtryon_services.bridges.kafka.topics import all_topics, check_topics, create_topics
+from vtryon_services.runtime.settings import JOBS
+
+app = typer.Typer(
+    help="Kafka's side: topics, schemas. Set up by VTRYON_KAFKA_….", no_args_is_help=True
+)
+topics_app = typer.Typer(help="Make the topics, or check them.", no_args_is_help=True)
+app.add_typer(topics_app, name="topics")
+_Servers = Annotated[
+    str | None, typer.Option(help="host:port; else of VTRYON_KAFKA_BOOTSTRAP_SERVERS.")
+]
+_console = Console(stderr=True)
+
+
+@topics_app.command()
+def create(bootstrap_servers: _Servers = None) -> None:
+    """Make the topics that the broker has not; those that it has stay as they are."""
+    settings = _settings(bootstrap_servers)
+    try:
+        made = asyncio.run(create_topics(settings))
+    except SettingsError as error:
+        raise _refused(error) from None
+    for name in made:
+        _console.print(f"made {name}", highlight=False)
+    _console.print(f"{len(all_topics(settings))} topics, {len(made)} of them new", highlight=False)
+
+
+@topics_app.command()
+def check(bootstrap_servers: _Servers = None) -> None:
+    """Say what of partitions, retention and limits is not as the bridge needs it."""
+    settings = _settings(bootstrap_servers)
+    try:
+        problems = asyncio.run(check_topics(settings, (JOBS, *STAGES)))
+    except SettingsError as error:
+        raise _refused(error) from None
+    for problem in problems:
+        _console.print(f"[red]✗[/red] {problem}", highlight=False)
+    if problems:
+        raise typer.Exit(1)
+    _console.print(f"[green]✓[/green] {len(all_topics(settings))} topics hold", highlight=False)
+
+
+@app.command()
+def registry(
+    listen: Annotated[str, typer.Option(help="host:port to serve on.")] = "127.0.0.1:8081",
+    file: Annotated[
+        Path | None, typer.Option(help="Where schemas are kept; else in memory.")
+    ] = None,
+) -> None:
+    """Serve a schema registry with Confluent's REST API, for one machine."""
+    try:
+        from vtryon_services.bridges.kafka.registry import serve
+    except ModuleNotFoundError as error:
+        missing = f"the registry needs {error.name}: pip install 'vtryon[kafka,rest]'"
+        raise _refused(SettingsError(missing)) from None
+    serve(listen, file)
+
+
+@app.command()
+def asyncapi(
+    out: Annotated[Path | None, typer.Option(help="File to write; else printed.")] = None,
+) -> None:
+    """Write the AsyncAPI document of all topics."""
+    from vtryon_services.bridges.kafka.asyncapi import document_text
+
+    text = document_text()
+    if out is None:
+        typer.echo(text, nl=False)
+    else:
+        out.write_text(text)
+
+
+def _settings(bootstrap_servers: str | None) -> KafkaSettings:
+    given = {} if bootstrap_servers is None else {"bootstrap_servers": bootstrap_servers}
+    try:
+        return KafkaSettings.load(**given)
+    except SettingsError as error:
+        raise _refused(error) from None
+
+
+def _refused(error: SettingsError) -> typer.Exit:
+    _console.print(f"[red]error:[/red] {error}", highlight=False)
+    return typer.Exit(2)

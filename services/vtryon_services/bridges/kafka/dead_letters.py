@@ -1,0 +1,181 @@
+"""Dead letters: what is there, one of them in full, and back to work."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from aiokafka import AIOKafkaConsumer, TopicPartition
+from aiokafka.errors import KafkaError
+
+from vtryon.errors import Reason, RequestError, SettingsError, VtryonError
+from vtryon_services.bridges.kafka.messages import (
+    ATTEMPT,
+    FAILED_AT,
+    FROM_OFFSET,
+    FROM_PARTITION,
+    FROM_TOPIC,
+    MESSAGE,
+    REASON,
+    Message,
+    Received,
+    revived,
+)
+from vtryon_services.bridges.kafka.schemas import Codec
+from vtryon_services.bridges.kafka.sender import Sender
+from vtryon_services.bridges.kafka.settings import KafkaSettings
+from vtryon_services.bridges.kafka.stages import STAGE_REQUEST, again_from
+from vtryon_services.bridges.kafka.topics import Names
+from vtryon_services.runtime.settings import JOBS
+
+
+@dataclass(frozen=True, slots=True)
+class DeadLetter:
+    """A message that never was done, and why."""
+
+    offset: int
+    reason: str
+    message: str
+    failed_at: str
+    tenant: str
+    request: str
+    place: str
+    attempts: int
+    byte_length: int
+
+    @classmethod
+    def of(cls, received: Received) -> DeadLetter:
+        """Read the headers of a dead letter."""
+        places = (FROM_TOPIC, FROM_PARTITION, FROM_OFFSET)
+        return cls(
+            offset=received.offset,
+            reason=received.header(REASON),
+            message=received.header(MESSAGE),
+            failed_at=received.header(FAILED_AT),
+            tenant=received.tenant,
+            request=(received.key or b"").decode("utf-8", "replace"),
+            place="/".join(received.header(name) for name in places),
+            attempts=int(received.header(ATTEMPT) or 0),
+            byte_length=len(received.value or b""),
+        )
+
+
+class DeadLetters:
+    """Those of jobs, or of one stage."""
+
+    def __init__(self, settings: KafkaSettings, work: str) -> None:
+        self._settings = settings
+        self._work = work
+        self._names = Names(settings, work)
+
+    async def read(self, offsets: Sequence[int] = ()) -> AsyncIterator[Received]:
+        """Give all, the oldest first, or those at these offsets.
+
+        Raises:
+            SettingsError: the broker can't be reached.
+        """
+        async with self._consumer() as (consumer, place):
+            async for received in _all(consumer, place, 0):
+                if not offsets or received.offset in offsets:
+                    yield received
+
+    async def redriven(self) -> int:
+        """Give the offset before which all were sent again."""
+        async with self._consumer() as (consumer, place):
+            return await consumer.committed(place) or 0
+
+    async def one(self, offset: int) -> Received:
+        """Give a dead letter.
+
+        Raises:
+            RequestError: NOT_FOUND.
+        """
+        async for received in self.read([offset]):
+            return received
+        raise RequestError(
+            f"there is no dead letter of {self._work} at {offset}", reason=Reason.NOT_FOUND
+        )
+
+    async def redrive(
+        self,
+        offsets: Sequence[int],
+        from_stage: str | None,
+        told: Callable[[DeadLetter, str, VtryonError | None], None],
+    ) -> int:
+        """Send dead letters again, as they were; gives how many. They stay where they are.
+
+        Args:
+            offsets: which; where it is empty, all that were not sent again before.
+            from_stage: an earlier stage to go on from, of try-ons that go from stage to stage.
+            told: called for each with the topic it went to, or with what kept it from going.
+        """
+        codec, sender, sent = Codec(self._settings), Sender(self._settings), 0
+        if from_stage is not None:
+            await codec.register(self._settings)
+        await sender.start()
+        try:
+            async with self._consumer() as (consumer, place):
+                first = 0 if offsets else await consumer.committed(place) or 0
+                async for received in _all(consumer, place, first):
+                    if offsets and received.offset not in offsets:
+                        continue
+                    letter = DeadLetter.of(received)
+                    try:
+                        message = await self._revived(received, from_stage, codec)
+                    except VtryonError as error:
+                        told(letter, "", error)
+                        continue
+                    await sender.send([message])
+                    if not offsets:
+                        await consumer.commit({place: received.offset + 1})
+                    told(letter, message.topic, None)
+                    sent += 1
+        finally:
+            await sender.stop()
+            await codec.close()
+        return sent
+
+    async def _revived(self, received: Received, from_stage: str | None, codec: Codec) -> Message:
+        if from_stage is None:
+            return revived(received, self._names.requests)
+        if self._work == JOBS:
+            raise RequestError("from_stage: is for what a stage could not do; this is a whole job")
+        record: dict[str, Any] = await codec.decode(STAGE_REQUEST, received.value)
+        again = codec.encode(STAGE_REQUEST, again_from(record, self._work, from_stage))
+        topic = Names(self._settings, from_stage).requests
+        message = revived(received, topic)
+        return Message(topic, message.key, again, message.headers)
+
+    @asynccontextmanager
+    async def _consumer(self) -> AsyncIterator[tuple[Any, TopicPartition]]:
+        consumer = AIOKafkaConsumer(
+            **self._settings.connection(),
+            group_id=f"{self._names.dead_letters}.redrive",
+            enable_auto_commit=False,
+            auto_offset_reset="earliest",
+        )
+        place = TopicPartition(self._names.dead_letters, 0)
+        try:
+            await consumer.start()
+            consumer.assign([place])
+            yield consumer, place
+        except KafkaError as error:
+            servers = self._settings.bootstrap_servers
+            raise SettingsError(f"the broker at {servers} can't be used: {error}") from error
+        finally:
+            await consumer.stop()
+
+
+async def _all(consumer: Any, place: TopicPartition, offset: int) -> AsyncIterator[Received]:
+    """Give what is there now, from an offset on."""
+    [first] = (await consumer.beginning_offsets([place])).values()
+    [end] = (await consumer.end_offsets([place])).values()
+    following = max(first, offset)
+    consumer.seek(place, following)
+    while following < end:
+        found = await consumer.getmany(timeout_ms=1000)
+        for record in [one for records in found.values() for one in records]:
+            following = record.offset + 1
+            yield Received.of(record)

@@ -1,0 +1,158 @@
+"""`vtryon dlq`: what could not be done, and back to work."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Callable, Coroutine
+from pathlib import Path
+from typing import Annotated, Any, TypeVar
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from vtryon.cli.files import check_writable, write_file
+from vtryon.cli.try_on import report_failure
+from vtryon.errors import RequestError, VtryonError
+from vtryon.plain import plain
+from vtryon_services.bridges.kafka.dead_letters import DeadLetter, DeadLetters
+from vtryon_services.bridges.kafka.messages import Received
+from vtryon_services.bridges.kafka.schemas import Codec
+from vtryon_services.bridges.kafka.settings import STAGES, KafkaSettings
+from vtryon_services.runtime.settings import JOBS
+
+T = TypeVar("T")
+app = typer.Typer(
+    help="Dead letters of Kafka's topics: list, show, send again. Set up by VTRYON_KAFKA_….",
+    no_args_is_help=True,
+)
+_Work = Annotated[str, typer.Argument(help="jobs, or a stage.")]
+_Offset = Annotated[int, typer.Argument(help="As `list` says it.", min=0)]
+_Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+_Servers = Annotated[
+    str | None, typer.Option(help="host:port; else of VTRYON_KAFKA_BOOTSTRAP_SERVERS.")
+]
+
+
+@app.command("list")
+def list_letters(work: _Work, bootstrap_servers: _Servers = None, as_json: _Json = False) -> None:
+    """List what could not be done, the oldest first."""
+
+    async def collect(settings: KafkaSettings) -> tuple[list[DeadLetter], int]:
+        letters = DeadLetters(settings, work)
+        found = [DeadLetter.of(received) async for received in letters.read()]
+        return found, await letters.redriven()
+
+    found, redriven = _run(collect, work, bootstrap_servers, as_json=as_json)
+    if as_json:
+        rows = [{**plain(one), "redriven": one.offset < redriven} for one in found]
+        typer.echo(json.dumps(rows, indent=2))
+        return
+    table = Table(box=None)
+    for column in ("offset", "failed at", "tenant", "request", "reason", "redriven", "message"):
+        table.add_column(column)
+    for one in found:
+        again = "yes" if one.offset < redriven else ""
+        cells = (str(one.offset), one.failed_at[:19], one.tenant, one.request, one.reason, again)
+        table.add_row(*map(escape, (*cells, one.message)))
+    Console().print(table)
+
+
+@app.command()
+def show(
+    work: _Work,
+    offset: _Offset,
+    raw: Annotated[
+        Path | None, typer.Option(help="File for the message's bytes, as they were sent.")
+    ] = None,
+    bootstrap_servers: _Servers = None,
+    as_json: _Json = False,
+) -> None:
+    """Show a dead letter: why it is one, and what it says, without its pictures."""
+
+    async def fetch(settings: KafkaSettings) -> tuple[Received, Any]:
+        if raw is not None:
+            check_writable(raw)
+        received = await DeadLetters(settings, work).one(offset)
+        codec = Codec(settings)
+        try:
+            name = "job_request" if work == JOBS else "stage_request"
+            record: Any = await codec.decode(name, received.value)
+        except VtryonError as error:
+            record = {"unreadable": error.message}
+        finally:
+            await codec.close()
+        if raw is not None:
+            write_file(raw, received.value or b"")
+        return received, record
+
+    received, record = _run(fetch, work, bootstrap_servers, as_json=as_json)
+    headers = {name: value.decode("utf-8", "replace") for name, value in received.headers.items()}
+    shown = {**plain(DeadLetter.of(received)), "headers": headers, "record": _without_bytes(record)}
+    typer.echo(json.dumps(shown, indent=None if as_json else 2))
+
+
+@app.command()
+def redrive(
+    work: _Work,
+    offsets: Annotated[
+        list[int] | None,
+        typer.Argument(help="Which; else all that were not sent again before."),
+    ] = None,
+    from_stage: Annotated[
+        str | None,
+        typer.Option(help="An earlier stage, for try-ons that go from stage to stage."),
+    ] = None,
+    bootstrap_servers: _Servers = None,
+    as_json: _Json = False,
+) -> None:
+    """Send dead letters again, with the bytes that they had; they stay where they are."""
+    rows: list[dict[str, Any]] = []
+    console = Console(stderr=True)
+
+    def told(letter: DeadLetter, topic: str, error: VtryonError | None) -> None:
+        words = error.message if error else ""
+        rows.append({"offset": letter.offset, "sent_to": topic, "error": words})
+        if not as_json:
+            went = f"[red]{escape(words)}[/red]" if error else f"→ {topic}"
+            console.print(f"{letter.offset} {escape(letter.request)} {went}", highlight=False)
+
+    async def send(settings: KafkaSettings) -> int:
+        if from_stage is not None and from_stage not in STAGES:
+            raise RequestError(f"from_stage: takes {', '.join(STAGES)}")
+        return await DeadLetters(settings, work).redrive(offsets or (), from_stage, told)
+
+    sent = _run(send, work, bootstrap_servers, as_json=as_json)
+    if as_json:
+        typer.echo(json.dumps({"sent": sent, "letters": rows}))
+    else:
+        console.print(f"{sent} sent again")
+    if sent < len(rows):
+        raise typer.Exit(1)
+
+
+def _run(
+    work: Callable[[KafkaSettings], Coroutine[Any, Any, T]],
+    name: str,
+    bootstrap_servers: str | None,
+    *,
+    as_json: bool,
+) -> T:
+    given = {} if bootstrap_servers is None else {"bootstrap_servers": bootstrap_servers}
+    try:
+        if name not in {JOBS, *STAGES}:
+            raise RequestError(f"there are dead letters of {JOBS}, {', '.join(STAGES)}")
+        return asyncio.run(work(KafkaSettings.load(**given)))
+    except VtryonError as error:
+        report_failure(error, Console(stderr=True), as_json=as_json)
+        raise typer.Exit(2 if isinstance(error, RequestError) else 1) from None
+
+
+def _without_bytes(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _without_bytes(one) for key, one in value.items()}
+    if isinstance(value, list):
+        return [_without_bytes(one) for one in value]
+    return f"{len(value)} bytes" if isinstance(value, bytes) else value

@@ -1,0 +1,244 @@
+"""Whole jobs by Kafka: requests become jobs, and what becomes of jobs is published."""
+
+from __future__ import annotations
+
+import asyncio
+import uuid
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
+from typing import Any
+
+import structlog
+from opentelemetry import context, propagate
+
+from vtryon.channel import TENANT_KEY
+from vtryon.client import Client
+from vtryon.errors import DeadlineError, RequestError, VtryonError
+from vtryon.jobs import Job, JobState
+from vtryon.outcomes import JobOutcome, Outcomes
+from vtryon.types import MAX_GARMENTS, MAX_PICTURE_BYTES, TryOnOptions
+from vtryon_services.bridges.kafka.claims import Claims
+from vtryon_services.bridges.kafka.messages import (
+    CAUSATION,
+    CORRELATION,
+    REASON,
+    TRACEPARENT,
+    Message,
+    Received,
+)
+from vtryon_services.bridges.kafka.records import (
+    event_of,
+    hop_records,
+    picture_record,
+    read_options,
+    response_record,
+)
+from vtryon_services.bridges.kafka.schemas import Codec
+from vtryon_services.bridges.kafka.sender import Sender
+from vtryon_services.bridges.kafka.topics import Names
+from vtryon_services.runtime.declarations import payload_invalid
+from vtryon_services.runtime.ranges import check_request_id
+
+_log = structlog.get_logger("vtryon.kafka")
+_PAUSE_SECONDS = 0.5
+_OUTCOMES, _WAIT_SECONDS = 64, 5.0
+REQUEST, RESPONSE, EVENT = "job_request", "job_response", "job_event"
+
+
+@dataclass(frozen=True, slots=True)
+class JobRequest:
+    """A try-on as a message asks for it."""
+
+    request_id: str
+    pictures: Sequence[bytes]
+    options: TryOnOptions
+    timeout_seconds: float | None
+    labels: Mapping[str, str]
+
+
+class JobRequests:
+    """Reads requests, and answers those that are refused."""
+
+    def __init__(self, names: Names, codec: Codec, claims: Claims) -> None:
+        self.names = names
+        self._codec = codec
+        self._claims = claims
+
+    async def read(self, received: Received) -> JobRequest:
+        """Read a request with its pictures.
+
+        Raises:
+            VtryonError: it does not hold, or its time is over.
+        """
+        record = await self._codec.decode(REQUEST, received.value)
+        check_request_id(record["request_id"])
+        garments = record["garments"]
+        if len(garments) > MAX_GARMENTS:
+            raise payload_invalid(f"garments: {len(garments)}, and {MAX_GARMENTS} are the most")
+        timeout: float | None = received.left_seconds(record["timeout_seconds"])
+        if timeout is not None and timeout <= 0:
+            raise DeadlineError("out of time before it was begun")
+        contents = [("person", record["person"])]
+        contents += [(f"garments.{number}", one) for number, one in enumerate(garments)]
+        pictures = [
+            await self._claims.unpack(field, content, MAX_PICTURE_BYTES)
+            for field, content in contents
+        ]
+        options = read_options(record["options"])
+        return JobRequest(record["request_id"], pictures, options, timeout, record["labels"])
+
+    async def failed(self, received: Received, error: VtryonError) -> Sequence[Message]:
+        """Answer that there will be no picture; nobody can be told of what can't be read."""
+        try:
+            record = await self._codec.decode(REQUEST, received.value)
+        except VtryonError:
+            return []
+        response = response_record(
+            record["request_id"], "", JobState.FAILED, error=error, labels=record["labels"]
+        )
+        headers = {**received.passed_on(), REASON: str(error.reason or "").encode()}
+        key = record["request_id"].encode()
+        value = self._codec.encode(RESPONSE, response)
+        return [Message(self.names.responses, key, value, headers)]
+
+
+class LedgerJobs(JobRequests):
+    """The topology `hybrid`: a request becomes a job of the ledger, durable before it is done."""
+
+    def __init__(self, names: Names, codec: Codec, claims: Claims, client: Client) -> None:
+        super().__init__(names, codec, claims)
+        self._client = client
+
+    async def handle(self, received: Received) -> Sequence[Message]:
+        """Make the job; twice the same request is one job."""
+        asked = await self.read(received)
+        labels = dict(asked.labels)
+        if correlation := received.header(CORRELATION):
+            labels[CORRELATION] = correlation
+        options = {one.name: getattr(asked.options, one.name) for one in fields(asked.options)}
+        await self._client.acting_for(received.tenant).jobs.create(
+            asked.pictures[0],
+            list(asked.pictures[1:]),
+            request_id=asked.request_id,
+            timeout_seconds=asked.timeout_seconds,
+            labels=labels,
+            **{**options, "previews": False},
+        )
+        return []
+
+
+class Relay:
+    """Publishes what becomes of all doors' jobs: each change, and each end with its picture.
+
+    What is published twice after a crash is the same twice: a job's id and sequence tell.
+    """
+
+    def __init__(
+        self, names: Names, codec: Codec, claims: Claims, sender: Sender, client: Client
+    ) -> None:
+        self._names = names
+        self._codec = codec
+        self._claims = claims
+        self._sender = sender
+        self._client = client
+        self._outcomes = Outcomes(client.channel, uuid.uuid4().hex)
+        self._loop: asyncio.Task[None] | None = None
+
+    def start(self) -> None:
+        """Begin to publish."""
+        self._loop = asyncio.create_task(self._run())
+
+    async def stop(self) -> None:
+        """Let another bridge go on."""
+        if self._loop is None:
+            return
+        self._loop.cancel()
+        await asyncio.gather(self._loop, return_exceptions=True)
+        try:
+            await self._outcomes.give_back()
+        except VtryonError as error:  # it ends by itself
+            _log.info("the turn could not be given back", reason=error.reason)
+
+    async def _run(self) -> None:
+        published: list[int] = []
+        while True:
+            try:
+                taken = await self._outcomes.take(
+                    published, most=_OUTCOMES, wait_seconds=_WAIT_SECONDS
+                )
+                published = []
+                messages = await asyncio.gather(*map(self._messages, taken))
+                await self._sender.send([message for several in messages for message in several])
+                published = [one.id for one in taken]
+                if not taken:
+                    await asyncio.sleep(_PAUSE_SECONDS / 10)  # it may be another's turn
+            except VtryonError as error:
+                _log.warning("outcomes could not be published", reason=error.reason)
+                await asyncio.sleep(_PAUSE_SECONDS)
+            except Exception:
+                _log.exception("outcomes could not be published")
+                await asyncio.sleep(_PAUSE_SECONDS)
+
+    async def _messages(self, outcome: JobOutcome) -> list[Message]:
+        update = outcome.update
+        assert update is not None
+        job = update.job
+        assert job is not None
+        labels = dict(job.labels)
+        correlation = labels.pop(CORRELATION, "") or job.request_id
+        headers = {
+            CORRELATION: correlation.encode(),
+            CAUSATION: job.id.encode(),
+            TENANT_KEY: outcome.tenant.encode(),
+            TRACEPARENT: outcome.traceparent.encode(),
+        }
+        headers = {name: value for name, value in headers.items() if value}
+        if job.error is not None:
+            headers[REASON] = str(job.error.reason or "").encode()
+        key = job.request_id.encode()
+        event = self._codec.encode(EVENT, event_of(update, labels))
+        messages = [Message(self._names.events, key, event, headers)]
+        if job.ended:
+            with _within(outcome.traceparent):
+                response = await self._response(outcome.tenant, job, labels)
+            value = self._codec.encode(RESPONSE, response)
+            messages.append(Message(self._names.responses, key, value, headers))
+        return messages
+
+    async def _response(self, tenant: str, job: Job, labels: Mapping[str, str]) -> dict[str, Any]:
+        assert job.state is not None
+        jobs, picture, seed = self._client.acting_for(tenant).jobs, None, None
+        try:
+            now = await jobs.get(job.id)
+            seed = now.options.seed if now.options else None
+            if job.state is JobState.SUCCEEDED:
+                found = await jobs.picture(job.id)
+                [content] = await self._claims.pack([found.data])
+                picture = picture_record(found.image, content)
+        except RequestError as error:  # erased in the meantime
+            _log.info("a picture is gone", job=job.id, reason=error.reason)
+        return response_record(
+            job.request_id,
+            job.id,
+            job.state,
+            picture=picture,
+            error=job.error,
+            seed=seed,
+            attempts=job.attempts,
+            wall_seconds=job.ledger.wall_seconds if job.ledger else None,
+            hops=hop_records(job.ledger.hops if job.ledger else ()),
+            labels=labels,
+        )
+
+
+class _within:  # noqa: N801
+    """Has what is done be part of a trace."""
+
+    def __init__(self, traceparent: str) -> None:
+        self._traceparent = traceparent
+
+    def __enter__(self) -> None:
+        self._token = context.attach(propagate.extract({TRACEPARENT: self._traceparent}))
+
+    def __exit__(self, *_: object) -> None:
+        context.detach(self._token)

@@ -1,0 +1,161 @@
+"""Messages as they come and as they go, and what their headers say."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import TypeVar
+
+from aiokafka import ConsumerRecord, TopicPartition
+from opentelemetry import propagate
+
+from vtryon.channel import TENANT_KEY
+from vtryon.errors import RequestError, VtryonError
+
+CORRELATION, CAUSATION, DEADLINE, PRIORITY = (
+    "correlation-id",
+    "causation-id",
+    "deadline",
+    "priority",
+)
+TRACEPARENT, REASON = "traceparent", "reason"
+ATTEMPT, NOT_BEFORE = "attempt", "not-before"
+# Of dead letters: where they were read, and why they came here.
+FROM_TOPIC, FROM_PARTITION, FROM_OFFSET = "from-topic", "from-partition", "from-offset"
+FAILED_AT, MESSAGE = "failed-at", "message"
+_OWN = {ATTEMPT, NOT_BEFORE, REASON, FROM_TOPIC, FROM_PARTITION, FROM_OFFSET, FAILED_AT, MESSAGE}
+_LONGEST_VALUE = 1024
+D = TypeVar("D", float, None)
+
+
+@dataclass(frozen=True, slots=True)
+class Received:
+    """A message that was read."""
+
+    topic: str
+    partition: int
+    offset: int
+    key: bytes | None
+    value: bytes | None
+    headers: Mapping[str, bytes]
+
+    @classmethod
+    def of(cls, record: ConsumerRecord[bytes, bytes]) -> Received:
+        """Take what counts of a consumer's record; of a header given twice, the last."""
+        return cls(
+            record.topic,
+            record.partition,
+            record.offset,
+            record.key,
+            record.value,
+            {name: value or b"" for name, value in record.headers},
+        )
+
+    @property
+    def place(self) -> TopicPartition:
+        """Where it was."""
+        return TopicPartition(self.topic, self.partition)
+
+    @property
+    def id(self) -> str:
+        """Name it, for those that it causes."""
+        return f"{self.topic}/{self.partition}/{self.offset}"
+
+    def header(self, name: str) -> str:
+        """Give a header's text; empty where there is none."""
+        return self.headers.get(name, b"")[:_LONGEST_VALUE].decode("utf-8", "replace")
+
+    @property
+    def tenant(self) -> str:
+        """Whose it is."""
+        return self.header(TENANT_KEY)
+
+    @property
+    def attempt(self) -> int:
+        """How often it was tried before."""
+        return _whole(self.header(ATTEMPT))
+
+    @property
+    def wait_seconds(self) -> float:
+        """How long it is to be left alone."""
+        until = self.header(NOT_BEFORE)
+        return max(0.0, float(until) / 1000 - time.time()) if until.isdecimal() else 0.0
+
+    def left_seconds(self, default: D) -> float | D:
+        """Give what is left until its deadline.
+
+        Raises:
+            RequestError: the header is no time.
+        """
+        if not (text := self.header(DEADLINE)):
+            return default
+        try:
+            deadline = datetime.fromisoformat(text)
+        except ValueError:
+            raise RequestError(f"header {DEADLINE}: is no time in ISO 8601") from None
+        if deadline.tzinfo is None:
+            deadline = deadline.replace(tzinfo=UTC)
+        return deadline.timestamp() - time.time()
+
+    def passed_on(self) -> dict[str, bytes]:
+        """Give the headers for what this message causes."""
+        kept = {CORRELATION, DEADLINE, PRIORITY, TENANT_KEY}
+        found = {name: self.headers[name] for name in kept if name in self.headers}
+        carrier: dict[str, str] = {}
+        propagate.inject(carrier)
+        traced = {name: value.encode() for name, value in carrier.items()}
+        return {**found, CAUSATION: self.id.encode(), **traced}
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    """A message to be sent."""
+
+    topic: str
+    key: bytes | None
+    value: bytes | None
+    headers: Mapping[str, bytes] = field(default_factory=dict)
+
+    def sent_headers(self) -> Sequence[tuple[str, bytes]]:
+        """Give the headers as a producer takes them."""
+        return [(name, value) for name, value in self.headers.items()]
+
+
+def again(received: Received, topic: str, delay_seconds: float) -> Message:
+    """Make the copy of a message for another attempt."""
+    due = str(round((time.time() + delay_seconds) * 1000)).encode()
+    own = {ATTEMPT: str(received.attempt + 1).encode(), NOT_BEFORE: due}
+    return Message(topic, received.key, received.value, {**_first_place(received), **own})
+
+
+def dead(received: Received, topic: str, error: VtryonError) -> Message:
+    """Make the dead letter of a message: its bytes as they were, and why."""
+    own = {
+        REASON: str(error.reason or "").encode(),
+        MESSAGE: error.message[:_LONGEST_VALUE].encode(),
+        FAILED_AT: datetime.now(UTC).isoformat().encode(),
+        ATTEMPT: str(received.attempt + 1).encode(),
+    }
+    return Message(topic, received.key, received.value, {**_first_place(received), **own})
+
+
+def revived(received: Received, topic: str) -> Message:
+    """Make a dead letter's message as it was first sent."""
+    headers = {name: value for name, value in received.headers.items() if name not in _OWN}
+    return Message(topic, received.key, received.value, headers)
+
+
+def _first_place(received: Received) -> dict[str, bytes]:
+    """Give all headers, and where the message was first read."""
+    place = {
+        FROM_TOPIC: received.topic.encode(),
+        FROM_PARTITION: str(received.partition).encode(),
+        FROM_OFFSET: str(received.offset).encode(),
+    }
+    return {**place, **received.headers}
+
+
+def _whole(text: str) -> int:
+    return int(text) if text.isdecimal() and len(text) < 6 else 0

@@ -1,0 +1,270 @@
+"""Works on the messages of a topic: several at once, in order per key, nothing lost.
+
+A message is done when what it caused is safely with the broker; offsets are committed behind done
+messages alone. What is done twice after a crash has the same effect as once.
+
+What can't be done now, because a service, the registry or the broker is away, is waited for: the
+message stays where it is. What failed is tried again by way of the retry topics, then becomes a
+dead letter. What never can be done is a dead letter at once.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Iterable, Sequence
+from typing import Protocol
+
+import structlog
+from aiokafka import AIOKafkaConsumer, ConsumerRebalanceListener, TopicPartition
+from aiokafka.errors import KafkaError
+from opentelemetry import context, metrics, propagate
+
+from vtryon.errors import (
+    OverloadedError,
+    StageError,
+    UnavailableError,
+    VtryonError,
+)
+from vtryon_services.bridges.kafka.messages import TRACEPARENT, Message, Received, again, dead
+from vtryon_services.bridges.kafka.sender import Sender
+from vtryon_services.bridges.kafka.settings import KafkaSettings
+from vtryon_services.bridges.kafka.topics import Names
+
+_log = structlog.get_logger("vtryon.kafka")
+_POLL_MS = 100
+_FIRST_PAUSE_SECONDS, _LONGEST_PAUSE_SECONDS = 0.1, 5.0
+_BETWEEN_COMMITS_SECONDS = 0.2
+_meter = metrics.get_meter("vtryon")
+_done = _meter.create_counter("vtryon.kafka.messages", description="Worked on, by outcome.")
+_waits = _meter.create_counter(
+    "vtryon.kafka.waits", description="Pauses since something that is needed was away."
+)
+
+
+class Work(Protocol):
+    """What is done with a topic's messages."""
+
+    names: Names
+
+    async def handle(self, received: Received) -> Sequence[Message]:
+        """Do it, and give what it causes.
+
+        Raises:
+            VtryonError: it can't be done.
+        """
+        ...
+
+    async def failed(self, received: Received, error: VtryonError) -> Sequence[Message]:
+        """Give what tells the sender that it never will be done."""
+        ...
+
+
+class Partition:
+    """What is in hand of a partition, and up to where all is done."""
+
+    def __init__(self) -> None:
+        self.tasks: dict[int, asyncio.Task[None]] = {}
+        self._behind: int | None = None
+        self.committed = -1
+
+    def takes(self, offset: int) -> bool:
+        """Whether a message is new: behind a rebalance some come again."""
+        return self._behind is None or offset >= self._behind
+
+    def add(self, offset: int, task: asyncio.Task[None]) -> None:
+        """Hold a message until it is done."""
+        self.tasks[offset] = task
+        self._behind = offset + 1
+
+    @property
+    def position(self) -> int:
+        """The first offset that is not done."""
+        return min(self.tasks, default=self._behind if self._behind is not None else -1)
+
+
+class Worker(ConsumerRebalanceListener):
+    """A member of the consumer group that does one kind of work."""
+
+    def __init__(self, work: Work, sender: Sender, settings: KafkaSettings) -> None:
+        self._work = work
+        self._names = work.names
+        self._sender = sender
+        self._settings = settings
+        self._consumer = AIOKafkaConsumer(
+            **settings.connection(),
+            group_id=f"{work.names.requests}.workers",
+            enable_auto_commit=False,
+            auto_offset_reset="earliest",
+            max_poll_records=settings.max_in_flight,
+        )
+        self._slots = asyncio.Semaphore(settings.concurrency)
+        self._partitions: dict[TopicPartition, Partition] = {}
+        self._last_of_key: dict[tuple[TopicPartition, bytes], asyncio.Task[None]] = {}
+        self._loop: asyncio.Task[None] | None = None
+        self._commits = asyncio.Lock()
+        self._assigned = self._stuck = False
+
+    async def start(self) -> None:
+        """Begin to work.
+
+        Raises:
+            KafkaError: the broker can't be reached.
+        """
+        self._consumer.subscribe([self._names.requests, *self._names.retries], listener=self)
+        await self._consumer.start()
+        self._loop = asyncio.create_task(self._run())
+
+    async def stop(self) -> None:
+        """Leave what is in hand to others, and commit what is done."""
+        if self._loop is not None:
+            self._loop.cancel()
+            await asyncio.gather(self._loop, return_exceptions=True)
+        await self._leave(self._partitions.values())
+        await self._commit()
+        await self._consumer.stop()
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether it has its share of the topics, and no message is stuck."""
+        return (
+            self._loop is not None and not self._loop.done() and self._assigned and not self._stuck
+        )
+
+    async def _run(self) -> None:
+        committed_at = time.monotonic()
+        while True:
+            try:
+                found = await self._consumer.getmany(timeout_ms=_POLL_MS)
+            except Exception:  # a broker that is away comes back
+                _log.exception("messages could not be fetched")
+                await asyncio.sleep(_FIRST_PAUSE_SECONDS)
+                continue
+            for place, records in found.items():
+                for record in records:
+                    self._take(Received.of(record))
+                self._pause_if_full(place)
+            if time.monotonic() - committed_at > _BETWEEN_COMMITS_SECONDS:
+                await self._commit()
+                committed_at = time.monotonic()
+
+    def _take(self, received: Received) -> None:
+        place = received.place
+        partition = self._partitions.setdefault(place, Partition())
+        if not partition.takes(received.offset):
+            return
+        key = (place, received.key or b"")
+        before = self._last_of_key.get(key) if received.key else None
+        task = asyncio.create_task(self._work_on(received, before))
+        partition.add(received.offset, task)
+        self._last_of_key[key] = task
+        task.add_done_callback(lambda done: self._ended(received, key, done))
+
+    def _ended(
+        self, received: Received, key: tuple[TopicPartition, bytes], task: asyncio.Task[None]
+    ) -> None:
+        if self._last_of_key.get(key) is task:
+            del self._last_of_key[key]
+        partition = self._partitions.get(received.place)
+        if task.cancelled() or partition is None:
+            return
+        if error := task.exception():
+            # Not done, and not to be lost: it is held, and seen in the group's lag.
+            self._stuck = True
+            _log.error("a message is stuck", message=received.id, exc_info=error)
+            return
+        partition.tasks.pop(received.offset, None)
+        place = received.place
+        if place in self._consumer.paused() and len(partition.tasks) < self._settings.max_in_flight:
+            self._consumer.resume(place)
+
+    def _pause_if_full(self, place: TopicPartition) -> None:
+        full = len(self._partitions[place].tasks) >= self._settings.max_in_flight
+        if full and place in self._consumer.assignment():
+            self._consumer.pause(place)
+
+    async def _work_on(self, received: Received, before: asyncio.Task[None] | None) -> None:
+        if before is not None:
+            await asyncio.wait([before])
+        await asyncio.sleep(received.wait_seconds)
+        traced = {TRACEPARENT: received.header(TRACEPARENT)}
+        context.attach(propagate.extract(traced))  # this task's own
+        with structlog.contextvars.bound_contextvars(message=received.id):
+            async with self._slots:
+                caused, outcome = await self._do(received)
+            await self._sender.send(caused)
+        _done.add(1, {"topic": self._names.requests, "outcome": outcome})
+
+    async def _do(self, received: Received) -> tuple[Sequence[Message], str]:
+        pause = _FIRST_PAUSE_SECONDS
+        while True:
+            try:
+                return await self._work.handle(received), "done"
+            except (UnavailableError, OverloadedError) as error:
+                _waits.add(1, {"topic": self._names.requests, "reason": str(error.reason)})
+                _log.info("waiting", reason=error.reason, words=error.message, seconds=pause)
+                given = getattr(error, "retry_after_seconds", 0.0)
+                await asyncio.sleep(max(pause, min(given, _LONGEST_PAUSE_SECONDS)))
+                pause = min(2 * pause, _LONGEST_PAUSE_SECONDS)
+            except VtryonError as error:
+                return await self._give_up(received, error)
+            except Exception:
+                _log.exception("the bridge failed")
+                words = f"the bridge failed; its log has the cause under message {received.id}"
+                return await self._give_up(received, StageError(words))
+
+    async def _give_up(
+        self, received: Received, error: VtryonError
+    ) -> tuple[Sequence[Message], str]:
+        """Try again later, or say that it never will be done, and keep it."""
+        retries = self._names.retries
+        if isinstance(error, StageError) and received.attempt < len(retries):
+            delay = self._settings.retry_seconds[received.attempt]
+            return [again(received, retries[received.attempt], delay)], "retried"
+        _log.warning("a dead letter", reason=error.reason, words=error.message)
+        told = await self._work.failed(received, error)
+        return [dead(received, self._names.dead_letters, error), *told], "dead"
+
+    async def _commit(self) -> None:
+        async with self._commits:
+            mine = self._consumer.assignment()
+            ready = {
+                place: partition.position
+                for place, partition in self._partitions.items()
+                if place in mine and partition.position > partition.committed
+            }
+            if not ready:
+                return
+            try:
+                await self._consumer.commit(ready)
+            except KafkaError as error:  # what is not committed comes again
+                _log.info("offsets could not be committed", cause=type(error).__name__)
+                return
+            for place, position in ready.items():
+                self._partitions[place].committed = position
+
+    async def on_partitions_revoked(self, revoked: Iterable[TopicPartition]) -> None:
+        """Commit what is done, while the partitions are still ours.
+
+        Work goes on until it is known whose they are next: a rebalance costs none that stays here.
+        """
+        await self._commit()
+
+    async def on_partitions_assigned(self, assigned: Iterable[TopicPartition]) -> None:
+        """Leave what others have now; what stays here goes on behind what is in hand."""
+        mine = set(assigned)
+        await self._leave(one for place, one in self._partitions.items() if place not in mine)
+        self._partitions = {
+            place: partition
+            for place, partition in self._partitions.items()
+            if place in mine and partition.tasks
+        }
+        for partition in self._partitions.values():
+            partition.committed = -1
+        self._assigned = True
+
+    async def _leave(self, partitions: Iterable[Partition]) -> None:
+        tasks = [task for partition in partitions for task in partition.tasks.values()]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
