@@ -1,6 +1,7 @@
 from collections.abc import AsyncIterator, Iterator
 
 import pytest
+from tests.support.kafka import Kafka, broker_process, registry_process
 from tests.support.processes import ServedMesh, served
 
 import vtryon
@@ -59,3 +60,14 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--kills", type=int, default=1, help="of a process at each point where it may die"
     )
+
+
+@pytest.fixture(scope="session")
+def kafka_servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Kafka]:
+    """A broker in memory, and a schema registry."""
+    broker, registry = (
+        broker_process(),
+        registry_process(tmp_path_factory.mktemp("kafka") / "r.json"),
+    )
+    with broker.running(), registry.running():
+        yield Kafka(broker, registry)

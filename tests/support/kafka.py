@@ -142,6 +142,59 @@ class Kafka:
         schema = fastavro.parse_schema(self.schema_of(data))
         return fastavro.schemaless_reader(BytesIO(data[5:]), schema)
 
+    async def send(
+        self, topic: str, name: str, *records: Mapping[str, Any], **headers: str
+    ) -> list[bytes]:
+        """Send records as any producer would: plain aiokafka, plain fastavro; gives their bytes."""
+        asked = schema(name)
+        schema_id = await asyncio.to_thread(self.register, topic, asked)
+        values = [written(asked, schema_id, record) for record in records]
+        keys = [record["request_id"].encode() for record in records]
+        await self.send_raw(topic, *zip(keys, values, strict=True), **headers)
+        return values
+
+    async def send_raw(
+        self, topic: str, *pairs: tuple[bytes | None, bytes | None], **headers: str
+    ) -> None:
+        """Send bytes; headers' underscores are hyphens."""
+        said = [(name.replace("_", "-"), value.encode()) for name, value in headers.items()]
+        async with self.producer() as producer:
+            for key, value in pairs:
+                await producer.send(self.topic(topic), value, key=key, headers=said)
+            await producer.flush()
+
+    async def answers(self, topic: str, *request_ids: str, seconds: float = 40) -> list[Any]:
+        """Wait for the answers to requests, and give them in the requests' order."""
+        found: dict[str, Any] = {}
+        async with self.reader(topic) as reader:
+            async with asyncio.timeout(seconds):
+                while set(request_ids) - found.keys():
+                    for records in (await reader.getmany(timeout_ms=100)).values():
+                        for one in records:
+                            found.setdefault(one.key.decode(), one)
+        return [found[one] for one in request_ids]
+
+    @asynccontextmanager
+    async def reader(self, topic: str) -> AsyncIterator[AIOKafkaConsumer]:
+        """A consumer at the beginning of all partitions of a topic."""
+        name = self.topic(topic)
+        consumer = AIOKafkaConsumer(
+            bootstrap_servers=self.servers, auto_offset_reset="earliest", request_timeout_ms=6000
+        )
+        await consumer.start()
+        try:
+            partitions = await consumer._client.fetch_all_metadata()
+            places = [
+                TopicPartition(name, number)
+                for number in partitions.partitions_for_topic(name) or {0}
+            ]
+            consumer.assign(places)
+            for place in places:
+                consumer.seek(place, 0)
+            yield consumer
+        finally:
+            await consumer.stop()
+
     @asynccontextmanager
     async def producer(self) -> AsyncIterator[AIOKafkaProducer]:
         producer = AIOKafkaProducer(
@@ -157,34 +210,37 @@ class Kafka:
         self, topic: str, count: int, *, seconds: float = 60, more: float = 0.0
     ) -> list[Any]:
         """Read a topic from its beginning until there are so many, and a little longer."""
-        name = self.topic(topic)
-        consumer = AIOKafkaConsumer(
-            bootstrap_servers=self.servers, auto_offset_reset="earliest", request_timeout_ms=6000
-        )
-        await consumer.start()
-        try:
-            partitions = consumer.partitions_for_topic(name) or set()
-            if not partitions:
-                await consumer._client.force_metadata_update()
-                consumer._client.set_topics([name])
-                await consumer._client.force_metadata_update()
-                partitions = consumer.partitions_for_topic(name) or {0}
-            places = [TopicPartition(name, number) for number in partitions]
-            consumer.assign(places)
-            for place in places:
-                consumer.seek(place, 0)
-            found: list[Any] = []
+        found: list[Any] = []
+        async with self.reader(topic) as reader:
             until = time.monotonic() + seconds
             while len(found) < count and time.monotonic() < until:
-                for records in (await consumer.getmany(timeout_ms=200)).values():
+                for records in (await reader.getmany(timeout_ms=200)).values():
                     found += records
             until = time.monotonic() + more
             while time.monotonic() < until:
-                for records in (await consumer.getmany(timeout_ms=100)).values():
+                for records in (await reader.getmany(timeout_ms=100)).values():
                     found += records
-            return sorted(found, key=lambda one: (one.partition, one.offset))
-        finally:
-            await consumer.stop()
+        return sorted(found, key=lambda one: (one.partition, one.offset))
+
+
+SCHEMAS = Path(__file__).parents[2] / "protos" / "kafka"
+
+
+def schema(name: str) -> dict[str, Any]:
+    return json.loads((SCHEMAS / f"{name}.avsc").read_text())
+
+
+def inline(data: bytes) -> dict[str, Any]:
+    return {"inline": data, "claim": None}
+
+
+def job_request(request_id: str, person: bytes, garment: bytes, **options: Any) -> dict[str, Any]:
+    return {
+        "request_id": request_id,
+        "person": inline(person),
+        "garments": [inline(garment)],
+        "options": options,
+    }
 
 
 def written(schema: Any, schema_id: int, record: Mapping[str, Any]) -> bytes:
