@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -34,6 +35,7 @@ class Service(_Part):
     Attributes:
         grpc: its full name on the wire; or else `http`, what its paths begin with.
         callers: who may call it; nobody else may.
+        private: other gRPC services of the same process, and who alone may call each.
         balance: between replicas: the one with the least to do, or the one that content belongs to.
         max_requests: admitted at once to each replica, its queue included.
     """
@@ -42,6 +44,7 @@ class Service(_Part):
     http: str | None = None
     port: int = Field(ge=1, le=65535)
     callers: tuple[str, ...]
+    private: dict[str, tuple[str, ...]] = {}
     balance: Literal["least-request", "content"]
     max_requests: int = Field(ge=1)
 
@@ -55,6 +58,21 @@ class Service(_Part):
     def prefix(self) -> str:
         """What the paths of its requests begin with."""
         return self.http or f"/{self.grpc}/"
+
+    @property
+    def prefixes(self) -> list[str]:
+        """What the paths of all its requests begin with."""
+        return [self.prefix, *(f"/{name}/" for name in self.private)]
+
+    @property
+    def allowed(self) -> dict[str, tuple[Sequence[str], Sequence[str]]]:
+        """By name: what paths begin with, and who may ask for them; nobody may for others."""
+        rules: dict[str, tuple[Sequence[str], Sequence[str]]] = {}
+        if self.callers:
+            rules["callers"] = ([self.prefix, self.health], self.callers)
+        for name, callers in self.private.items():
+            rules[f"callers-of-{name.rpartition('.')[2].lower()}"] = ([f"/{name}/"], callers)
+        return rules
 
     @property
     def health(self) -> str:
@@ -96,7 +114,12 @@ class Mesh(_Part):
 
     @model_validator(mode="after")
     def _known(self) -> Mesh:
-        named = {name for one in self.services.values() for name in one.callers}
+        lists = [
+            callers
+            for one in self.services.values()
+            for callers in (one.callers, *one.private.values())
+        ]
+        named = {name for callers in lists for name in callers}
         unknown = (named | set(self.edge.serves)) - set(self.services) - {EDGE}
         if unknown:
             raise ValueError(f"no such service: {', '.join(sorted(unknown))}")

@@ -72,14 +72,10 @@ def _deny(mesh: Mesh) -> Manifest:
 def _allowed(mesh: Mesh, mode: Mode, trust_domain: str) -> list[Manifest]:
     policies = []
     for name, service in mesh.services.items():
-        principals = [
-            f"{trust_domain}/ns/{mesh.namespace}/sa/{_account(caller)}"
-            for caller in service.callers
-        ]
-        rule = {
-            "from": [{"source": {"principals": principals}}],
-            "to": [{"operation": {"paths": [f"{service.prefix}*", f"{service.health}*"]}}],
-        }
+
+        def principal(caller: str) -> str:
+            return f"{trust_domain}/ns/{mesh.namespace}/sa/{_account(caller)}"
+
         where: Manifest = {"selector": {"matchLabels": _labels(name)}}
         if mode == "ambient":
             # Paths are read by the waypoint; the pod itself lets in the waypoint alone.
@@ -93,7 +89,12 @@ def _allowed(mesh: Mesh, mode: Mode, trust_domain: str) -> list[Manifest]:
                     {"from": [{"source": source}]},
                 )
             )
-        policies.append(_policy(mesh, f"{name}-callers", where, rule))
+        for title, (paths, callers) in service.allowed.items():
+            rule = {
+                "from": [{"source": {"principals": [principal(caller) for caller in callers]}}],
+                "to": [{"operation": {"paths": [f"{path}*" for path in paths]}}],
+            }
+            policies.append(_policy(mesh, f"{name}-{title}", where, rule))
     return policies
 
 

@@ -10,10 +10,11 @@ import yaml
 from vtryon.errors import SettingsError
 from vtryon.types import Stage
 from vtryon_mesh.description import CONTENT_HEADER, DEFAULT_PATH, TENANT_HEADER, Mesh
+from vtryon_services.bridges.kafka.settings import KafkaSettings
 from vtryon_services.bridges.rest.settings import RestSettings
 from vtryon_services.host import KINDS
 from vtryon_services.jobs.settings import JobsSettings
-from vtryon_services.runtime.settings import JOBS, REST
+from vtryon_services.runtime.settings import JOBS, KAFKA, REST
 
 
 def changed(tmp_path: Path, **changes: object) -> Path:
@@ -25,13 +26,17 @@ def changed(tmp_path: Path, **changes: object) -> Path:
 
 def test_services_have_the_names_and_ports_that_they_have_elsewhere() -> None:
     mesh = Mesh.load()
-    assert set(mesh.services) == {*Stage, JOBS, REST}
+    assert set(mesh.services) == {*Stage, JOBS, REST, KAFKA}
     for stage, kind in KINDS.items():
         listen = kind.settings.model_fields["listen"].default
         assert mesh.services[stage].port == int(listen.rpartition(":")[2])
         name = "".join(word.capitalize() for word in stage.value.split("-"))
         assert mesh.services[stage].grpc == f"vtryon.v1.{name}Service"
-    for name, settings in ((JOBS, JobsSettings), (REST, RestSettings)):
+    for name, settings in (
+        (JOBS, JobsSettings),
+        (REST, RestSettings),
+        (KAFKA, KafkaSettings),
+    ):
         listen = settings.model_fields["listen"].default
         assert mesh.services[name].port == int(listen.rpartition(":")[2])
     assert mesh.services[JOBS].grpc == "vtryon.v1.JobService"

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import asyncio
 import os
 import re
 import signal
 import socket
 import subprocess
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
-from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
+from tests.support.kafka import Kafka, job_request
 from tests.support.processes import VTRYON, ServedMesh
 
 import vtryon
@@ -45,11 +45,9 @@ def children(pid: int) -> list[int]:
 
 @pytest.mark.timeout(180)
 async def test_it_says_when_it_is_ready_restarts_what_dies_and_leaves_nothing(up, tmp_path) -> None:
-    mesh = up("--kafka")
+    mesh = up()
     async with vtryon.Client(mesh.target) as client:
         await client.try_on(b"person", b"garment", steps=1)
-    said = re.search(r"kafka: (127\.0\.0\.1:\d+)", "".join(mesh.log))
-    await send_and_receive(said.group(1))
     below = children(mesh.process.pid)
     assert len(below) >= 1 + 5 + 1  # supervisord, five services, the edge
     victim = next(pid for pid in below if b"sampling" in Path(f"/proc/{pid}/cmdline").read_bytes())
@@ -61,20 +59,24 @@ async def test_it_says_when_it_is_ready_restarts_what_dies_and_leaves_nothing(up
     assert not (tmp_path / "mesh" / "supervisor.sock").exists()
 
 
-async def send_and_receive(broker: str) -> None:
-    async with AIOKafkaProducer(bootstrap_servers=broker) as producer:
-        sent = await producer.send_and_wait("greetings", b"hello", key=b"k")
-    async with AIOKafkaConsumer(bootstrap_servers=broker) as consumer:
-        place = TopicPartition("greetings", sent.partition)
-        consumer.assign([place])
-        await consumer.seek_to_beginning(place)
-        received = await asyncio.wait_for(consumer.getone(), 10)
-    assert (received.key, received.value) == (b"k", b"hello")
+async def a_job_by_kafka(said: str) -> None:
+    """A job by plain aiokafka and fastavro, at the addresses that the command has printed."""
+    broker, registry = (
+        SimpleNamespace(port=int(re.search(rf"^{name}: 127.0.0.1:(\d+)", said, re.MULTILINE)[1]))
+        for name in ("broker", "registry")
+    )
+    kafka = Kafka(broker, registry, prefix="vtryon")
+    request = job_request("order-1", b"person", b"garment", steps=1)
+    await kafka.send("jobs.requests", "job_request", request, correlation_id="c-1")
+    [answer] = await kafka.answers("jobs.responses", "order-1")
+    assert kafka.read(answer.value)["state"] == "SUCCEEDED"
+    assert dict(answer.headers)["correlation-id"] == b"c-1"
 
 
 @pytest.mark.timeout(180)
 async def test_with_mutual_tls_and_tokens_the_words_it_prints_work(up, tmp_path) -> None:
-    mesh = up("--mtls", "--tokens")
+    mesh = up("--mtls", "--tokens", "--kafka")
+    await a_job_by_kafka("".join(mesh.log))
     folder = tmp_path / "mesh"
     token = (folder / "token").read_text()
     assert (folder / "token").stat().st_mode & 0o077 == 0

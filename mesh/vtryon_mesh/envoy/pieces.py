@@ -149,6 +149,14 @@ def canary_of(cluster: str) -> str:
     return f"{cluster}-canary"
 
 
+def service_routes(
+    mesh: Mesh, service: Service, cluster: str, *, tried_again: bool, canary: Canary | None = None
+) -> list[Config]:
+    """Route a service's calls, those that not everybody may make among them."""
+    public = service_route(mesh, service, cluster, tried_again=tried_again, canary=canary)
+    return [{**public, "match": {"prefix": prefix}} for prefix in service.prefixes]
+
+
 def service_route(
     mesh: Mesh, service: Service, cluster: str, *, tried_again: bool, canary: Canary | None = None
 ) -> Config:

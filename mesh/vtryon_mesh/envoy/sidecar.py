@@ -19,7 +19,7 @@ from vtryon_mesh.envoy.pieces import (
     health_route,
     listener,
     otlp_cluster,
-    service_route,
+    service_routes,
     upstream,
 )
 from vtryon_mesh.envoy.tls import Identity, client_tls, server_tls
@@ -59,7 +59,7 @@ def render_sidecar(mesh: Mesh, given: Sidecar) -> Config:
     inbound = connection_manager(
         f"{name}-in",
         [
-            service_route(mesh, service, "application", tried_again=False),
+            *service_routes(mesh, service, "application", tried_again=False),
             health_route(service, "application"),
         ],
         [_callers_alone(mesh, name)],
@@ -76,7 +76,7 @@ def render_sidecar(mesh: Mesh, given: Sidecar) -> Config:
         outbound = connection_manager(
             f"{name}-out",
             [
-                service_route(mesh, other, callee, tried_again=True, canary=canary),
+                *service_routes(mesh, other, callee, tried_again=True, canary=canary),
                 health_route(other, callee),
             ],
             [],
@@ -96,22 +96,15 @@ def render_sidecar(mesh: Mesh, given: Sidecar) -> Config:
 
 def _callers_alone(mesh: Mesh, name: str) -> Config:
     """Deny what is not allowed: the service's methods to its callers, health to them as well."""
-    service = mesh.services[name]
-    callers = [
-        {"authenticated": {"principal_name": {"exact": mesh.identity(caller)}}}
-        for caller in service.callers
-    ]
-    paths = [service.prefix, service.health]
-    return filter_of(
-        "rbac",
-        "RBAC",
-        rules={
-            "action": "ALLOW",
-            "policies": {
-                "callers": {
-                    "permissions": [{"url_path": {"path": {"prefix": path}}} for path in paths],
-                    "principals": callers,
-                }
-            },
-        },
-    )
+
+    def principal(caller: str) -> Config:
+        return {"authenticated": {"principal_name": {"exact": mesh.identity(caller)}}}
+
+    policies = {
+        rule: {
+            "permissions": [{"url_path": {"path": {"prefix": path}}} for path in paths],
+            "principals": [principal(caller) for caller in callers],
+        }
+        for rule, (paths, callers) in mesh.services[name].allowed.items()
+    }
+    return filter_of("rbac", "RBAC", rules={"action": "ALLOW", "policies": policies})

@@ -19,7 +19,7 @@ from rich.table import Table
 from vtryon.errors import SettingsError
 from vtryon_mesh.description import DEFAULT_PATH, Mesh
 from vtryon_mesh.envoy.pieces import Address
-from vtryon_mesh.local.layout import KAFKA, Layout, Wanted, lay_out
+from vtryon_mesh.local.layout import BROKER, KAFKA, REGISTRY, Layout, Wanted, lay_out
 from vtryon_mesh.local.supervise import Status, Supervisor, is_running, supervised
 from vtryon_mesh.local.tokens import Issuer
 
@@ -50,7 +50,8 @@ def up(
         int, typer.Option(min=1, max=9, help="Spread replicas over so many zones; with --mtls.")
     ] = 1,
     kafka: Annotated[
-        bool, typer.Option("--kafka", help="A broker too, in memory; for development.")
+        bool,
+        typer.Option("--kafka", help="Kafka's door too, with a broker in memory and a registry."),
     ] = False,
     free_ports: Annotated[
         bool, typer.Option("--free-ports", help="Take free ports, not those of mesh.yaml.")
@@ -72,12 +73,11 @@ def up(
         mesh = Mesh.load(description)
         issuer = Issuer.create(mesh) if tokens else None
         wanted = Wanted(
-            services=_names(stages) or list(mesh.services),
+            services=_services(_names(stages), mesh, kafka=kafka),
             replicas=_counts("--replicas", replicas or [], 9),
             canaries=_counts("--canary", canary or [], 99),
             backend=_backend(backend),  # type: ignore[arg-type]
             zones=zones,
-            kafka=kafka,
             mtls=mtls,
             jwks=issuer.jwks if issuer else None,
             free_ports=free_ports,
@@ -129,8 +129,8 @@ def _show(layout: Layout, supervisor: Supervisor, console: Console) -> None:
 def _announce(layout: Layout, console: Console) -> None:
     console.print(f"ready: {len(layout.processes)} processes", highlight=False)
     for process in layout.processes:
-        if process.name == KAFKA:
-            console.print(f"kafka: {process.health}", highlight=False)
+        if process.name in {BROKER, REGISTRY}:
+            console.print(f"{process.name}: {process.health}", highlight=False)
     if layout.door is None:
         return
     options = [f"--endpoint {layout.door}"]
@@ -193,6 +193,12 @@ def _empty(folder: Path) -> None:
         shutil.rmtree(folder)
     folder.mkdir(parents=True, exist_ok=True)
     folder.chmod(0o700)
+
+
+def _services(named: Sequence[str], mesh: Mesh, *, kafka: bool) -> list[str]:
+    """Give those that are named, or all but Kafka's door, which takes a broker."""
+    names = list(named) or [name for name in mesh.services if name != KAFKA]
+    return [*names, KAFKA] if kafka and KAFKA not in names else names
 
 
 def _names(text: str) -> list[str]:

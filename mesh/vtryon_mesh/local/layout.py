@@ -26,15 +26,17 @@ from vtryon_mesh.validate import find_envoy
 HOST = "127.0.0.1"
 TRITON = "triton"
 ENVOY_READY = "ready"
+BROKER = "broker"
 KAFKA = "kafka"
+REGISTRY = "registry"
 _DRAIN_DELAY = "VTRYON_DRAIN_DELAY_SECONDS"
-_KAFKA = 9092
 _JOBS = "jobs"
-_WITHOUT_BACKEND = {"pipeline", _JOBS, "rest"}
+_WITHOUT_BACKEND = {"pipeline", _JOBS, "rest", KAFKA}
 # Callees start first and end last.
-_PRIORITIES = {"pipeline": 40, _JOBS: 42, "rest": 45}
+_PRIORITIES = {"pipeline": 40, _JOBS: 42, "rest": 45, KAFKA: 45}
 # Replica r of a service is at its port + 100 r; its sidecar and all Envoys' own ports beyond.
-_REPLICA, _INBOUND, _OUTBOUND, _ADMIN, _METRICS, _TRITON = 100, 1000, 2000, 3000, 4000, 8001
+_REPLICA, _INBOUND, _OUTBOUND, _ADMIN, _METRICS = 100, 1000, 2000, 3000, 4000
+_TRITON, _BROKER, _REGISTRY = 8001, 9092, 8081
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +48,6 @@ class Wanted:
         mtls: sidecars that know one another by certificates, and TLS at the edge.
         canaries: percent of a service's calls for its last replica; the others share the rest.
         zones: over so many a service's replicas are spread; sidecars keep most calls in theirs.
-        kafka: whether there is to be a broker.
         jwks: keys whose tokens the edge takes, as JSON; None takes everybody.
         free_ports: take ports that the system gives, in place of those of `mesh.yaml`.
     """
@@ -57,7 +58,6 @@ class Wanted:
     mtls: bool = False
     canaries: Mapping[str, int] = field(default_factory=dict)
     zones: int = 1
-    kafka: bool = False
     jwks: str | None = None
     free_ports: bool = False
     otlp: Address | None = None
@@ -197,8 +197,9 @@ class _Planner:
             reached = {name: self._places(name, _INBOUND) for name in wanted.services}
         if wanted.backend == "triton":
             self._add_triton()
-        if wanted.kafka:
+        if KAFKA in wanted.services:
             self._add_broker()
+            self._add_registry()
         for name in wanted.services:
             for number, address in enumerate(applications[name]):
                 label = self._label(name, number)
@@ -253,6 +254,9 @@ class _Planner:
         if name == _JOBS:  # all replicas have one ledger
             variables[f"{prefix}DATABASE_URL"] = f"sqlite+aiosqlite:///{self._folder}/jobs.sqlite"
             variables[f"{prefix}ARTIFACTS_URL"] = str(self._folder / "jobs")
+            variables[f"{prefix}OUTBOX"] = str(KAFKA in self._wanted.services)
+        if name == KAFKA:
+            variables |= self._broker_variables(prefix)
         for callee, addresses in targets.items():
             key = f"{prefix}{callee.upper().replace('-', '_')}_TARGET"
             variables[key] = "ipv4:" + ",".join(map(str, addresses))
@@ -365,12 +369,12 @@ class _Planner:
 
     def _add_broker(self) -> None:
         """Add a broker that speaks Kafka's protocol and keeps everything in memory."""
-        place = self._place(_KAFKA)
+        self._broker = place = self._place(_BROKER)
         url = f"tcp://{place}"
         command = (find_broker(), "broker", "--listener-url", url, "--advertised-listener-url", url)
         self._processes.append(
             Process(
-                KAFKA,
+                BROKER,
                 (*command, "--storage-engine", "memory://tansu/"),
                 {},
                 (place,),
@@ -380,6 +384,34 @@ class _Planner:
                 ready=None,
             )
         )
+
+    def _add_registry(self) -> None:
+        """Add a schema registry that keeps everything in a file."""
+        self._registry = place = self._place(_REGISTRY)
+        command = (sys.executable, "-m", "vtryon", "kafka", "registry", "--listen", str(place))
+        self._processes.append(
+            Process(
+                REGISTRY,
+                (*command, "--file", str(self._folder / "schemas.json")),
+                {},
+                (place,),
+                priority=10,
+                health=place,
+                metrics=None,
+                ready="subjects",
+            )
+        )
+
+    def _broker_variables(self, prefix: str) -> dict[str, str]:
+        given = {
+            "BOOTSTRAP_SERVERS": str(self._broker),
+            "REGISTRY_URL": f"http://{self._registry}",
+            "CLAIMS_URL": str(self._folder / "claims"),
+            "SERVES": "all",
+            "CREATE_TOPICS": "true",
+            "IDEMPOTENT": "false",  # this broker can't
+        }
+        return {f"{prefix}{name}": value for name, value in given.items()}
 
     def _log(self, name: str) -> Path:
         return self._folder / "logs" / f"{name}-access.log"

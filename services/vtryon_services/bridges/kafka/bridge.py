@@ -19,7 +19,7 @@ from vtryon_services.bridges.kafka.schemas import Codec
 from vtryon_services.bridges.kafka.sender import Sender
 from vtryon_services.bridges.kafka.settings import KafkaSettings
 from vtryon_services.bridges.kafka.stages import ChainedJobs, StageWork
-from vtryon_services.bridges.kafka.topics import Names, check_topics
+from vtryon_services.bridges.kafka.topics import Names, check_topics, create_topics
 from vtryon_services.bridges.kafka.worker import Work, Worker
 from vtryon_services.runtime.adapter import Service
 from vtryon_services.runtime.artifacts import Artifacts
@@ -80,6 +80,8 @@ class Bridge:
         self._open.push_async_callback(self._codec.close)
         self._open.push_async_callback(self._sender.stop)
         await _attempt(self._sender.start, f"the broker at {settings.bootstrap_servers}")
+        if settings.create_topics:
+            await create_topics(settings)
         if problems := await check_topics(settings, settings.works_on):
             listed = "; ".join(problems)
             raise SettingsError(f"{listed}. `vtryon kafka topics create` makes what is missing")

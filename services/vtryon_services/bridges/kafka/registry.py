@@ -21,6 +21,7 @@ from avro.schema import Schema, parse
 from fastapi import APIRouter, Body, Depends, FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
+from pydantic import BaseModel, Field
 
 from vtryon.pictures import write_whole
 
@@ -33,10 +34,15 @@ Level = Literal[
     "FULL",
     "FULL_TRANSITIVE",
 ]
-Text = Annotated[str, Body(embed=True)]
 OneLevel = Annotated[Level, Body(embed=True)]
 _NO_SUBJECT, _NO_VERSION, _NO_SCHEMA, _NO_LEVEL = 40401, 40402, 40403, 40408
 _BAD_SCHEMA, _INCOMPATIBLE, _UNPROCESSABLE = 42201, 409, 422
+
+
+class Posted(BaseModel):
+    """A schema that is sent; what else is said of it is left alone."""
+
+    text: str = Field(alias="schema")
 
 
 class RegistryError(Exception):
@@ -165,15 +171,15 @@ async def version_of(store: StoreOf, subject: str, version: str) -> dict[str, An
 
 
 @router.post("/subjects/{subject}/versions")
-async def register(store: StoreOf, subject: str, schema: Text) -> dict[str, int]:
+async def register(store: StoreOf, subject: str, posted: Posted) -> dict[str, int]:
     """Add a version to a subject."""
-    return {"id": store.register(subject, schema)}
+    return {"id": store.register(subject, posted.text)}
 
 
 @router.post("/subjects/{subject}")
-async def look_up(store: StoreOf, subject: str, schema: Text) -> dict[str, Any]:
+async def look_up(store: StoreOf, subject: str, posted: Posted) -> dict[str, Any]:
     """Find the version that a schema is."""
-    schema_id = store.id_of(_canonical(schema)[1])
+    schema_id = store.id_of(_canonical(posted.text)[1])
     if schema_id is None or schema_id not in store.versions(subject):
         raise RegistryError(_NO_SCHEMA, "Schema not found")
     return _described(store, subject, schema_id)
@@ -186,9 +192,9 @@ async def schema_of(store: StoreOf, schema_id: int) -> dict[str, str]:
 
 
 @router.post("/compatibility/subjects/{subject}/versions/{version}")
-async def compatibility(store: StoreOf, subject: str, schema: Text) -> dict[str, Any]:
+async def compatibility(store: StoreOf, subject: str, posted: Posted) -> dict[str, Any]:
     """Say whether a schema could be the next version."""
-    problems = store.problems(subject, _canonical(schema)[0])
+    problems = store.problems(subject, _canonical(posted.text)[0])
     return {"is_compatible": not problems, "messages": problems}
 
 

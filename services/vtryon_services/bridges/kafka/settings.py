@@ -65,6 +65,9 @@ class KafkaSettings(ServiceSettings):
     claim_seconds: float = Field(
         default=7 * _DAY, gt=0, description="How long; of a bucket its own rules say so."
     )
+    create_topics: bool = Field(
+        default=False, description="Make topics that are missing when it starts; for development."
+    )
     partitions: int = Field(default=3, ge=1, description="Of each topic of requests.")
     replication: int = Field(default=1, ge=1, description="Of each topic.")
     retention_seconds: float = Field(default=7 * _DAY, gt=0, description="Of each topic.")
