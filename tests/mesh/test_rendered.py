@@ -58,7 +58,7 @@ def test_the_committed_files_are_current() -> None:
 def test_envoy_takes_them() -> None:
     done = subprocess.run([VTRYON, "mesh", "check"], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    assert "8 configurations" in done.stdout
+    assert "9 configurations" in done.stdout
 
 
 def test_what_envoy_does_not_take_is_said(tmp_path: Path) -> None:
@@ -163,13 +163,19 @@ def test_istio_and_envoy_let_in_the_same_callers(mode: str) -> None:
     files = render_istio(MESH, mode)
     deny, *policies = files["authorization.yaml"]
     assert deny["spec"] == {}
-    for name, service in MESH.services.items():
-        [policy] = [one for one in policies if one["metadata"]["name"] == f"{name}-callers"]
-        [rule] = policy["spec"]["rules"]
+    by_name = {one["metadata"]["name"]: one for one in policies}
+    expected = {
+        f"{name}-{title}": (paths, callers)
+        for name, service in MESH.services.items()
+        for title, (paths, callers) in service.allowed.items()
+    }
+    others = {name for name in by_name if name.endswith("-by-waypoint")}
+    assert by_name.keys() - others == expected.keys()
+    for title, (paths, callers) in expected.items():
+        [rule] = by_name[title]["spec"]["rules"]
         accounts = [one.rpartition("/")[2] for one in rule["from"][0]["source"]["principals"]]
-        assert {one.removesuffix("-istio") for one in accounts} == set(service.callers)
-        paths = rule["to"][0]["operation"]["paths"]
-        assert paths == [f"{service.prefix}*", f"{service.health}*"]
+        assert [one.removesuffix("-istio") for one in accounts] == list(callers)
+        assert rule["to"][0]["operation"]["paths"] == [f"{path}*" for path in paths]
     for manifest in files["traffic.yaml"]:
         for http in manifest["spec"].get("http", ()):
             assert set(http["retries"]["retryOn"].split(",")) <= {

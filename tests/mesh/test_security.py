@@ -23,6 +23,7 @@ from vtryon.v1 import (
     decoding_pb2,
     job_pb2,
     latent_encoder_pb2,
+    outcome_pb2,
     pipeline_pb2,
     sampling_pb2,
     text_encoder_pb2,
@@ -36,6 +37,7 @@ METHODS = [
         decoding_pb2,
         job_pb2,
         latent_encoder_pb2,
+        outcome_pb2,
         pipeline_pb2,
         sampling_pb2,
         text_encoder_pb2,
@@ -75,11 +77,22 @@ async def test_every_identity_against_every_method(town: Town, service: str, ide
     async with town.channel(town.inbound(service), identity) as channel:
         for method in [*METHODS, *PATHS, *OTHERS]:
             code, said = await status_of(channel, method)
-            own = method.startswith((described.prefix, described.health))
+            allowed = any(
+                identity in callers and method.startswith(tuple(paths))
+                for paths, callers in described.allowed.values()
+            )
             denied = (code, said) == (grpc.StatusCode.PERMISSION_DENIED, "RBAC: access denied")
-            assert denied == (identity not in described.callers or not own), (method, code, said)
+            assert denied != allowed, (method, code, said)
             if not denied:
                 assert code is not grpc.StatusCode.UNAVAILABLE
+
+
+def test_what_is_private_is_for_bridges_alone() -> None:
+    assert MESH.services["jobs"].allowed["callers-of-outcomeservice"] == (
+        ["/vtryon.v1.OutcomeService/"],
+        ("kafka",),
+    )
+    assert not any("Outcome" in MESH.services[name].prefix for name in MESH.edge.serves)
 
 
 @pytest.fixture(scope="module")

@@ -100,6 +100,14 @@ def connection_manager(
         stat_prefix=name,
         # Silent streams are the business of deadlines and of keepalive.
         stream_idle_timeout="0s",
+        # Callers name their requests as they like; whether one is traced, traceparent says alone.
+        request_id_extension={
+            "typed_config": {
+                "@type": TYPES + "extensions.request_id.uuid.v3.UuidRequestIdConfig",
+                "pack_trace_reason": False,
+                "use_request_id_for_trace_sampling": False,
+            }
+        },
         http2_protocol_options={
             "max_concurrent_streams": 1000,
             "initial_stream_window_size": _MIB,

@@ -18,7 +18,7 @@ from typing import Protocol
 import structlog
 from aiokafka import AIOKafkaConsumer, ConsumerRebalanceListener, TopicPartition
 from aiokafka.errors import KafkaError
-from opentelemetry import context, metrics, propagate
+from opentelemetry import metrics, propagate, trace
 
 from vtryon.errors import (
     OverloadedError,
@@ -35,6 +35,7 @@ _log = structlog.get_logger("vtryon.kafka")
 _POLL_MS = 100
 _FIRST_PAUSE_SECONDS, _LONGEST_PAUSE_SECONDS = 0.1, 5.0
 _BETWEEN_COMMITS_SECONDS = 0.2
+_tracer = trace.get_tracer("vtryon")
 _meter = metrics.get_meter("vtryon")
 _done = _meter.create_counter("vtryon.kafka.messages", description="Worked on, by outcome.")
 _waits = _meter.create_counter(
@@ -187,11 +188,18 @@ class Worker(ConsumerRebalanceListener):
         if before is not None:
             await asyncio.wait([before])
         await asyncio.sleep(received.wait_seconds)
-        traced = {TRACEPARENT: received.header(TRACEPARENT)}
-        context.attach(propagate.extract(traced))  # this task's own
-        with structlog.contextvars.bound_contextvars(message=received.id):
+        with (
+            _tracer.start_as_current_span(
+                f"process {received.topic}",
+                propagate.extract({TRACEPARENT: received.header(TRACEPARENT)}),
+                trace.SpanKind.CONSUMER,
+                {"messaging.system": "kafka", "messaging.message.id": received.id},
+            ) as span,
+            structlog.contextvars.bound_contextvars(message=received.id),
+        ):
             async with self._slots:
                 caused, outcome = await self._do(received)
+            span.set_attribute("vtryon.outcome", outcome)
             await self._sender.send(caused)
         _done.add(1, {"topic": self._names.requests, "outcome": outcome})
 
