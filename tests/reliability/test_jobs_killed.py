@@ -13,7 +13,7 @@ from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import pytest
-from tests.support.dies import POINTS
+from tests.support.dies import JOBS
 from tests.support.pictures import png
 from tests.support.processes import ServedMesh, free_port, served
 
@@ -82,7 +82,7 @@ async def watch(client: vtryon.Client, job_id: str) -> AsyncIterator[vtryon.JobU
             await asyncio.sleep(0.1)
 
 
-@pytest.mark.parametrize("point", POINTS)
+@pytest.mark.parametrize("point", JOBS)
 @pytest.mark.timeout(600)
 async def test_no_job_is_lost_and_none_ends_twice(
     mesh: ServedMesh, tmp_path: Path, point: str, request: pytest.FixtureRequest

@@ -1,4 +1,4 @@
-"""`vtryon serve jobs`, killed at a named point: `python -m tests.support.dies POINT ...`.
+"""`vtryon serve`, killed at a named point: `python -m tests.support.dies POINT ...`.
 
 At the n-th time that the point is reached, the process is gone at once, as by SIGKILL.
 """
@@ -9,10 +9,16 @@ import os
 import sys
 from typing import Any
 
+from aiokafka import AIOKafkaConsumer
+
+from vtryon.jobs import Jobs
+from vtryon.outcomes import Outcomes
+from vtryon_services.bridges.kafka.schemas import Codec
+from vtryon_services.bridges.kafka.sender import Sender
 from vtryon_services.jobs.ledger import Ledger
 
 # Where the process dies: behind a call, or before it.
-POINTS = {
+JOBS = {
     "created": (Ledger, "create", "behind"),
     "leased": (Ledger, "lease", "behind"),
     "steps told": (Ledger, "record", "behind"),
@@ -20,6 +26,15 @@ POINTS = {
     "picture kept": (Ledger, "finish", "before"),
     "finished": (Ledger, "finish", "behind"),
 }
+BRIDGE = {
+    "request read": (Codec, "decode", "behind"),
+    "job made": (Jobs, "create", "behind"),
+    "offset committed": (AIOKafkaConsumer, "commit", "behind"),
+    "outcomes taken": (Outcomes, "take", "behind"),
+    "picture fetched": (Jobs, "picture", "behind"),
+    "published": (Sender, "send", "behind"),
+}
+POINTS = {**JOBS, **BRIDGE}
 
 
 def arrange(point: str, times: int) -> None:
@@ -32,7 +47,9 @@ def arrange(point: str, times: int) -> None:
         nonlocal reached
         if when == "behind":
             result = await original(*arguments, **options)
-            if result is None and name == "lease":
+            if name in {"lease", "take"} and not result:
+                return result
+            if name == "send" and not arguments[1]:
                 return result
         reached += 1
         if reached == times:

@@ -9,6 +9,7 @@ import signal
 import socket
 import struct
 import subprocess
+import sys
 import time
 import urllib.request
 import uuid
@@ -256,3 +257,32 @@ async def until(predicate: Any, seconds: float = 30) -> None:
     while not await predicate():
         assert time.monotonic() < end, "it did not come to be"
         await asyncio.sleep(0.05)
+
+
+def _answers(url: str) -> bool:
+    with suppress(OSError), urllib.request.urlopen(url, timeout=1) as answer:
+        return bool(answer.status == 200)
+    time.sleep(0.05)
+    return False
+
+
+@contextmanager
+def stored_broker(folder: Path) -> Iterator[Process]:
+    """A broker that keeps what it acknowledged through its own end: on storage that speaks S3."""
+    port = free_port()
+    command = [sys.executable, "-m", "tests.support.s3", str(port)]
+    environment = {
+        "AWS_ENDPOINT": f"http://127.0.0.1:{port}",
+        "AWS_ALLOW_HTTP": "true",
+        "AWS_ACCESS_KEY_ID": "test",
+        "AWS_SECRET_ACCESS_KEY": "test",
+        "AWS_REGION": "us-east-1",
+    }
+    storage = Process(command, port)
+    with storage.running():
+        until = time.monotonic() + 10
+        while not _answers(f"http://127.0.0.1:{port}/tansu"):
+            assert time.monotonic() < until, "there is no bucket"
+        broker = broker_process("s3://tansu/", **environment)
+        with broker.running():
+            yield broker

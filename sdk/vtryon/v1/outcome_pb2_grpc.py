@@ -56,7 +56,7 @@ class OutcomeServiceServicer:
         """Take the oldest outcomes that are not published yet.
 
         One owner at a time has its turn, and keeps it while it goes on asking; others get nothing until
-        ten seconds after its last call. What is taken and never said to be published is given again.
+        five seconds after its last call. What is taken and never said to be published is given again.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -41,7 +41,7 @@ class OutcomeServiceStub:
     """Take the oldest outcomes that are not published yet.
 
     One owner at a time has its turn, and keeps it while it goes on asking; others get nothing until
-    ten seconds after its last call. What is taken and never said to be published is given again.
+    five seconds after its last call. What is taken and never said to be published is given again.
     """
 
 @_typing.type_check_only
@@ -57,7 +57,7 @@ class OutcomeServiceAsyncStub(OutcomeServiceStub):
     """Take the oldest outcomes that are not published yet.
 
     One owner at a time has its turn, and keeps it while it goes on asking; others get nothing until
-    ten seconds after its last call. What is taken and never said to be published is given again.
+    five seconds after its last call. What is taken and never said to be published is given again.
     """
 
 class OutcomeServiceServicer(metaclass=_abc_1.ABCMeta):
@@ -76,7 +76,7 @@ class OutcomeServiceServicer(metaclass=_abc_1.ABCMeta):
         """Take the oldest outcomes that are not published yet.
 
         One owner at a time has its turn, and keeps it while it goes on asking; others get nothing until
-        ten seconds after its last call. What is taken and never said to be published is given again.
+        five seconds after its last call. What is taken and never said to be published is given again.
         """
 
 def add_OutcomeServiceServicer_to_server(servicer: OutcomeServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -15,7 +15,7 @@ from vtryon_services.jobs.database import Database
 from vtryon_services.jobs.tables import outbox, turns
 
 _TURN = "outcomes"
-_TURN_SECONDS = 10.0
+_TURN_SECONDS = 5.0
 
 
 async def keep(connection: AsyncConnection, tenant: str, traceparent: str, told: JobUpdate) -> None:

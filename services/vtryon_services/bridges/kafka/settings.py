@@ -78,6 +78,12 @@ class KafkaSettings(ServiceSettings):
         default=True, description="Whether the producer is; turn it off where a broker can't."
     )
     request_timeout_seconds: float = Field(default=40.0, gt=5, description="Of a broker's answer.")
+    session_seconds: float = Field(
+        default=10.0,
+        ge=1,
+        le=300,
+        description="A member silent for so long has left its group.",
+    )
     concurrency: int = Field(default=16, ge=1, description="Messages of one topic worked on.")
     max_in_flight: int = Field(
         default=32, ge=1, description="Messages of one partition held, waiting ones included."

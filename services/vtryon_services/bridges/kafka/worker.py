@@ -95,6 +95,8 @@ class Worker(ConsumerRebalanceListener):
         self._consumer = AIOKafkaConsumer(
             **settings.connection(),
             group_id=f"{work.names.requests}.workers",
+            session_timeout_ms=round(settings.session_seconds * 1000),
+            heartbeat_interval_ms=round(settings.session_seconds * 1000 / 3),
             enable_auto_commit=False,
             auto_offset_reset="earliest",
             max_poll_records=settings.max_in_flight,
