@@ -66,22 +66,18 @@ class Partition:
 
     def __init__(self) -> None:
         self.tasks: dict[int, asyncio.Task[None]] = {}
-        self._behind: int | None = None
-        self.committed = -1
-
-    def takes(self, offset: int) -> bool:
-        """Whether a message is new: behind a rebalance some come again."""
-        return self._behind is None or offset >= self._behind
+        self.behind = 0
+        self.committed = 0
 
     def add(self, offset: int, task: asyncio.Task[None]) -> None:
         """Hold a message until it is done."""
         self.tasks[offset] = task
-        self._behind = offset + 1
+        self.behind = offset + 1
 
     @property
     def position(self) -> int:
         """The first offset that is not done."""
-        return min(self.tasks, default=self._behind if self._behind is not None else -1)
+        return min(self.tasks, default=self.behind)
 
 
 class Worker(ConsumerRebalanceListener):
@@ -154,8 +150,6 @@ class Worker(ConsumerRebalanceListener):
     def _take(self, received: Received) -> None:
         place = received.place
         partition = self._partitions.setdefault(place, Partition())
-        if not partition.takes(received.offset):
-            return
         key = (place, received.key or b"")
         before = self._last_of_key.get(key) if received.key else None
         task = asyncio.create_task(self._work_on(received, before))
@@ -169,14 +163,16 @@ class Worker(ConsumerRebalanceListener):
         if self._last_of_key.get(key) is task:
             del self._last_of_key[key]
         partition = self._partitions.get(received.place)
-        if task.cancelled() or partition is None:
+        if partition is None or partition.tasks.get(received.offset) is not task:
+            return  # it is another's by now
+        if task.cancelled():
             return
         if error := task.exception():
             # Not done, and not to be lost: it is held, and seen in the group's lag.
             self._stuck = True
             _log.error("a message is stuck", message=received.id, exc_info=error)
             return
-        partition.tasks.pop(received.offset, None)
+        del partition.tasks[received.offset]
         place = received.place
         if place in self._consumer.paused() and len(partition.tasks) < self._settings.max_in_flight:
             self._consumer.resume(place)
@@ -263,14 +259,12 @@ class Worker(ConsumerRebalanceListener):
     async def on_partitions_assigned(self, assigned: Iterable[TopicPartition]) -> None:
         """Leave what others have now; what stays here goes on behind what is in hand."""
         mine = set(assigned)
+        kept = {place: one for place, one in self._partitions.items() if place in mine}
         await self._leave(one for place, one in self._partitions.items() if place not in mine)
-        self._partitions = {
-            place: partition
-            for place, partition in self._partitions.items()
-            if place in mine and partition.tasks
-        }
-        for partition in self._partitions.values():
-            partition.committed = -1
+        self._partitions = kept
+        for place, partition in kept.items():
+            # Not from what was committed: nothing could be while nobody had the partition.
+            self._consumer.seek(place, partition.behind)
         self._assigned = True
 
     async def _leave(self, partitions: Iterable[Partition]) -> None:
