@@ -12,6 +12,7 @@ from typing import Any, ClassVar, Protocol
 
 import httpx
 import numpy as np
+from tests.support.kafka import Kafka, inline
 from tests.support.pictures import decoded
 from tests.support.processes import VTRYON
 from tests.support.rest import events_of, form_field, plainly
@@ -19,9 +20,13 @@ from tests.support.rest import events_of, form_field, plainly
 import vtryon
 from vtryon.errors import VtryonError
 from vtryon.jobs import JobState
+from vtryon.options import make_options
 from vtryon.outcome import Outcome as CallOutcome
+from vtryon.pictures import read_picture
+from vtryon.plain import plain
 from vtryon.types import TryOnInline
 from vtryon.v1 import stream_pb2
+from vtryon_services.mannequin.triples import held_out
 
 
 @dataclass(frozen=True)
@@ -39,6 +44,30 @@ class Went:
 
     pixels: np.ndarray | None = None
     reason: str = ""
+
+
+DRAWN = {
+    "plain": {"steps": 4, "seed": 1},
+    "guided": {"steps": 3, "seed": 2, "true_cfg_scale": 3.0, "negative_prompt": "tucked in"},
+    "smaller": {"steps": 4, "seed": 3, "width": 64, "height": 96},
+    "comfy": {"steps": 5, "seed": 4, "profile": vtryon.Profile.COMFY},
+    "from the person": {"steps": 4, "seed": 5, "strength": 0.6},
+    "own levels": {"seed": 6, "sigmas": (1.0, 0.7, 0.2)},
+}
+
+
+def drawings() -> dict[str, Asked]:
+    """What every door draws, by name."""
+    example = held_out(0)
+    person, garment = read_picture(example.person), read_picture(example.garment)
+    return {
+        name: Asked(person, (garment,), {"prompt": example.prompt, **options})
+        for name, options in DRAWN.items()
+    }
+
+
+def same(found: np.ndarray | None, expected: np.ndarray) -> bool:
+    return found is not None and np.abs(found.astype(int) - expected).max() <= 1
 
 
 class Door(Protocol):
@@ -75,8 +104,6 @@ class Inline(Grpc):
     """The unary request of browsers and of grpcurl."""
 
     async def draw(self, asked: Asked) -> Went:
-        from vtryon.options import make_options
-
         options = make_options(**{"previews": False, **asked.options})
         request = TryOnInline(asked.person, asked.garments, options).to_proto()
         async with vtryon.Client(self.target) as client:
@@ -216,6 +243,33 @@ class Files:
         if line["reason"]:
             return Went(reason=line["reason"])
         return Went(decoded((folder / "out" / line["out"]).read_bytes()))
+
+
+class ByKafka:
+    """A record, answered by a record: plain aiokafka and fastavro."""
+
+    def __init__(self, kafka: Kafka) -> None:
+        self._kafka = kafka
+
+    def takes(self, asked: Asked) -> bool:
+        options = asked.options
+        seed = options.get("seed") or 0
+        return "previews" not in options and seed < 2**63  # the schema has no place for more
+
+    async def draw(self, asked: Asked) -> Went:
+        name = f"conformance-{next(_numbers)}"
+        request = {
+            "request_id": name,
+            "person": inline(asked.person),
+            "garments": [inline(one) for one in asked.garments],
+            "options": plain(make_options(**asked.options)),
+        }
+        await self._kafka.send("jobs.requests", "job_request", request)
+        [answer] = await self._kafka.answers("jobs.responses", name)
+        said = self._kafka.read(answer.value)
+        if said["error"]:
+            return Went(reason=said["error"]["reason"])
+        return Went(decoded(said["picture"]["content"]["inline"]))
 
 
 _numbers = iter(range(10**9))

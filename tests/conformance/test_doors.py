@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from tests.conformance.doors import (
     Asked,
+    ByKafka,
     Door,
     Events,
     Files,
@@ -18,42 +22,36 @@ from tests.conformance.doors import (
     Job,
     Json,
     RestJob,
+    drawings,
+    same,
 )
 from tests.support.bad_input import OPTIONS, PICTURE, PICTURES
-from tests.support.triton import export_shipped, installation, triton_server
+from tests.support.kafka import Kafka
 
-import vtryon
-from vtryon.embedded import embedded_mesh
-from vtryon.errors import SettingsError
-from vtryon.pictures import read_picture
 from vtryon.types import Stage
+from vtryon_services.bridges.kafka.bridge import begin as begin_kafka
+from vtryon_services.bridges.kafka.settings import KafkaSettings
 from vtryon_services.bridges.rest.server import begin
 from vtryon_services.bridges.rest.settings import RestSettings
 from vtryon_services.host import host
 from vtryon_services.jobs.settings import JobsSettings
-from vtryon_services.mannequin.triples import held_out
 
-DOORS = ["inline", "job", "form", "json", "events", "rest job", "files"]
-DRAWN = {
-    "plain": {"steps": 4, "seed": 1},
-    "guided": {"steps": 3, "seed": 2, "true_cfg_scale": 3.0, "negative_prompt": "tucked in"},
-    "smaller": {"steps": 4, "seed": 3, "width": 64, "height": 96},
-    "comfy": {"steps": 5, "seed": 4, "profile": vtryon.Profile.COMFY},
-    "from the person": {"steps": 4, "seed": 5, "strength": 0.6},
-    "own levels": {"seed": 6, "sigmas": (1.0, 0.7, 0.2)},
-}
+DOORS = ["inline", "job", "form", "json", "events", "rest job", "files", "hybrid", "kafka"]
 REFUSED = {name: options for name, (options, _) in OPTIONS.items()}
 
 
 @pytest.fixture(scope="module")
-async def doors(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[dict[str, Door]]:
-    """The mesh with jobs, and the bridge in front."""
+async def doors(
+    kafka_servers: Kafka, tmp_path_factory: pytest.TempPathFactory
+) -> AsyncIterator[dict[str, Door]]:
+    """The mesh with jobs, and the bridges in front."""
     folder = tmp_path_factory.mktemp("conformance")
     given = {
         "database_url": f"sqlite+aiosqlite:///{folder / 'jobs.sqlite'}",
         "artifacts_url": str(folder / "artifacts"),
         "retry_seconds": 0.1,
         "max_attempts": 1,
+        "outbox": True,
         "log_level": "error",
         "drain_grace_seconds": 1.0,
     }
@@ -61,7 +59,13 @@ async def doors(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[dict[
     async with host(settings, [*Stage, "jobs"], "127.0.0.1:0", **given) as serving:
         target = serving.address
         rest = RestSettings.load(listen="127.0.0.1:0", pipeline_target=target)
-        async with begin(rest) as began:
+        hybrid = replace(kafka_servers, prefix="conformance-hybrid")
+        chain = replace(kafka_servers, prefix="conformance-kafka")
+        async with (
+            begin(rest) as began,
+            begin_kafka(bridge(hybrid, target, folder)),
+            begin_kafka(bridge(chain, target, folder, topology="kafka", serves="all")),
+        ):
             url = f"http://{began.address}"
             yield {
                 "grpc": Grpc(target),
@@ -72,32 +76,31 @@ async def doors(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[dict[
                 "events": Events(url),
                 "rest job": RestJob(url),
                 "files": Files(target, folder / "files"),
+                "hybrid": ByKafka(hybrid),
+                "kafka": ByKafka(chain),
             }
 
 
-@pytest.fixture(scope="module")
-async def ensemble(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Door]:
-    """The same, as one request of a Triton server's ensemble."""
-    try:
-        installation()
-    except SettingsError as error:
-        pytest.skip(str(error))
-    folder = tmp_path_factory.mktemp("ensemble")
-    repository = export_shipped(folder / "repository", threads=1)
-    with triton_server(repository, folder / "server.log") as running:
-        async with embedded_mesh(triton_url=running.grpc, topology="ensemble") as target:
-            yield Grpc(target)
+def bridge(kafka: Kafka, target: str, folder: Path, **given: Any) -> KafkaSettings:
+    """Kafka's door, with topics of its own."""
+    return KafkaSettings.load(
+        bootstrap_servers=kafka.servers,
+        registry_url=kafka.url,
+        prefix=kafka.prefix,
+        idempotent=False,
+        create_topics=True,
+        retry_seconds=(),
+        pipeline_target=target,
+        claims_url=str(folder / "claims"),
+        listen="127.0.0.1:0",
+        **given,
+    )
 
 
 @pytest.fixture(scope="module")
 def asked() -> dict[str, Asked]:
     """What is to be drawn, by name."""
-    example = held_out(0)
-    person, garment = read_picture(example.person), read_picture(example.garment)
-    return {
-        name: Asked(person, (garment,), {"prompt": example.prompt, **options})
-        for name, options in DRAWN.items()
-    }
+    return drawings()
 
 
 @pytest.fixture(scope="module")
@@ -107,10 +110,6 @@ async def expected(doors: dict[str, Door], asked: dict[str, Asked]) -> dict[str,
     return {name: one.pixels.astype(int) for name, one in zip(asked, drawn, strict=True)}
 
 
-def same(found: np.ndarray | None, expected: np.ndarray) -> bool:
-    return found is not None and np.abs(found.astype(int) - expected).max() <= 1
-
-
 @pytest.mark.parametrize("door", DOORS)
 async def test_the_same_picture_through_every_door(doors, asked, expected, door: str) -> None:
     taken = {name: one for name, one in asked.items() if doors[door].takes(one)}
@@ -118,12 +117,6 @@ async def test_the_same_picture_through_every_door(doors, asked, expected, door:
     for name, went in zip(taken, found, strict=True):
         assert same(went.pixels, expected[name]), (name, went.reason)
     assert len(taken) >= 5
-
-
-async def test_the_same_picture_from_the_ensemble(ensemble, asked, expected) -> None:
-    found = await asyncio.gather(*(ensemble.draw(one) for one in asked.values()))
-    for name, went in zip(asked, found, strict=True):
-        assert same(went.pixels, expected[name]), (name, went.reason)
 
 
 @pytest.fixture(scope="module")
@@ -148,7 +141,8 @@ async def test_the_same_reason_through_every_door(doors, reasons, door: str) -> 
         some = ["zero steps", "a huge seed", "a long prompt", "width alone", *PICTURES]
         taken = {name: taken[name] for name in some}
     assert all(reasons[name] for name in taken)
-    for name, one in taken.items():
-        assert (name, (await doors[door].draw(one)).reason) == (name, reasons[name])
+    found = await asyncio.gather(*(doors[door].draw(one) for one in taken.values()))
+    said = {name: went.reason for name, went in zip(taken, found, strict=True)}
+    assert said == {name: reasons[name] for name in taken}
     [good] = await asyncio.gather(doors[door].draw(Asked(PICTURE, (PICTURE,), {"steps": 1})))
     assert good.pixels is not None

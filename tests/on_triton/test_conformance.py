@@ -1,0 +1,18 @@
+"""The list of requests that every door draws, as one request each of Triton's ensemble."""
+
+from __future__ import annotations
+
+import asyncio
+
+from tests.conformance.doors import Grpc, drawings, same
+
+from vtryon.embedded import embedded_mesh
+
+
+async def test_the_same_picture_from_the_ensemble(triton, mesh: str) -> None:
+    asked = drawings()
+    async with embedded_mesh(triton_url=triton.grpc, topology="ensemble") as target:
+        found = await asyncio.gather(*(Grpc(target).draw(one) for one in asked.values()))
+    expected = await asyncio.gather(*(Grpc(mesh).draw(one) for one in asked.values()))
+    for name, went, wanted in zip(asked, found, expected, strict=True):
+        assert same(went.pixels, wanted.pixels.astype(int)), (name, went.reason)
