@@ -9,6 +9,8 @@ The scripted backend computes nothing, so what is left is the door.
 - grpc: the SDK's try-on, with previews; grpc, no previews: without.
 - rest: a form, answered with the picture; rest, events: an event per step, with previews.
 - job: made, watched and fetched by gRPC; rest, job: an idempotent try-on, which is a job.
+- hybrid: by Kafka, the ledger and the pipeline; kafka: by Kafka from stage to stage. Their bytes
+  are those of everybody through the broker, the bridge included.
 """
 
 from __future__ import annotations
@@ -16,12 +18,15 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
+import socket
 import statistics
+import subprocess
 import tempfile
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager, suppress
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from itertools import count
 from pathlib import Path
 
@@ -32,6 +37,7 @@ from rich.table import Table
 
 import vtryon
 from vtryon_loadtests.figures import percentile
+from vtryon_loadtests.kafka import KafkaCaller
 from vtryon_loadtests.tensor_streaming import running
 from vtryon_loadtests.throughput import Pictures
 
@@ -112,6 +118,7 @@ async def doors(pictures: Pictures, backend: str) -> AsyncIterator[list[Door]]:
                 VTRYON_JOBS_PIPELINE_TARGET=mesh,
                 VTRYON_JOBS_DATABASE_URL=f"sqlite+aiosqlite:///{folder / 'jobs.sqlite'}",
                 VTRYON_JOBS_ARTIFACTS_URL=str(folder / "artifacts"),
+                VTRYON_JOBS_OUTBOX="true",
             )
         )
         rest = stack.enter_context(
@@ -128,6 +135,12 @@ async def doors(pictures: Pictures, backend: str) -> AsyncIterator[list[Door]]:
         http = await stack.enter_async_context(
             httpx.AsyncClient(base_url=f"http://{at_rest}", timeout=120)
         )
+
+        topologies = await _open_kafka(stack, mesh, jobs, folder)
+
+        async def by_kafka(caller: KafkaCaller) -> None:
+            person, garment = pictures.fresh()
+            await caller.draw(person, garment, steps=STEPS)
 
         async def try_on(previews: bool) -> None:
             person, garment = pictures.fresh()
@@ -157,7 +170,76 @@ async def doors(pictures: Pictures, backend: str) -> AsyncIterator[list[Door]]:
             Door("rest, events", lambda: post(accept="text/event-stream"), relays[2]),
             Door("job", job, relays[1]),
             Door("rest, job", lambda: post(**{"idempotency-key": f"{next(_numbers)}"}), relays[2]),
+            *(
+                Door(name, partial(by_kafka, caller), relay)
+                for name, (caller, relay) in topologies.items()
+            ),
         ]
+
+
+async def _open_kafka(
+    stack: AsyncExitStack, mesh: str, jobs: str, folder: Path
+) -> dict[str, tuple[KafkaCaller, Relay]]:
+    """Start broker, registry and a bridge for each topology, and connect to each."""
+    ports = [free_port() for _ in range(2)]
+    registry = f"127.0.0.1:{ports[0]}"
+    stack.enter_context(process("vtryon", "kafka", "registry", "--listen", registry))
+    broker = f"127.0.0.1:{ports[1]}"
+    relay = Relay(broker)
+    at_broker = await stack.enter_async_context(relay.open())
+    told = ("--listen", broker, "--advertise", at_broker)
+    stack.enter_context(process("vtryon", "kafka", "broker", *told))
+    for place in (registry, broker):
+        await _listening(place)
+    callers = {}
+    for topology, serves in (("hybrid", "jobs"), ("kafka", "all")):
+        variables = {
+            "BOOTSTRAP_SERVERS": at_broker,
+            "REGISTRY_URL": f"http://{registry}",
+            "PREFIX": topology,
+            "TOPOLOGY": topology,
+            "SERVES": serves,
+            "CREATE_TOPICS": "true",
+            "IDEMPOTENT": "false",
+            "CLAIMS_URL": str(folder / "claims"),
+            "PIPELINE_TARGET": mesh,
+            "JOBS_TARGET": jobs,
+        }
+        named = {f"VTRYON_KAFKA_{name}": value for name, value in variables.items()}
+        # The relay has to pass on what the bridge says when it begins, and when it ends.
+        bridge = running("vtryon", "serve", "kafka", "--listen", "127.0.0.1:0", **named)
+        await asyncio.to_thread(bridge.__enter__)
+        stack.push_async_callback(asyncio.to_thread, bridge.__exit__, None, None, None)
+        caller = KafkaCaller.open(at_broker, f"http://{registry}", topology)
+        callers[topology] = (await stack.enter_async_context(caller), relay)
+    return callers
+
+
+@contextmanager
+def process(*command: str) -> Iterator[None]:
+    """Run a command until the block ends."""
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as started:
+        try:
+            yield
+        finally:
+            started.kill()
+
+
+async def _listening(place: str) -> None:
+    host, _, port = place.rpartition(":")
+    async with asyncio.timeout(20):
+        while True:
+            with suppress(OSError):
+                _, writer = await asyncio.open_connection(host, int(port))
+                writer.close()
+                return
+            await asyncio.sleep(0.05)
+
+
+def free_port() -> int:
+    """Give a port that nobody listens on."""
+    with socket.create_server(("127.0.0.1", 0)) as held:
+        return int(held.getsockname()[1])
 
 
 async def measure(rounds: int, requests: int, backend: str) -> list[Row]:

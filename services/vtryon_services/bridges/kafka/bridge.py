@@ -78,7 +78,7 @@ class Bridge:
         """
         settings = self._settings
         self._open.push_async_callback(self._codec.close)
-        self._open.push_async_callback(self._sender.stop)
+        self._open.push_async_callback(self._in_grace, self._sender.stop)
         await _attempt(self._sender.start, f"the broker at {settings.bootstrap_servers}")
         if settings.create_topics:
             await create_topics(settings)
@@ -105,7 +105,15 @@ class Bridge:
             self._sweeping.cancel()
         if self._relay is not None:
             await self._relay.stop()
-        await asyncio.gather(*(worker.stop() for worker in self._workers))
+        await asyncio.gather(*(self._in_grace(worker.stop) for worker in self._workers))
+
+    async def _in_grace(self, stop: Callable[[], Awaitable[None]]) -> None:
+        """Stop, but do not wait for a broker that is away."""
+        try:
+            async with asyncio.timeout(self._settings.drain_grace_seconds):
+                await stop()
+        except TimeoutError:
+            _log.warning("the broker did not take leave")
 
     async def is_ready(self) -> bool:
         """Whether every worker has its share of the topics."""

