@@ -33,6 +33,8 @@ from vtryon_services.bridges.kafka.topics import Names
 
 _log = structlog.get_logger("vtryon.kafka")
 _POLL_MS = 100
+# A broker answers when there is something; the local one looks again only when this is over.
+_FETCH_WAIT_MS = 50
 _FIRST_PAUSE_SECONDS, _LONGEST_PAUSE_SECONDS = 0.1, 5.0
 _BETWEEN_COMMITS_SECONDS = 0.2
 _tracer = trace.get_tracer("vtryon")
@@ -96,6 +98,7 @@ class Worker(ConsumerRebalanceListener):
             enable_auto_commit=False,
             auto_offset_reset="earliest",
             max_poll_records=settings.max_in_flight,
+            fetch_max_wait_ms=_FETCH_WAIT_MS,
         )
         self._slots = asyncio.Semaphore(settings.concurrency)
         self._partitions: dict[TopicPartition, Partition] = {}
