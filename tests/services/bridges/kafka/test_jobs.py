@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import subprocess
+import sys
 import uuid
 from datetime import UTC, datetime, timedelta
 from io import BytesIO
@@ -23,6 +25,7 @@ from vtryon_services.bridges.rest.server import begin
 from vtryon_services.bridges.rest.settings import RestSettings
 
 PICTURE = png()
+EXAMPLE = Path(__file__).parents[4] / "sdk" / "examples" / "kafka_job.py"
 
 
 def name() -> str:
@@ -60,6 +63,23 @@ async def test_a_request_becomes_a_job_and_its_picture_an_answer(kafka: Kafka, o
     told = await states(kafka, one, count=3)
     assert [state for _, state in told] == ["QUEUED", "RUNNING", "SUCCEEDED"]
     assert sorted(told) == told
+
+
+async def test_the_example_needs_nothing_of_ours(kafka: Kafka, tmp_path: Path) -> None:
+    source = EXAMPLE.read_text()
+    assert "vtryon" not in {line.split()[1] for line in source.splitlines() if "import" in line}
+    picture, out = tmp_path / "picture.png", tmp_path / "result.png"
+    picture.write_bytes(PICTURE)
+    given = [kafka.servers, kafka.url, picture, picture, out, kafka.prefix]
+    done = await asyncio.to_thread(
+        subprocess.run,
+        [sys.executable, EXAMPLE, *map(str, given)],
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert "succeeded in" in done.stdout, done.stderr
+    assert out.read_bytes()[1:4] == b"PNG"
 
 
 async def test_submitted_by_kafka_watched_by_grpc_cancelled_by_rest(kafka: Kafka, office) -> None:
