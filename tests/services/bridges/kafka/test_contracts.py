@@ -6,6 +6,7 @@ import asyncio
 import dataclasses
 import json
 import os
+import shutil
 import subprocess
 import uuid
 from collections.abc import Iterator
@@ -16,6 +17,7 @@ from typing import Any
 
 import fastavro
 import httpx
+import jsonschema
 import pytest
 import yaml
 from aiokafka.admin import AIOKafkaAdminClient, NewTopic
@@ -32,7 +34,7 @@ from tests.support.processes import VTRYON
 
 import vtryon
 from vtryon.types import Numerics, TryOnOptions
-from vtryon_services.bridges.kafka.asyncapi import document_text
+from vtryon_services.bridges.kafka.asyncapi import document, document_text
 from vtryon_services.bridges.kafka.registry import create_registry
 from vtryon_services.bridges.kafka.schemas import Codec
 from vtryon_services.bridges.kafka.sender import Sender
@@ -278,6 +280,21 @@ class TestDocument:
     def test_it_is_current(self) -> None:
         kept = (ROOT / "protos" / "kafka" / "asyncapi.yaml").read_text()
         assert document_text() == kept, "vtryon kafka asyncapi --out protos/kafka/asyncapi.yaml"
+
+    def test_asyncapi_s_own_schema_takes_it(self, tmp_path: Path) -> None:
+        if shutil.which("npm") is None:
+            pytest.skip("there is no npm here")
+        package = "@asyncapi/specs@6.11.1"
+        install = ["npm", "install", "--no-audit", "--no-fund", "--prefix", tmp_path, package]
+        done = subprocess.run(install, capture_output=True, text=True, timeout=100)
+        if done.returncode:
+            pytest.skip(f"npm has no {package}: {done.stderr[-200:]}")
+        [found] = tmp_path.glob("node_modules/@asyncapi/specs/schemas/3.0.0.json")
+        validator = jsonschema.Draft7Validator(json.loads(found.read_text()))
+        made = document()
+        assert [error.message for error in validator.iter_errors(made)] == []
+        made["channels"]["vtryon-jobs-dlq"]["surprise"] = 1
+        assert list(validator.iter_errors(made))
 
     def test_it_names_every_topic_and_schema(self) -> None:
         made = yaml.safe_load(document_text())
