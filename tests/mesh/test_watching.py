@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 import yaml
 from tests.mesh.conftest import Town
+from tests.support.kafka import Kafka
 from tests.support.mesh import free_ports
 from tests.support.processes import served
 
@@ -74,7 +75,11 @@ async def test_every_metric_in_them_exists(town: Town, caller, example) -> None:
         texts.append(await asyncio.to_thread(fetch, f"{free}/metrics"))
     await caller.jobs.wait((await caller.jobs.create(b"person", b"garment", steps=1)).id)
     await asyncio.sleep(5.5)  # jobs are counted every five seconds
-    for name in ("jobs", "rest"):
+    places = {process.name: process.health for process in town.layout.processes}
+    kafka = Kafka(places["broker"], places["registry"], prefix="vtryon")
+    await kafka.send_raw("jobs.requests", (b"poison", b"poison"))
+    await kafka.messages("jobs.dlq", 1)
+    for name in ("jobs", "rest", "kafka"):
         [one] = [one for one in town.layout.processes if one.name == name]
         if name == "rest":
             with contextlib.suppress(urllib.error.HTTPError):
@@ -82,7 +87,8 @@ async def test_every_metric_in_them_exists(town: Town, caller, example) -> None:
         texts.append(await asyncio.to_thread(fetch, one.metrics))
     known = {name for text in texts for name in re.findall(r"^# TYPE (\w+) ", text, re.MULTILINE)}
     known |= {f"{name}_{part}" for name in known for part in ("count", "bucket", "sum")}
-    known |= {"vtryon_previews_dropped_total"}  # is there once one was dropped
+    # Are there once a preview was dropped, or a message had to wait.
+    known |= {"vtryon_previews_dropped_total", "vtryon_kafka_waits_total"}
     used = set()
     for expression in expressions():
         bare = re.sub(r"vtryon:\w+:\w+|\([\w, ]+\)", "", expression)
