@@ -248,7 +248,7 @@ async def test_f16_a_group_that_changes_during_long_work_does_not_begin_it_again
 async def test_f17_while_the_registry_is_away_nothing_is_given_up(
     kafka: Kafka, office: ServedMesh, tmp_path: Path, request: pytest.FixtureRequest
 ) -> None:
-    away_seconds = 30 if request.config.getoption("--kills") >= 20 else 4
+    away_seconds = 30 if request.config.getoption("--kills") >= 20 else 7
     variables = kafka.variables(pipeline_target=office.target, claims_url=str(tmp_path / "claims"))
     newer = schema("job_request")
     newer["fields"].append({"name": "basket", "type": "string", "default": ""})
@@ -270,4 +270,5 @@ async def test_f17_while_the_registry_is_away_nothing_is_given_up(
         finally:
             kafka.registry.thaw()
         assert set((await states(kafka, names)).values()) == {"SUCCEEDED"}
-    assert await kafka.messages("jobs.dlq", 1, seconds=1) == []
+    for topic in ("jobs.dlq", "jobs.requests.retry-1"):
+        assert await kafka.messages(topic, 1, seconds=1) == []

@@ -157,27 +157,29 @@ class Jobs:
             await self._artifacts.put(f"{folder}/{index}", picture)
             for index, picture in enumerate(pictures)
         ]
+        new = NewJob(
+            tenant=call.tenant,
+            request_id=start.request_id or uuid.uuid4().hex,
+            digest=digest,
+            options=options,
+            pictures=[(kind, name) for kind, name in zip(kinds, names, strict=True) if kind],
+            timeout_seconds=start.timeout_seconds or self._settings.job_timeout_seconds,
+            traceparent=carrier.get("traceparent", ""),
+            labels=start.labels,
+        )
+        # A caller that leaves now may leave a job behind, but none without its pictures.
+        yield await asyncio.shield(self._keep(new))
+
+    async def _keep(self, new: NewJob) -> Job:
+        """Make the job, or forget the pictures that it was asked for with."""
         kept = False
         try:
-            job, kept = await self._ledger.create(
-                NewJob(
-                    tenant=call.tenant,
-                    request_id=start.request_id or uuid.uuid4().hex,
-                    digest=digest,
-                    options=options,
-                    pictures=[
-                        (kind, name) for kind, name in zip(kinds, names, strict=True) if kind
-                    ],
-                    timeout_seconds=start.timeout_seconds or self._settings.job_timeout_seconds,
-                    traceparent=carrier.get("traceparent", ""),
-                    labels=start.labels,
-                )
-            )
+            job, kept = await self._ledger.create(new)
         finally:
             if not kept:
-                await asyncio.shield(self._artifacts.erase(names))
+                await self._artifacts.erase([name for _, name in new.pictures])
         self._bell.ring(WORK, OUTCOMES)
-        yield job
+        return job
 
     async def get(self, asked: GetJob, _: Incoming, call: Call) -> AsyncGenerator[Job, None]:
         """Serve `GetJob`."""

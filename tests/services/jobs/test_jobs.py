@@ -18,6 +18,8 @@ from vtryon.jobs import JobState
 from vtryon_services.bridges.rest.server import begin
 from vtryon_services.bridges.rest.settings import RestSettings
 from vtryon_services.host import host
+from vtryon_services.jobs.ledger import Ledger
+from vtryon_services.jobs.records import NewJob
 from vtryon_services.jobs.settings import JobsSettings
 
 
@@ -253,3 +255,26 @@ def test_a_database_that_is_none_is_said(tmp_path: Path) -> None:
         assert done.returncode == 2
         assert "database" in done.stderr
         assert "secret" not in done.stderr
+
+
+async def test_a_caller_that_leaves_leaves_no_job_without_pictures(
+    caller: vtryon.Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    create, made = Ledger.create, asyncio.Event()
+
+    async def slowly(ledger: Ledger, new: NewJob) -> tuple[vtryon.Job, bool]:
+        result = await create(ledger, new)
+        made.set()
+        await asyncio.sleep(0.3)  # it is durable, and the caller does not know it yet
+        return result
+
+    monkeypatch.setattr(Ledger, "create", slowly)
+    asking = asyncio.create_task(
+        caller.jobs.create(PICTURE, PICTURE, steps=1, request_id="left-behind")
+    )
+    await made.wait()
+    asking.cancel()
+    await asyncio.gather(asking, return_exceptions=True)
+    await asyncio.sleep(0.5)
+    [job] = [job async for job in caller.jobs.list() if job.request_id == "left-behind"]
+    assert (await caller.jobs.wait(job.id)).state is JobState.SUCCEEDED

@@ -13,7 +13,7 @@ from opentelemetry import context, propagate
 
 from vtryon.channel import TENANT_KEY
 from vtryon.client import Client
-from vtryon.errors import DeadlineError, RequestError, VtryonError
+from vtryon.errors import DeadlineError, ProtocolError, RequestError, VtryonError
 from vtryon.jobs import Job, JobState
 from vtryon.outcomes import JobOutcome, Outcomes
 from vtryon.types import MAX_GARMENTS, MAX_PICTURE_BYTES, TryOnOptions
@@ -91,7 +91,7 @@ class JobRequests:
         """Answer that there will be no picture; nobody can be told of what can't be read."""
         try:
             record = await self._codec.decode(REQUEST, received.value)
-        except VtryonError:
+        except ProtocolError:
             return []
         response = response_record(
             record["request_id"], "", JobState.FAILED, error=error, labels=record["labels"]

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import fastavro
-import httpx
 from confluent_kafka.schema_registry import AsyncSchemaRegistryClient, Schema
 from confluent_kafka.schema_registry.error import SchemaRegistryError
 
@@ -57,7 +56,7 @@ class Codec:
     def __init__(self, settings: KafkaSettings) -> None:
         config: dict[str, Any] = {
             "url": settings.registry_url,
-            "timeout": 5,
+            "timeout": 3,
             "max.retries": 0,  # waiting is the worker's business
         }
         if settings.registry_user is not None and settings.registry_password is not None:
@@ -90,9 +89,11 @@ class Codec:
                 if await self._is_new(subject):
                     await self._client.set_compatibility(subject, COMPATIBILITY)
                 self._ids[topic.schema] = await self._client.register_schema(subject, schema)
-            except (SchemaRegistryError, httpx.HTTPError) as error:
-                if isinstance(error, SchemaRegistryError) and error.http_status_code < _SERVER:
+            except SchemaRegistryError as error:
+                if error.http_status_code < _SERVER:
                     raise SettingsError(f"{subject} is refused by the registry: {error}") from None
+                raise _unreachable(error) from None
+            except Exception as error:  # whatever its HTTP client raises
                 raise _unreachable(error) from None
 
     async def _is_new(self, subject: str) -> bool:
@@ -140,14 +141,15 @@ class Codec:
         if schema_id not in self._writers:
             try:
                 found = await self._client.get_schema(schema_id)
-                self._writers[schema_id] = fastavro.parse_schema(json.loads(found.schema_str or ""))
             except SchemaRegistryError as error:
                 if error.http_status_code == _NOT_FOUND:
                     words = f"the message was written by schema {schema_id}, and there is none"
                     raise _malformed(words) from None
                 raise _unreachable(error) from None
-            except httpx.HTTPError as error:
+            except Exception as error:  # whatever its HTTP client raises
                 raise _unreachable(error) from None
+            try:
+                self._writers[schema_id] = fastavro.parse_schema(json.loads(found.schema_str or ""))
             except (ValueError, fastavro.schema.SchemaParseException) as error:
                 raise _malformed(f"schema {schema_id} is no Avro: {error}") from None
         return self._writers[schema_id]

@@ -14,7 +14,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from vtryon.client import Client
-from vtryon.errors import DeadlineError, RequestError, VtryonError
+from vtryon.errors import DeadlineError, ProtocolError, RequestError, VtryonError
 from vtryon.jobs import JobState
 from vtryon.payloads import Outgoing
 from vtryon.pictures import digest
@@ -334,7 +334,7 @@ class StageWork:
         """Answer that there will be no result; nobody can be told of what can't be read."""
         try:
             record = await self._codec.decode(STAGE_REQUEST, received.value)
-        except VtryonError:
+        except ProtocolError:
             return []
         headers = {**received.passed_on(), REASON: str(error.reason or "").encode()}
         if record["route"][-1:] != [JOBS]:

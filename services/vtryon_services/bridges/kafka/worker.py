@@ -208,19 +208,25 @@ class Worker(ConsumerRebalanceListener):
         pause = _FIRST_PAUSE_SECONDS
         while True:
             try:
-                return await self._work.handle(received), "done"
+                return await self._do_once(received)
             except (UnavailableError, OverloadedError) as error:
                 _waits.add(1, {"topic": self._names.requests, "reason": str(error.reason)})
                 _log.info("waiting", reason=error.reason, words=error.message, seconds=pause)
                 given = getattr(error, "retry_after_seconds", 0.0)
                 await asyncio.sleep(max(pause, min(given, _LONGEST_PAUSE_SECONDS)))
                 pause = min(2 * pause, _LONGEST_PAUSE_SECONDS)
-            except VtryonError as error:
-                return await self._give_up(received, error)
-            except Exception:
-                _log.exception("the bridge failed")
-                words = f"the bridge failed; its log has the cause under message {received.id}"
-                return await self._give_up(received, StageError(words))
+
+    async def _do_once(self, received: Received) -> tuple[Sequence[Message], str]:
+        try:
+            return await self._work.handle(received), "done"
+        except (UnavailableError, OverloadedError):
+            raise
+        except VtryonError as error:
+            return await self._give_up(received, error)
+        except Exception:
+            _log.exception("the bridge failed")
+            words = f"the bridge failed; its log has the cause under message {received.id}"
+            return await self._give_up(received, StageError(words))
 
     async def _give_up(
         self, received: Received, error: VtryonError
