@@ -41,7 +41,8 @@ from vtryon_services.runtime.ranges import check_request_id
 
 _log = structlog.get_logger("vtryon.kafka")
 _PAUSE_SECONDS = 0.5
-_OUTCOMES, _WAIT_SECONDS = 64, 5.0
+# So many pictures are held at once.
+_OUTCOMES, _WAIT_SECONDS = 16, 5.0
 REQUEST, RESPONSE, EVENT = "job_request", "job_response", "job_event"
 
 

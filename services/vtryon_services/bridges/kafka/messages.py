@@ -142,8 +142,9 @@ def dead(received: Received, topic: str, error: VtryonError) -> Message:
 
 
 def revived(received: Received, topic: str) -> Message:
-    """Make a dead letter's message as it was first sent."""
-    headers = {name: value for name, value in received.headers.items() if name not in _OWN}
+    """Make a dead letter's message as it was first sent, but for a deadline that is over."""
+    dropped = {*_OWN, DEADLINE}
+    headers = {name: value for name, value in received.headers.items() if name not in dropped}
     return Message(topic, received.key, received.value, headers)
 
 

@@ -86,7 +86,7 @@ class KafkaSettings(ServiceSettings):
     )
     concurrency: int = Field(default=16, ge=1, description="Messages of one topic worked on.")
     max_in_flight: int = Field(
-        default=32, ge=1, description="Messages of one partition held, waiting ones included."
+        default=16, ge=1, description="Messages of one partition held, waiting ones included."
     )
     retry_seconds: tuple[float, ...] = Field(
         default=(5.0, 60.0), description="Before each further attempt, each with its own topic."

@@ -188,7 +188,8 @@ class Worker(ConsumerRebalanceListener):
     async def _work_on(self, received: Received, before: asyncio.Task[None] | None) -> None:
         if before is not None:
             await asyncio.wait([before])
-        await asyncio.sleep(received.wait_seconds)
+        if received.topic in self._names.retries:
+            await asyncio.sleep(min(received.wait_seconds, max(self._settings.retry_seconds)))
         with (
             _tracer.start_as_current_span(
                 f"process {received.topic}",
@@ -243,20 +244,20 @@ class Worker(ConsumerRebalanceListener):
     async def _commit(self) -> None:
         async with self._commits:
             mine = self._consumer.assignment()
-            ready = {
-                place: partition.position
+            ready = [
+                (place, partition, partition.position)
                 for place, partition in self._partitions.items()
                 if place in mine and partition.position > partition.committed
-            }
+            ]
             if not ready:
                 return
             try:
-                await self._consumer.commit(ready)
+                await self._consumer.commit({place: position for place, _, position in ready})
             except KafkaError as error:  # what is not committed comes again
                 _log.info("offsets could not be committed", cause=type(error).__name__)
                 return
-            for place, position in ready.items():
-                self._partitions[place].committed = position
+            for _, partition, position in ready:
+                partition.committed = position
 
     async def on_partitions_revoked(self, revoked: Iterable[TopicPartition]) -> None:
         """Commit what is done, while the partitions are still ours.
