@@ -256,6 +256,22 @@ class TryOnOptions(ProtoType):
     quality: int | None = None
 
 
+def sample_start(options: TryOnOptions, width: int, height: int) -> SampleStart:
+    """Give what of a try-on is the sampler's, for a target of that size in pixels."""
+    return SampleStart(
+        numerics=options.numerics,
+        width=width,
+        height=height,
+        steps=options.steps,
+        true_cfg_scale=options.true_cfg_scale,
+        seed=options.seed,
+        strength=options.strength,
+        sigmas=options.sigmas,
+        previews=options.previews,
+        priority=options.priority,
+    )
+
+
 @dataclass(frozen=True, slots=True)
 class TryOnStart(ProtoType):
     """Start of `PipelineService.TryOn`."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import pkgutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
@@ -17,6 +18,13 @@ from vtryon.errors import SettingsError
 from vtryon.types import Stage
 from vtryon_services.doctor import Finding, examine
 from vtryon_services.runtime.settings import JOBS, KAFKA, REST
+
+# Served alone: what begins each, and its settings; loaded when it is asked for.
+_BRIDGES = "vtryon_services.bridges"
+_DOORS = {
+    REST: (f"{_BRIDGES}.rest.server:begin", f"{_BRIDGES}.rest.settings:RestSettings"),
+    KAFKA: (f"{_BRIDGES}.kafka.bridge:begin", f"{_BRIDGES}.kafka.settings:KafkaSettings"),
+}
 
 
 def serve(
@@ -62,8 +70,8 @@ def serve(
     }
     given = {name: value for name, value in options.items() if value is not None}
     try:
-        door = _DOORS.get(stages[0]) if len(stages) == 1 else None
-        asyncio.run(_serve(_stages(stages), given) if door is None else door(given))
+        alone = len(stages) == 1 and stages[0] in _DOORS
+        asyncio.run(_serve_door(stages[0], given) if alone else _serve(_stages(stages), given))
     except SettingsError as error:
         Console(stderr=True).print(f"[red]error:[/red] {error}", highlight=False)
         raise typer.Exit(2) from None
@@ -78,35 +86,17 @@ async def _serve(stages: Sequence[str], given: dict[str, Any]) -> None:
     await serve_process(settings, host(settings, stages, settings.listen, **given))
 
 
-async def _serve_rest(given: dict[str, Any]) -> None:
+async def _serve_door(name: str, given: dict[str, Any]) -> None:
     try:
-        from vtryon_services.bridges.rest.server import begin
-        from vtryon_services.bridges.rest.settings import RestSettings
+        begin, settings_type = map(pkgutil.resolve_name, _DOORS[name])
     except ModuleNotFoundError as error:
         raise SettingsError(
-            f"rest needs {error.name}: pip install 'vtryon[server,rest]'"
+            f"{name} needs {error.name}: pip install 'vtryon[server,{name}]'"
         ) from error
     from vtryon_services.runtime.process import serve as serve_process
 
-    settings = RestSettings.load(**given)
+    settings = settings_type.load(**given)
     await serve_process(settings, begin(settings))
-
-
-async def _serve_kafka(given: dict[str, Any]) -> None:
-    try:
-        from vtryon_services.bridges.kafka.bridge import begin
-        from vtryon_services.bridges.kafka.settings import KafkaSettings
-    except ModuleNotFoundError as error:
-        raise SettingsError(
-            f"kafka needs {error.name}: pip install 'vtryon[server,kafka]'"
-        ) from error
-    from vtryon_services.runtime.process import serve as serve_process
-
-    settings = KafkaSettings.load(**given)
-    await serve_process(settings, begin(settings))
-
-
-_DOORS = {REST: _serve_rest, KAFKA: _serve_kafka}
 
 
 def _stages(names: Sequence[str]) -> list[str]:

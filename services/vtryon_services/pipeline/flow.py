@@ -22,10 +22,10 @@ from vtryon.types import (
     EncodeTextStart,
     Payload,
     PayloadKind,
-    SampleStart,
     Stage,
     Start,
     TryOnStart,
+    sample_start,
 )
 from vtryon_services.pipeline.attempts import Attempts, Retries
 from vtryon_services.pipeline.clients import StageCall, StageClients
@@ -142,19 +142,9 @@ class Flow:
             await pictures.pass_on(chunk)
 
     async def _sample(self, group: asyncio.TaskGroup, given: Sequence[Outgoing]) -> list[Outgoing]:
-        options = self._options
         width, height = self._target_size(given)
-        start = SampleStart(
-            numerics=options.numerics,
-            width=width,
-            height=height,
-            steps=options.steps,
-            true_cfg_scale=options.true_cfg_scale,
-            seed=options.seed,
-            strength=options.strength,
-            sigmas=options.sigmas,
-            previews=options.previews,
-            priority=options.priority,
+        start = replace(
+            sample_start(self._options, width, height),
             resume=self._start.resume,
             resume_every=self._start.resume_every or self._retries.resume_every,
         )

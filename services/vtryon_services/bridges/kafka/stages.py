@@ -28,10 +28,10 @@ from vtryon.types import (
     Payload,
     PayloadKind,
     Priority,
-    SampleStart,
     Stage,
     Start,
     TryOnOptions,
+    sample_start,
 )
 from vtryon_services.bridges.kafka.claims import Claims
 from vtryon_services.bridges.kafka.jobs import EVENT, RESPONSE, JobRequests
@@ -98,17 +98,7 @@ def _sample(options: TryOnOptions, given: Sequence[Payload]) -> Start:
         if latents and latents[0] and len(latents[0].shape) == 3:
             _, rows, columns = latents[0].shape
             width, height = columns * 8, rows * 8
-    return SampleStart(
-        numerics=options.numerics,
-        width=width,
-        height=height,
-        steps=options.steps,
-        true_cfg_scale=options.true_cfg_scale,
-        seed=options.seed,
-        strength=options.strength,
-        sigmas=options.sigmas,
-        priority=options.priority,
-    )
+    return sample_start(options, width, height)
 
 
 KINDS: dict[str, Kind] = {
