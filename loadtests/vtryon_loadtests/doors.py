@@ -21,6 +21,7 @@ import json
 import socket
 import statistics
 import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
@@ -183,12 +184,12 @@ async def _open_kafka(
     """Start broker, registry and a bridge for each topology, and connect to each."""
     ports = [free_port() for _ in range(2)]
     registry = f"127.0.0.1:{ports[0]}"
-    stack.enter_context(process("vtryon", "kafka", "registry", "--listen", registry))
+    stack.enter_context(process("kafka", "registry", "--listen", registry))
     broker = f"127.0.0.1:{ports[1]}"
     relay = Relay(broker)
     at_broker = await stack.enter_async_context(relay.open())
     told = ("--listen", broker, "--advertise", at_broker)
-    stack.enter_context(process("vtryon", "kafka", "broker", *told))
+    stack.enter_context(process("kafka", "broker", *told))
     for place in (registry, broker):
         await _listening(place)
     callers = {}
@@ -217,8 +218,12 @@ async def _open_kafka(
 
 @contextmanager
 def process(*command: str) -> Iterator[None]:
-    """Run a command until the block ends."""
-    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as started:
+    """Run one of `vtryon`'s commands until the block ends."""
+    with subprocess.Popen(
+        [sys.executable, "-m", "vtryon", *command],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    ) as started:
         try:
             yield
         finally:

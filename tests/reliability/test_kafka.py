@@ -171,9 +171,7 @@ async def test_f15_a_bridge_that_dies_loses_no_job(
     kafka: Kafka, office: ServedMesh, tmp_path: Path, request: pytest.FixtureRequest
 ) -> None:
     """One bridge after the other dies at its point, the next goes on with what it left."""
-    variables = kafka.variables(
-        pipeline_target=office.target, claims_url=str(tmp_path / "claims"), session_seconds="2"
-    )
+    variables = kafka.variables(pipeline_target=office.target, claims_url=str(tmp_path / "claims"))
     names = []
     for number in range(request.config.getoption("--kills")):
         for point in BRIDGE:

@@ -105,6 +105,7 @@ class Kafka:
             "registry_url": self.url,
             "prefix": self.prefix,
             "idempotent": "false",
+            "session_seconds": "2",
             "request_timeout_seconds": "6",
             "retry_seconds": "[0.2, 0.4]",
             **more,

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import asyncio
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
 
 from vtryon.errors import SettingsError
-from vtryon_services.bridges.kafka.settings import STAGES, KafkaSettings
-from vtryon_services.bridges.kafka.topics import all_topics, check_topics, create_topics
-from vtryon_services.runtime.settings import JOBS
+
+if TYPE_CHECKING:  # a client of Kafka takes its time to load
+    from vtryon_services.bridges.kafka.settings import KafkaSettings
 
 app = typer.Typer(
     help="Kafka's side: topics, schemas. Set up by VTRYON_KAFKA_….", no_args_is_help=True
@@ -28,6 +28,8 @@ _console = Console(stderr=True)
 @topics_app.command()
 def create(bootstrap_servers: _Servers = None) -> None:
     """Make the topics that the broker has not; those that it has stay as they are."""
+    from vtryon_services.bridges.kafka.topics import all_topics, create_topics
+
     settings = _settings(bootstrap_servers)
     try:
         made = asyncio.run(create_topics(settings))
@@ -41,9 +43,12 @@ def create(bootstrap_servers: _Servers = None) -> None:
 @topics_app.command()
 def check(bootstrap_servers: _Servers = None) -> None:
     """Say what of partitions, retention and limits is not as the bridge needs it."""
+    from vtryon_services.bridges.kafka.settings import WORKS
+    from vtryon_services.bridges.kafka.topics import all_topics, check_topics
+
     settings = _settings(bootstrap_servers)
     try:
-        problems = asyncio.run(check_topics(settings, (JOBS, *STAGES)))
+        problems = asyncio.run(check_topics(settings, WORKS))
     except SettingsError as error:
         raise _refused(error) from None
     for problem in problems:
@@ -107,6 +112,8 @@ def asyncapi(
 
 
 def _settings(bootstrap_servers: str | None) -> KafkaSettings:
+    from vtryon_services.bridges.kafka.settings import KafkaSettings
+
     given = {} if bootstrap_servers is None else {"bootstrap_servers": bootstrap_servers}
     try:
         return KafkaSettings.load(**given)

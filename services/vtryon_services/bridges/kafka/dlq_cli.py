@@ -6,7 +6,7 @@ import asyncio
 import json
 from collections.abc import Callable, Coroutine
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
 from rich.console import Console
@@ -17,11 +17,11 @@ from vtryon.cli.files import check_writable, write_file
 from vtryon.cli.try_on import report_failure
 from vtryon.errors import RequestError, VtryonError
 from vtryon.plain import plain
-from vtryon_services.bridges.kafka.dead_letters import DeadLetter, DeadLetters
-from vtryon_services.bridges.kafka.messages import Received
-from vtryon_services.bridges.kafka.schemas import Codec
-from vtryon_services.bridges.kafka.settings import STAGES, KafkaSettings
-from vtryon_services.runtime.settings import JOBS
+
+if TYPE_CHECKING:  # a client of Kafka takes its time to load
+    from vtryon_services.bridges.kafka.dead_letters import DeadLetter
+    from vtryon_services.bridges.kafka.messages import Received
+    from vtryon_services.bridges.kafka.settings import KafkaSettings
 
 T = TypeVar("T")
 app = typer.Typer(
@@ -39,6 +39,7 @@ _Servers = Annotated[
 @app.command("list")
 def list_letters(work: _Work, bootstrap_servers: _Servers = None, as_json: _Json = False) -> None:
     """List what could not be done, the oldest first."""
+    from vtryon_services.bridges.kafka.dead_letters import DeadLetter, DeadLetters
 
     async def collect(settings: KafkaSettings) -> tuple[list[DeadLetter], int]:
         letters = DeadLetters(settings, work)
@@ -71,6 +72,9 @@ def show(
     as_json: _Json = False,
 ) -> None:
     """Show a dead letter: why it is one, and what it says, without its pictures."""
+    from vtryon_services.bridges.kafka.dead_letters import DeadLetter, DeadLetters
+    from vtryon_services.bridges.kafka.schemas import Codec
+    from vtryon_services.runtime.settings import JOBS
 
     async def fetch(settings: KafkaSettings) -> tuple[Received, Any]:
         if raw is not None:
@@ -109,6 +113,9 @@ def redrive(
     as_json: _Json = False,
 ) -> None:
     """Send dead letters again, with the bytes that they had; they stay where they are."""
+    from vtryon_services.bridges.kafka.dead_letters import DeadLetters
+    from vtryon_services.bridges.kafka.settings import STAGES
+
     rows: list[dict[str, Any]] = []
     console = Console(stderr=True)
 
@@ -140,10 +147,12 @@ def _run(
     *,
     as_json: bool,
 ) -> T:
+    from vtryon_services.bridges.kafka.settings import WORKS, KafkaSettings
+
     given = {} if bootstrap_servers is None else {"bootstrap_servers": bootstrap_servers}
     try:
-        if name not in {JOBS, *STAGES}:
-            raise RequestError(f"there are dead letters of {JOBS}, {', '.join(STAGES)}")
+        if name not in WORKS:
+            raise RequestError(f"there are dead letters of {', '.join(WORKS)}")
         return asyncio.run(work(KafkaSettings.load(**given)))
     except VtryonError as error:
         report_failure(error, Console(stderr=True), as_json=as_json)

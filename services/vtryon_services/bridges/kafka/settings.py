@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any, ClassVar, Literal
 
-from aiokafka.helpers import create_ssl_context
 from pydantic import Field, SecretStr, model_validator
 
 from vtryon.errors import SettingsError
@@ -15,6 +14,7 @@ _DAY = 86_400.0
 # What a message's headers and its other fields may take.
 HEADROOM_BYTES = 64 * 1024
 STAGES = tuple(stage for stage in Stage if stage is not Stage.PIPELINE)
+WORKS = (JOBS, *STAGES)
 
 
 class KafkaSettings(ServiceSettings):
@@ -97,8 +97,8 @@ class KafkaSettings(ServiceSettings):
 
     @model_validator(mode="after")
     def _knows_what_it_serves(self) -> KafkaSettings:
-        if unknown := set(self._named()) - {JOBS, *STAGES}:
-            known = ", ".join((JOBS, *STAGES))
+        if unknown := set(self._named()) - set(WORKS):
+            known = ", ".join(WORKS)
             raise ValueError(f"serves knows no {', '.join(unknown)}; there are {known}, all")
         if self.claim_bytes > self.max_message_bytes - HEADROOM_BYTES:
             limit = self.max_message_bytes - HEADROOM_BYTES
@@ -107,7 +107,7 @@ class KafkaSettings(ServiceSettings):
 
     def _named(self) -> list[str]:
         if self.serves == "all":
-            return [JOBS, *STAGES]
+            return list(WORKS)
         return [name.strip() for name in self.serves.split(",") if name.strip()]
 
     @property
@@ -133,6 +133,8 @@ class KafkaSettings(ServiceSettings):
             "request_timeout_ms": round(self.request_timeout_seconds * 1000),
         }
         if "SSL" in self.security_protocol:
+            from aiokafka.helpers import create_ssl_context
+
             try:
                 given["ssl_context"] = create_ssl_context(cafile=self.ssl_ca_path)
             except OSError as error:

@@ -12,7 +12,7 @@ from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
 from aiokafka.errors import KafkaError, TopicAlreadyExistsError, for_code
 
 from vtryon.errors import SettingsError
-from vtryon_services.bridges.kafka.settings import HEADROOM_BYTES, STAGES, KafkaSettings
+from vtryon_services.bridges.kafka.settings import HEADROOM_BYTES, WORKS, KafkaSettings
 from vtryon_services.runtime.settings import JOBS
 
 _LIMIT, _RETENTION = "max.message.bytes", "retention.ms"
@@ -67,7 +67,7 @@ def all_topics(settings: KafkaSettings) -> list[Topic]:
         if work == JOBS:
             yield Topic(names.events, "job_event", settings.partitions, configs)
 
-    return [topic for work in (JOBS, *STAGES) for topic in topics(work)]
+    return [topic for work in WORKS for topic in topics(work)]
 
 
 async def create_topics(settings: KafkaSettings) -> list[str]:
