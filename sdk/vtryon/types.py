@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from enum import StrEnum
 
 from vtryon.messages import ProtoType
@@ -256,8 +257,29 @@ class TryOnOptions(ProtoType):
     quality: int | None = None
 
 
-def sample_start(options: TryOnOptions, width: int, height: int) -> SampleStart:
-    """Give what of a try-on is the sampler's, for a target of that size in pixels."""
+def settled(options: TryOnOptions, seed: int) -> TryOnOptions:
+    """Choose what is left open: the seed; and no negative prompt where guidance vanishes.
+
+    At scale 1 and below it does: no need to encode a prompt for it.
+    """
+    unguided = options.true_cfg_scale is not None and options.true_cfg_scale <= 1
+    return replace(
+        options,
+        seed=seed if options.seed is None else options.seed,
+        negative_prompt=None if unguided else options.negative_prompt,
+    )
+
+
+def sample_start(options: TryOnOptions, given: Sequence[Payload]) -> SampleStart:
+    """Give what of a try-on is the sampler's.
+
+    By default the target has the person's size, as it was encoded: that of the first reference.
+    """
+    width, height = options.width or 0, options.height or 0
+    specs = [one.tensor for one in given if one.kind is PayloadKind.REFERENCE_LATENTS]
+    shape = specs[0].shape if specs and specs[0] else ()
+    if not (width or height) and len(shape) == 3:
+        height, width = 8 * shape[1], 8 * shape[2]
     return SampleStart(
         numerics=options.numerics,
         width=width,

@@ -142,25 +142,12 @@ class Flow:
             await pictures.pass_on(chunk)
 
     async def _sample(self, group: asyncio.TaskGroup, given: Sequence[Outgoing]) -> list[Outgoing]:
-        width, height = self._target_size(given)
         start = replace(
-            sample_start(self._options, width, height),
+            sample_start(self._options, [one.payload for one in given]),
             resume=self._start.resume,
             resume_every=self._start.resume_every or self._retries.resume_every,
         )
         return await self._open(group, Stage.SAMPLING, start, given).output
-
-    def _target_size(self, given: Sequence[Outgoing]) -> tuple[int, int]:
-        """By default the person's size, as it was encoded: the first reference."""
-        if self._options.width and self._options.height:
-            return self._options.width, self._options.height
-        person = next(
-            item.payload.tensor
-            for item in given
-            if item.payload.kind is PayloadKind.REFERENCE_LATENTS and item.payload.tensor
-        )
-        _, height, width = person.shape
-        return width * 8, height * 8
 
     async def _decode(
         self, group: asyncio.TaskGroup, latents: Sequence[Outgoing]

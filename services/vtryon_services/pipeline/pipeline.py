@@ -19,6 +19,7 @@ from vtryon.types import (
     TryOnInline,
     TryOnOptions,
     TryOnStart,
+    settled,
 )
 from vtryon_services.engine.numerics import resolve
 from vtryon_services.pipeline.attempts import Retries, RetryBudget
@@ -124,11 +125,7 @@ def _choose(options: TryOnOptions) -> TryOnOptions:
     """Check the options, and draw a seed where there is none."""
     check_options(options)
     resolve(options.numerics)
-    seed = secrets.randbelow(2**63) if options.seed is None else options.seed
-    # At scale 1 and below, guidance vanishes: no need to encode a prompt for it.
-    unguided = options.true_cfg_scale is not None and options.true_cfg_scale <= 1
-    negative_prompt = None if unguided else options.negative_prompt
-    return replace(options, seed=seed, negative_prompt=negative_prompt)
+    return settled(options, secrets.randbelow(2**63))
 
 
 def _inline_payloads(request: TryOnInline) -> list[Outgoing]:

@@ -13,12 +13,13 @@ from tenacity import AsyncRetrying, retry_if_exception_type, stop_after_delay, w
 
 from vtryon.client import Client
 from vtryon.errors import SettingsError, UnavailableError, VtryonError
+from vtryon_services.bridges.kafka.chain import ChainedJobs
 from vtryon_services.bridges.kafka.claims import Claims
 from vtryon_services.bridges.kafka.jobs import LedgerJobs, Relay
 from vtryon_services.bridges.kafka.schemas import Codec
 from vtryon_services.bridges.kafka.sender import Sender
 from vtryon_services.bridges.kafka.settings import KafkaSettings
-from vtryon_services.bridges.kafka.stages import ChainedJobs, StageWork
+from vtryon_services.bridges.kafka.stages import StageWork
 from vtryon_services.bridges.kafka.topics import Names, check_topics, create_topics
 from vtryon_services.bridges.kafka.worker import Work, Worker
 from vtryon_services.runtime.adapter import Service

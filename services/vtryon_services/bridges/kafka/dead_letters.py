@@ -11,6 +11,7 @@ from aiokafka import AIOKafkaConsumer, TopicPartition
 from aiokafka.errors import KafkaError
 
 from vtryon.errors import Reason, RequestError, SettingsError, VtryonError
+from vtryon_services.bridges.kafka.chain import STAGE_REQUEST
 from vtryon_services.bridges.kafka.messages import (
     ATTEMPT,
     FAILED_AT,
@@ -23,10 +24,10 @@ from vtryon_services.bridges.kafka.messages import (
     Received,
     revived,
 )
+from vtryon_services.bridges.kafka.route import again_from
 from vtryon_services.bridges.kafka.schemas import Codec
 from vtryon_services.bridges.kafka.sender import Sender
 from vtryon_services.bridges.kafka.settings import KafkaSettings
-from vtryon_services.bridges.kafka.stages import STAGE_REQUEST, again_from
 from vtryon_services.bridges.kafka.topics import Names
 from vtryon_services.runtime.settings import JOBS
 

@@ -97,10 +97,9 @@ class JobRequests:
         response = response_record(
             record["request_id"], "", JobState.FAILED, error=error, labels=record["labels"]
         )
-        headers = {**received.passed_on(), REASON: str(error.reason or "").encode()}
         key = record["request_id"].encode()
         value = self._codec.encode(RESPONSE, response)
-        return [Message(self.names.responses, key, value, headers)]
+        return [Message(self.names.responses, key, value, received.refused(error))]
 
 
 class LedgerJobs(JobRequests):
@@ -171,8 +170,6 @@ class Relay:
                 messages = await asyncio.gather(*map(self._messages, taken))
                 await self._sender.send([message for several in messages for message in several])
                 published = [one.id for one in taken]
-                if not taken:
-                    await asyncio.sleep(_PAUSE_SECONDS / 10)  # it may be another's turn
             except VtryonError as error:
                 _log.warning("outcomes could not be published", reason=error.reason)
                 await asyncio.sleep(_PAUSE_SECONDS)
@@ -185,6 +182,7 @@ class Relay:
         assert update is not None
         job = update.job
         assert job is not None
+        context.attach(propagate.extract({TRACEPARENT: outcome.traceparent}))  # this task's own
         labels = dict(job.labels)
         correlation = labels.pop(CORRELATION, "") or job.request_id
         headers = {
@@ -200,8 +198,7 @@ class Relay:
         event = self._codec.encode(EVENT, event_of(update, labels))
         messages = [Message(self._names.events, key, event, headers)]
         if job.ended:
-            with _within(outcome.traceparent):
-                response = await self._response(outcome.tenant, job, labels)
+            response = await self._response(outcome.tenant, job, labels)
             value = self._codec.encode(RESPONSE, response)
             messages.append(Message(self._names.responses, key, value, headers))
         return messages
@@ -230,16 +227,3 @@ class Relay:
             hops=hop_records(job.ledger.hops if job.ledger else ()),
             labels=labels,
         )
-
-
-class _within:  # noqa: N801
-    """Has what is done be part of a trace."""
-
-    def __init__(self, traceparent: str) -> None:
-        self._traceparent = traceparent
-
-    def __enter__(self) -> None:
-        self._token = context.attach(propagate.extract({TRACEPARENT: self._traceparent}))
-
-    def __exit__(self, *_: object) -> None:
-        context.detach(self._token)

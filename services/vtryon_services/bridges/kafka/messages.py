@@ -108,6 +108,10 @@ class Received:
         traced = {name: value.encode() for name, value in carrier.items()}
         return {**found, CAUSATION: self.id.encode(), **traced}
 
+    def refused(self, error: VtryonError) -> dict[str, bytes]:
+        """Give the headers for the answer that it failed."""
+        return {**self.passed_on(), REASON: str(error.reason or "").encode()}
+
 
 @dataclass(frozen=True, slots=True)
 class Message:

@@ -30,8 +30,8 @@ def read_options(record: Mapping[str, Any]) -> TryOnOptions:
     return _read(_OPTIONS, record)
 
 
-def read_payload(record: Mapping[str, Any], byte_length: int) -> Payload:
-    """Read the declaration of a payload.
+def read_payload(record: Mapping[str, Any]) -> Payload:
+    """Read the declaration of a payload, but for its length.
 
     Raises:
         RequestError: a word that nobody knows.
@@ -39,7 +39,7 @@ def read_payload(record: Mapping[str, Any], byte_length: int) -> Payload:
     tensor, image = record["tensor"], record["image"]
     return Payload(
         _read(_KIND, record["kind"]),
-        byte_length,
+        0,
         tensor=None if tensor is None else _read(_TENSOR, tensor),
         image=None if image is None else _read(_IMAGE, image),
     )
@@ -52,11 +52,6 @@ def _read(adapter: TypeAdapter[T], record: object) -> T:
         violations = tuple(violation_of(dict(one)) for one in error.errors())
         listed = "; ".join(f"{one.field}: {one.description}" for one in violations)
         raise RequestError(listed, violations=violations) from None
-
-
-def options_record(options: TryOnOptions) -> dict[str, Any]:
-    """Make the record of options; Avro leaves out what it has no field for."""
-    return dict(plain(options))
 
 
 def payload_record(payload: Payload, content: Mapping[str, Any]) -> dict[str, Any]:

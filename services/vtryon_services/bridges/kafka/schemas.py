@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import json
 import struct
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -163,8 +163,3 @@ def _unreachable(error: Exception) -> UnavailableError:
     return UnavailableError(
         f"the schema registry can't be asked: {str(error) or type(error).__name__}"
     )
-
-
-def names(folder: Path = FOLDER) -> Sequence[str]:
-    """Name all schemas."""
-    return sorted(path.stem for path in folder.glob("*.avsc"))

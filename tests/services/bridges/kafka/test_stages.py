@@ -24,8 +24,8 @@ from vtryon.stream import DECODE, StreamCall
 from vtryon.types import DecodeStart, Stage
 from vtryon.v1 import decoding_pb2
 from vtryon_services.bridges.kafka.bridge import begin
+from vtryon_services.bridges.kafka.route import ROUTE
 from vtryon_services.bridges.kafka.settings import KafkaSettings
-from vtryon_services.bridges.kafka.stages import ROUTE
 from vtryon_services.runtime.adapter import Method, Service
 from vtryon_services.runtime.call import Call, Incoming
 from vtryon_services.runtime.serve import Server

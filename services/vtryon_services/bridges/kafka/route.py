@@ -1,0 +1,112 @@
+"""A try-on's way from stage to stage, and what each stage takes and gives."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from vtryon.errors import RequestError
+from vtryon.stream import DECODE, ENCODE_LATENTS, ENCODE_TEXT, SAMPLE, Method
+from vtryon.types import (
+    DecodeStart,
+    EncodeLatentsStart,
+    EncodeTextStart,
+    Payload,
+    PayloadKind,
+    Stage,
+    Start,
+    TryOnOptions,
+    sample_start,
+)
+from vtryon_services.runtime.settings import JOBS
+
+ROUTE: tuple[str, ...] = (
+    Stage.TEXT_ENCODER,
+    Stage.LATENT_ENCODER,
+    Stage.SAMPLING,
+    Stage.DECODING,
+    JOBS,
+)
+PICTURES = {PayloadKind.IMAGE, PayloadKind.PERSON_IMAGE, PayloadKind.GARMENT_IMAGE}
+_EMBEDDINGS = {PayloadKind.EMBEDDINGS, PayloadKind.NEGATIVE_EMBEDDINGS}
+
+
+@dataclass(frozen=True, slots=True)
+class Kind:
+    """What a stage takes of a request, how it is called, and as what it takes pictures."""
+
+    method: Method
+    takes: frozenset[PayloadKind]
+    gives: frozenset[PayloadKind]
+    start: Callable[[TryOnOptions, Sequence[Payload]], Start]
+
+    def named(self, kind: PayloadKind | None, route: Sequence[str]) -> PayloadKind | None:
+        """Name what the stage gave as the next stage takes it."""
+        reference = PayloadKind.REFERENCE_LATENTS
+        return reference if route and reference in self.gives else kind
+
+
+def _text(options: TryOnOptions, _: Sequence[Payload]) -> Start:
+    return EncodeTextStart(
+        numerics=options.numerics,
+        prompt=options.prompt,
+        negative_prompt=options.negative_prompt,
+    )
+
+
+KINDS: dict[str, Kind] = {
+    Stage.TEXT_ENCODER: Kind(ENCODE_TEXT, frozenset(PICTURES), frozenset(_EMBEDDINGS), _text),
+    Stage.LATENT_ENCODER: Kind(
+        ENCODE_LATENTS,
+        frozenset(PICTURES),
+        frozenset({PayloadKind.REFERENCE_LATENTS}),
+        lambda options, _: EncodeLatentsStart(numerics=options.numerics),
+    ),
+    Stage.SAMPLING: Kind(
+        SAMPLE,
+        frozenset({*_EMBEDDINGS, PayloadKind.REFERENCE_LATENTS, PayloadKind.NOISE}),
+        frozenset({PayloadKind.LATENTS}),
+        sample_start,
+    ),
+    Stage.DECODING: Kind(
+        DECODE,
+        frozenset({PayloadKind.LATENTS}),
+        frozenset(),
+        lambda options, _: DecodeStart(format=options.format, quality=options.quality),
+    ),
+}
+
+
+def again_from(record: Mapping[str, Any], at: str, stage: str) -> dict[str, Any]:
+    """Make the request for an earlier stage of a try-on that came to `at`.
+
+    Raises:
+        RequestError: the stage is not before it, or the request is no try-on's.
+    """
+    way = list(ROUTE)
+    if list(record["route"]) != way[way.index(at) + 1 :]:
+        raise RequestError("only a try-on goes on from another stage; this was for one alone")
+    if stage not in way or way.index(stage) > way.index(at):
+        earlier = ", ".join(way[: way.index(at) + 1])
+        raise RequestError(f"from_stage: this one may go on from {earlier}")
+    later = way[way.index(stage) : way.index(at)]
+    made = {kind.value for name in later for kind in KINDS[name].gives}
+    return {
+        **record,
+        "payloads": [one for one in record["payloads"] if one["kind"] not in made],
+        "route": way[way.index(stage) + 1 :],
+        "hops": [one for one in record["hops"] if one["stage"] not in later],
+    }
+
+
+def check_route(stage: str, route: Sequence[str]) -> None:
+    """Check where a request goes behind a stage.
+
+    Raises:
+        RequestError: not to the stages behind it, in their order.
+    """
+    way = list(ROUTE)
+    behind = way[way.index(stage) + 1 :]
+    if list(route) != behind[: len(route)]:
+        raise RequestError(f"route: behind {stage} come {', '.join(behind)}, in this order")
