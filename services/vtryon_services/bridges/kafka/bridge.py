@@ -11,7 +11,6 @@ import structlog
 from aiokafka.errors import KafkaError
 from tenacity import AsyncRetrying, retry_if_exception_type, stop_after_delay, wait_fixed
 
-from vtryon.client import Client
 from vtryon.errors import SettingsError, UnavailableError, VtryonError
 from vtryon_services.bridges.kafka.chain import ChainedJobs
 from vtryon_services.bridges.kafka.claims import Claims
@@ -22,6 +21,7 @@ from vtryon_services.bridges.kafka.settings import KafkaSettings
 from vtryon_services.bridges.kafka.stages import StageWork
 from vtryon_services.bridges.kafka.topics import Names, check_topics, create_topics
 from vtryon_services.bridges.kafka.worker import Work, Worker
+from vtryon_services.bridges.targets import Clients
 from vtryon_services.runtime.adapter import Service
 from vtryon_services.runtime.artifacts import Artifacts
 from vtryon_services.runtime.process import Serving
@@ -69,7 +69,7 @@ class Bridge:
         self._workers: list[Worker] = []
         self._relay: Relay | None = None
         self._sweeping: asyncio.Task[None] | None = None
-        self._clients: dict[str, Client] = {}
+        self._clients = Clients(settings)
 
     async def start(self) -> None:
         """Check what is needed, and begin.
@@ -78,6 +78,7 @@ class Bridge:
             SettingsError: something can't be used.
         """
         settings = self._settings
+        await self._open.enter_async_context(self._clients)
         self._open.push_async_callback(self._codec.close)
         self._open.push_async_callback(self._in_grace, self._sender.stop)
         await _attempt(self._sender.start, f"the broker at {settings.bootstrap_servers}")
@@ -90,12 +91,12 @@ class Bridge:
             lambda: self._codec.register(settings),
             f"the schema registry at {settings.registry_url}",
         )
-        works = [await self._work(name) for name in settings.works_on]
+        works = [self._work(name) for name in settings.works_on]
         self._workers = [Worker(work, self._sender, settings) for work in works]
         # To join a group takes a broker seconds.
         await asyncio.gather(*(worker.start() for worker in self._workers))
         if JOBS in settings.works_on and settings.topology == "hybrid":
-            names, client = Names(settings, JOBS), await self._client(JOBS)
+            names, client = Names(settings, JOBS), self._clients.of(JOBS)
             self._relay = Relay(names, self._codec, self._claims, self._sender, client)
             self._relay.start()
         self._sweeping = asyncio.create_task(self._sweep())
@@ -120,20 +121,14 @@ class Bridge:
         """Whether every worker has its share of the topics."""
         return all(worker.is_ready for worker in self._workers)
 
-    async def _work(self, name: str) -> Work:
+    def _work(self, name: str) -> Work:
         settings = self._settings
         if name == JOBS and settings.topology == "kafka":
             return ChainedJobs(settings, self._codec, self._claims)
-        client = await self._client(name)
+        client = self._clients.of(name)
         if name == JOBS:
             return LedgerJobs(Names(settings, JOBS), self._codec, self._claims, client)
         return StageWork(name, settings, self._codec, self._claims, self._sender, client)
-
-    async def _client(self, service: str) -> Client:
-        target = self._settings.target(service)
-        if target not in self._clients:
-            self._clients[target] = await self._open.enter_async_context(Client(target))
-        return self._clients[target]
 
     async def _sweep(self) -> None:
         """Erase what was kept beside messages, once it is old; of a bucket its own rules do."""

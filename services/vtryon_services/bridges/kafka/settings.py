@@ -8,6 +8,7 @@ from pydantic import Field, SecretStr, model_validator
 
 from vtryon.errors import SettingsError
 from vtryon.types import Stage
+from vtryon_services.bridges.targets import TargetSettings
 from vtryon_services.runtime.settings import JOBS, KAFKA, ServiceSettings
 
 _DAY = 86_400.0
@@ -17,7 +18,7 @@ STAGES = tuple(stage for stage in Stage if stage is not Stage.PIPELINE)
 WORKS = (JOBS, *STAGES)
 
 
-class KafkaSettings(ServiceSettings):
+class KafkaSettings(TargetSettings, ServiceSettings):
     """Read from VTRYON_KAFKA_… variables."""
 
     service: ClassVar[str] = KAFKA
@@ -48,12 +49,6 @@ class KafkaSettings(ServiceSettings):
         "stage by topics alone.",
     )
     prefix: str = Field(default="vtryon", pattern=r"^[a-z0-9-]+$", description="Of all topics.")
-    pipeline_target: str = Field(default="127.0.0.1:50050", description="host:port.")
-    jobs_target: str = Field(default="", description="If not with the pipeline.")
-    latent_encoder_target: str = Field(default="", description="If not with the pipeline.")
-    text_encoder_target: str = Field(default="", description="If not with the pipeline.")
-    sampling_target: str = Field(default="", description="If not with the pipeline.")
-    decoding_target: str = Field(default="", description="If not with the pipeline.")
     claims_url: str = Field(
         default="vtryon-claims",
         description="Where bytes are kept that are too many for a message: a folder, or "
@@ -114,11 +109,6 @@ class KafkaSettings(ServiceSettings):
     def works_on(self) -> list[str]:
         """Jobs, stages, or both."""
         return list(dict.fromkeys(self._named()))
-
-    def target(self, service: str) -> str:
-        """Where a service is."""
-        own = getattr(self, f"{service.replace('-', '_')}_target")
-        return str(own or self.pipeline_target)
 
     def connection(self) -> dict[str, Any]:
         """Give what every client of the broker is told.

@@ -7,24 +7,19 @@ from typing import ClassVar
 from pydantic import Field
 
 from vtryon.types import MAX_GARMENTS, MAX_PICTURE_BYTES
-from vtryon_services.runtime.settings import REST, ProcessSettings
+from vtryon_services.bridges.targets import TargetSettings
+from vtryon_services.runtime.settings import REST
 
 _PICTURES = 1 + MAX_GARMENTS
 _FIELDS_BYTES = 4 * 1024 * 1024
 
 
-class RestSettings(ProcessSettings):
+class RestSettings(TargetSettings):
     """Read from VTRYON_REST_… variables."""
 
     service: ClassVar[str] = REST
 
     listen: str = Field(default="127.0.0.1:8000", description="host:port to serve on.")
-    pipeline_target: str = Field(default="127.0.0.1:50050", description="host:port.")
-    latent_encoder_target: str = Field(default="", description="If not with the pipeline.")
-    text_encoder_target: str = Field(default="", description="If not with the pipeline.")
-    sampling_target: str = Field(default="", description="If not with the pipeline.")
-    decoding_target: str = Field(default="", description="If not with the pipeline.")
-    jobs_target: str = Field(default="", description="If not with the pipeline.")
     max_requests: int = Field(
         default=64, ge=1, description="Requests at once; one more is refused before it is read."
     )
@@ -42,8 +37,3 @@ class RestSettings(ProcessSettings):
         gt=0,
         description="A comment goes into an event stream that is silent so long.",
     )
-
-    def target(self, service: str) -> str:
-        """Where a service is."""
-        own = getattr(self, f"{service.replace('-', '_')}_target")
-        return str(own or self.pipeline_target)

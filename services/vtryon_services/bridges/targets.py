@@ -1,0 +1,49 @@
+"""Which services a bridge calls, where they are, and the connections to them."""
+
+from __future__ import annotations
+
+from contextlib import AsyncExitStack
+from typing import Self
+
+from pydantic import Field
+
+from vtryon.client import Client
+from vtryon.types import Stage
+from vtryon_services.runtime.settings import JOBS, ProcessSettings
+
+
+class TargetSettings(ProcessSettings):
+    """What every bridge can be told besides."""
+
+    pipeline_target: str = Field(default="127.0.0.1:50050", description="host:port.")
+    latent_encoder_target: str = Field(default="", description="If not with the pipeline.")
+    text_encoder_target: str = Field(default="", description="If not with the pipeline.")
+    sampling_target: str = Field(default="", description="If not with the pipeline.")
+    decoding_target: str = Field(default="", description="If not with the pipeline.")
+    jobs_target: str = Field(default="", description="If not with the pipeline.")
+
+    def target(self, service: str) -> str:
+        """Where a service is."""
+        own = getattr(self, f"{service.replace('-', '_')}_target")
+        return str(own or self.pipeline_target)
+
+
+class Clients:
+    """One client per target; entered, and closed when left."""
+
+    def __init__(self, settings: TargetSettings) -> None:
+        self._targets = {name: settings.target(name) for name in (*Stage, JOBS)}
+        self._clients: dict[str, Client] = {}
+        self._open = AsyncExitStack()
+
+    async def __aenter__(self) -> Self:
+        for target in set(self._targets.values()):
+            self._clients[target] = await self._open.enter_async_context(Client(target))
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self._open.aclose()
+
+    def of(self, service: str) -> Client:
+        """Give the client of a service."""
+        return self._clients[self._targets[service]]
