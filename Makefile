@@ -2,13 +2,15 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-PIP := $(BIN)/python -m pip install --quiet --constraint constraints.txt
+# uv, for it installs in seconds; it reads no pip.conf, so PIP_FIND_LINKS is passed on.
+INSTALL := UV_FIND_LINKS="$$PIP_FIND_LINKS" $(BIN)/uv pip install --quiet \
+	--python $(BIN)/python --constraint constraints.txt
 EXAMPLE ?= out
 SEED ?= 0
 RUN ?= run
 LIKE ?= 1b
 
-.PHONY: help try-on test check format generate bench bench-gpu triton strip evaluate train clean
+.PHONY: help try-on test bare check format generate bench bench-gpu triton strip evaluate train clean
 .DEFAULT_GOAL := help
 
 help: ## show these words
@@ -18,17 +20,17 @@ $(VENV)/.created:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "vtryon needs Python 3.11 or newer; this is %s. Name another: make PYTHON=python3.12 ..." % sys.version.split()[0])'
 	@echo "setting up $(VENV) ..."
 	@$(PYTHON) -m venv $(VENV)
-	@$(BIN)/python -m pip install --quiet --upgrade 'pip>=25.1'
+	@$(BIN)/python -m pip install --quiet --constraint constraints.txt 'pip>=25.1' uv
 	@touch $@
 
 $(VENV)/.product: $(VENV)/.created pyproject.toml constraints.txt
-	@echo "installing vtryon[cli,server] ..."
-	@$(PIP) --editable '.[cli,server]'
+	@echo "installing vtryon[server] ..."
+	@$(INSTALL) --editable '.[server]'
 	@touch $@
 
 $(VENV)/.dev: $(VENV)/.product
 	@echo "installing what the tests need ..."
-	@$(PIP) --editable '.[cli,server,triton,onnx,mesh,rest,jobs,kafka]' --group dev
+	@$(INSTALL) --editable '.[loadtest,onnx]' --group dev
 	@touch $@
 
 try-on: $(VENV)/.product ## draw a person and a garment, and put one on the other (EXAMPLE=folder SEED=n)
@@ -40,6 +42,9 @@ try-on: $(VENV)/.product ## draw a person and a garment, and put one on the othe
 
 test: $(VENV)/.dev .triton ## run the tests
 	@$(BIN)/python -m pytest $(PYTEST)
+
+bare: $(VENV)/.dev .triton ## run every shell line of the README in environments with just its extras
+	@$(BIN)/python -m pytest -m bare $(PYTEST)
 
 check: $(VENV)/.dev ## lint, types, layers, contracts, spelling
 	$(BIN)/ruff check .
