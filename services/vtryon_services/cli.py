@@ -1,9 +1,8 @@
-"""`vtryon serve` and `vtryon doctor`."""
+"""`vtryon serve`."""
 
 from __future__ import annotations
 
 import asyncio
-import json
 import pkgutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,12 +10,9 @@ from typing import Annotated, Any
 
 import typer
 from rich.console import Console
-from rich.markup import escape
-from rich.table import Table
 
 from vtryon.errors import SettingsError
 from vtryon.types import Stage
-from vtryon_services.doctor import Finding, examine
 from vtryon_services.runtime.settings import JOBS, KAFKA, REST
 
 # Served alone: what begins each, and its settings; loaded when it is asked for.
@@ -40,7 +36,11 @@ def serve(
         str | None, typer.Option(help="host:port to serve on; port 0 takes a free one.")
     ] = None,
     backend: Annotated[
-        str | None, typer.Option(help="torch computes; scripted only takes its time.")
+        str | None,
+        typer.Option(
+            help="Where stages compute: torch (this process), triton (the server at "
+            "VTRYON_TRITON_URL) or scripted (no model; fixed times). Default torch."
+        ),
     ] = None,
     checkpoint: Annotated[
         Path | None, typer.Option(help="Folder in diffusers layout; else the one that ships.")
@@ -87,12 +87,7 @@ async def _serve(stages: Sequence[str], given: dict[str, Any]) -> None:
 
 
 async def _serve_door(name: str, given: dict[str, Any]) -> None:
-    try:
-        begin, settings_type = map(pkgutil.resolve_name, _DOORS[name])
-    except ModuleNotFoundError as error:
-        raise SettingsError(
-            f"{name} needs {error.name}: pip install 'vtryon[server,{name}]'"
-        ) from error
+    begin, settings_type = map(pkgutil.resolve_name, _DOORS[name])
     from vtryon_services.runtime.process import serve as serve_process
 
     settings = settings_type.load(**given)
@@ -108,25 +103,3 @@ def _stages(names: Sequence[str]) -> list[str]:
             f"no stage {', '.join(unknown)}; there are {known}, all; and alone {', '.join(_DOORS)}"
         )
     return list(dict.fromkeys(named))
-
-
-def doctor(
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
-) -> None:
-    """Say what is installed, which backends can run, and what is missing."""
-    findings = examine()
-    if as_json:
-        typer.echo(json.dumps([finding._asdict() for finding in findings], indent=2))
-    else:
-        Console().print(_table(findings))
-    if any(not finding.ok and finding.needed for finding in findings):
-        raise typer.Exit(1)
-
-
-def _table(findings: Sequence[Finding]) -> Table:
-    table = Table(box=None, show_header=False)
-    for finding in findings:
-        remedy = "" if finding.ok else finding.remedy
-        mark = "[green]✓[/green]" if finding.ok else "[red]✗[/red]" if finding.needed else "–"
-        table.add_row(mark, *map(escape, (finding.name, finding.found, remedy)))
-    return table

@@ -11,7 +11,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from typing import Any, NamedTuple
 
-from vtryon.errors import SettingsError
+from vtryon import extras
 from vtryon.types import Stage
 from vtryon_services.pipeline.service import make_service as make_pipeline
 from vtryon_services.pipeline.settings import PipelineSettings
@@ -78,11 +78,10 @@ async def host(
 
 async def _make_jobs(pipeline: str | None, **given: Any) -> list[Service]:
     """Make the services of jobs; they go to the pipeline beside it, if there is one."""
-    try:
-        from vtryon_services.jobs.service import make_services as make_jobs
-        from vtryon_services.jobs.settings import JobsSettings
-    except ModuleNotFoundError as error:
-        raise SettingsError(f"jobs need {error.name}: pip install 'vtryon[server,jobs]'") from error
+    extras.require("the service of jobs", extras.of_service(JOBS))
+    from vtryon_services.jobs.service import make_services as make_jobs
+    from vtryon_services.jobs.settings import JobsSettings
+
     beside = {"pipeline_target": pipeline} if pipeline else {}
     return await make_jobs(JobsSettings.load_from({**beside, **given}))
 

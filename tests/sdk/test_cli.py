@@ -6,6 +6,10 @@ import pytest
 from PIL import Image
 from tests.support.processes import VTRYON
 
+from vtryon import extras
+from vtryon_mesh.validate import find_envoy
+from vtryon_services.bridges.kafka.broker import find_broker
+
 
 def vtryon(*arguments: object, cwd: Path, **variables: str) -> subprocess.CompletedProcess:
     import os
@@ -117,16 +121,52 @@ def test_a_failure_as_json_is_json(pair: Path, tmp_path) -> None:
     assert json.loads(done.stdout)["error"]["reason"] == "PICTURE_UNREADABLE"
 
 
-def test_the_doctor_finds_what_this_machine_has(tmp_path) -> None:
-    found = {
-        item["name"]: item for item in json.loads(vtryon("doctor", "--json", cwd=tmp_path).stdout)
-    }
+def findings(tmp_path: Path, **variables: str) -> dict[str, dict]:
+    done = vtryon("doctor", "--json", cwd=tmp_path, **variables)
+    return {item["name"]: item for item in json.loads(done.stdout)}
+
+
+def test_the_doctor_finds_what_the_commands_find(tmp_path) -> None:
+    found = findings(tmp_path)
+    assert {f"extra {extra}" for extra in extras.all_extras()} <= set(found)
     assert found["backend torch"]["ok"]
     assert found["checkpoint mannequin"]["ok"]
-    assert found["extra server"]["ok"]
+    assert found["envoy"]["found"] == str(find_envoy())
+    assert found["broker for one machine"]["found"] == find_broker()
+    assert found["jobs database"]["found"].startswith("SQLite in ")
     shown = vtryon("doctor", cwd=tmp_path)
     assert shown.returncode == 0
     assert "backend scripted" in shown.stdout
+
+
+def test_the_doctor_finds_a_triton_server_where_triton_up_does(tmp_path) -> None:
+    empty = findings(tmp_path, PATH="/nowhere")["tritonserver"]
+    assert not empty["ok"]
+    assert "make triton" in empty["remedy"]
+    program = tmp_path / "tritonserver"
+    program.write_text("#!/bin/sh\n")
+    program.chmod(0o755)
+    found = findings(tmp_path, PATH=str(tmp_path))["tritonserver"]
+    assert found["ok"]
+    assert found["found"] == str(program)
+
+
+def test_the_doctor_says_which_configured_servers_do_not_answer(tmp_path) -> None:
+    found = findings(
+        tmp_path,
+        VTRYON_TRITON_URL="127.0.0.1:1",
+        VTRYON_KAFKA_BOOTSTRAP_SERVERS="127.0.0.1:1",
+        VTRYON_JOBS_DATABASE_URL="postgresql+asyncpg://someone:secret@127.0.0.1:1/jobs",
+    )
+    for name, variable in {
+        "triton": "VTRYON_TRITON_URL",
+        "kafka": "VTRYON_KAFKA_BOOTSTRAP_SERVERS",
+        "jobs database": "VTRYON_JOBS_DATABASE_URL",
+    }.items():
+        assert not found[name]["ok"]
+        assert "127.0.0.1:1 is not reachable" in found[name]["found"]
+        assert variable in found[name]["remedy"]
+    assert "secret" not in json.dumps(found)
 
 
 @pytest.mark.parametrize(

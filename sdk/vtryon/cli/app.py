@@ -10,24 +10,30 @@ from typing import Annotated
 import typer
 
 import vtryon
+from vtryon import extras
 from vtryon.cli.batch import batch
+from vtryon.cli.doctor import doctor
+from vtryon.cli.failures import report, report_unexpected
 from vtryon.cli.jobs import app as jobs_app
 from vtryon.cli.stage import app as stage_app
 from vtryon.cli.try_on import try_on
 from vtryon.cli.workflow import app as workflow_app
+from vtryon.errors import SettingsError, VtryonError
 
 app = typer.Typer(
     name="vtryon",
     help="Virtual try-on: two pictures and a sentence in, one picture out.",
     no_args_is_help=True,
-    pretty_exceptions_show_locals=False,
+    pretty_exceptions_enable=False,
     add_completion=False,
 )
 app.command("try-on")(try_on)
 app.command("batch")(batch)
+app.command("doctor")(doctor)
 app.add_typer(stage_app, name="stage")
 app.add_typer(jobs_app, name="jobs")
 app.add_typer(workflow_app, name="workflow")
+_HELP = {"--help", "--version"}
 
 
 def _show_version(wanted: bool) -> None:
@@ -39,7 +45,13 @@ def _show_version(wanted: bool) -> None:
 @app.callback()
 def options(
     version: Annotated[
-        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Say which.")
+        bool,
+        typer.Option(
+            "--version",
+            callback=_show_version,
+            is_eager=True,
+            help="Show the version and exit.",
+        ),
     ] = False,
 ) -> None:
     """Take what counts for every subcommand."""
@@ -49,7 +61,7 @@ def _add(entry: EntryPoint) -> None:
     try:
         command = entry.load()
     except ModuleNotFoundError as error:
-        app.command(entry.name, help="(not installed: needs an extra)")(_missing(entry, error))
+        _add_unavailable(entry.name, error)
         return
     if isinstance(command, typer.Typer):
         app.add_typer(command, name=entry.name)
@@ -57,21 +69,69 @@ def _add(entry: EntryPoint) -> None:
         app.command(entry.name)(command)
 
 
-def _missing(entry: EntryPoint, error: ModuleNotFoundError) -> Callable[[], None]:
-    def command() -> None:
-        raise SystemExit(
-            f"`vtryon {entry.name}` needs the package {error.name}: "
-            "pip install 'vtryon[server,cli]'"
-        )
+def _add_unavailable(name: str, error: ModuleNotFoundError) -> None:
+    """List a command whose packages are missing, with what installs them."""
+    lacking = extras.missing(extras.needed([name])) or ["server"]
+    anything = {"ignore_unknown_options": True, "allow_extra_args": True}
+    help_text = f"Not installed: {extras.install_command(lacking)}"
+    app.command(name, help=help_text, context_settings=anything)(_unavailable(name, error))
 
+
+def _unavailable(name: str, error: ModuleNotFoundError) -> Callable[[], None]:
+    def command() -> None:
+        raise error
+
+    command.__name__ = name
     return command
 
 
 def run() -> None:
-    """Collect the subcommands and run the one asked for."""
+    """Collect the subcommands and run the one asked for.
+
+    Whatever goes wrong ends as one line on stderr: exit 2 for what the caller can put right, 1 for
+    everything else, 130 after Ctrl-C.
+    """
     for entry in sorted(entry_points(group="vtryon.commands"), key=lambda entry: entry.name):
         _add(entry)
+    sys.exit(run_command(sys.argv[1:]))
+
+
+def run_command(words: list[str]) -> int:
+    """Run one command line, and give its exit code."""
     try:
-        app()
+        if not _HELP & set(words):
+            extras.require(f"`vtryon {' '.join(_spoken(words))}`", extras.needed(words))
+        app(args=words)
+    except SystemExit as ended:
+        return ended.code if isinstance(ended.code, int) else int(ended.code is not None)
     except KeyboardInterrupt:
-        sys.exit(130)
+        return 130
+    except BrokenPipeError:
+        return _close_quietly()
+    except VtryonError as error:
+        return report(error)
+    except ModuleNotFoundError as error:
+        return report(_lacking(words, error))
+    except Exception as error:
+        return report_unexpected(error, words)
+    return 0
+
+
+def _spoken(words: list[str]) -> list[str]:
+    """Give the words of a command line up to its first option."""
+    options = [place for place, word in enumerate(words) if word.startswith("-")]
+    return words[: options[0]] if options else words
+
+
+def _lacking(words: list[str], error: ModuleNotFoundError) -> SettingsError:
+    wanted = extras.missing(extras.needed(words)) or extras.needed(words)
+    return SettingsError(
+        f"`vtryon {' '.join(_spoken(words))}` needs the package {error.name}, which is not "
+        f"installed: {extras.install_command(wanted)}"
+    )
+
+
+def _close_quietly() -> int:
+    """End after a reader of our output has left, as `head` does."""
+    sys.stdout = sys.stderr = None
+    return 141

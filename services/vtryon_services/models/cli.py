@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated
 
@@ -167,12 +166,6 @@ def export_onnx(
     from vtryon.types import Stage
 
     console = Console(stderr=True)
-    missing = [name for name in ("onnx", "onnxscript", "onnxruntime") if not find_spec(name)]
-    if missing:
-        console.print(
-            f"[red]error:[/red] {', '.join(missing)} missing: pip install 'vtryon\\[onnx]'"
-        )
-        raise typer.Exit(2)
     stages = [one for one in Stage if one is not Stage.PIPELINE and stage in {one, "all"}]
     if not stages:
         raise typer.BadParameter(f"{stage}; see --help", param_hint="STAGE")

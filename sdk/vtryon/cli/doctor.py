@@ -1,0 +1,39 @@
+"""`vtryon doctor`."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from vtryon.checks import Finding, examine
+
+
+def doctor(
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON array.")] = False,
+) -> None:
+    """Show what is installed, which backends can run, and what is missing.
+
+    Exit code 1 where something is missing that the main commands can't do without.
+    """
+    findings = examine()
+    if as_json:
+        typer.echo(json.dumps([finding._asdict() for finding in findings], indent=2))
+    else:
+        Console().print(_table(findings))
+    if any(not finding.ok and finding.needed for finding in findings):
+        raise typer.Exit(1)
+
+
+def _table(findings: Sequence[Finding]) -> Table:
+    table = Table(box=None, show_header=False)
+    for finding in findings:
+        remedy = "" if finding.ok else finding.remedy
+        mark = "[green]✓[/green]" if finding.ok else "[red]✗[/red]" if finding.needed else "–"
+        table.add_row(mark, *map(escape, (finding.name, finding.found, remedy)))
+    return table

@@ -1,0 +1,174 @@
+"""Which extra of the package each command needs, and which of them are missing here.
+
+The only place that knows. What an extra contains is read from the metadata of the installed
+package, so this module lists commands and services and never packages.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from functools import cache
+from importlib.metadata import PackageNotFoundError, distribution
+
+from vtryon.errors import SettingsError
+
+PACKAGE = "vtryon"
+_NAMED = 5
+# Longest match first: "kafka registry" before "kafka".
+COMMANDS: dict[str, tuple[str, ...]] = {
+    "try-on": ("cli",),
+    "batch": ("cli",),
+    "stage": ("cli",),
+    "jobs": ("cli",),
+    "workflow": ("cli",),
+    "doctor": ("cli",),
+    "serve": ("base",),
+    "example-pair": ("server",),
+    "contact-sheet": ("cli",),
+    "mannequin": ("server",),
+    "models": ("server",),
+    "models check": ("server", "triton"),
+    "models export-onnx": ("onnx",),
+    "triton": ("server", "triton"),
+    "kafka": ("kafka",),
+    "kafka broker": ("broker",),
+    "kafka registry": ("broker",),
+    "dlq": ("kafka",),
+    "up": ("mesh",),
+    "mesh": ("mesh",),
+}
+# The stages and the pipeline depend on the backend; see `of_service`.
+SERVICES: dict[str, tuple[str, ...]] = {"jobs": ("jobs",), "rest": ("rest",), "kafka": ("kafka",)}
+_BACKENDS = {"torch": ("server",), "triton": ("server", "triton"), "scripted": ("base",)}
+# Without --endpoint, these start the services inside the command.
+_EMBEDDED = ("try-on", "batch", "stage")
+_REQUIREMENT = re.compile(
+    r"(?P<name>[A-Za-z0-9._-]+)\s*(?:\[(?P<extras>[^\]]*)\])?[^;]*"
+    r"(?:;.*?extra\s*==\s*['\"](?P<extra>[^'\"]+)['\"])?"
+)
+
+
+def needed(words: Sequence[str]) -> tuple[str, ...]:
+    """Name the extras that a command line needs, such as `["serve", "rest"]`."""
+    plain = [word for word in words if not word.startswith("-")]
+    known = [one for one in COMMANDS if plain[: len(one.split())] == one.split()]
+    if not known:
+        return ("cli",)
+    command = max(known, key=len)
+    extras = set(COMMANDS[command])
+    if command == "serve":
+        extras.update(*(of_service(name, backend_of(words)) for name in plain[1:]))
+    elif command == "up" and "--kafka" in words:
+        extras.update(("broker", *SERVICES["kafka"]))
+    elif command in _EMBEDDED and not any(word.startswith("--endpoint") for word in words):
+        extras.update(of_service("all", os.environ.get("VTRYON_BACKEND")))
+    return tuple(sorted(extras))
+
+
+def of_service(name: str, backend: str | None = None) -> tuple[str, ...]:
+    """Name the extras that a service needs, by the name that `vtryon serve` takes.
+
+    Args:
+        name: a stage, `pipeline`, `all`, `jobs`, `rest` or `kafka`.
+        backend: `torch` (the default), `triton` or `scripted`; of stages.
+    """
+    if name in SERVICES:
+        return SERVICES[name]
+    return ("base",) if name == "pipeline" else _BACKENDS.get(backend or "torch", ("server",))
+
+
+def backend_of(words: Sequence[str]) -> str | None:
+    """Find the backend on a command line, or else in VTRYON_BACKEND."""
+    for word, following in zip(words, [*words[1:], ""], strict=True):
+        name, equals, value = word.partition("=")
+        if name == "--backend":
+            return value if equals else following
+    return os.environ.get("VTRYON_BACKEND")
+
+
+def missing(extras: Iterable[str]) -> dict[str, tuple[str, ...]]:
+    """Give the packages that are not installed, by extra; complete extras are left out.
+
+    Without metadata of the package itself (its source on PYTHONPATH) nothing is missing.
+    """
+    found = {extra: absent_packages(extra) for extra in extras}
+    return {extra: names for extra, names in found.items() if names}
+
+
+def require(what: str, extras: Iterable[str]) -> None:
+    """Check that all packages of some extras are installed.
+
+    Args:
+        what: the subject of the error's sentence, such as "`vtryon serve rest`".
+        extras: of this package.
+
+    Raises:
+        SettingsError: some are not; says which, and the command that installs them.
+    """
+    if absent := missing(extras):
+        names = sorted({name for names in absent.values() for name in names})
+        more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
+        raise SettingsError(
+            f"{what} needs packages that are not installed ({', '.join(names[:_NAMED])}{more}): "
+            f"{install_command(absent)}"
+        )
+
+
+def install_command(extras: Iterable[str]) -> str:
+    """Give the command that installs some extras."""
+    return f"pip install '{PACKAGE}[{','.join(sorted(extras))}]'"
+
+
+@cache
+def absent_packages(extra: str) -> tuple[str, ...]:
+    """Name the packages of an extra, and those that their own extras add, that are missing."""
+    return tuple(sorted(set(_absent(PACKAGE, extra, set()))))
+
+
+@cache
+def packages(extra: str) -> tuple[str, ...]:
+    """Name the packages that an extra adds to the bare install."""
+    return tuple(sorted({name for name, _ in _requirements(PACKAGE, extra)}))
+
+
+def all_extras() -> tuple[str, ...]:
+    """Name the extras of the installed package."""
+    try:
+        return tuple(distribution(PACKAGE).metadata.get_all("Provides-Extra") or ())
+    except PackageNotFoundError:
+        return ()
+
+
+def _absent(package: str, extra: str, seen: set[tuple[str, str]]) -> Iterator[str]:
+    if (package, extra) in seen:
+        return
+    seen.add((package, extra))
+    for name, nested in _requirements(package, extra):
+        if not _is_installed(name):
+            yield name
+            continue
+        for one in nested:
+            yield from _absent(name, one, seen)
+
+
+def _requirements(package: str, extra: str) -> Iterator[tuple[str, tuple[str, ...]]]:
+    """Give name and extras of each requirement that an extra adds to a package."""
+    try:
+        lines = distribution(package).requires or []
+    except PackageNotFoundError:
+        return
+    for line in lines:
+        match = _REQUIREMENT.match(line)
+        if match and match["extra"] == extra and "python_version <" not in line:
+            nested = tuple(one.strip() for one in (match["extras"] or "").split(",") if one.strip())
+            yield match["name"], nested
+
+
+def _is_installed(name: str) -> bool:
+    try:
+        distribution(name)
+    except PackageNotFoundError:
+        return False
+    return True
