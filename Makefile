@@ -9,8 +9,9 @@ EXAMPLE ?= out
 SEED ?= 0
 RUN ?= run
 LIKE ?= 1b
+CASES ?= ../shared/cases
 
-.PHONY: help try-on test bare check format generate bench bench-gpu triton strip evaluate train clean
+.PHONY: help try-on test bare cases mutants check format generate bench bench-gpu triton strip evaluate train clean
 .DEFAULT_GOAL := help
 
 help: ## show these words
@@ -45,6 +46,12 @@ test: $(VENV)/.dev .triton ## run the tests
 
 bare: $(VENV)/.dev .triton ## run every shell line of the README in environments with just its extras
 	@$(BIN)/python -m pytest -m bare $(PYTEST)
+
+cases: $(VENV)/.dev .triton ## run the scripts of a folder of reported faults (CASES=folder ONLY=words)
+	@$(BIN)/python -m tests.cases $(CASES) $(ONLY)
+
+mutants: $(VENV)/.dev .triton ## break important lines one by one; each must be caught (ONLY=words)
+	@$(BIN)/python -m tests.mutants $(ONLY)
 
 check: $(VENV)/.dev ## lint, types, layers, contracts, spelling
 	$(BIN)/ruff check .
