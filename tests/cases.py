@@ -1,7 +1,7 @@
 """Run a folder of fault scripts against this tree: `python -m tests.cases FOLDER [WORDS]`.
 
-Each script is `FOLDER/NAME/case.py`, takes the tree from VTRYON, prints what it saw in its last line
-and exits with 0 where the behaviour is right.
+Each script is `FOLDER/NAME/case.py`, takes the tree from VTRYON, prints what it saw in its last
+line and exits with 0 where the behaviour is right.
 """
 
 from __future__ import annotations

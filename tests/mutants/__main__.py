@@ -10,8 +10,8 @@ fail then:
     broken = "return sigmas[-steps:]"
     test = "tests/services/engine/test_schedule.py::test_denoise_runs_the_last_steps"
 
-The tree is copied first and stays as it is. The test must pass on the copy, and fail once the line is
-broken. `escapes = "reason"` in place of `test` lists a line that no test catches, and why.
+The tree is copied first and stays as it is. The test must pass on the copy, and fail once the line
+is broken. `escapes = "reason"` in place of `test` lists a line that no test catches, and why.
 """
 
 from __future__ import annotations
