@@ -1,9 +1,9 @@
-"""The command: its own subcommands, and those of the entry-point group `vtryon.commands`."""
+"""The command, and its subcommands: the entry points of the group `vtryon.commands`."""
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from importlib.metadata import EntryPoint, entry_points
 from typing import Annotated
 
@@ -11,13 +11,7 @@ import typer
 
 import vtryon
 from vtryon import extras
-from vtryon.cli.batch import batch
-from vtryon.cli.doctor import doctor
 from vtryon.cli.failures import report, report_unexpected
-from vtryon.cli.jobs import app as jobs_app
-from vtryon.cli.stage import app as stage_app
-from vtryon.cli.try_on import try_on
-from vtryon.cli.workflow import app as workflow_app
 from vtryon.errors import SettingsError, VtryonError
 
 app = typer.Typer(
@@ -27,12 +21,6 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     add_completion=False,
 )
-app.command("try-on")(try_on)
-app.command("batch")(batch)
-app.command("doctor")(doctor)
-app.add_typer(stage_app, name="stage")
-app.add_typer(jobs_app, name="jobs")
-app.add_typer(workflow_app, name="workflow")
 _HELP = {"--help", "--version"}
 
 
@@ -55,6 +43,16 @@ def options(
     ] = False,
 ) -> None:
     """Take what counts for every subcommand."""
+
+
+def load_commands(words: Sequence[str]) -> None:
+    """Load the subcommand that is called, or all of them where none is, to list them."""
+    known = {entry.name: entry for entry in entry_points(group="vtryon.commands")}
+    called = words[0] if words else ""
+    if called == "--version":
+        return
+    for name in [called] if called in known else sorted(known):
+        _add(known[name])
 
 
 def _add(entry: EntryPoint) -> None:
@@ -86,13 +84,12 @@ def _unavailable(name: str, error: ModuleNotFoundError) -> Callable[[], None]:
 
 
 def run() -> None:
-    """Collect the subcommands and run the one asked for.
+    """Run the command line.
 
     Whatever goes wrong ends as one line on stderr: exit 2 for what the caller can put right, 1 for
     everything else, 130 after Ctrl-C.
     """
-    for entry in sorted(entry_points(group="vtryon.commands"), key=lambda entry: entry.name):
-        _add(entry)
+    load_commands(sys.argv[1:])
     sys.exit(run_command(sys.argv[1:]))
 
 
