@@ -134,7 +134,8 @@ class Client:
         server's choice, and told in the `Accepted` event.
 
         Args:
-            person: a path, the bytes of a PNG, JPEG or WebP file, or a PIL image.
+            person: a path, the bytes of a PNG, JPEG or WebP file, an open binary file, a PIL image,
+                an array of uint8, or a `Picture`.
             garment: the same; or up to three of them; or None, to edit the person by the prompt.
             prompt: what to do, speaking of "picture 1" (the person) and "picture 2" (the garment).
             negative_prompt: what to keep away from; with `true_cfg_scale` above 1 it turns guidance

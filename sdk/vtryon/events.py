@@ -120,6 +120,7 @@ class Fit(ProtoType):
     to_width: int
     to_height: int
     method: FitMethod | None = None
+    note: str = ""
 
     @property
     def changed(self) -> bool:

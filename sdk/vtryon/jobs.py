@@ -219,7 +219,8 @@ class Jobs:
         """Make a job, or find the one that was made with the same id before.
 
         Args:
-            person: a path, the bytes of a PNG, JPEG or WebP file, or a PIL image.
+            person: a path, the bytes of a PNG, JPEG or WebP file, an open binary file, a PIL image,
+                an array of uint8, or a `Picture`.
             garment: the same; or up to three of them.
             request_id: what makes it idempotent.
             timeout_seconds: until it is given up, queueing and all attempts included.

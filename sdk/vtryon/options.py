@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from vtryon.errors import RequestError
 from vtryon.payloads import Outgoing
-from vtryon.stages import image_payload
+from vtryon.stages import image_payloads
 from vtryon.types import (
     ImageFormat,
     Numerics,
@@ -73,9 +73,11 @@ async def outgoing_pictures(
     Raises:
         RequestError: one can't be read.
     """
-    pictures = [(PayloadKind.PERSON_IMAGE, person)]
-    pictures += [(PayloadKind.GARMENT_IMAGE, one) for one in _several(garment)]
-    return [await image_payload(kind, source) for kind, source in pictures]
+    pictures = [(PayloadKind.PERSON_IMAGE, person, "person")]
+    for number, one in enumerate(_several(garment), 1):
+        name = "garment" if number == 1 else f"garment {number}"
+        pictures.append((PayloadKind.GARMENT_IMAGE, one, name))
+    return await image_payloads(pictures)
 
 
 def _numerics(profile: Profile | str | None, numerics: Numerics | None) -> Numerics | None:

@@ -1,24 +1,35 @@
-"""Pictures as users have them: a path, bytes or a PIL image in; a `Picture` out."""
+"""Pictures as users have them: files, bytes, PIL images, arrays in; a `Picture` out."""
 
 from __future__ import annotations
 
 import hashlib
 import io
 import os
+import stat
+import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import IO, TYPE_CHECKING, Any, TypeGuard
 
-from vtryon.errors import Reason, RequestError
+from vtryon.errors import Reason, RequestError, SettingsError
+from vtryon.extras import install_command
 from vtryon.messages import ProtoType
-from vtryon.types import MAX_PICTURE_BYTES, EncodedImage, ImageFormat
+from vtryon.types import (
+    MAX_PICTURE_BYTES,
+    MAX_PICTURE_PIXELS,
+    MAX_PICTURE_SIDE,
+    EncodedImage,
+    ImageFormat,
+)
 from vtryon.v1 import image_pb2
 
 if TYPE_CHECKING:
     import numpy as np
     from PIL.Image import Image
 
-    PictureSource = str | os.PathLike[str] | bytes | Image
+    PictureSource = (
+        str | os.PathLike[str] | bytes | bytearray | memoryview | IO[bytes] | Image | np.ndarray
+    )
 
 
 # What files of pictures are called; the first of a format is the one to write.
@@ -83,39 +94,145 @@ def write_whole(path: Path, data: bytes) -> Path:
     return scratch.replace(path)
 
 
-def read_picture(source: PictureSource) -> bytes:
-    """Give the encoded bytes of a picture; a PIL image is encoded as PNG.
+def read_picture(source: PictureSource | Picture, name: str = "picture") -> bytes:
+    """Give the encoded bytes of a picture.
+
+    A file that can be rewound is read from its beginning. A PIL image becomes what its file would
+    be on the server: upright, sRGB, its transparency laid over white.
+
+    Args:
+        source: a path, the bytes of a file, a binary file, a PIL image, a `Picture`, or an array of
+            uint8: (height, width), or with 3 or 4 channels behind.
+        name: what errors call it.
 
     Raises:
-        RequestError: there is no such file, or it is over 20 MiB.
+        RequestError: it is something else, can't be read, or is over the limits.
+        SettingsError: a PIL image or an array, and Pillow is not installed.
     """
-    if isinstance(source, (str, os.PathLike)):
-        data = _read_file(Path(source))
-    elif isinstance(source, (bytes, bytearray, memoryview)):
-        data = bytes(source)
-    else:
-        buffer = io.BytesIO()
-        source.save(buffer, format="PNG")
-        data = buffer.getvalue()
-    _check_size(len(data))
+    match source:
+        case str() | os.PathLike():
+            data = _read_path(os.fsdecode(source), name)
+        case bytes() | bytearray() | memoryview():
+            data = bytes(source)
+        case Picture():
+            data = source.data
+        case _ if _is_pil(source):
+            data = _encode(source, name)
+        case _ if _is_array(source):
+            data = _encode(_image_of_array(source, name), name)
+        case _ if hasattr(source, "read"):
+            data = _read_file(source, name)
+        case _:
+            raise RequestError(
+                f"{name} is {_kind_of(source)}; it takes a path, the bytes of a PNG, JPEG or WebP "
+                "file, an open binary file, a PIL image, or an array of uint8"
+            )
+    if len(data) > MAX_PICTURE_BYTES:
+        raise RequestError(
+            f"{name} has more than {MAX_PICTURE_BYTES} bytes, which is the limit",
+            reason=Reason.PAYLOAD_TOO_LARGE,
+        )
     return data
 
 
-def _read_file(path: Path) -> bytes:
+def _kind_of(source: object) -> str:
+    return "None" if source is None else f"of type {type(source).__name__}"
+
+
+def _is_pil(source: object) -> TypeGuard[Image]:
+    pil = sys.modules.get("PIL.Image")  # where it was never imported, there is no image of it
+    return pil is not None and isinstance(source, pil.Image)
+
+
+def _is_array(source: object) -> TypeGuard[np.ndarray]:
+    numpy = sys.modules.get("numpy")
+    return numpy is not None and isinstance(source, numpy.ndarray)
+
+
+def _read_path(path: str, name: str) -> bytes:
+    if path.startswith(("http://", "https://", "data:")):
+        raise RequestError(f"{name} is an address; download the picture, and give its path")
+    file = Path(path)
     try:
-        with path.open("rb") as file:
-            _check_size(os.fstat(file.fileno()).st_size, path.name)
-            return file.read()
-    except OSError as error:
+        if not stat.S_ISREG(file.stat().st_mode):
+            raise OSError(None, "it is not a plain file")
+        with file.open("rb") as opened:
+            return opened.read(MAX_PICTURE_BYTES + 1)
+    except (OSError, ValueError) as error:
+        why = error.strerror if isinstance(error, OSError) else error
         raise RequestError(
-            f"can't read the picture {path.name!r}: {error.strerror}",
-            reason=Reason.PICTURE_UNREADABLE,
+            f"can't read the picture {file.name[:200]!r}: {why}", reason=Reason.PICTURE_UNREADABLE
         ) from error
 
 
-def _check_size(size: int, name: str = "picture") -> None:
-    if size > MAX_PICTURE_BYTES:
+def _read_file(file: Any, name: str) -> bytes:
+    try:
+        if getattr(file, "seekable", bool)():
+            file.seek(0)
+        data = file.read(MAX_PICTURE_BYTES + 1)
+    except (OSError, ValueError) as error:  # such as a closed file
         raise RequestError(
-            f"{name} has {size} bytes; at most {MAX_PICTURE_BYTES} are taken",
-            reason=Reason.PAYLOAD_TOO_LARGE,
+            f"{name} can't be read: {error}", reason=Reason.PICTURE_UNREADABLE
+        ) from error
+    if not isinstance(data, bytes):
+        raise RequestError(f"{name} is a file of text; open it in binary mode, as 'rb'")
+    return data
+
+
+def _image_of_array(array: np.ndarray, name: str) -> Image:
+    shape, kind = array.shape, str(array.dtype)
+    channels = shape[2] if len(shape) == 3 else 1
+    if kind != "uint8" or len(shape) not in {2, 3} or channels not in {1, 3, 4} or not array.size:
+        raise RequestError(
+            f"{name} is an array of {kind} and shape {shape}; it takes uint8 of (height, width), "
+            "(height, width, 3) or (height, width, 4)"
         )
+    check_size(shape[1], shape[0], name)
+    plain = array.reshape(shape[:2]) if channels == 1 else array
+    image: Image = _pillow().fromarray(plain)
+    return image
+
+
+def _encode(image: Image, name: str) -> bytes:
+    check_size(*image.size, name)
+    _pillow()
+    from vtryon.pixels import to_srgb
+
+    try:
+        pixels = to_srgb(image)
+    except RequestError:
+        raise
+    except Exception as error:  # images are decoded when they are used, by many a decoder
+        raise RequestError(
+            f"{name} can't be decoded ({type(error).__name__})", reason=Reason.PICTURE_UNREADABLE
+        ) from error
+    buffer = io.BytesIO()
+    pixels.save(buffer, "PNG", compress_level=1)
+    if buffer.tell() > MAX_PICTURE_BYTES:  # slower, and a quarter smaller
+        buffer = io.BytesIO()
+        pixels.save(buffer, "WEBP", lossless=True, quality=0, method=0)
+    return buffer.getvalue()
+
+
+def check_size(width: int, height: int, name: str = "picture") -> None:
+    """Hold a picture's size against the limits.
+
+    Raises:
+        RequestError: a side, or the area, is over its limit.
+    """
+    if max(width, height) > MAX_PICTURE_SIDE or width * height > MAX_PICTURE_PIXELS:
+        most = f"{MAX_PICTURE_SIDE} a side and {MAX_PICTURE_PIXELS // 1_000_000} megapixels"
+        raise RequestError(
+            f"the {name} has {width}×{height} pixels; at most {most} are taken",
+            reason=Reason.PICTURE_TOO_LARGE,
+        )
+
+
+def _pillow() -> Any:
+    try:
+        import PIL.Image
+    except ImportError:
+        raise SettingsError(
+            f"PIL images and arrays need Pillow: {install_command(['cli'])}"
+        ) from None
+    return PIL.Image

@@ -122,7 +122,7 @@ class LatentEncoder(_StageClient):
         """
 
         async def open_call() -> StreamCall:
-            outgoing = [await image_payload(PayloadKind.IMAGE, picture) for picture in pictures]
+            outgoing = await image_payloads(_images(pictures))
             start = EncodeLatentsStart(numerics=numerics)
             return self.open(start, outgoing, timeout_seconds=timeout_seconds)
 
@@ -150,7 +150,7 @@ class TextEncoder(_StageClient):
         """
 
         async def open_call() -> StreamCall:
-            outgoing = [await image_payload(PayloadKind.IMAGE, picture) for picture in pictures]
+            outgoing = await image_payloads(_images(pictures))
             start = EncodeTextStart(
                 numerics=numerics, prompt=prompt, negative_prompt=negative_prompt
             )
@@ -210,10 +210,28 @@ class Decoding(_StageClient):
         return Run(open_call, Received.picture)
 
 
-async def image_payload(kind: PayloadKind, source: PictureSource) -> Outgoing:
-    """Read a picture and declare it, without blocking the event loop."""
-    data = await asyncio.to_thread(read_picture, source)
-    return outgoing_image(kind, data)
+async def image_payloads(
+    pictures: Sequence[tuple[PayloadKind, PictureSource, str]],
+) -> list[Outgoing]:
+    """Read pictures and declare them, without blocking the event loop.
+
+    Args:
+        pictures: the kind, the picture, and what errors call it, of each.
+
+    Raises:
+        RequestError: one can't be read.
+    """
+    return [
+        outgoing_image(kind, await asyncio.to_thread(read_picture, source, name))
+        for kind, source, name in pictures
+    ]
+
+
+def _images(pictures: Sequence[PictureSource]) -> list[tuple[PayloadKind, PictureSource, str]]:
+    return [
+        (PayloadKind.IMAGE, picture, f"pictures[{number}]")
+        for number, picture in enumerate(pictures)
+    ]
 
 
 def _tensors(received: Received, kind: PayloadKind) -> list[Tensor]:

@@ -97,10 +97,11 @@ def ledger_table(ledger: Ledger) -> Table:
 def describe_fit(fit: Fit) -> str:
     """Say how a picture was brought to size."""
     how = "padded at the border" if fit.method == "pad" else "scaled, its sides rounded"
-    return (
+    said = (
         f"{fit.subject} was {fit.from_width}×{fit.from_height}, fitted to "
         f"{fit.to_width}×{fit.to_height}, {how}"
     )
+    return f"{said}; {fit.note}" if fit.note else said
 
 
 def _row(hop: Hop) -> tuple[str, ...]:

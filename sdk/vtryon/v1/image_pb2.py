@@ -24,21 +24,21 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x15vtryon/v1/image.proto\x12\tvtryon.v1\"U\n\x0c\x45ncodedImage\x12&\n\x06\x66ormat\x18\x01 \x01(\x0e\x32\x16.vtryon.v1.ImageFormat\x12\r\n\x05width\x18\x02 \x01(\r\x12\x0e\n\x06height\x18\x03 \x01(\r\"C\n\x0bInlineImage\x12&\n\x05image\x18\x01 \x01(\x0b\x32\x17.vtryon.v1.EncodedImage\x12\x0c\n\x04\x64\x61ta\x18\x02 \x01(\x0c\"\x8a\x01\n\x03\x46it\x12\x0f\n\x07subject\x18\x01 \x01(\t\x12\x12\n\nfrom_width\x18\x02 \x01(\r\x12\x13\n\x0b\x66rom_height\x18\x03 \x01(\r\x12\x10\n\x08to_width\x18\x04 \x01(\r\x12\x11\n\tto_height\x18\x05 \x01(\r\x12$\n\x06method\x18\x06 \x01(\x0e\x32\x14.vtryon.v1.FitMethod*o\n\x0bImageFormat\x12\x1c\n\x18IMAGE_FORMAT_UNSPECIFIED\x10\x00\x12\x14\n\x10IMAGE_FORMAT_PNG\x10\x01\x12\x15\n\x11IMAGE_FORMAT_JPEG\x10\x02\x12\x15\n\x11IMAGE_FORMAT_WEBP\x10\x03*P\n\tFitMethod\x12\x1a\n\x16\x46IT_METHOD_UNSPECIFIED\x10\x00\x12\x13\n\x0f\x46IT_METHOD_AREA\x10\x01\x12\x12\n\x0e\x46IT_METHOD_PAD\x10\x02\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x15vtryon/v1/image.proto\x12\tvtryon.v1\"U\n\x0c\x45ncodedImage\x12&\n\x06\x66ormat\x18\x01 \x01(\x0e\x32\x16.vtryon.v1.ImageFormat\x12\r\n\x05width\x18\x02 \x01(\r\x12\x0e\n\x06height\x18\x03 \x01(\r\"C\n\x0bInlineImage\x12&\n\x05image\x18\x01 \x01(\x0b\x32\x17.vtryon.v1.EncodedImage\x12\x0c\n\x04\x64\x61ta\x18\x02 \x01(\x0c\"\x98\x01\n\x03\x46it\x12\x0f\n\x07subject\x18\x01 \x01(\t\x12\x12\n\nfrom_width\x18\x02 \x01(\r\x12\x13\n\x0b\x66rom_height\x18\x03 \x01(\r\x12\x10\n\x08to_width\x18\x04 \x01(\r\x12\x11\n\tto_height\x18\x05 \x01(\r\x12$\n\x06method\x18\x06 \x01(\x0e\x32\x14.vtryon.v1.FitMethod\x12\x0c\n\x04note\x18\x07 \x01(\t*o\n\x0bImageFormat\x12\x1c\n\x18IMAGE_FORMAT_UNSPECIFIED\x10\x00\x12\x14\n\x10IMAGE_FORMAT_PNG\x10\x01\x12\x15\n\x11IMAGE_FORMAT_JPEG\x10\x02\x12\x15\n\x11IMAGE_FORMAT_WEBP\x10\x03*P\n\tFitMethod\x12\x1a\n\x16\x46IT_METHOD_UNSPECIFIED\x10\x00\x12\x13\n\x0f\x46IT_METHOD_AREA\x10\x01\x12\x12\n\x0e\x46IT_METHOD_PAD\x10\x02\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'vtryon.v1.image_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_IMAGEFORMAT']._serialized_start=333
-  _globals['_IMAGEFORMAT']._serialized_end=444
-  _globals['_FITMETHOD']._serialized_start=446
-  _globals['_FITMETHOD']._serialized_end=526
+  _globals['_IMAGEFORMAT']._serialized_start=347
+  _globals['_IMAGEFORMAT']._serialized_end=458
+  _globals['_FITMETHOD']._serialized_start=460
+  _globals['_FITMETHOD']._serialized_end=540
   _globals['_ENCODEDIMAGE']._serialized_start=36
   _globals['_ENCODEDIMAGE']._serialized_end=121
   _globals['_INLINEIMAGE']._serialized_start=123
   _globals['_INLINEIMAGE']._serialized_end=190
   _globals['_FIT']._serialized_start=193
-  _globals['_FIT']._serialized_end=331
+  _globals['_FIT']._serialized_end=345
 # @@protoc_insertion_point(module_scope)

@@ -64,8 +64,10 @@ class EncodedImage(_message.Message):
     """Describes an encoded picture.
 
     Limits, checked from the header before any pixel is decoded: 20 MiB, 25 megapixels, 8192 pixels
-    a side. Only the first frame is read. EXIF orientation is applied; transparency is laid over
-    white. Pictures that the server makes carry no metadata.
+    a side; 8192 chunks of a PNG or segments of a JPEG; 100 scans of a JPEG, and 400 megapixels in all
+    of its scans. Only the first frame is read. EXIF orientation is applied; ICC profiles up to 4 MiB
+    are converted to sRGB, broken and larger ones ignored; transparency is laid over white; other
+    metadata is skipped. Pictures that the server makes are sRGB and carry no metadata.
     """
 
     DESCRIPTOR: _descriptor.Descriptor
@@ -129,6 +131,7 @@ class Fit(_message.Message):
     TO_WIDTH_FIELD_NUMBER: _builtins.int
     TO_HEIGHT_FIELD_NUMBER: _builtins.int
     METHOD_FIELD_NUMBER: _builtins.int
+    NOTE_FIELD_NUMBER: _builtins.int
     subject: _builtins.str
     """Which picture: "person", "garment", "garment 2"."""
     from_width: _builtins.int
@@ -136,6 +139,8 @@ class Fit(_message.Message):
     to_width: _builtins.int
     to_height: _builtins.int
     method: Global___FitMethod.ValueType
+    note: _builtins.str
+    """Where the size is another than that of the tool whose numerics were asked for: which, and why."""
     def __init__(
         self,
         *,
@@ -145,10 +150,11 @@ class Fit(_message.Message):
         to_width: _builtins.int = ...,
         to_height: _builtins.int = ...,
         method: Global___FitMethod.ValueType = ...,
+        note: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["from_height", b"from_height", "from_width", b"from_width", "method", b"method", "subject", b"subject", "to_height", b"to_height", "to_width", b"to_width"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["from_height", b"from_height", "from_width", b"from_width", "method", b"method", "note", b"note", "subject", b"subject", "to_height", b"to_height", "to_width", b"to_width"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -285,7 +285,8 @@ class Reading:
     def _texts(self, sampler: Node) -> None:
         request = self.request
         positive = self._text(sampler, "positive")
-        self._tell(positive, "the prompt and its pictures")
+        rounded = "reference sides are rounded to multiples of 16, where ComfyUI rounds to 8"
+        self._tell(positive, f"the prompt and its pictures; {rounded}")
         request.prompt = str(self._value(positive, "prompt", ""))
         request.pictures = self._pictures(positive)
         guided = float(self._value(sampler, "cfg")) > 1

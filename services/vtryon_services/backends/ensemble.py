@@ -24,6 +24,7 @@ from vtryon_services.backends.triton import (
     read_preview,
     resize_array,
 )
+from vtryon_services.engine.geometry import Geometry
 from vtryon_services.engine.numerics import resolve
 from vtryon_services.engine.plan import Standing
 from vtryon_services.triton.client import TritonPool
@@ -56,8 +57,9 @@ class Progress:
 class TritonTryOn:
     """Draws with the ensemble `tryon`."""
 
-    def __init__(self, pool: TritonPool) -> None:
+    def __init__(self, pool: TritonPool, geometry: Geometry) -> None:
         self._pool = pool
+        self._geometry = geometry
 
     @classmethod
     async def connect(cls, settings: TritonSettings, max_garments: int) -> Self:
@@ -70,7 +72,9 @@ class TritonTryOn:
             raise SettingsError(
                 f"max_garments is {max_garments}; the ensemble takes {len(GARMENTS)}"
             )
-        return cls(await find(Model.TRYON, settings))
+        pool = await find(Model.TRYON, settings)
+        described = await pool.parameters(Model.LATENT_ENCODER)
+        return cls(pool, Geometry.model_validate_json(described["geometry"]))
 
     async def is_ready(self) -> bool:
         """Whether a server can serve the model now."""
@@ -107,7 +111,7 @@ class TritonTryOn:
         )
         async with aclosing(answers):
             async for found in answers:
-                yield _read(found, options)
+                yield _read(found, options, self._geometry)
 
 
 def _tensors(options: TryOnOptions, pictures: Sequence[Buffer]) -> dict[str, np.ndarray]:
@@ -142,7 +146,10 @@ def _parameters(options: TryOnOptions) -> dict[str, str | int | float]:
     return {name: value for name, value in wanted.items() if value is not None}
 
 
-def _read(found: dict[str, np.ndarray], options: TryOnOptions) -> Standing | Progress:
+def _read(
+    found: dict[str, np.ndarray], options: TryOnOptions, geometry: Geometry
+) -> Standing | Progress:
+    numerics = resolve(options.numerics)
     seconds = float(found["SECONDS"][0])
     if "POSITION" in found:
         return Standing(int(found["POSITION"][0]), seconds or None)
@@ -161,6 +168,6 @@ def _read(found: dict[str, np.ndarray], options: TryOnOptions) -> Standing | Pro
         seconds,
         float(found["DECODING_SECONDS"][0]) if picture else 0.0,
         read_preview(found),
-        tuple(map(read_fit, fits)),
+        tuple(read_fit(one, geometry, numerics) for one in fits),
         picture,
     )

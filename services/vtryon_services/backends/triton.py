@@ -22,6 +22,7 @@ from vtryon.tensors import Tensor
 from vtryon.types import EncodedImage, FitMethod, ImageFormat
 from vtryon_services.backends.protocols import Backend, Latents, StepDone, Wanted
 from vtryon_services.engine import pictures
+from vtryon_services.engine.fitting import with_note
 from vtryon_services.engine.geometry import Geometry
 from vtryon_services.engine.numerics import Resolved
 from vtryon_services.engine.plan import Demand, Standing
@@ -112,7 +113,8 @@ class TritonLatentEncoder(_TritonBackend):
         found = await self._pool.infer(
             self.model, {"PICTURE": as_array(picture), "RESIZE": resize_array(numerics)}
         )
-        return Latents(Tensor.from_numpy(found["LATENTS"]), read_fit(found["FIT"]))
+        fit = read_fit(found["FIT"], self.geometry, numerics)
+        return Latents(Tensor.from_numpy(found["LATENTS"]), fit)
 
 
 class TritonTextEncoder(_TritonBackend):
@@ -240,11 +242,12 @@ class TritonDecoding(_TritonBackend):
         return Picture(EncodedImage(format, width, height), found["PICTURE"].tobytes())
 
 
-def read_fit(found: np.ndarray) -> Fit:
+def read_fit(found: np.ndarray, geometry: Geometry, numerics: Resolved) -> Fit:
     """Read how a picture was brought to size."""
     from_width, from_height, to_width, to_height, padded = found.tolist()
     method = FitMethod.PAD if padded else FitMethod.AREA
-    return Fit("", from_width, from_height, to_width, to_height, method)
+    fit = Fit("", from_width, from_height, to_width, to_height, method)
+    return with_note(fit, geometry, numerics.resize)
 
 
 def read_preview(found: Mapping[str, np.ndarray]) -> Picture | None:

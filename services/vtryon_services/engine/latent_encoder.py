@@ -51,7 +51,8 @@ class LatentEncoder:
         fitted = fitting.bring_to_size(
             picture, geometry.reference_area, multiple, geometry, numerics.resize
         )
-        return Fitted(fitting.to_tensor(fitted), fitting.describe_fit(picture, fitted, geometry))
+        fit = fitting.describe_fit(picture, fitted, geometry, numerics.resize)
+        return Fitted(fitting.to_tensor(fitted), fit)
 
     def encode(self, pixels: Sequence[torch.Tensor]) -> Sequence[torch.Tensor]:
         """Encode pictures of one size.

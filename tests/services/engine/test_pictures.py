@@ -11,10 +11,14 @@ from hypothesis import strategies as st
 from PIL import Image
 from tests.support.pictures import encoded, png
 
+import vtryon
 from vtryon.errors import Reason, RequestError
 from vtryon.types import FitMethod, ImageFormat, ResizeFilter
 from vtryon_services.engine import fitting, pictures
 from vtryon_services.engine.geometry import Geometry, Size, size_of_area
+from vtryon_services.engine.latent_encoder import LatentEncoder
+from vtryon_services.engine.numerics import resolve
+from vtryon_services.engine.text_encoder import TextEncoder
 
 SMALL = Image.new("RGB", (40, 30), (10, 200, 30))
 
@@ -79,14 +83,15 @@ def test_any_bytes_are_a_picture_or_a_request_error(tail: bytes, head: bytes) ->
         pictures.decode(head + tail)
 
 
-def test_a_text_bomb_is_refused() -> None:
+def test_a_text_bomb_costs_nothing_and_refuses_nothing() -> None:
     from PIL.PngImagePlugin import PngInfo
 
     text = PngInfo()
     text.add_text("bomb", "x" * (80 * 1024 * 1024), zip=True)
-    with pytest.raises(RequestError) as caught:
-        pictures.decode(encoded(SMALL, pnginfo=text))
-    assert caught.value.reason is Reason.PICTURE_UNREADABLE
+    data = encoded(SMALL, pnginfo=text)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    assert pictures.decode(data).getpixel((0, 0)) == (10, 200, 30)
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 16 * 1024
 
 
 def test_orientation_is_applied() -> None:
@@ -143,7 +148,7 @@ def test_padding_keeps_the_aspect_and_fills_with_the_border() -> None:
     fitted = fitting.bring_to_size(wide, 0, 32, geometry, ResizeFilter.LANCZOS)
     assert fitted.size == (96, 128)
     assert (np.asarray(fitted) == (9, 8, 7)).all()
-    fit = fitting.describe_fit(wide, fitted, geometry)
+    fit = fitting.describe_fit(wide, fitted, geometry, ResizeFilter.LANCZOS)
     assert fit.changed
     assert fit.method is FitMethod.PAD
 
@@ -159,7 +164,6 @@ def test_the_area_filter_is_the_mean_of_what_it_covers() -> None:
 async def test_comfys_references_are_rounded_to_sixteen(tmp_path) -> None:
     from tests.support.checkpoints import with_geometry
 
-    import vtryon
     from vtryon.embedded import embedded_mesh
 
     geometry = Geometry(reference_area=96 * 128, condition_area=96 * 128)
@@ -171,6 +175,42 @@ async def test_comfys_references_are_rounded_to_sixteen(tmp_path) -> None:
             [latents] = await client.latent_encoder.encode([png(100, 100)], numerics=numerics)
             shapes.append(latents.spec.shape[1:])
     assert shapes == [(12, 12), (14, 14)]
+
+
+@pytest.mark.parametrize(
+    ("size", "theirs", "ours"),
+    [((800, 1328), "792×1320", (800, 1312)), ((1000, 750), "1184×888", (1184, 880))],
+)
+def test_where_comfy_has_another_reference_size_the_fit_says_so(size, theirs, ours) -> None:
+    geometry = Geometry()
+    engine = LatentEncoder(None, geometry, "")  # type: ignore[arg-type]
+    for profile in vtryon.Profile:
+        numerics = resolve(vtryon.Numerics(profile=profile))
+        pixels, fit = engine.fit(Image.new("RGB", size), numerics)
+        if profile is vtryon.Profile.COMFY:
+            assert (fit.to_width, fit.to_height) == ours == tuple(pixels.shape[:0:-1])
+            assert fit.note.startswith(f"ComfyUI scales it to {theirs};")
+        else:
+            assert not fit.note
+
+
+def test_the_same_reference_size_as_comfy_needs_no_note() -> None:
+    engine = LatentEncoder(None, Geometry(), "")  # type: ignore[arg-type]
+    numerics = resolve(vtryon.Numerics(profile=vtryon.Profile.COMFY))
+    assert not engine.fit(Image.new("RGB", (512, 512)), numerics).fit.note
+
+
+def test_comfys_pictures_for_the_text_encoder_are_not_rounded() -> None:
+    from transformers import Qwen2VLImageProcessor
+
+    processor = Qwen2VLImageProcessor()
+    encoder = TextEncoder(None, None, processor, Geometry(), "")  # type: ignore[arg-type]
+    grids = [
+        encoder.see([Image.new("RGB", (100, 75))], resolve(vtryon.Numerics(profile=profile))).grids
+        for profile in (vtryon.Profile.COMFY, vtryon.Profile.DIFFUSERS)
+    ]
+    # 443×333 against 448×320, each to multiples of 28 and in patches of 14.
+    assert [grid.tolist() for grid in grids] == [[[1, 24, 32]], [[1, 22, 32]]]
 
 
 def test_a_polyglot_is_the_picture_that_it_begins_with() -> None:
