@@ -225,7 +225,6 @@ class SampleStart(ProtoType):
     priority: Priority | None = None
     resume: ResumePoint | None = None
     resume_every: int = 0
-    attempt: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -64,7 +64,6 @@ class SampleStart(_message.Message):
     PRIORITY_FIELD_NUMBER: _builtins.int
     RESUME_FIELD_NUMBER: _builtins.int
     RESUME_EVERY_FIELD_NUMBER: _builtins.int
-    ATTEMPT_FIELD_NUMBER: _builtins.int
     width: _builtins.int
     """Pixels, multiples of 16, within the checkpoint's limits."""
     height: _builtins.int
@@ -81,8 +80,6 @@ class SampleStart(_message.Message):
     priority: _stream_pb2.Priority.ValueType
     resume_every: _builtins.int
     """A resume point after every n-th step; 0 for none."""
-    attempt: _builtins.int
-    """Which attempt of the same request this is, from 0; for logs, and to tell attempts apart."""
     @_builtins.property
     def payloads(self) -> _containers.RepeatedCompositeFieldContainer[_tensor_pb2.Payload]: ...
     @_builtins.property
@@ -113,11 +110,10 @@ class SampleStart(_message.Message):
         priority: _stream_pb2.Priority.ValueType = ...,
         resume: Global___ResumePoint | None = ...,
         resume_every: _builtins.int = ...,
-        attempt: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_resume", b"_resume", "_seed", b"_seed", "_steps", b"_steps", "_strength", b"_strength", "_true_cfg_scale", b"_true_cfg_scale", "numerics", b"numerics", "previews", b"previews", "resume", b"resume", "seed", b"seed", "steps", b"steps", "strength", b"strength", "true_cfg_scale", b"true_cfg_scale"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_resume", b"_resume", "_seed", b"_seed", "_steps", b"_steps", "_strength", b"_strength", "_true_cfg_scale", b"_true_cfg_scale", "attempt", b"attempt", "height", b"height", "numerics", b"numerics", "payloads", b"payloads", "previews", b"previews", "priority", b"priority", "resume", b"resume", "resume_every", b"resume_every", "seed", b"seed", "sigmas", b"sigmas", "steps", b"steps", "strength", b"strength", "true_cfg_scale", b"true_cfg_scale", "width", b"width"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_resume", b"_resume", "_seed", b"_seed", "_steps", b"_steps", "_strength", b"_strength", "_true_cfg_scale", b"_true_cfg_scale", "height", b"height", "numerics", b"numerics", "payloads", b"payloads", "previews", b"previews", "priority", b"priority", "resume", b"resume", "resume_every", b"resume_every", "seed", b"seed", "sigmas", b"sigmas", "steps", b"steps", "strength", b"strength", "true_cfg_scale", b"true_cfg_scale", "width", b"width"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__resume: _TypeAlias = _typing.Literal["resume"]  # noqa: Y015
     _WhichOneofArgType__resume: _TypeAlias = _typing.Literal["_resume", b"_resume"]  # noqa: Y015

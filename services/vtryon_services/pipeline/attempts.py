@@ -99,7 +99,7 @@ class Attempts:
         if not isinstance(start, SampleStart):
             return start
         resume = ResumePoint(self._step) if self._step else start.resume
-        return replace(start, resume=resume, attempt=self.number)
+        return replace(start, resume=resume)
 
     def payloads(self, start: Start, outgoing: Sequence[Outgoing]) -> list[Outgoing]:
         """Give the payloads of the next attempt: with the newest resume point alone."""
