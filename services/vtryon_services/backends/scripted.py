@@ -112,7 +112,7 @@ class ScriptedSampling(Backend):
 
     def admit(self, demand: Demand) -> ScriptedSlot:
         """Take a place in the queue."""
-        self._places.check_room()
+        self._places.check_room(demand.tenant)
         return ScriptedSlot(demand, self._places, self._seconds)
 
     async def hand_over(self) -> None:
@@ -132,7 +132,7 @@ class ScriptedSlot:
     ) -> AsyncGenerator[Standing | StepDone, None]:
         """Wait for a place, and sleep."""
         plan = self._demand.plan
-        with self._places.enter() as ticket:
+        with self._places.enter(self._demand.tenant) as ticket:
             async for position in ticket:
                 yield Standing(position)
             for step in range(plan.first_step + 1, plan.steps + 1):

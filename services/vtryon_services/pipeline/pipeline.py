@@ -9,7 +9,7 @@ from dataclasses import replace
 from typing import Protocol
 
 from vtryon.errors import Reason, RequestError
-from vtryon.events import Event
+from vtryon.events import Event, Queued
 from vtryon.payloads import Outgoing, chunks, outgoing_image
 from vtryon.types import (
     MAX_INLINE_BYTES,
@@ -86,30 +86,24 @@ class Pipeline:
         self, start: TryOnStart, incoming: Incoming, call: Call
     ) -> AsyncGenerator[Event, None]:
         chosen = _choose(start.options or TryOnOptions())
-        with self._places.enter():
-            admitted = self._admitted(replace(start, options=chosen), chosen, incoming, call)
-            async with aclosing(admitted) as events:
+        with self._places.enter(call.tenant) as ticket:
+            yield accepted(
+                STAGE,
+                call,
+                numerics=resolve(chosen.numerics).to_wire(),
+                seed=chosen.seed,
+                steps=chosen.steps,
+                true_cfg_scale=chosen.true_cfg_scale,
+                width=chosen.width,
+                height=chosen.height,
+            )
+            async for position in ticket:
+                yield Queued(STAGE, position)
+            self._retries.budget.earn()
+            flow = self._make_flow(replace(start, options=chosen), incoming, call, self._retries)
+            async with aclosing(flow.events()) as events:
                 async for event in events:
                     yield event
-
-    async def _admitted(
-        self, start: TryOnStart, chosen: TryOnOptions, incoming: Incoming, call: Call
-    ) -> AsyncGenerator[Event, None]:
-        yield accepted(
-            STAGE,
-            call,
-            numerics=resolve(chosen.numerics).to_wire(),
-            seed=chosen.seed,
-            steps=chosen.steps,
-            true_cfg_scale=chosen.true_cfg_scale,
-            width=chosen.width,
-            height=chosen.height,
-        )
-        self._retries.budget.earn()
-        flow = self._make_flow(start, incoming, call, self._retries)
-        async with aclosing(flow.events()) as events:
-            async for event in events:
-                yield event
 
     def _check_kinds(self, payloads: Sequence[Payload], *, resumed: bool = False) -> None:
         pictures = payloads[:-1] if resumed else payloads

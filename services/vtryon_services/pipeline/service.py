@@ -11,7 +11,8 @@ from vtryon_services.pipeline.clients import StageClient, StageClients
 from vtryon_services.pipeline.flow import Flow
 from vtryon_services.pipeline.pipeline import STAGE, Pipeline
 from vtryon_services.pipeline.settings import PipelineSettings
-from vtryon_services.runtime.adapter import Method, Service
+from vtryon_services.runtime.adapter import Service
+from vtryon_services.runtime.method import Method
 
 
 async def make_service(
@@ -48,6 +49,7 @@ def _service(
         TryOnInline,
         pipeline.try_on_inline,
         streams_requests=False,
+        bulk=("person", "garments"),
     )
     methods = (try_on, inline)
     return Service(

@@ -40,7 +40,8 @@ class PipelineSettings(ServiceSettings):
     max_requests: int = Field(
         default=32,
         ge=1,
-        description="Try-ons at once; one more is refused before it costs.",
+        description="Try-ons at once; one more is refused as QUEUE_FULL, or waits if its "
+        "tenant has less than an equal share of them.",
     )
     max_garments: int = Field(
         default=MAX_GARMENTS, ge=0, le=8, description="Garments of one try-on."

@@ -14,6 +14,7 @@ from opentelemetry import metrics
 from vtryon.payloads import Buffer
 
 R = TypeVar("R")
+_ASKED = 16_384  # questions remembered, for what a tenant may be told
 _lookups = metrics.get_meter("vtryon").create_counter(
     "vtryon.cache.lookups", description="Lookups by stage and outcome: hit, joined or miss."
 )
@@ -35,7 +36,7 @@ class ResultCache(Generic[R]):
         stage: for the metric.
         max_bytes: of all results together; 0 keeps nothing, and joins nothing.
         size_of: how many bytes a result takes.
-        per_tenant: whether a tenant meets its own results alone.
+        per_tenant: whether a tenant is given results of its own requests alone.
     """
 
     def __init__(
@@ -44,7 +45,7 @@ class ResultCache(Generic[R]):
         max_bytes: int,
         size_of: Callable[[R], int],
         *,
-        per_tenant: bool = False,
+        per_tenant: bool = True,
     ) -> None:
         self._stage = stage
         self._max_bytes = max_bytes
@@ -52,6 +53,7 @@ class ResultCache(Generic[R]):
         self._per_tenant = per_tenant
         self._results: LRUCache[Hashable, R] = LRUCache(max_bytes, getsizeof=size_of)
         self._flights: dict[Hashable, _Flight[R]] = {}
+        self._asked: LRUCache[tuple[str, Hashable], bool] = LRUCache(_ASKED)
 
     async def key(self, tenant: str, buffers: Sequence[Buffer], *others: Hashable) -> Hashable:
         """Name a result: by the sha256 of buffers, taken beside the event loop, and by the rest."""
@@ -64,6 +66,15 @@ class ResultCache(Generic[R]):
     def __contains__(self, key: Hashable) -> bool:
         """Whether a result is there, or on its way."""
         return key in self._results or key in self._flights
+
+    def had(self, tenant: str, keys: Sequence[Hashable]) -> bool:
+        """Tell a tenant whether all results are there because it asked before.
+
+        What other tenants asked for is never told.
+        """
+        found = all(key in self and (tenant, key) in self._asked for key in keys)
+        self._asked.update({(tenant, key): True for key in keys})
+        return found
 
     @property
     def bytes_held(self) -> int:

@@ -1,10 +1,10 @@
-"""A fixed number of places, and a bounded queue in front of them."""
+"""A fixed number of places, and a bounded queue in front of them, fair among tenants."""
 
 from __future__ import annotations
 
 import asyncio
 import time
-from collections import deque
+from collections import Counter
 from collections.abc import AsyncIterator
 from typing import Self
 
@@ -13,54 +13,62 @@ from vtryon_services.runtime.metrics import Watched
 
 
 class Places:
-    """First come, first served; the queue refuses at once when it is full."""
+    """Gives places to the tenants that hold least, and to one tenant in the order of arrival.
+
+    The queue refuses at once when it is full, but for a tenant that holds and awaits less than an
+    equal share of the places: it may always wait, so that no tenant keeps the others out. Callers
+    without a tenant count as one.
+
+    Args:
+        stage: for the metrics.
+        places: requests served at once.
+        max_waiting: requests in the queue before others are refused.
+    """
 
     def __init__(self, stage: str, places: int, max_waiting: int) -> None:
         self.stage = stage
-        self._free = places
         self._places = places
         self._max_waiting = max_waiting
-        self._waiting: deque[Ticket] = deque()
+        self._held: Counter[str] = Counter()
+        self._waiting: list[Ticket] = []  # in the order in which they are served
         self._average_seconds = 0.1
         _watched.add(self)
 
     @property
     def taken(self) -> int:
         """How many places are taken."""
-        return self._places - self._free
+        return self._held.total()
 
     @property
     def waiting(self) -> int:
         """How many wait for one."""
         return len(self._waiting)
 
-    def check_room(self) -> None:
+    def check_room(self, tenant: str = "") -> None:
         """Refuse at the door, before a caller sends its payloads.
 
         Raises:
             OverloadedError: the queue is full.
         """
-        if not self._free and len(self._waiting) >= self._max_waiting:
+        full = self.taken >= self._places and len(self._waiting) >= self._max_waiting
+        if full and not self._is_below_share(tenant):
             raise OverloadedError(
-                f"{self._places} requests are served and {len(self._waiting)} are waiting, which "
+                f"{self.taken} requests are served and {len(self._waiting)} are waiting, which "
                 "is the limit; try again later",
                 metadata={"places": str(self._places), "max_waiting": str(self._max_waiting)},
                 retry_after_seconds=self._expected_wait_seconds(),
             )
 
-    def enter(self) -> Ticket:
+    def enter(self, tenant: str = "") -> Ticket:
         """Take a ticket; it has a place already if one is free.
 
         Raises:
             OverloadedError: the queue is full.
         """
-        self.check_room()
-        ticket = Ticket(self)
-        if self._free and not self._waiting:
-            self._free -= 1
-            ticket.begin()
-        else:
-            self._waiting.append(ticket)
+        self.check_room(tenant)
+        ticket = Ticket(self, tenant)
+        self._waiting.append(ticket)
+        self._advance()
         return ticket
 
     def position(self, ticket: Ticket) -> int:
@@ -71,14 +79,35 @@ class Places:
         """Give up a place, or a place in the queue."""
         if ticket.has_place:
             self._average_seconds += 0.2 * (ticket.held_seconds - self._average_seconds)
-            self._free += 1
+            self._held[ticket.tenant] -= 1
+            self._held += Counter()  # forgets tenants that hold nothing
         elif ticket in self._waiting:
             self._waiting.remove(ticket)
-        while self._free and self._waiting:
-            self._free -= 1
-            self._waiting.popleft().begin()
+        self._advance()
+
+    def _is_below_share(self, tenant: str) -> bool:
+        known = self._held + Counter(ticket.tenant for ticket in self._waiting)
+        others = len(known) - (tenant in known)
+        return others > 0 and known[tenant] < max(1, self._places // (others + 1))
+
+    def _advance(self) -> None:
+        """Give free places away, and tell those who wait how many are before them."""
+        self._waiting = self._in_order()
+        while self._waiting and self.taken < self._places:
+            ticket = self._waiting.pop(0)
+            self._held[ticket.tenant] += 1
+            ticket.begin()
         for other in self._waiting:
             other.moved.set()
+
+    def _in_order(self) -> list[Ticket]:
+        """Sort those who wait: by what their tenant holds and awaits, then by arrival."""
+        before: Counter[str] = Counter(self._held)
+        ranks: dict[Ticket, tuple[int, int]] = {}
+        for ticket in sorted(self._waiting, key=lambda one: one.number):
+            ranks[ticket] = (before[ticket.tenant], ticket.number)
+            before[ticket.tenant] += 1
+        return sorted(self._waiting, key=ranks.__getitem__)
 
     def _expected_wait_seconds(self) -> float:
         return max(0.05, self._average_seconds * (len(self._waiting) + 1) / self._places)
@@ -89,9 +118,18 @@ class Ticket:
 
     Use as ``with places.enter() as ticket``, and iterate it to wait: it gives the number of
     requests ahead, again whenever that changes, and ends when the place is there.
+
+    Attributes:
+        tenant: whose it is.
+        number: in the order of arrival.
     """
 
-    def __init__(self, places: Places) -> None:
+    _made = 0
+
+    def __init__(self, places: Places, tenant: str) -> None:
+        Ticket._made += 1
+        self.number = Ticket._made
+        self.tenant = tenant
         self._places = places
         self._entered = time.monotonic()
         self._begun: float | None = None

@@ -53,3 +53,27 @@ async def test_a_full_queue_refuses_at_the_door_too() -> None:
     with places.enter(), pytest.raises(OverloadedError):
         places.check_room()
     places.check_room()
+
+
+async def test_the_next_place_goes_to_the_tenant_that_holds_least() -> None:
+    places = Places(Stage.DECODING, 2, 10)
+    held = [places.enter("greedy"), places.enter("greedy")]
+    greedy, modest = places.enter("greedy"), places.enter("modest")
+    assert places.position(modest) < places.position(greedy)
+    places.leave(held[0])
+    assert (greedy.has_place, modest.has_place) == (False, True)
+    places.leave(modest)
+    assert greedy.has_place
+
+
+async def test_a_full_queue_refuses_who_has_most_and_not_who_has_least() -> None:
+    places = Places(Stage.DECODING, 4, 0)
+    held = [places.enter("greedy") for _ in range(4)]
+    with pytest.raises(OverloadedError):
+        places.enter("greedy")
+    waiting = [places.enter("modest") for _ in range(2)]
+    with pytest.raises(OverloadedError):
+        places.enter("modest")  # that would be more than its share
+    places.leave(held[0])
+    assert waiting[0].has_place
+    assert places.waiting == 1

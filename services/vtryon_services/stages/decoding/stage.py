@@ -35,14 +35,14 @@ class DecodingStage:
         check_ranges(start, EncodingRanges)
         spec = self._check_declared(start)
         _, height, width = spec.shape
-        self._places.check_room()
+        self._places.check_room(call.tenant)
         yield accepted(
             STAGE, call, model_digest=self._backend.digest, width=width * 8, height=height * 8
         )
         [buffer] = await incoming.receive()
         latents = Tensor(spec, buffer)
         await asyncio.to_thread(check_finite, latents, "latents")
-        with self._places.enter() as ticket:
+        with self._places.enter(call.tenant) as ticket:
             async for position in ticket:
                 yield Queued(STAGE, position)
             picture = await self._backend.decode(

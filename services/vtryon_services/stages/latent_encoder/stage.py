@@ -39,7 +39,7 @@ class LatentEncoderStage:
         """Serve `LatentEncoderService.Encode`."""
         numerics = resolve(start.numerics)
         self._check_kinds(start)
-        self._places.check_room()
+        self._places.check_room(call.tenant)
         pictures = await incoming.receive()
         keys = await asyncio.gather(
             *(self._cache.key(call.tenant, [picture], numerics.resize) for picture in pictures)
@@ -53,11 +53,11 @@ class LatentEncoderStage:
             call,
             model_digest=self._backend.digest,
             numerics=numerics.to_wire(),
-            cached=all(key in self._cache for key in keys),
+            cached=self._cache.had(call.tenant, keys),
         )
         for picture in pictures:
             await asyncio.to_thread(self._backend.check, picture)
-        with self._places.enter() as ticket:
+        with self._places.enter(call.tenant) as ticket:
             async for position in ticket:
                 yield Queued(STAGE, position)
             found = await self._cache.get(keys, encode)

@@ -40,7 +40,7 @@ class TextEncoderStage:
         numerics = resolve(start.numerics)
         check_ranges(start, PromptRanges)
         self._check_kinds(start)
-        self._places.check_room()
+        self._places.check_room(call.tenant)
         images = await incoming.receive()
         prompts = (start.prompt, start.negative_prompt)
         key = await self._cache.key(call.tenant, images, *prompts, numerics.resize)
@@ -49,11 +49,11 @@ class TextEncoderStage:
             call,
             model_digest=self._backend.digest,
             numerics=numerics.to_wire(),
-            cached=key in self._cache,
+            cached=self._cache.had(call.tenant, [key]),
         )
         for image in images:
             await asyncio.to_thread(self._backend.check, image)
-        with self._places.enter() as ticket:
+        with self._places.enter(call.tenant) as ticket:
             async for position in ticket:
                 yield Queued(STAGE, position)
 
