@@ -21,9 +21,11 @@ class Receiver(trace_service_pb2_grpc.TraceServiceServicer):
 
     def __init__(self) -> None:
         self.requests: list[trace_service_pb2.ExportTraceServiceRequest] = []
+        self.metadata: set[tuple[str, str | bytes]] = set()
 
     async def Export(self, request, context):  # noqa: N802
         self.requests.append(request)
+        self.metadata.update(tuple(item) for item in context.invocation_metadata())
         return trace_service_pb2.ExportTraceServiceResponse()
 
     @property
@@ -61,13 +63,18 @@ class Metrics(metrics_service_pb2_grpc.MetricsServiceServicer):
 
 
 @asynccontextmanager
-async def otlp_receiver() -> AsyncIterator[Receiver]:
+async def otlp_receiver(
+    credentials: grpc.ServerCredentials | None = None,
+) -> AsyncIterator[Receiver]:
     server = grpc.aio.server()
     receiver = Receiver()
     receiver.metrics = Metrics()
     metrics_service_pb2_grpc.add_MetricsServiceServicer_to_server(receiver.metrics, server)
     trace_service_pb2_grpc.add_TraceServiceServicer_to_server(receiver, server)
-    receiver.port = server.add_insecure_port("127.0.0.1:0")
+    if credentials is None:
+        receiver.port = server.add_insecure_port("127.0.0.1:0")
+    else:
+        receiver.port = server.add_secure_port("localhost:0", credentials)
     await server.start()
     yield receiver
     await server.stop(0)

@@ -9,6 +9,7 @@ from typing import Any
 
 import grpc
 import structlog
+from opentelemetry import context as context_api
 from opentelemetry import metrics, propagate, trace
 
 _log = structlog.get_logger("vtryon.rpc")
@@ -43,9 +44,10 @@ class TelemetryInterceptor(grpc.aio.ServerInterceptor):
 def _observed(behaviour: Behaviour, method: str, metadata: dict[str, Any]) -> Behaviour:
     async def observed(request: Any, context: grpc.aio.ServicerContext) -> bytes | None:
         started = time.monotonic()
+        # The caller's baggage comes along, not its span alone; this task ends with the call.
+        context_api.attach(propagate.extract(metadata))
         with _tracer.start_as_current_span(
             method[1:],
-            context=propagate.extract(metadata),
             kind=trace.SpanKind.SERVER,
             record_exception=False,
             set_status_on_exception=False,

@@ -3,28 +3,40 @@
 from __future__ import annotations
 
 import logging
+import os
 import sys
+import threading
+import time
 from collections.abc import Callable
+from typing import Any
 
 import structlog
 from opentelemetry import metrics, trace
 from opentelemetry.sdk.metrics import MeterProvider
 from opentelemetry.sdk.metrics.export import MetricReader, PeriodicExportingMetricReader
-from opentelemetry.sdk.resources import Resource
+from opentelemetry.sdk.resources import SERVICE_NAME, Resource
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import BatchSpanProcessor
 
 from vtryon.errors import SettingsError
+from vtryon_services.runtime.log_output import LogOutput
 from vtryon_services.runtime.settings import ProcessSettings
 
+_OTLP = "OTEL_EXPORTER_OTLP_"
 
-def set_up_logs(settings: ProcessSettings) -> None:
-    """Log to standard error: JSON in production, coloured lines in development."""
+
+def set_up_logs(settings: ProcessSettings) -> Callable[[], None]:
+    """Log to standard error: JSON in production, coloured lines in development.
+
+    Returns:
+        What writes the lines that still wait, for at most a second.
+    """
     renderer: structlog.types.Processor = (
         structlog.processors.JSONRenderer()
         if settings.profile == "production"
         else structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty())
     )
+    output = LogOutput(sys.stderr)
     structlog.configure(
         processors=[
             structlog.contextvars.merge_contextvars,
@@ -37,49 +49,86 @@ def set_up_logs(settings: ProcessSettings) -> None:
         wrapper_class=structlog.make_filtering_bound_logger(
             getattr(logging, settings.log_level.upper())
         ),
-        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
+        logger_factory=output,
         cache_logger_on_first_use=False,
     )
+    return output.close
 
 
-def set_up_export(settings: ProcessSettings, name: str) -> Callable[[], None]:
-    """Send spans and metrics to the OTLP endpoint, where one is set; gives what flushes them.
+def set_up_export(settings: ProcessSettings, name: str) -> Callable[[float], None]:
+    """Send spans and metrics to an OTLP receiver, where one is set.
 
-    Metrics go every minute, or as OTEL_METRIC_EXPORT_INTERVAL says in milliseconds; Prometheus
-    fetches them where `prometheus_listen` is set.
+    The receiver is `otlp_endpoint`, or what OTEL_EXPORTER_OTLP_ENDPOINT says. Headers, certificates
+    and all else are set by OpenTelemetry's own variables; so are the service's name and other
+    attributes, by OTEL_SERVICE_NAME and OTEL_RESOURCE_ATTRIBUTES. Metrics go every minute, or as
+    OTEL_METRIC_EXPORT_INTERVAL says in milliseconds; Prometheus fetches them where
+    `prometheus_listen` is set.
+
+    Returns:
+        What sends what has not been sent, for at most so many seconds.
 
     Raises:
         SettingsError: Prometheus' port is taken, or no address.
     """
-    resource = Resource.create({"service.name": f"vtryon-{name}"})
+    resource = _resource(name)
     readers: list[MetricReader] = []
     closing: list[Callable[[], object]] = []
-    if endpoint := settings.otlp_endpoint:
+    if (where := _otlp_options(settings)) is not None:
         from opentelemetry.exporter.otlp.proto.grpc.metric_exporter import OTLPMetricExporter
         from opentelemetry.exporter.otlp.proto.grpc.trace_exporter import OTLPSpanExporter
 
-        traces = TracerProvider(resource=resource)
-        spans = OTLPSpanExporter(endpoint=endpoint, insecure=True)
-        traces.add_span_processor(BatchSpanProcessor(spans))
+        traces = TracerProvider(resource=resource, shutdown_on_exit=False)
+        traces.add_span_processor(BatchSpanProcessor(OTLPSpanExporter(**where)))
         trace.set_tracer_provider(traces)
         closing.append(traces.shutdown)
-        measured = OTLPMetricExporter(endpoint=endpoint, insecure=True)
-        readers.append(PeriodicExportingMetricReader(measured))
+        readers.append(PeriodicExportingMetricReader(OTLPMetricExporter(**where)))
     if listen := settings.prometheus_listen:
         from opentelemetry.exporter.prometheus import PrometheusMetricReader
 
         closing.append(_serve_prometheus(listen))
         readers.append(PrometheusMetricReader())
     if readers:
-        measures = MeterProvider(readers, resource)
+        measures = MeterProvider(readers, resource, shutdown_on_exit=False)
         metrics.set_meter_provider(measures)
         closing.append(measures.shutdown)
+    return lambda seconds: _run_at_once(closing, seconds)
 
-    def close() -> None:
-        for one in closing:
-            one()
 
-    return close
+def _resource(name: str) -> Resource:
+    """Describe the process: by OpenTelemetry's variables first, then by our name."""
+    given = Resource.create()
+    if not str(given.attributes.get(SERVICE_NAME, "")).startswith("unknown_service"):
+        return given
+    return given.merge(Resource({SERVICE_NAME: f"vtryon-{name}"}))
+
+
+def _otlp_options(settings: ProcessSettings) -> dict[str, Any] | None:
+    """Say where an exporter sends, as its arguments; None where it is to send nothing."""
+    if endpoint := settings.otlp_endpoint:
+        if "://" in endpoint or any(
+            f"{_OTLP}{name}" in os.environ for name in ("CERTIFICATE", "INSECURE")
+        ):
+            return {"endpoint": endpoint}
+        return {"endpoint": endpoint, "insecure": True}
+    names = ("ENDPOINT", "TRACES_ENDPOINT", "METRICS_ENDPOINT")
+    return {} if any(os.environ.get(f"{_OTLP}{name}") for name in names) else None
+
+
+def _run_at_once(actions: list[Callable[[], object]], seconds: float) -> None:
+    """Run actions beside one another; leave behind those that take longer."""
+    threads = [threading.Thread(target=_quietly, args=(one,), daemon=True) for one in actions]
+    until = time.monotonic() + seconds
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(max(0.0, until - time.monotonic()))
+
+
+def _quietly(action: Callable[[], object]) -> None:
+    try:
+        action()
+    except Exception as error:
+        structlog.get_logger("vtryon.telemetry").warning("not flushed", error=type(error).__name__)
 
 
 def _serve_prometheus(listen: str) -> Callable[[], object]:

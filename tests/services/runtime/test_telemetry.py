@@ -5,6 +5,7 @@ import base64
 
 import grpc
 import pytest
+import trustme
 from tests.support.otlp import otlp_receiver
 from tests.support.pictures import png
 from tests.support.processes import served
@@ -26,18 +27,20 @@ async def test_one_trace_per_request_whatever_its_outcome(receiver) -> None:
             *("all", "--backend", "scripted", "--profile", "production"),
             VTRYON_OTLP_ENDPOINT=f"127.0.0.1:{receiver.port}",
             VTRYON_SCRIPTED_SECONDS="0.02",
+            # The server's own deadline: a caller's would reach the server as a cancel, or first.
+            VTRYON_DEFAULT_TIMEOUT_SECONDS="2",
         )
 
     picture = png()
     context = run()
     process = await asyncio.to_thread(context.__enter__)
     async with vtryon.Client(process.target) as client:
-        await client.try_on(picture, picture, CANARY, steps=2)
+        await client.try_on(picture, picture, CANARY, steps=2, timeout_seconds=60)
         with pytest.raises(vtryon.RequestError):
-            await client.try_on(picture, picture, CANARY, steps=0)
+            await client.try_on(picture, picture, CANARY, steps=0, timeout_seconds=60)
         with pytest.raises(vtryon.DeadlineError):
-            await client.try_on(picture, picture, CANARY, steps=200, timeout_seconds=0.4)
-        async for event in client.try_on(picture, picture, CANARY, steps=200):
+            await client.try_on(picture, picture, CANARY, steps=200)
+        async for event in client.try_on(picture, picture, CANARY, steps=200, timeout_seconds=60):
             if isinstance(event, vtryon.StepFinished):
                 break
     await asyncio.to_thread(context.__exit__, None, None, None)
@@ -104,3 +107,72 @@ async def test_the_batch_and_the_caches_are_counted(receiver, example) -> None:
 
 def dict_of(span) -> dict[str, int]:
     return {item.key: item.value.int_value for item in span.attributes}
+
+
+def resource_of(monkeypatch, **variables: str) -> dict:
+    from vtryon_services.runtime.telemetry import _resource
+
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    return dict(_resource("pipeline").attributes)
+
+
+def test_opentelemetrys_own_variables_name_the_service(monkeypatch) -> None:
+    assert resource_of(monkeypatch)["service.name"] == "vtryon-pipeline"
+    named = resource_of(monkeypatch, OTEL_RESOURCE_ATTRIBUTES="service.name=other,zone=blue")
+    assert (named["service.name"], named["zone"]) == ("other", "blue")
+    assert resource_of(monkeypatch, OTEL_SERVICE_NAME="shop")["service.name"] == "shop"
+
+
+async def test_spans_go_with_tls_and_headers_as_the_standard_variables_say(tmp_path) -> None:
+    authority = trustme.CA()
+    authority.cert_pem.write_to_path(tmp_path / "ca.crt")
+    certificate = authority.issue_cert("localhost")
+    credentials = grpc.ssl_server_credentials(
+        [(certificate.private_key_pem.bytes(), certificate.cert_chain_pems[0].bytes())]
+    )
+    async with otlp_receiver(credentials) as receiver:
+        context = served(
+            *("all", "--backend", "scripted"),
+            OTEL_EXPORTER_OTLP_ENDPOINT=f"https://localhost:{receiver.port}",
+            OTEL_EXPORTER_OTLP_CERTIFICATE=str(tmp_path / "ca.crt"),
+            OTEL_EXPORTER_OTLP_HEADERS="api-key=abc",
+        )
+        process = await asyncio.to_thread(context.__enter__)
+        async with vtryon.Client(process.target) as client:
+            await client.try_on(png(), png(), steps=1)
+        await asyncio.to_thread(context.__exit__, None, None, None)
+        assert any(span.name.endswith("PipelineService/TryOn") for span in receiver.spans)
+        assert ("api-key", "abc") in receiver.metadata
+
+
+async def test_the_callers_trace_state_and_baggage_come_along(monkeypatch) -> None:
+    from opentelemetry import baggage, trace
+
+    from vtryon.embedded import embedded_mesh
+    from vtryon.v1 import pipeline_pb2, pipeline_pb2_grpc
+    from vtryon_services.backends.scripted import ScriptedDecoding
+
+    seen: dict[str, str | None] = {}
+    decode = ScriptedDecoding.decode
+
+    async def watched(self, *arguments):
+        seen["baggage"] = baggage.get_baggage("shop")
+        seen["state"] = trace.get_current_span().get_span_context().trace_state.get("vendor")
+        return await decode(self, *arguments)
+
+    monkeypatch.setattr(ScriptedDecoding, "decode", watched)
+    carried = [
+        ("traceparent", "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"),
+        ("tracestate", "vendor=value"),
+        ("baggage", "shop=north"),
+    ]
+    request = pipeline_pb2.TryOnInlineRequest(person=png())
+    async with (
+        embedded_mesh(backend="scripted") as target,
+        grpc.aio.insecure_channel(target) as channel,
+    ):
+        call = pipeline_pb2_grpc.PipelineServiceStub(channel).TryOnInline(request, metadata=carried)
+        async for _ in call:
+            pass
+    assert seen == {"baggage": "north", "state": "value"}
