@@ -14,6 +14,7 @@ from vtryon.payloads import Buffer
 from vtryon.v1 import sampling_pb2, stream_pb2, tensor_pb2
 
 _LENGTH_DELIMITED = 2
+_MAX_VARINT_BYTES = 10
 
 
 def _tag(number: int, wire_type: int) -> int:
@@ -47,15 +48,15 @@ def read_chunk(tag: int, raw: bytes) -> Chunk | None:
     try:
         if raw[0] != tag:
             return None
-        length, at = _read_varint(raw, 1)
+        length, at = read_varint(raw, 1)
         if at + length != len(raw):
             return None
         payload, at = _read_optional(raw, at, _PAYLOAD_TAG)
         offset, at = _read_optional(raw, at, _OFFSET_TAG)
         if raw[at] != _DATA_TAG:
             return None
-        size, at = _read_varint(raw, at + 1)
-    except IndexError:
+        size, at = read_varint(raw, at + 1)
+    except (IndexError, ValueError):
         return None
     if at + size != len(raw):
         return None
@@ -69,16 +70,22 @@ def _write_varint(out: bytearray, value: int) -> None:
     out.append(value)
 
 
-def _read_varint(raw: bytes, at: int) -> tuple[int, int]:
-    value = shift = 0
-    while True:
+def read_varint(raw: bytes, at: int) -> tuple[int, int]:
+    """Read a number of at most 64 bits; give it and where the next field begins.
+
+    Raises:
+        IndexError: the bytes end before the number does.
+        ValueError: the number has more bytes than any of 64 bits.
+    """
+    value = 0
+    for shift in range(0, 7 * _MAX_VARINT_BYTES, 7):
         byte = raw[at]
         at += 1
         value |= (byte & 0x7F) << shift
         if byte < 0x80:
             return value, at
-        shift += 7
+    raise ValueError("a varint of more than 10 bytes")
 
 
 def _read_optional(raw: bytes, at: int, tag: int) -> tuple[int, int]:
-    return _read_varint(raw, at + 1) if raw[at] == tag else (0, at)
+    return read_varint(raw, at + 1) if raw[at] == tag else (0, at)

@@ -55,28 +55,34 @@ def cut(data: Buffer, size: int = DEFAULT_CHUNK_BYTES) -> Iterator[tuple[int, me
 class Assembler:
     """Puts the chunks of declared payloads together, each payload in one buffer.
 
-    Keeps nothing but the payloads themselves. That chunks come in order is the grammar's to check.
+    Takes memory for bytes that have come, not for bytes that are declared. That chunks come in
+    order is the grammar's to check.
     """
 
     __slots__ = ("buffers", "payloads")
 
     def __init__(self, payloads: Sequence[Payload]) -> None:
         self.payloads = tuple(payloads)
-        self.buffers = [_room(payload.byte_length) for payload in payloads]
+        self.buffers: list[bytearray | memoryview] = [bytearray() for _ in payloads]
 
     def add(self, chunk: Chunk) -> None:
         """Copy a chunk to its place."""
-        end = chunk.offset + len(chunk.data)
-        self.buffers[chunk.payload][chunk.offset : end] = chunk.data
+        if chunk.offset == 0:
+            self.buffers[chunk.payload] = _room(self.payloads[chunk.payload].byte_length)
+        buffer = self.buffers[chunk.payload]
+        if isinstance(buffer, bytearray):
+            buffer += chunk.data
+        else:
+            buffer[chunk.offset : chunk.offset + len(chunk.data)] = chunk.data
 
 
 def _room(size: int) -> bytearray | memoryview:
-    """Make a writable buffer; a large one takes memory only as bytes come, in huge pages.
+    """Make a buffer: a small one grows, a large one is mapped and filled in huge pages.
 
     Filling fresh memory costs four times the copying in pages of 4 KiB.
     """
     if size < _LARGE or not hasattr(mmap, "MADV_HUGEPAGE"):
-        return bytearray(size)
+        return bytearray()
     room = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
     room.madvise(mmap.MADV_HUGEPAGE)
     return memoryview(room)

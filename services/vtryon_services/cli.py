@@ -78,11 +78,11 @@ def serve(
 
 
 async def _serve(stages: Sequence[str], given: dict[str, Any]) -> None:
-    from vtryon_services.host import host, settings_of
+    from vtryon_services.host import host, load_settings
     from vtryon_services.runtime.process import serve as serve_process
 
     first = Stage.PIPELINE if Stage.PIPELINE in stages else stages[0]
-    settings = settings_of(first).load_from(given)
+    settings = load_settings(stages, given)[first]
     await serve_process(settings, host(settings, stages, settings.listen, **given))
 
 

@@ -11,7 +11,7 @@ from typing import Any
 import structlog
 
 from vtryon.types import Stage
-from vtryon_services.host import host
+from vtryon_services.host import host, load_settings, settings_of
 from vtryon_services.pipeline.settings import PipelineSettings
 from vtryon_services.runtime.telemetry import set_up_logs
 
@@ -29,12 +29,13 @@ async def embedded_mesh(**given: Any) -> AsyncIterator[str]:
         SettingsError: something is set up wrongly.
     """
     quiet = {"log_level": "error", "drain_grace_seconds": 2.0}
-    settings = PipelineSettings.load_from({**quiet, **given})
+    # An ensemble holds the stages already.
+    topology = PipelineSettings.load_from(given, list(map(settings_of, Stage))).topology
+    stages = [Stage.PIPELINE] if topology == "ensemble" else list(Stage)
+    settings = load_settings(stages, {**quiet, **given})[Stage.PIPELINE]
     if not structlog.is_configured():  # else this program logs in its own way
         set_up_logs(settings)
     with tempfile.TemporaryDirectory(prefix="vtryon-") as folder:
         address = f"unix:{Path(folder) / 'mesh.sock'}"
-        # An ensemble holds the stages already.
-        stages = [Stage.PIPELINE] if settings.topology == "ensemble" else list(Stage)
         async with host(settings, stages, address, **given) as serving:
             yield serving.address

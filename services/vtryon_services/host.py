@@ -7,9 +7,14 @@ work, and a request on its way when draining begins still gets its later stages.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+import tempfile
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import Any, NamedTuple
+
+import structlog
 
 from vtryon import extras
 from vtryon.types import Stage
@@ -28,6 +33,9 @@ from vtryon_services.stages.sampling.service import make_service as make_samplin
 from vtryon_services.stages.sampling.settings import SamplingSettings
 from vtryon_services.stages.text_encoder.service import make_service as make_text_encoder
 from vtryon_services.stages.text_encoder.settings import TextEncoderSettings
+
+_log = structlog.get_logger("vtryon.serve")
+_PROGRESS_SECONDS = 5.0
 
 
 class Kind(NamedTuple):
@@ -55,35 +63,63 @@ def settings_of(name: str) -> type[ServiceSettings]:
     return KINDS[Stage(name)].settings
 
 
+def load_settings(names: Sequence[str], given: Mapping[str, Any]) -> dict[str, ServiceSettings]:
+    """Read the settings of all services of a process; short names count for each that has them.
+
+    Args:
+        names: of the services.
+        given: comes before the environment, for every service that has it.
+
+    Raises:
+        SettingsError: a value does not hold, or a name is unknown.
+    """
+    kinds = {name: settings_of(name) for name in names}
+    return {name: kind.load_from(given, list(kinds.values())) for name, kind in kinds.items()}
+
+
 @asynccontextmanager
 async def host(
     settings: ServiceSettings, stages: Sequence[str], address: str, **given: Any
 ) -> AsyncIterator[Serving]:
     """Serve stages on one address until the block is left, then drain.
 
+    The address is taken before anything is loaded.
+
     Raises:
         SettingsError: something is set up wrongly.
     """
+    loaded = load_settings(stages, given)
     server = Server(settings)
     bound = server.bind(address)
-    services = await make_services([name for name in stages if name != JOBS], **given)
-    if JOBS in stages:
-        services += await _make_jobs(bound if Stage.PIPELINE in stages else None, **given)
-    await server.start(services)
-    try:
-        yield Serving(server, bound, services)
-    finally:
-        await server.drain(hand_over=Stage.PIPELINE not in stages)
+    with tempfile.TemporaryDirectory(prefix="vtryon-") as folder:
+        jobs = loaded.pop(JOBS, None)
+        services = await _make(loaded)
+        if jobs is not None:
+            services += await _make_jobs(jobs, server, folder if Stage.PIPELINE in stages else None)
+        await server.start(services)
+        try:
+            yield Serving(server, bound, services)
+        finally:
+            await server.drain(hand_over=Stage.PIPELINE not in stages)
 
 
-async def _make_jobs(pipeline: str | None, **given: Any) -> list[Service]:
-    """Make the services of jobs; they go to the pipeline beside it, if there is one."""
+async def _make_jobs(
+    settings: ServiceSettings, server: Server, folder: str | None
+) -> list[Service]:
+    """Make the services of jobs.
+
+    They call a pipeline of this process by a socket in a private folder, in plain text: neither TLS
+    nor a proxy of the environment is between them.
+    """
     extras.require("the service of jobs", extras.of_service(JOBS))
     from vtryon_services.jobs.service import make_services as make_jobs
     from vtryon_services.jobs.settings import JobsSettings
 
-    beside = {"pipeline_target": pipeline} if pipeline else {}
-    return await make_jobs(JobsSettings.load_from({**beside, **given}))
+    assert isinstance(settings, JobsSettings)
+    if folder is not None and "pipeline_target" not in settings.model_fields_set:
+        beside = server.bind(f"unix:{Path(folder) / 'pipeline.sock'}")
+        settings = settings.model_copy(update={"pipeline_target": beside})
+    return await make_jobs(settings)
 
 
 async def make_services(stages: Sequence[str], **given: Any) -> list[Service]:
@@ -94,13 +130,36 @@ async def make_services(stages: Sequence[str], **given: Any) -> list[Service]:
     Raises:
         SettingsError: a service is set up wrongly.
     """
-    kinds = {name: KINDS[Stage(name)] for name in stages if name != Stage.PIPELINE}
-    settings = [kind.settings.load_from(given) for kind in kinds.values()]
-    pipeline = PipelineSettings.load_from(given) if Stage.PIPELINE in stages else None
-    services = await asyncio.gather(
-        *(kind.make(own) for kind, own in zip(kinds.values(), settings, strict=True))
-    )
-    if pipeline is None:
+    return await _make(load_settings(stages, given))
+
+
+async def _make(loaded: Mapping[str, ServiceSettings]) -> list[Service]:
+    stages = {Stage(name): own for name, own in loaded.items() if name != Stage.PIPELINE}
+    services = await asyncio.gather(*(_load(stage, own) for stage, own in stages.items()))
+    if (pipeline := loaded.get(Stage.PIPELINE)) is None:
         return list(services)
+    assert isinstance(pipeline, PipelineSettings)
     beside = {Stage(service.stage): LocalStage(service) for service in services}
     return [*services, await make_pipeline(pipeline, beside)]
+
+
+async def _load(stage: Stage, settings: ServiceSettings) -> Service:
+    """Make a stage, and log what is loaded for how long."""
+    loading = asyncio.ensure_future(KINDS[stage].make(settings))
+    checkpoint = getattr(settings, "checkpoint", None)
+    started, facts = time.monotonic(), {"stage": stage.value}
+    if checkpoint is not None:
+        size = await asyncio.to_thread(_bytes_of, checkpoint)
+        _log.info("loading", **facts, checkpoint=str(checkpoint), bytes=size)
+    try:
+        while not (await asyncio.wait({loading}, timeout=_PROGRESS_SECONDS))[0]:
+            _log.info("still loading", **facts, seconds=round(time.monotonic() - started))
+        service = await loading
+    finally:
+        loading.cancel()
+    _log.info("loaded", **facts, seconds=round(time.monotonic() - started, 1))
+    return service
+
+
+def _bytes_of(folder: Path) -> int:
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())

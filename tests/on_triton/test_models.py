@@ -201,13 +201,14 @@ async def test_a_response_cache_tells_ways_to_resize_apart(tmp_path, example) ->
     picture = png(example.person.resize((300, 400)))
     with triton_server(folder, tmp_path / "server.log", cache_bytes=2**26) as running:
         client = grpcclient.InferenceServerClient(running.grpc)
-        found = {}
-        for way in ("lanczos", "area") * 2:
-            text = np.frombuffer(way.encode(), np.uint8)[None]
-            given = inputs(PICTURE=picture, RESIZE=text)
-            latents = (await client.infer("latent_encoder", given)).as_numpy("LATENTS")
-            np.testing.assert_array_equal(found.setdefault(way, latents), latents)
-        statistics = await client.get_inference_statistics("latent_encoder")
+        found, hits = {}, 0
+        while hits < 2:  # the server may keep a result after it has given it
+            for way in ("lanczos", "area"):
+                text = np.frombuffer(way.encode(), np.uint8)[None]
+                given = inputs(PICTURE=picture, RESIZE=text)
+                latents = (await client.infer("latent_encoder", given)).as_numpy("LATENTS")
+                np.testing.assert_array_equal(found.setdefault(way, latents), latents)
+            statistics = await client.get_inference_statistics("latent_encoder")
+            hits = statistics.model_stats[0].inference_stats.cache_hit.count
         await client.close()
-    assert statistics.model_stats[0].inference_stats.cache_hit.count == 2
     assert np.abs(found["lanczos"] - found["area"]).max() > 0.01

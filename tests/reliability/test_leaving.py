@@ -54,6 +54,16 @@ async def slot_is_free(batcher: StepBatcher) -> float:
     return time.monotonic() - started
 
 
+async def step_seconds(own: Mesh, example) -> float:
+    """What a step of a request alone takes here and now, at the median."""
+    took = [
+        event.compute_seconds
+        async for event in own.client.try_on(example.person, steps=20)
+        if isinstance(event, vtryon.StepFinished)
+    ]
+    return statistics.median(took)
+
+
 async def step_until(run: vtryon.Run, last: int) -> None:
     async for event in run:
         if isinstance(event, vtryon.StepFinished) and event.step >= last:
@@ -93,6 +103,7 @@ async def test_a_killed_client_frees_its_slot(own, example, tmp_path) -> None:
         """
     )
     example.person.save(tmp_path / "person.png")
+    waits = []
     for _ in range(50):
         process = await asyncio.create_subprocess_exec(
             *(sys.executable, "-c", program, own.target, str(tmp_path / "person.png")),
@@ -100,22 +111,31 @@ async def test_a_killed_client_frees_its_slot(own, example, tmp_path) -> None:
         )
         assert await process.stdout.readline() == b"stepping\n"
         process.send_signal(signal.SIGKILL)
+        waits.append(await slot_is_free(own.batcher))
         await process.wait()
-        await slot_is_free(own.batcher)
     assert (own.batcher.counts.cancelled, own.batcher.counts.finished) == (50, 0)
+    assert statistics.median(waits) < await step_seconds(own, example) + 0.1
 
 
 async def test_after_the_deadline_no_step_begins(own, example) -> None:
-    started = time.monotonic()
     with pytest.raises(vtryon.DeadlineError) as caught:
         await own.client.try_on(example.person, steps=LONG, timeout_seconds=0.4)
-    assert time.monotonic() - started < 0.8
     assert 0 < caught.value.completed_steps < LONG
     await slot_is_free(own.batcher)
     before = own.batcher.counts.steps
     await asyncio.sleep(0.1)
     assert own.batcher.counts.steps <= before + 1  # the one under way
     assert own.batcher.counts.finished == 0
+
+
+async def test_a_caller_is_told_of_its_deadline_within_fifty_milliseconds(scripted) -> None:
+    late = []
+    for _ in range(10):
+        started = time.monotonic()
+        with pytest.raises(vtryon.DeadlineError):
+            await scripted.try_on(b"person", b"garment", steps=LONG, timeout_seconds=0.4)
+        late.append(time.monotonic() - started - 0.4)
+    assert min(late) < 0.05  # the others lost time to whatever else this machine does
 
 
 async def test_a_deadline_that_cannot_be_met_is_refused_once_steps_are_known(own, example) -> None:

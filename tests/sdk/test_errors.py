@@ -8,7 +8,8 @@ from vtryon.stream import Method as ClientMethod
 from vtryon.stream import StreamCall
 from vtryon.types import DecodeStart, Stage
 from vtryon.v1 import decoding_pb2
-from vtryon_services.runtime.adapter import Method, Service
+from vtryon_services.runtime.adapter import Service
+from vtryon_services.runtime.method import Method
 from vtryon_services.runtime.serve import Server
 from vtryon_services.stages.decoding.settings import DecodingSettings
 

@@ -10,8 +10,9 @@ from vtryon.v1 import outcome_pb2
 from vtryon_services.jobs.bell import OUTCOMES, Bell
 from vtryon_services.jobs.outbox import Outbox
 from vtryon_services.jobs.settings import JobsSettings
-from vtryon_services.runtime.adapter import Method, Replies, Service
+from vtryon_services.runtime.adapter import Service
 from vtryon_services.runtime.call import Call, Incoming
+from vtryon_services.runtime.method import Method, Replies
 from vtryon_services.runtime.ranges import field_error
 from vtryon_services.runtime.settings import JOBS
 
@@ -43,6 +44,7 @@ def outcome_service(outbox: Outbox, bell: Bell, settings: JobsSettings) -> Servi
         take,
         streams_requests=False,
         replies=Replies.ONE,
+        ends_at_drain=True,
     )
     return Service(JOBS, "vtryon.v1.OutcomeService", (method,), settings)
 

@@ -37,10 +37,11 @@ from vtryon_services.jobs.outcomes import outcome_service
 from vtryon_services.jobs.records import NewJob
 from vtryon_services.jobs.runner import Runner
 from vtryon_services.jobs.settings import JobsSettings
-from vtryon_services.runtime.adapter import Method, Replies, Serve, Service
+from vtryon_services.runtime.adapter import Service
 from vtryon_services.runtime.artifacts import Artifacts
 from vtryon_services.runtime.call import Call, Incoming, accepted, send_output
 from vtryon_services.runtime.declarations import check_pictures
+from vtryon_services.runtime.method import Method, Replies, Serve
 from vtryon_services.runtime.ranges import (
     check_labels,
     check_options,
@@ -129,6 +130,7 @@ class Jobs:
                 self.watch,
                 streams_requests=False,
                 replies=Replies.MESSAGES,
+                ends_at_drain=True,
             ),
             Method(
                 "FetchPicture",

@@ -24,14 +24,16 @@ def count_dropped_preview(stage: str) -> None:
 
 
 class Watched(Generic[T]):
-    """Objects whose figures are metrics as long as they live; those of one stage add up.
+    """Objects whose figures are metrics as long as they live; those of one label add up.
 
     Args:
-        stage_of: the stage that an object works for.
+        label_of: the value of an object's label, such as the stage that it works for.
+        label: the label's name.
     """
 
-    def __init__(self, stage_of: Callable[[T], str]) -> None:
-        self._stage_of = stage_of
+    def __init__(self, label_of: Callable[[T], str], *, label: str = "stage") -> None:
+        self._label_of = label_of
+        self._label = label
         self._objects: WeakSet[T] = WeakSet()
 
     def __iter__(self) -> Iterator[T]:
@@ -53,8 +55,8 @@ class Watched(Generic[T]):
         def observe(_: CallbackOptions) -> Iterator[Observation]:
             totals: Counter[str] = Counter()
             for one in self:
-                totals[self._stage_of(one)] += read(one)
-            for stage, total in totals.items():
-                yield Observation(total, {"stage": stage})
+                totals[self._label_of(one)] += read(one)
+            for value, total in totals.items():
+                yield Observation(total, {self._label: value})
 
         return observe

@@ -3,21 +3,30 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+import resource
+import time
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from pathlib import Path
 
 import grpc
-from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+import structlog
+from grpc_health.v1 import health, health_pb2
 from grpc_reflection.v1alpha import reflection
 
 from vtryon.errors import SettingsError
 from vtryon_services.runtime.adapter import Service
+from vtryon_services.runtime.health import Health
 from vtryon_services.runtime.interceptors import TelemetryInterceptor
+from vtryon_services.runtime.open_calls import OpenCalls
 from vtryon_services.runtime.settings import ServiceSettings
 
+_log = structlog.get_logger("vtryon.serve")
 _SERVING = health_pb2.HealthCheckResponse.SERVING
 _READINESS_SECONDS = 1.0
 _NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
+_LAST_WORDS_SECONDS = 0.5
+_CLOSE_SECONDS = 1.0
+_MAX_CONNECTIONS = 10_000
 
 _OPTIONS = (
     ("grpc.so_reuseport", 0),
@@ -45,14 +54,14 @@ class Server:
 
     def __init__(self, settings: ServiceSettings) -> None:
         self._settings = settings
-        self._health = health.aio.HealthServicer()
+        self._health = Health(settings.max_health_watches)
+        self._calls = OpenCalls(settings)
         self._services: Sequence[Service] = ()
         self._watch: asyncio.Task[None] | None = None
         self._server = grpc.aio.server(
             interceptors=[TelemetryInterceptor()],
-            options=(*_OPTIONS, ("grpc.max_concurrent_streams", settings.max_streams)),
+            options=(*_OPTIONS, *_limits(settings)),
         )
-        health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
 
     def bind(self, address: str) -> str:
         """Open an address; port 0 takes a free one. Gives the address as it turned out.
@@ -77,7 +86,8 @@ class Server:
     async def start(self, services: Sequence[Service]) -> None:
         """Add the services, begin to serve, and say so in the health service."""
         self._services = services
-        self._server.add_generic_rpc_handlers(tuple(service.handler() for service in services))
+        handlers = [service.handler(self._calls) for service in services]
+        self._server.add_generic_rpc_handlers((self._health.handler(), *handlers))
         if self._settings.profile == "development":
             names = (*self._names(), health.SERVICE_NAME, reflection.SERVICE_NAME)
             reflection.enable_server_reflection(names, self._server)
@@ -99,7 +109,9 @@ class Server:
         await self._health.set("", _SERVING if all(ready) else _NOT_SERVING)
 
     async def drain(self, *, hand_over: bool = True) -> None:
-        """Say NOT_SERVING, let routing notice, let open calls finish, cancel the rest.
+        """Say NOT_SERVING, let routing notice, let admitted work finish, cancel the rest.
+
+        Health watches, watches of jobs and calls without a first message are ended, not waited for.
 
         Args:
             hand_over: end calls that can go on at another replica, instead of waiting for them.
@@ -108,15 +120,25 @@ class Server:
         for name in ("", *self._names()):
             await self._health.set(name, _NOT_SERVING)
         await asyncio.sleep(self._settings.drain_delay_seconds)
-        for service in self._services:
-            if service.retire is not None:
-                await service.retire()
-            if hand_over and service.hand_over is not None:
-                await service.hand_over()
-        await self._server.stop(self._settings.drain_grace_seconds)
-        for service in self._services:
-            if service.close is not None:
-                await service.close()
+        await self._health.end_watches()
+        until = time.monotonic() + self._settings.drain_grace_seconds
+        retiring = [service.retire for service in self._services]
+        leaving = [service.hand_over for service in self._services if hand_over]
+        await _call_all([*retiring, *leaving], max(_CLOSE_SECONDS, until - time.monotonic()))
+        await self._finish_calls(max(0.0, until - time.monotonic()))
+        await _call_all([service.close for service in self._services], _CLOSE_SECONDS)
+
+    async def _finish_calls(self, grace_seconds: float) -> None:
+        """Take no more calls, wait for admitted work, end the rest."""
+        stopping = asyncio.create_task(self._server.stop(grace_seconds))
+        self._calls.begin_drain()
+        working = asyncio.create_task(self._calls.wait_for_work())
+        await asyncio.wait({stopping, working}, return_when=asyncio.FIRST_COMPLETED)
+        working.cancel()
+        # What is written last must leave, such as a picture's end or the word of a drain.
+        await asyncio.wait({stopping}, timeout=_LAST_WORDS_SECONDS)
+        await self._server.stop(0)
+        await asyncio.gather(stopping, working, return_exceptions=True)
 
     def _names(self) -> list[str]:
         return [service.proto_name for service in self._services]
@@ -130,6 +152,44 @@ class Server:
         if self._watch is not None:
             self._watch.cancel()
             await asyncio.gather(self._watch, return_exceptions=True)
+
+
+async def _call_all(
+    actions: Iterable[Callable[[], Awaitable[None]] | None], seconds: float
+) -> None:
+    """Run what there is, one after another, for at most so many seconds together."""
+    try:
+        async with asyncio.timeout(seconds):
+            for action in actions:
+                if action is not None:
+                    await action()
+    except TimeoutError:
+        _log.warning("left behind at the end of a drain", seconds=round(seconds, 3))
+
+
+def _limits(settings: ServiceSettings) -> tuple[tuple[str, int], ...]:
+    """Bound connections and their streams, so that none takes what others need."""
+    return (
+        ("grpc.max_concurrent_streams", settings.max_streams),
+        ("grpc.max_allowed_incoming_connections", settings.max_connections or _most_connections()),
+        ("grpc.server_handshake_timeout_ms", _milliseconds(settings.handshake_timeout_seconds)),
+        ("grpc.max_connection_idle_ms", _milliseconds(settings.max_connection_idle_seconds)),
+        ("grpc.max_connection_age_ms", _milliseconds(settings.max_connection_age_seconds)),
+        (
+            "grpc.max_connection_age_grace_ms",
+            _milliseconds(settings.max_connection_age_grace_seconds),
+        ),
+    )
+
+
+def _milliseconds(seconds: float) -> int:
+    return min(round(1000 * seconds), 2**31 - 1)
+
+
+def _most_connections() -> int:
+    """Leave a quarter of the file descriptors to everything else."""
+    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return _MAX_CONNECTIONS if soft < 0 else max(1, min(_MAX_CONNECTIONS, soft * 3 // 4))
 
 
 def _credentials(settings: ServiceSettings) -> grpc.ServerCredentials | None:

@@ -8,7 +8,7 @@ that does not hold stop the start.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Self
 
@@ -83,51 +83,40 @@ class ProcessSettings(BaseSettings):
         Raises:
             SettingsError: names each variable that is unknown or does not hold.
         """
-        problems = [f"{name} is no setting" for name in cls._unknown_variables()]
+        return cls.load_from(given)
+
+    @classmethod
+    def load_from(
+        cls, given: Mapping[str, Any], beside: Sequence[type[ProcessSettings]] = ()
+    ) -> Self:
+        """Read the environment; of what is given to several services, take what this one has.
+
+        Args:
+            given: comes before the environment. Names of services beside are left to them.
+            beside: settings of the other services of this process, whose short names count too.
+
+        Raises:
+            SettingsError: names each variable that is unknown or does not hold.
+        """
+        problems = list(unknown_variables((cls, *beside)))
+        known = {name for one in _all_settings() for name in one.model_fields}
+        problems += [f"{name} is no setting" for name in given if name not in known]
+        own = {name: value for name, value in given.items() if name in cls.model_fields}
         try:
-            settings = cls(**given)
+            settings = cls(**own)
         except ValidationError as error:
-            problems += [cls._describe(dict(problem)) for problem in error.errors()]
+            problems += [cls._describe(dict(problem), own) for problem in error.errors()]
         if problems:
-            known = ", ".join(sorted(cls.model_fields))
-            raise SettingsError(f"{'; '.join(problems)}. Settings of {cls.service}: {known}")
+            raise SettingsError("; ".join(problems))
         return settings
 
     @classmethod
-    def load_from(cls, given: Mapping[str, Any]) -> Self:
-        """Read the environment; of what is given to several services, take what this one has.
-
-        Raises:
-            SettingsError: as `load`.
-        """
-        return cls.load(
-            **{name: value for name, value in given.items() if name in cls.model_fields}
-        )
-
-    @classmethod
-    def _unknown_variables(cls) -> Iterator[str]:
-        own = variable_prefix(cls.service)
-        others = [variable_prefix(one) for one in SERVICES if one != cls.service]
-        shared = (
-            set(StageSettings.model_fields)
-            | set(cls.model_fields)
-            | {name.lower() for name in _CLIENT_NAMES}
-        )
-        for variable in sorted(os.environ):
-            if variable.startswith(own):
-                known = variable.removeprefix(own).lower() in cls.model_fields
-            elif variable.startswith(PREFIX) and not variable.startswith(tuple(others)):
-                known = variable.removeprefix(PREFIX).lower() in shared
-            else:
-                continue
-            if not known:
-                yield variable
-
-    @classmethod
-    def _describe(cls, problem: dict[str, Any]) -> str:
+    def _describe(cls, problem: dict[str, Any], given: Mapping[str, Any]) -> str:
+        """Name what holds a wrong value: the variable that was read, or the argument."""
         field = str(problem["loc"][0]) if problem["loc"] else "settings"
-        name = variable_prefix(cls.service) + field.upper()
-        return f"{name} is {problem['input']!r}: {problem['msg']}"
+        own, short = variable_prefix(cls.service) + field.upper(), PREFIX + field.upper()
+        read = next((name for name in (own, short) if name in _environment()), own)
+        return f"{field if field in given else read} is {problem['input']!r}: {problem['msg']}"
 
 
 class ServiceSettings(ProcessSettings):
@@ -144,9 +133,76 @@ class ServiceSettings(ProcessSettings):
     write_timeout_seconds: float = Field(
         default=30.0, gt=0, description="A caller that reads nothing for so long is cut off."
     )
-    max_streams: int = Field(default=100, ge=1, description="Calls open at once.")
+    first_message_timeout_seconds: float = Field(
+        default=10.0,
+        gt=0,
+        description="Wait for the first message of a call; then it ends as STREAM_INCOMPLETE.",
+    )
+    chunk_timeout_seconds: float = Field(
+        default=30.0,
+        gt=0,
+        description="Wait for the next chunk of a call; then it ends as STREAM_INCOMPLETE.",
+    )
+    max_streams: int = Field(
+        default=100, ge=1, description="Calls open at once on one connection; others wait."
+    )
+    max_calls: int = Field(
+        default=1000,
+        ge=1,
+        description="Calls open at once in this process; one more is refused as QUEUE_FULL.",
+    )
+    max_calls_per_tenant: int = Field(
+        default=400,
+        ge=1,
+        description="Calls of one tenant open at once; one more is refused as QUEUE_FULL.",
+    )
+    max_silent_calls: int = Field(
+        default=16,
+        ge=1,
+        description="Calls of one tenant without their first message for over a second; with one "
+        "more, the oldest of them ends as QUEUE_FULL.",
+    )
+    max_health_watches: int = Field(
+        default=64,
+        ge=1,
+        description="Health Watch streams open at once; one more ends as RESOURCE_EXHAUSTED.",
+    )
     max_payload_bytes: int = Field(
-        default=256 * 1024 * 1024, ge=1, description="All payloads of one call together."
+        default=256 * 1024 * 1024, ge=1, description="All payloads of one call together, in bytes."
+    )
+    max_declared_bytes: int = Field(
+        default=4 * 1024**3,
+        ge=1,
+        description="Payload bytes declared by all open calls of this process; a call that "
+        "declares more is refused as QUEUE_FULL.",
+    )
+    max_declared_bytes_per_tenant: int = Field(
+        default=1024**3,
+        ge=1,
+        description="Payload bytes declared by all open calls of one tenant; a call that "
+        "declares more is refused as QUEUE_FULL.",
+    )
+    handshake_timeout_seconds: float = Field(
+        default=3.0,
+        gt=0,
+        description="Wait for a new connection's TLS and HTTP/2 handshake; then it is closed.",
+    )
+    max_connections: int = Field(
+        default=0,
+        ge=0,
+        description="Connections open at once; one more is closed at once. 0: three quarters of "
+        "the file descriptors that this process may have, at most 10000.",
+    )
+    max_connection_idle_seconds: float = Field(
+        default=300.0, gt=0, description="A connection without a call for so long is closed."
+    )
+    max_connection_age_seconds: float = Field(
+        default=600.0,
+        gt=0,
+        description="A connection of this age takes no new calls; clients open another.",
+    )
+    max_connection_age_grace_seconds: float = Field(
+        default=3600.0, gt=0, description="What calls on a connection of that age get to finish."
     )
 
 
@@ -194,8 +250,61 @@ class EncoderSettings(StageSettings):
         default=256 * 1024 * 1024, ge=0, description="Results kept for equal input; 0 for none."
     )
     cache_per_tenant: bool = Field(
-        default=False, description="Whether a tenant meets its own results alone."
+        default=True,
+        description="Whether a tenant is given results of its own requests alone. If false, "
+        "tenants share results; `accepted.cached` speaks of a tenant's own requests all the same.",
     )
+
+
+def unknown_variables(started: Sequence[type[ProcessSettings]]) -> Iterator[str]:
+    """Describe each variable that none of the started services reads.
+
+    Variables of services that are not started are left alone, but for short names, which speak of
+    all services of a process.
+    """
+    for variable in sorted(_environment()):
+        owner = _owner_of(variable)
+        if owner is None:
+            if not _is_read(variable.removeprefix(PREFIX).lower(), started):
+                yield _describe_unknown(variable, variable.removeprefix(PREFIX).lower(), started)
+            continue
+        name = variable.removeprefix(variable_prefix(owner)).lower()
+        for one in started:
+            if one.service == owner and name not in one.model_fields:
+                yield _describe_unknown(variable, name, [one])
+
+
+def _environment() -> set[str]:
+    return {name for name in os.environ if name.startswith(PREFIX)}
+
+
+def _owner_of(variable: str) -> str | None:
+    """Tell which service's prefix a variable has, if any."""
+    return next((one for one in SERVICES if variable.startswith(variable_prefix(one))), None)
+
+
+def _is_read(name: str, started: Sequence[type[ProcessSettings]]) -> bool:
+    shared: list[type[ProcessSettings]] = [*started, StageSettings]
+    return name.upper() in _CLIENT_NAMES or any(name in one.model_fields for one in shared)
+
+
+def _describe_unknown(variable: str, name: str, started: Sequence[type[ProcessSettings]]) -> str:
+    if owners := [one for one in _all_settings() if name in one.model_fields]:
+        names = ", ".join(sorted({str(one.service) for one in owners}))
+        return f"{variable} is no setting of what is started; {name} is one of {names}"
+    known = sorted({field for one in started for field in one.model_fields})
+    services = ", ".join(str(one.service) for one in started)
+    return f"{variable} is no setting. Settings of {services}: {', '.join(known)}"
+
+
+def _all_settings() -> Iterator[type[ProcessSettings]]:
+    """Give the settings of all services that are loaded."""
+    pending: list[type[ProcessSettings]] = [ProcessSettings]
+    while pending:
+        kind = pending.pop()
+        pending += kind.__subclasses__()
+        if hasattr(kind, "service"):
+            yield kind
 
 
 def variable_prefix(service: str) -> str:

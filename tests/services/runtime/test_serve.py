@@ -4,6 +4,7 @@ from contextlib import asynccontextmanager
 
 import grpc
 import pytest
+import trustme
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 from tests.support.pictures import png
@@ -113,3 +114,28 @@ async def test_a_certificate_without_its_key_is_told(tmp_path) -> None:
     settings = PipelineSettings.load(tls_certificate_path=tmp_path / "a.pem")
     with pytest.raises(vtryon.SettingsError, match="both"):
         Server(settings).bind("127.0.0.1:0")
+
+
+async def test_jobs_beside_a_pipeline_run_behind_tls(tmp_path, monkeypatch) -> None:
+    monkeypatch.setenv("http_proxy", "http://127.0.0.1:1")  # nobody is there
+    authority = trustme.CA()
+    authority.cert_pem.write_to_path(tmp_path / "ca.crt")
+    certificate = authority.issue_cert("localhost")
+    certificate.private_key_pem.write_to_path(tmp_path / "key.pem")
+    certificate.cert_chain_pems[0].write_to_path(tmp_path / "cert.pem")
+    given = {
+        "backend": "scripted",
+        "log_level": "error",
+        "drain_grace_seconds": 0.0,
+        "tls_certificate_path": tmp_path / "cert.pem",
+        "tls_key_path": tmp_path / "key.pem",
+        "database_url": f"sqlite+aiosqlite:///{tmp_path / 'jobs.sqlite'}",
+        "artifacts_url": str(tmp_path / "artifacts"),
+    }
+    settings = PipelineSettings.load_from(given)
+    async with host(settings, [*Stage, "jobs"], "localhost:0", **given) as serving:
+        monkeypatch.setenv("no_proxy", "localhost")  # for this test's own client
+        tls = vtryon.Tls(ca_path=tmp_path / "ca.crt")
+        async with vtryon.Client(serving.address, tls=tls) as client, asyncio.timeout(60):
+            made = await client.jobs.create(png(), png(), steps=1)
+            assert str((await client.jobs.wait(made.id)).state) == "succeeded"

@@ -4,7 +4,7 @@ from hypothesis import strategies as st
 
 from vtryon.errors import SettingsError
 from vtryon.types import Stage
-from vtryon_services.host import KINDS
+from vtryon_services.host import KINDS, load_settings
 from vtryon_services.runtime.settings import variable_prefix
 from vtryon_services.stages.sampling.settings import SamplingSettings
 
@@ -51,7 +51,7 @@ def test_a_number_in_range_is_taken_and_others_are_not(places: int) -> None:
     if places >= 1:
         assert SamplingSettings.load(places=places).places == places
     else:
-        with pytest.raises(SettingsError, match="PLACES"):
+        with pytest.raises(SettingsError, match="places"):
             SamplingSettings.load(places=places)
 
 
@@ -83,3 +83,46 @@ async def test_the_services_are_those_of_the_contract() -> None:
     services = await make_services(list(Stage), backend="scripted")
     served = {item.proto_name: {method.name for method in item.methods} for item in services}
     assert served == contract
+
+
+def test_a_short_name_counts_for_every_started_service_that_has_it(monkeypatch) -> None:
+    monkeypatch.setenv("VTRYON_CACHE_BYTES", "0")
+    loaded = load_settings(list(Stage), {})
+    with_cache = {name for name, own in loaded.items() if hasattr(own, "cache_bytes")}
+    assert with_cache == {Stage.LATENT_ENCODER, Stage.TEXT_ENCODER}
+    assert {loaded[name].cache_bytes for name in with_cache} == {0}
+
+
+def test_a_short_name_that_no_started_service_has_names_those_that_do(monkeypatch) -> None:
+    monkeypatch.setenv("VTRYON_CACHE_BYTES", "0")
+    with pytest.raises(SettingsError) as caught:
+        load_settings([Stage.PIPELINE, Stage.SAMPLING], {})
+    words = "cache_bytes is one of latent-encoder, text-encoder"
+    assert words in caught.value.message
+
+
+def test_a_wrong_value_is_told_by_the_variable_that_was_read(monkeypatch) -> None:
+    monkeypatch.setenv("VTRYON_PLACES", "0")
+    with pytest.raises(SettingsError) as caught:
+        SamplingSettings.load()
+    assert caught.value.message.startswith("VTRYON_PLACES is '0': ")
+    assert "greater than or equal to 1" in caught.value.message
+    assert "VTRYON_SAMPLING_PLACES" not in caught.value.message
+    monkeypatch.setenv("VTRYON_SAMPLING_PLACES", "-1")
+    with pytest.raises(SettingsError, match=r"^VTRYON_SAMPLING_PLACES is '-1'"):
+        SamplingSettings.load()
+    with pytest.raises(SettingsError, match=r"^places is 0"):
+        SamplingSettings.load(places=0)
+
+
+def test_the_long_name_wins_over_the_short_one_in_every_service(monkeypatch) -> None:
+    monkeypatch.setenv("VTRYON_CACHE_BYTES", "1")
+    monkeypatch.setenv("VTRYON_TEXT_ENCODER_CACHE_BYTES", "2")
+    loaded = load_settings(list(Stage), {})
+    assert loaded[Stage.LATENT_ENCODER].cache_bytes == 1
+    assert loaded[Stage.TEXT_ENCODER].cache_bytes == 2
+
+
+def test_a_setting_given_by_a_program_that_nobody_knows_is_refused() -> None:
+    with pytest.raises(SettingsError, match="placse is no setting"):
+        load_settings(list(Stage), {"placse": 3})

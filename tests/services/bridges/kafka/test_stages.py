@@ -26,8 +26,9 @@ from vtryon.v1 import decoding_pb2
 from vtryon_services.bridges.kafka.bridge import begin
 from vtryon_services.bridges.kafka.route import ROUTE
 from vtryon_services.bridges.kafka.settings import KafkaSettings
-from vtryon_services.runtime.adapter import Method, Service
+from vtryon_services.runtime.adapter import Service
 from vtryon_services.runtime.call import Call, Incoming
+from vtryon_services.runtime.method import Method
 from vtryon_services.runtime.serve import Server
 from vtryon_services.stages.decoding.settings import DecodingSettings
 

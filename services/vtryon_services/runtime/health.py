@@ -1,0 +1,104 @@
+"""The health service of gRPC: small requests, a bounded number of watches, and watches that end."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+
+import grpc
+from google.protobuf.message import DecodeError
+from grpc_health.v1 import health, health_pb2
+
+_MAX_REQUEST_BYTES = 1024
+# A number of health_pb2.HealthCheckResponse.ServingStatus.
+_Status = int
+
+
+class Health:
+    """Says whether services are ready. Its calls take no permit that others need.
+
+    Args:
+        max_watches: watches open at once; one more is refused.
+    """
+
+    def __init__(self, max_watches: int) -> None:
+        self._max_watches = max_watches
+        self._watches = 0
+        self._statuses: dict[str, _Status] = {}
+        self._changed = asyncio.Condition()
+        self._over = False
+
+    def handler(self) -> grpc.GenericRpcHandler:
+        """Make what grpc.aio takes; requests stay bytes until their size is known."""
+        serialize = health_pb2.HealthCheckResponse.SerializeToString
+        return grpc.method_handlers_generic_handler(
+            health.SERVICE_NAME,
+            {
+                "Check": grpc.unary_unary_rpc_method_handler(
+                    self._check, response_serializer=serialize
+                ),
+                "Watch": grpc.unary_stream_rpc_method_handler(
+                    self._watch, response_serializer=serialize
+                ),
+            },
+        )
+
+    async def set(self, service: str, status: _Status) -> None:
+        """Say how a service is; the empty name speaks for the process."""
+        if self._statuses.get(service) != status:
+            async with self._changed:
+                self._statuses[service] = status
+                self._changed.notify_all()
+
+    async def end_watches(self) -> None:
+        """End all watches, after what they have still to say."""
+        async with self._changed:
+            self._over = True
+            self._changed.notify_all()
+
+    async def _check(
+        self, raw: bytes, context: grpc.aio.ServicerContext
+    ) -> health_pb2.HealthCheckResponse:
+        service = await _service_of(raw, context)
+        status = self._statuses.get(service)
+        if status is None:
+            await context.abort(grpc.StatusCode.NOT_FOUND, "no service of this name is served here")
+        return health_pb2.HealthCheckResponse(status=status)
+
+    async def _watch(
+        self, raw: bytes, context: grpc.aio.ServicerContext
+    ) -> AsyncIterator[health_pb2.HealthCheckResponse]:
+        service = await _service_of(raw, context)
+        if self._watches >= self._max_watches:
+            words = f"{self._watches} health watches are open, which is the limit; use Check"
+            await context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, words)
+        self._watches += 1
+        try:
+            async for status in self._changes(service):
+                yield health_pb2.HealthCheckResponse(status=status)
+        finally:
+            self._watches -= 1
+
+    async def _changes(self, service: str) -> AsyncIterator[_Status]:
+        yield (told := self._status(service))
+        while not self._over:
+            async with self._changed:
+                if self._status(service) == told:
+                    await self._changed.wait()
+            if (status := self._status(service)) != told:
+                yield (told := status)
+
+    def _status(self, service: str) -> _Status:
+        unknown: int = health_pb2.HealthCheckResponse.SERVICE_UNKNOWN
+        return self._statuses.get(service, unknown)
+
+
+async def _service_of(raw: bytes, context: grpc.aio.ServicerContext) -> str:
+    if len(raw) > _MAX_REQUEST_BYTES:
+        words = f"a health request of {len(raw)} bytes; it takes {_MAX_REQUEST_BYTES}"
+        await context.abort(grpc.StatusCode.INVALID_ARGUMENT, words)
+    try:
+        return str(health_pb2.HealthCheckRequest.FromString(raw).service)
+    except DecodeError:
+        await context.abort(grpc.StatusCode.INVALID_ARGUMENT, "bytes that are no health request")
+        raise

@@ -1,0 +1,69 @@
+"""Who calls: the names in a call's metadata, taken whole or refused."""
+
+from __future__ import annotations
+
+import re
+import uuid
+from collections.abc import Iterable
+from typing import NamedTuple
+
+from vtryon.channel import TENANT_KEY
+from vtryon.errors import RequestError, Violation
+from vtryon.stream import CONTENT_KEY, REQUEST_ID_KEY
+
+MAX_TENANT_CHARACTERS = 256
+MAX_ID_CHARACTERS = 128
+_NAME = re.compile(rf"[\x21-\x7e]{{1,{MAX_ID_CHARACTERS}}}")
+_TENANT = re.compile(rf"[\x21-\x7e]([\x20-\x7e]{{0,{MAX_TENANT_CHARACTERS - 2}}}[\x21-\x7e])?")
+
+
+class Identity(NamedTuple):
+    """The names in a call's metadata; a name that is not given is empty."""
+
+    request_id: str
+    tenant: str
+    content_digest: str
+
+
+def new_request_id() -> str:
+    """Make up a request id for a call that names none."""
+    return uuid.uuid4().hex
+
+
+def read_identity(metadata: Iterable[tuple[str, str | bytes]]) -> Identity:
+    """Read request id, tenant and content digest.
+
+    No name is ever shortened: two tenants whose names begin alike stay two tenants.
+
+    Raises:
+        RequestError: a name is too long, has characters beyond printable ASCII or a space at an
+            end, or comes twice.
+    """
+    given: dict[str, str] = {}
+    for key, value in metadata:
+        if key not in _PATTERNS:
+            continue
+        text = value if isinstance(value, str) else value.decode("latin-1")
+        pattern, words = _PATTERNS[key]
+        if key in given and text != given[key]:
+            raise _refused(key, "comes twice with different values; give it once")
+        if text and not pattern.fullmatch(text):
+            raise _refused(key, f"takes {words}, and this one has {len(text)}")
+        given[key] = text
+    request_id = given.get(REQUEST_ID_KEY) or new_request_id()
+    return Identity(request_id, given.get(TENANT_KEY, ""), given.get(CONTENT_KEY, ""))
+
+
+_ID_WORDS = f"1 to {MAX_ID_CHARACTERS} printable ASCII characters without spaces"
+_PATTERNS = {
+    REQUEST_ID_KEY: (_NAME, _ID_WORDS),
+    CONTENT_KEY: (_NAME, _ID_WORDS),
+    TENANT_KEY: (
+        _TENANT,
+        f"1 to {MAX_TENANT_CHARACTERS} printable ASCII characters without a space at either end",
+    ),
+}
+
+
+def _refused(key: str, words: str) -> RequestError:
+    return RequestError(f"{key}: {words}", violations=(Violation(key, words),))
