@@ -144,7 +144,10 @@ class ServiceSettings(ProcessSettings):
         description="Wait for the next chunk of a call; then it ends as STREAM_INCOMPLETE.",
     )
     max_streams: int = Field(
-        default=100, ge=1, description="Calls open at once on one connection; others wait."
+        default=1000,
+        ge=1,
+        description="Calls open at once on one connection; others wait in the client, where they "
+        "are not shared fairly among tenants.",
     )
     max_calls: int = Field(
         default=1000,

@@ -93,7 +93,8 @@ async def test_the_batch_and_the_caches_are_counted(receiver, example) -> None:
     assert found.total("vtryon.batch.wasted_steps") >= 2
     steps = found.total("vtryon.batch.steps")
     assert steps == found.total("vtryon.batch.rows")
-    assert steps == 6 + found.total("vtryon.batch.wasted_steps")
+    # The step under way when the caller leaves may be counted as neither.
+    assert steps - 6 - found.total("vtryon.batch.wasted_steps") in {0, 1}
     assert found.total("vtryon.batch.running") == found.total("vtryon.batch.waiting") == 0
     for stage, hits in (("latent-encoder", 4), ("text-encoder", 2)):
         assert found.total("vtryon.cache.lookups", stage=stage, outcome="hit") == hits
