@@ -73,10 +73,12 @@ async def test_a_stage_is_given_what_is_left_of_the_callers_deadline(away: Away)
     settings = {"backend": "scripted", "latent_encoder_target": away.target}
     async with embedded_mesh(**settings) as target, vtryon.Client(target) as client:
         with pytest.raises(vtryon.UnavailableError):
-            await client.try_on(png(), png(), timeout_seconds=40)
-    assert len(away.remaining) == 4
-    assert all(20 < left <= 40 for left in away.remaining)
-    assert sorted(away.remaining, reverse=True) == away.remaining
+            await client.try_on(png(), png(), timeout_seconds=8)
+    assert 2 <= len(away.remaining) <= 4
+    assert max(away.remaining) <= 8
+    # gRPC rounds a deadline up on the wire, the coarser the longer it is.
+    pauses = sum(0.05 * 4**number for number in range(len(away.remaining) - 1))
+    assert away.remaining[-1] < 8 - pauses + 0.2
 
 
 @pytest.mark.parametrize("slow", [Stage.LATENT_ENCODER, Stage.TEXT_ENCODER])
