@@ -15,9 +15,11 @@ import vtryon
 from vtryon.errors import Reason, RequestError
 from vtryon.types import FitMethod, ImageFormat, ResizeFilter
 from vtryon_services.engine import fitting, pictures
+from vtryon_services.engine.checkpoint import SHIPPED_CHECKPOINT, Checkpoint
 from vtryon_services.engine.geometry import Geometry, Size, size_of_area
 from vtryon_services.engine.latent_encoder import LatentEncoder
 from vtryon_services.engine.numerics import resolve
+from vtryon_services.engine.placement import Placement
 from vtryon_services.engine.text_encoder import TextEncoder
 
 SMALL = Image.new("RGB", (40, 30), (10, 200, 30))
@@ -201,10 +203,11 @@ def test_the_same_reference_size_as_comfy_needs_no_note() -> None:
 
 
 def test_comfys_pictures_for_the_text_encoder_are_not_rounded() -> None:
-    from transformers import Qwen2VLImageProcessor
-
-    processor = Qwen2VLImageProcessor()
-    encoder = TextEncoder(None, None, processor, Geometry(), "")  # type: ignore[arg-type]
+    checkpoint = Checkpoint.open(SHIPPED_CHECKPOINT)
+    encoder = TextEncoder.load(checkpoint, Placement.of("cpu", "fp32"))
+    # In place of the shipped checkpoint's small pictures of one size: 384² at their own aspect.
+    encoder._geometry = Geometry()
+    encoder._processor = type(encoder._processor)()
     grids = [
         encoder.see([Image.new("RGB", (100, 75))], resolve(vtryon.Numerics(profile=profile))).grids
         for profile in (vtryon.Profile.COMFY, vtryon.Profile.DIFFUSERS)
