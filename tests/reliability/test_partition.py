@@ -139,8 +139,10 @@ def test_a_stage_behind_a_pulled_cable_is_missed_and_found_again(hosts: Hosts, s
     hosts.pull()
     pulled = time.monotonic()
     waiting.wait_for("UnavailableError")
-    assert time.monotonic() - pulled < 7.5  # found in 5 s, then three more attempts
+    told = time.monotonic() - pulled
     hosts.plug_in()
-    healed = time.monotonic()
-    call(hosts, start, 0, pipeline, 1, 30).wait_for("done")
-    assert time.monotonic() - healed < 3  # with the caller's own start
+    again = call(hosts, start, 0, pipeline, 1, 30)
+    again.wait_for("done")
+    healed = float(again.wait_for(r"after ([\d.]+) s").group(1)) - STEP_SECONDS
+    assert told < 6  # found in 5 s, and so are the other attempts: they end together
+    assert healed < 1

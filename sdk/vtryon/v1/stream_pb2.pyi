@@ -160,7 +160,9 @@ class Accepted(_message.Message):
     """The picture's size in pixels, where it is known."""
     height: _builtins.int
     cached: _builtins.bool
-    """Encoders only: true where the result was there, or on its way, before this call asked for it."""
+    """Encoders only: true where the result was there, or on its way, before this call asked for it, and
+    the same tenant had asked for it before.
+    """
     @_builtins.property
     def numerics(self) -> _numerics_pb2.Numerics: ...
     @_builtins.property

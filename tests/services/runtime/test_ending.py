@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -25,25 +26,33 @@ GRACE = {"VTRYON_DRAIN_GRACE_SECONDS": "60"}
 SCRIPTED = ("all", "--backend", "scripted")
 
 
-async def drained(mesh, begin) -> int:
-    """Open a call, send SIGTERM, and give the exit status, long before the grace is over."""
+async def drained(mesh, begin) -> grpc.StatusCode:
+    """Open a call, send SIGTERM, and give the call's end; all long before the grace is over."""
     async with grpc.aio.insecure_channel(mesh.target) as channel:
-        await begin(channel)
+        call = await begin(channel)
         mesh.process.send_signal(signal.SIGTERM)
-        return await asyncio.to_thread(mesh.process.wait, 30)
+        assert await asyncio.to_thread(mesh.process.wait, 30) == 0
+        return await call.code()
 
 
 async def test_a_health_watch_does_not_hold_a_drain() -> None:
     with served(*SCRIPTED, **GRACE) as mesh:
         seen: list[int] = []
 
-        async def begin(channel: grpc.aio.Channel) -> None:
-            watch = health_pb2_grpc.HealthStub(channel).Watch(health_pb2.HealthCheckRequest())
-            seen.append((await watch.read()).status)
-            task = asyncio.create_task(watch.read())
-            task.add_done_callback(lambda done: seen.append(done.result().status))
+        async def read(watch) -> None:
+            while (answer := await watch.read()) is not grpc.aio.EOF:
+                seen.append(answer.status)
 
-        assert await drained(mesh, begin) == 0
+        async def begin(channel: grpc.aio.Channel):
+            watch = health_pb2_grpc.HealthStub(channel).Watch(health_pb2.HealthCheckRequest())
+            reading.append(asyncio.create_task(read(watch)))
+            while not seen:
+                await asyncio.sleep(0.01)
+            return watch
+
+        reading: list[asyncio.Task] = []
+        assert await drained(mesh, begin) is grpc.StatusCode.OK
+        await reading[0]
         assert seen == [
             health_pb2.HealthCheckResponse.SERVING,
             health_pb2.HealthCheckResponse.NOT_SERVING,
@@ -53,11 +62,15 @@ async def test_a_health_watch_does_not_hold_a_drain() -> None:
 async def test_a_stream_that_says_nothing_does_not_hold_a_drain() -> None:
     with served(*SCRIPTED, VTRYON_FIRST_MESSAGE_TIMEOUT_SECONDS="300", **GRACE) as mesh:
 
-        async def begin(channel: grpc.aio.Channel) -> None:
-            call = pipeline_pb2_grpc.PipelineServiceStub(channel).TryOn()
-            await call.wait_for_connection()
+        async def begin(channel: grpc.aio.Channel):
+            stub = pipeline_pb2_grpc.PipelineServiceStub(channel)
+            call = stub.TryOn()
+            with contextlib.suppress(grpc.aio.AioRpcError):
+                async for _ in stub.TryOn(iter([])):  # behind it: the server has both by now
+                    pass
+            return call
 
-        assert await drained(mesh, begin) == 0
+        assert await drained(mesh, begin) is grpc.StatusCode.UNAVAILABLE
 
 
 async def test_a_second_signal_ends_a_drain_at_once() -> None:
@@ -159,3 +172,12 @@ def test_a_log_without_a_reader_never_raises() -> None:
     output.close()
     with pytest.raises(BrokenPipeError):
         stream.close()
+
+
+def test_a_server_says_what_it_loads_and_how_many_bytes() -> None:
+    from vtryon_services.engine.checkpoint import SHIPPED_CHECKPOINT
+
+    with served("decoding", "--checkpoint", str(SHIPPED_CHECKPOINT)) as mesh:
+        log = "".join(mesh.log)
+    assert re.search(r"loading.*bytes=\W*\d{6,}", log)
+    assert re.search(r"loaded.*seconds=\W*[\d.]+", log)

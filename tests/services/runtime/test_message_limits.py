@@ -148,3 +148,29 @@ def test_a_number_without_end_is_not_read_to_its_end() -> None:
     started = time.thread_time()
     assert read_chunk(REQUEST_TAG, body) is None
     assert time.thread_time() - started < 0.05
+
+
+async def test_thousands_of_items_in_a_small_message_are_refused_by_name(served) -> None:
+    inner = b"\x0a\x00" * 20_000
+    body = b"\x0a" + varint(len(inner)) + inner
+    async with grpc.aio.insecure_channel(served) as channel:
+        call = channel.stream_stream("/vtryon.v1.PipelineService/TryOn")(iter([body]), timeout=20)
+        with pytest.raises(grpc.aio.AioRpcError, match="payloads: takes at most 64 items"):
+            async for _ in call:
+                pass
+
+
+async def test_a_second_message_where_a_chunk_can_come_is_bounded_too(served) -> None:
+    from vtryon.types import EncodedImage, Payload, PayloadKind, TryOnOptions, TryOnStart
+    from vtryon.v1 import pipeline_pb2
+
+    payload = Payload(PayloadKind.PERSON_IMAGE, 10, image=EncodedImage())
+    start = pipeline_pb2.TryOnRequest(start=TryOnStart((payload,), TryOnOptions()).to_proto())
+    inner = b"\x0a\x00" * (SIZE // 2)
+    body = b"\x0a" + varint(len(inner)) + inner
+    async with grpc.aio.insecure_channel(served) as channel:
+        path = "/vtryon.v1.PipelineService/TryOn"
+        call = channel.stream_stream(path)(iter([start.SerializeToString(), body]), timeout=20)
+        with pytest.raises(grpc.aio.AioRpcError, match="where a chunk can come"):
+            async for _ in call:
+                pass
