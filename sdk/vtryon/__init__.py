@@ -9,12 +9,12 @@ from vtryon.channel import Channel, Tls
 from vtryon.client import Client
 from vtryon.errors import (
     AccessError,
-    CancelledError,
     DeadlineError,
     OverloadedError,
     ProtocolError,
     Reason,
     RequestError,
+    RunCancelledError,
     SettingsError,
     StageError,
     UnavailableError,
@@ -65,7 +65,6 @@ __version__ = "0.1.0"
 __all__ = [
     "Accepted",
     "AccessError",
-    "CancelledError",
     "Channel",
     "Client",
     "Conditioning",
@@ -101,6 +100,7 @@ __all__ = [
     "Result",
     "RopeLayout",
     "Run",
+    "RunCancelledError",
     "SampleStart",
     "Sampling",
     "SettingsError",

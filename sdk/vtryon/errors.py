@@ -7,7 +7,7 @@
     ├── OverloadedError             try again after .retry_after_seconds
     ├── UnavailableError            the server can't be reached, or is going away
     ├── DeadlineError               out of time; .completed_steps
-    ├── CancelledError              the caller left its own call
+    ├── RunCancelledError           the caller left its own call
     ├── StageError                  a stage failed; .stage names it
     └── ProtocolError               the other end broke the grammar of the stream
 
@@ -152,7 +152,7 @@ class DeadlineError(VtryonError):
         return int(self.metadata.get("completed_steps", "0"))
 
 
-class CancelledError(VtryonError):
+class RunCancelledError(VtryonError):
     """The caller left its own call."""
 
     default_reason = Reason.CANCELLED
@@ -206,5 +206,5 @@ REASONS: dict[Reason, Row] = {
     Reason.NOT_FOUND: Row(RequestError, grpc.StatusCode.NOT_FOUND),
     Reason.ALREADY_EXISTS: Row(RequestError, grpc.StatusCode.ALREADY_EXISTS),
     Reason.STAGE_FAILED: Row(StageError, grpc.StatusCode.INTERNAL),
-    Reason.CANCELLED: Row(CancelledError, grpc.StatusCode.CANCELLED),
+    Reason.CANCELLED: Row(RunCancelledError, grpc.StatusCode.CANCELLED),
 }

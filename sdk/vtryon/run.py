@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Generator, Mappi
 from dataclasses import dataclass
 from typing import Any, Generic, Self, TypeVar
 
-from vtryon.errors import CancelledError, ProtocolError, RequestError
+from vtryon.errors import ProtocolError, RequestError, RunCancelledError
 from vtryon.events import (
     Accepted,
     Chunk,
@@ -77,7 +77,7 @@ class Run(Generic[T]):
 
     Breaking out of the iteration, cancelling the task or leaving the context cancels the call; the
     server frees its slot before the next step. Awaiting a run that was left raises
-    `CancelledError`.
+    `RunCancelledError`.
     """
 
     def __init__(
@@ -121,7 +121,7 @@ class Run(Generic[T]):
         try:
             self._call = await self._open_call()
             if self._left:
-                raise CancelledError("the run was left before it was sent")
+                raise RunCancelledError("the run was left before it was sent")
             async with self._call as call:
                 received = _Receiver()
                 async for event in call:
@@ -139,7 +139,7 @@ class Run(Generic[T]):
         if self._error is not None:
             raise self._error
         if self._result is None:
-            raise CancelledError("the run was left before it finished")
+            raise RunCancelledError("the run was left before it finished")
         return self._result
 
 

@@ -15,11 +15,11 @@ from opentelemetry import propagate, trace
 from vtryon import events
 from vtryon.channel import TENANT_KEY, Channel
 from vtryon.errors import (
-    CancelledError,
     DeadlineError,
     ProtocolError,
     Reason,
     RequestError,
+    RunCancelledError,
     StageError,
     VtryonError,
 )
@@ -179,7 +179,7 @@ class StreamCall:
             return self._send_error
         if self._send_error is not None:
             return StageError(f"the payloads could not be sent: {self._send_error!r}")
-        return CancelledError("the call was cancelled")
+        return RunCancelledError("the call was cancelled")
 
     def _failed(self, error: VtryonError) -> VtryonError:
         reason = error.reason or Reason.STAGE_FAILED

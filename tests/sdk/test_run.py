@@ -58,7 +58,7 @@ async def test_breaking_out_frees_the_place(scripted: vtryon.Client) -> None:
         async for event in run:
             if isinstance(event, StepFinished):
                 break
-        with pytest.raises(vtryon.CancelledError):
+        with pytest.raises(vtryon.RunCancelledError):
             await run
     assert await frees_its_place(scripted)
 
@@ -92,7 +92,7 @@ async def test_cancelling_the_task_frees_the_place(scripted: vtryon.Client) -> N
 
 async def test_cancelling_from_outside_raises_cancelled(scripted: vtryon.Client) -> None:
     run = many_steps(scripted)
-    with pytest.raises(vtryon.CancelledError):
+    with pytest.raises(vtryon.RunCancelledError):
         async for event in run:
             if isinstance(event, StepFinished):
                 run.cancel()
@@ -173,5 +173,5 @@ async def test_a_client_that_was_not_entered_says_so() -> None:
 async def test_a_run_that_was_left_before_it_was_sent_is_not_sent(scripted: vtryon.Client) -> None:
     run = scripted.try_on(PICTURE, steps=1)
     run.cancel()
-    with pytest.raises(vtryon.CancelledError):
+    with pytest.raises(vtryon.RunCancelledError):
         await run

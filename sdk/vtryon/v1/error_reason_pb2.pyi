@@ -94,7 +94,7 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     The stage failed; its log has the cause, under the request's id.
     """
     ERROR_REASON_CANCELLED: _ErrorReason.ValueType  # 23
-    """ABORTED, on the client's side only: the caller left its own call."""
+    """CANCELLED, on the client's side only: the caller left its own call."""
 
 class ErrorReason(_ErrorReason, metaclass=_ErrorReasonEnumTypeWrapper):
     """Every failure that a program may act on: the `reason` of the google.rpc.ErrorInfo (domain
@@ -173,5 +173,5 @@ ERROR_REASON_STAGE_FAILED: ErrorReason.ValueType  # 22
 The stage failed; its log has the cause, under the request's id.
 """
 ERROR_REASON_CANCELLED: ErrorReason.ValueType  # 23
-"""ABORTED, on the client's side only: the caller left its own call."""
+"""CANCELLED, on the client's side only: the caller left its own call."""
 Global___ErrorReason: _TypeAlias = ErrorReason  # noqa: Y015

@@ -13,9 +13,9 @@ from opentelemetry import context, metrics, propagate
 
 from vtryon.client import Client
 from vtryon.errors import (
-    CancelledError,
     DeadlineError,
     OverloadedError,
+    RunCancelledError,
     StageError,
     UnavailableError,
     VtryonError,
@@ -228,7 +228,7 @@ class Attempt:
             resume_every=self._settings.resume_every,
         )
         if self._cancelled:
-            raise CancelledError("the job was cancelled")
+            raise RunCancelledError("the job was cancelled")
         async with self._run as run:
             async for event in run:
                 await self._take(event)

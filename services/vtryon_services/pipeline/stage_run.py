@@ -8,7 +8,7 @@ from dataclasses import replace
 
 import structlog
 
-from vtryon.errors import CancelledError, Reason, UnavailableError, VtryonError
+from vtryon.errors import Reason, RunCancelledError, UnavailableError, VtryonError
 from vtryon.events import (
     Accepted,
     Chunk,
@@ -159,7 +159,7 @@ class StageRun:
 
     def _name(self, error: VtryonError) -> VtryonError:
         stage = {"stage": self.stage.value}
-        if isinstance(error, CancelledError):
+        if isinstance(error, RunCancelledError):
             return UnavailableError(
                 f"{self.stage} ended the call, it is going away",
                 reason=Reason.SHUTTING_DOWN,

@@ -17,9 +17,9 @@ from tritonclient.utils import InferenceServerException
 
 from vtryon import status
 from vtryon.errors import (
-    CancelledError,
     DeadlineError,
     OverloadedError,
+    RunCancelledError,
     SettingsError,
     StageError,
     UnavailableError,
@@ -218,7 +218,7 @@ def _named(error: InferenceServerException | grpc.aio.AioRpcError) -> VtryonErro
     if code == "DEADLINE_EXCEEDED":
         return DeadlineError(f"out of time at the Triton server: {message}")
     if code == "CANCELLED":
-        return CancelledError(f"the Triton server cancelled the request: {message}")
+        return RunCancelledError(f"the Triton server cancelled the request: {message}")
     if "Exceeds maximum queue size" in message:
         return OverloadedError(f"the Triton server's queue is full: {message}")
     return StageError(f"the Triton server refused the request: {message}")

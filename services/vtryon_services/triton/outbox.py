@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable
 from typing import Protocol
 
-from vtryon.errors import CancelledError, VtryonError
+from vtryon.errors import RunCancelledError, VtryonError
 from vtryon_services.engine.batching.batcher import Stepped, Ticket
 from vtryon_services.engine.plan import Standing
 
@@ -84,7 +84,7 @@ class Outbox:
             if answers.abandoned:
                 ticket.cancel()
                 self._close_one(answers)
-                answers.ended(CancelledError("the caller has left"))
+                answers.ended(RunCancelledError("the caller has left"))
 
 
 class Posted:

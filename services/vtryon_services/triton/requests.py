@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 import torch
 from PIL import Image
 
-from vtryon.errors import CancelledError, Reason, RequestError, StageError, VtryonError
+from vtryon.errors import Reason, RequestError, RunCancelledError, StageError, VtryonError
 from vtryon.types import (
     MAX_PICTURE_BYTES,
     Numerics,
@@ -138,7 +138,7 @@ def refuse(error: Exception, stage: Stage) -> Any:
     codes = {
         RequestError: backend.TritonError.INVALID_ARG,
         StageError: backend.TritonError.INTERNAL,
-        CancelledError: backend.TritonError.CANCELLED,
+        RunCancelledError: backend.TritonError.CANCELLED,
     }
     code = codes.get(type(error), backend.TritonError.UNAVAILABLE)
     return backend.InferenceResponse([], backend.TritonError(to_message(error), code))

@@ -13,7 +13,7 @@ import torch
 from cachetools import TTLCache
 from google.protobuf import json_format
 
-from vtryon.errors import CancelledError, Reason, RequestError, StageError, VtryonError
+from vtryon.errors import Reason, RequestError, RunCancelledError, StageError, VtryonError
 from vtryon.types import (
     ImageFormat,
     Numerics,
@@ -114,7 +114,7 @@ class SamplingModel:
             self._engine, plan, request, sender, lambda: key is not None and key in self._cancelled
         )
         if answers.abandoned:
-            raise CancelledError("the caller has left")
+            raise RunCancelledError("the caller has left")
         ticket = self._batcher.admit(demand)
         ticket.begin(given, self._outbox.sink(ticket, answers))
 

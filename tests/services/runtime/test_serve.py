@@ -97,7 +97,7 @@ async def test_draining_says_not_serving_first_and_lets_open_calls_finish() -> N
 
 async def test_what_does_not_finish_in_the_grace_is_cut_off() -> None:
     async with mesh(drain_grace_seconds=0.1) as serving, vtryon.Client(serving.address) as client:
-        with pytest.raises((vtryon.UnavailableError, vtryon.CancelledError)):
+        with pytest.raises((vtryon.UnavailableError, vtryon.RunCancelledError)):
             async for event in client.try_on(png(), png(), steps=200):
                 if isinstance(event, vtryon.StepFinished) and event.step == 1:
                     draining = asyncio.create_task(serving.server.drain())
