@@ -30,6 +30,17 @@ _PLAIN = {
     if row.status not in {grpc.StatusCode.INVALID_ARGUMENT, grpc.StatusCode.FAILED_PRECONDITION}
 }
 
+# gRPC refuses more than 8 KiB of trailing metadata, and calls that RESOURCE_EXHAUSTED. The details
+# travel in base64, the message percent-encoded: three bytes for one that is not ASCII.
+MAX_VIOLATIONS = 20
+MAX_MESSAGE_BYTES = 800
+MAX_DETAILS_BYTES = 3840
+_MAX_TEXT_BYTES = 256
+
+# How gRPC itself refuses what is too large, in either direction; no sign of overload.
+_MESSAGE_TOO_LARGE = "larger than max"
+_METADATA_TOO_LARGE = "metadata size exceeds"
+
 # How a proxy ends a stream whose server went away in the middle.
 _RESET = "RST_STREAM"
 
@@ -46,19 +57,19 @@ def to_rpc(error: VtryonError) -> RpcStatus:
     """Make the status of an error; an error without a reason is a failure of the stage."""
     reason = error.reason or Reason.STAGE_FAILED
     code = REASONS[reason].status
+    metadata = {name: shortened(value) for name, value in error.metadata.items()}
+    message = shortened(error.message, MAX_MESSAGE_BYTES)
     details: list[Message] = [
-        error_details_pb2.ErrorInfo(reason=reason.value, domain=DOMAIN, metadata=error.metadata)
+        error_details_pb2.ErrorInfo(reason=reason.value, domain=DOMAIN, metadata=metadata)
     ]
-    if isinstance(error, RequestError) and error.violations:
-        details.append(_bad_request(error.violations))
     if isinstance(error, OverloadedError):
         details.append(_retry_info(error.retry_after_seconds))
-    status = status_pb2.Status(code=code.value[0], message=error.message)
+    status = status_pb2.Status(code=code.value[0], message=message)
     for detail in details:
-        packed = any_pb2.Any()
-        packed.Pack(detail)
-        status.details.append(packed)
-    return RpcStatus(code, error.message, ((DETAILS_KEY, status.SerializeToString()),))
+        status.details.append(_packed(detail))
+    if isinstance(error, RequestError) and error.violations:
+        status.details.append(_bad_request(error.violations, status.ByteSize()))
+    return RpcStatus(code, message, ((DETAILS_KEY, status.SerializeToString()),))
 
 
 def from_rpc(
@@ -115,8 +126,10 @@ def _details(trailing_metadata: Iterable[tuple[str, str | bytes]]) -> _Details:
 def _reason(details: _Details, code: grpc.StatusCode, message: str) -> Reason:
     if details.info.domain == DOMAIN and details.info.reason in Reason.__members__:
         return Reason[details.info.reason]
-    if code is grpc.StatusCode.RESOURCE_EXHAUSTED and "larger than max" in message:
+    if code is grpc.StatusCode.RESOURCE_EXHAUSTED and _MESSAGE_TOO_LARGE in message:
         return Reason.PAYLOAD_TOO_LARGE
+    if code is grpc.StatusCode.RESOURCE_EXHAUSTED and _METADATA_TOO_LARGE in message:
+        return Reason.MESSAGE_MALFORMED
     if code is grpc.StatusCode.INVALID_ARGUMENT:
         return Reason.FIELD_INVALID
     if code is grpc.StatusCode.UNIMPLEMENTED:
@@ -126,11 +139,31 @@ def _reason(details: _Details, code: grpc.StatusCode, message: str) -> Reason:
     return _PLAIN.get(code, StageError.default_reason)
 
 
-def _bad_request(violations: Sequence[Violation]) -> error_details_pb2.BadRequest:
+def _packed(message: Message) -> any_pb2.Any:
+    packed = any_pb2.Any()
+    packed.Pack(message)
+    return packed
+
+
+def _bad_request(violations: Sequence[Violation], taken_bytes: int) -> any_pb2.Any:
+    """Pack the first violations, as many as there is room for."""
     bad = error_details_pb2.BadRequest()
-    for violation in violations:
-        bad.field_violations.add(field=violation.field, description=violation.description)
-    return bad
+    for violation in violations[:MAX_VIOLATIONS]:
+        bad.field_violations.add(
+            field=shortened(violation.field), description=shortened(violation.description)
+        )
+        if taken_bytes + _packed(bad).ByteSize() > MAX_DETAILS_BYTES:
+            del bad.field_violations[-1]
+            break
+    return _packed(bad)
+
+
+def shortened(text: str, max_bytes: int = _MAX_TEXT_BYTES) -> str:
+    """Cut text to so many bytes of UTF-8, with an ellipsis where something was cut."""
+    encoded = text.encode(errors="replace")
+    if len(encoded) <= max_bytes:
+        return text
+    return encoded[: max_bytes - 3].decode(errors="ignore") + "…"
 
 
 def _retry_info(seconds: float) -> error_details_pb2.RetryInfo:

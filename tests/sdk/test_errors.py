@@ -1,5 +1,10 @@
+import base64
+import urllib.parse
+
 import grpc
 import pytest
+from google.rpc import status_pb2
+from tests.support.pictures import png
 
 import vtryon
 from vtryon import status
@@ -69,6 +74,11 @@ def test_violations_survive_the_wire() -> None:
         (grpc.StatusCode.DEADLINE_EXCEEDED, "Deadline Exceeded", vtryon.DeadlineError),
         (grpc.StatusCode.RESOURCE_EXHAUSTED, "overflow", vtryon.OverloadedError),
         (grpc.StatusCode.RESOURCE_EXHAUSTED, "larger than max (5 vs. 4)", vtryon.RequestError),
+        (
+            grpc.StatusCode.RESOURCE_EXHAUSTED,
+            "received trailing metadata size exceeds hard limit (18000 vs. 16384)",
+            vtryon.ProtocolError,
+        ),
         (grpc.StatusCode.PERMISSION_DENIED, "RBAC: access denied", vtryon.AccessError),
         (grpc.StatusCode.UNAUTHENTICATED, "Jwt is missing", vtryon.AccessError),
         (grpc.StatusCode.UNIMPLEMENTED, "Method not found!", vtryon.UnavailableError),
@@ -92,3 +102,31 @@ def test_a_status_without_our_details_has_a_class_too(code, message, kind) -> No
             }
             else True
         )
+
+
+@pytest.mark.parametrize("count", [1, 20, 21, 400])
+async def test_a_refusal_of_many_fields_stays_a_refusal(scripted, count: int) -> None:
+    """Also by a caller that knows nothing of the SDK's ranges: the server's status arrives."""
+    with pytest.raises(RequestError) as caught:
+        await scripted.try_on(png(), steps=None, sigmas=[2.0] * count)
+    error = caught.value
+    assert error.reason is Reason.FIELD_INVALID
+    assert 1 <= len(error.violations) <= min(count, status.MAX_VIOLATIONS)
+    assert error.violations[0].field == "sigmas.0"
+    counted = error.message.startswith(f"{count} fields are invalid")
+    assert counted is (count > status.MAX_VIOLATIONS)
+
+
+@pytest.mark.parametrize("letter", ["x", "é", "画"])
+def test_a_status_fits_into_the_metadata_that_grpc_accepts(letter: str) -> None:
+    long = letter * 20_000
+    violations = tuple(Violation(f"field {number} {long}", long) for number in range(50))
+    error = RequestError(long, metadata={"stage": long}, violations=violations)
+    sent = status.to_rpc(error)
+    [(_, details)] = sent.trailing_metadata
+    header = urllib.parse.quote(sent.message)
+    assert len(base64.b64encode(details)) + len(header) < 8 * 1024
+    received = status.from_rpc(*sent)
+    assert received.reason is Reason.FIELD_INVALID
+    assert received.violations
+    assert status_pb2.Status.FromString(details).message == sent.message  # as grpcio-status wants
