@@ -28,7 +28,7 @@ from vtryon_services.engine.geometry import Geometry
 from vtryon_services.engine.numerics import resolve
 from vtryon_services.engine.plan import Standing
 from vtryon_services.triton.client import TritonPool
-from vtryon_services.triton.contract import GARMENTS, Model
+from vtryon_services.triton.contract import GARMENTS, Model, seed_parameter
 
 _EMPTY = np.empty(0, np.uint8)
 
@@ -133,7 +133,7 @@ def _parameters(options: TryOnOptions) -> dict[str, str | int | float]:
         "height": options.height,
         "steps": options.steps,
         "true_cfg_scale": options.true_cfg_scale,
-        "seed": options.seed,
+        "seed": None if options.seed is None else seed_parameter(options.seed),
         "strength": options.strength,
         "numerics": json_format.MessageToJson(numerics, indent=None),
         "sigmas": str(list(options.sigmas)) if options.sigmas else None,

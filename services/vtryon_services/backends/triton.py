@@ -29,7 +29,7 @@ from vtryon_services.engine.plan import Demand, Standing
 from vtryon_services.engine.schedule import Scheduled
 from vtryon_services.runtime.settings import StageSettings
 from vtryon_services.triton.client import TritonPool
-from vtryon_services.triton.contract import Model
+from vtryon_services.triton.contract import Model, seed_parameter
 
 _START_SECONDS = 60.0  # a server that starts beside us gets so long
 
@@ -209,7 +209,7 @@ class TritonSlot:
             "width": plan.width,
             "height": plan.height,
             "true_cfg_scale": float(plan.true_cfg_scale),
-            "seed": plan.seed,
+            "seed": seed_parameter(plan.seed),
             "sigmas": json.dumps(plan.sigmas[:-1]),
             "numerics": json_format.MessageToJson(numerics, indent=None),
             "urgency": demand.priority.value,  # Triton keeps the name "priority" to itself

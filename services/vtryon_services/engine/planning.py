@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import secrets
 from typing import Protocol
 
 from vtryon.errors import RequestError
+from vtryon.seeds import draw_seed
 from vtryon.types import SampleStart
 from vtryon_services.engine.geometry import Defaults
 from vtryon_services.engine.numerics import Resolved, resolve
@@ -50,7 +50,7 @@ def plan_of(start: SampleStart, schedules: Schedules) -> Plan:
         height=start.height,
         sigmas=sigmas,
         true_cfg_scale=scale,
-        seed=secrets.randbelow(2**63) if start.seed is None else start.seed,
+        seed=draw_seed() if start.seed is None else start.seed,
         first_step=done,
         from_reference=strength < 1,
     )

@@ -10,6 +10,8 @@ from typing import Annotated, Any, Self
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from vtryon.errors import RequestError, Violation
+from vtryon.seeds import MAX_SEED
+from vtryon.status import MAX_VIOLATIONS
 from vtryon.types import MAX_PROMPT_CHARACTERS, ImageFormat, TryOnOptions
 
 GOOD_REQUEST_ID = re.compile(r"[\x21-\x7e]{1,128}")
@@ -33,7 +35,7 @@ class SamplingRanges(_Ranges):
 
     steps: int | None = Field(default=None, ge=1, le=200)
     true_cfg_scale: float | None = Field(default=None, ge=0, le=30, allow_inf_nan=False)
-    seed: int | None = Field(default=None, ge=0, le=2**63 - 1)
+    seed: int | None = Field(default=None, ge=0, le=MAX_SEED)
     strength: float | None = Field(default=None, gt=0, le=1, allow_inf_nan=False)
     sigmas: tuple[Sigma, ...] = Field(default=(), max_length=200)
 
@@ -112,8 +114,11 @@ def check_ranges(value: object, *ranges: type[_Ranges]) -> None:
         except ValidationError as error:
             violations += [violation_of(dict(problem)) for problem in error.errors()]
     if violations:
-        listed = "; ".join(f"{item.field}: {item.description}" for item in violations)
-        raise RequestError(listed, violations=tuple(violations))
+        shown = violations[:MAX_VIOLATIONS]
+        listed = "; ".join(f"{item.field}: {item.description}" for item in shown)
+        if len(violations) > len(shown):
+            listed = f"{len(violations)} fields are invalid, the first: {listed}"
+        raise RequestError(listed, violations=tuple(shown))
 
 
 def check_options(options: TryOnOptions) -> None:

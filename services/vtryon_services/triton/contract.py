@@ -206,7 +206,7 @@ def contracts(channels: int, width: int) -> tuple[Contract, ...]:
                 ParameterOf("height", "int", "likewise"),
                 ParameterOf("steps", "int", "by default the checkpoint's"),
                 ParameterOf("true_cfg_scale", "double", "likewise"),
-                ParameterOf("seed", "int", "by default drawn"),
+                ParameterOf("seed", "int", "by default drawn; from 2**63 on as text"),
                 ParameterOf("strength", "double", "the share of the schedule to run"),
                 ParameterOf("sigmas", "string", "JSON list of noise levels, in place of steps"),
                 ParameterOf("from_reference", "int", "1: sigmas start from REFERENCE_1, noised"),
@@ -254,3 +254,8 @@ def contracts(channels: int, width: int) -> tuple[Contract, ...]:
             steps=_TRY_ON,
         ),
     )
+
+
+def seed_parameter(seed: int) -> int | str:
+    """Give a seed as a parameter: Triton's integers have a sign, so the upper half goes as text."""
+    return seed if seed < 2**63 else str(seed)

@@ -10,6 +10,7 @@ from typing import Any
 from vtryon.errors import VtryonError
 from vtryon.jobs import JobState
 from vtryon.plain import plain
+from vtryon.seeds import derive_seed
 from vtryon.types import PayloadKind, settled
 from vtryon_services.bridges.kafka.claims import Claims
 from vtryon_services.bridges.kafka.jobs import EVENT, RESPONSE, JobRequests
@@ -103,7 +104,7 @@ class ChainedJobs(JobRequests):
         asked = await self.read(received)
         check_options(asked.options)
         name = hashlib.sha256(f"{received.tenant}\0{asked.request_id}".encode())
-        options = settled(asked.options, int.from_bytes(name.digest()[-8:]) >> 1)
+        options = settled(asked.options, derive_seed(name.digest()))
         kinds = [PayloadKind.PERSON_IMAGE, *[PayloadKind.GARMENT_IMAGE] * (len(asked.pictures) - 1)]
         contents = await self._claims.pack(asked.pictures)
         record = {
