@@ -8,19 +8,25 @@ from typing import Self
 from pydantic import Field
 
 from vtryon.client import Client
+from vtryon.retry import FOR_SERVICES
 from vtryon.types import Stage
+from vtryon_services.runtime.addresses import OptionalTarget, Target
 from vtryon_services.runtime.settings import JOBS, ProcessSettings
+
+_BESIDE = Field(default="", description="host:port; empty: with the pipeline.")
 
 
 class TargetSettings(ProcessSettings):
     """What every bridge can be told besides."""
 
-    pipeline_target: str = Field(default="127.0.0.1:50050", description="host:port.")
-    latent_encoder_target: str = Field(default="", description="If not with the pipeline.")
-    text_encoder_target: str = Field(default="", description="If not with the pipeline.")
-    sampling_target: str = Field(default="", description="If not with the pipeline.")
-    decoding_target: str = Field(default="", description="If not with the pipeline.")
-    jobs_target: str = Field(default="", description="If not with the pipeline.")
+    pipeline_target: Target = Field(default="127.0.0.1:50050", description="host:port.")
+    latent_encoder_target: OptionalTarget = Field(
+        default="", description="If not with the pipeline."
+    )
+    text_encoder_target: OptionalTarget = _BESIDE
+    sampling_target: OptionalTarget = _BESIDE
+    decoding_target: OptionalTarget = _BESIDE
+    jobs_target: OptionalTarget = _BESIDE
 
     def target(self, service: str) -> str:
         """Where a service is."""
@@ -38,7 +44,8 @@ class Clients:
 
     async def __aenter__(self) -> Self:
         for target in set(self._targets.values()):
-            self._clients[target] = await self._open.enter_async_context(Client(target))
+            client = Client(target, retry=FOR_SERVICES)
+            self._clients[target] = await self._open.enter_async_context(client)
         return self
 
     async def __aexit__(self, *_: object) -> None:

@@ -6,6 +6,7 @@ from typing import ClassVar
 
 from pydantic import Field
 
+from vtryon_services.runtime.addresses import Target
 from vtryon_services.runtime.settings import JOBS, ServiceSettings
 
 _DAY = 86_400.0
@@ -17,7 +18,7 @@ class JobsSettings(ServiceSettings):
     service: ClassVar[str] = JOBS
 
     listen: str = "127.0.0.1:50055"
-    pipeline_target: str = Field(default="127.0.0.1:50050", description="host:port.")
+    pipeline_target: Target = Field(default="127.0.0.1:50050", description="host:port.")
     database_url: str = Field(
         default="sqlite+aiosqlite:///vtryon-jobs.sqlite",
         description="SQLAlchemy's; in production postgresql+asyncpg://…",

@@ -7,6 +7,7 @@ from typing import ClassVar, Literal
 from pydantic import Field
 
 from vtryon.types import MAX_GARMENTS, Stage
+from vtryon_services.runtime.addresses import Addresses, Target
 from vtryon_services.runtime.settings import ServiceSettings
 
 
@@ -20,17 +21,17 @@ class PipelineSettings(ServiceSettings):
         default="direct",
         description="Over four stages, or as one request of a Triton server's ensemble.",
     )
-    triton_url: str = Field(
+    triton_url: Addresses = Field(
         default="127.0.0.1:8001",
         description="Of the ensemble: host:port, or several between commas.",
     )
     triton_shared_memory_bytes: int = Field(
         default=256 * 1024, ge=0, description="As that of the stages."
     )
-    latent_encoder_target: str = Field(default="127.0.0.1:50051", description="host:port.")
-    text_encoder_target: str = Field(default="127.0.0.1:50052", description="host:port.")
-    sampling_target: str = Field(default="127.0.0.1:50053", description="host:port.")
-    decoding_target: str = Field(default="127.0.0.1:50054", description="host:port.")
+    latent_encoder_target: Target = Field(default="127.0.0.1:50051", description="host:port.")
+    text_encoder_target: Target = Field(default="127.0.0.1:50052", description="host:port.")
+    sampling_target: Target = Field(default="127.0.0.1:50053", description="host:port.")
+    decoding_target: Target = Field(default="127.0.0.1:50054", description="host:port.")
     stage_attempts: int = Field(
         default=4, ge=1, le=16, description="Attempts at a stage that goes away, elsewhere."
     )

@@ -22,6 +22,7 @@ from pydantic_settings import (
 
 from vtryon.errors import SettingsError
 from vtryon.types import Stage
+from vtryon_services.runtime.addresses import Addresses
 
 PREFIX = "VTRYON_"
 # Doors and jobs are services as well, but no stages.
@@ -216,7 +217,7 @@ class StageSettings(ServiceSettings):
         default="torch",
         description="Where the arithmetic happens; scripted computes nothing and takes set times.",
     )
-    triton_url: str = Field(
+    triton_url: Addresses = Field(
         default="127.0.0.1:8001",
         description="Of the triton backend: host:port, or several between commas.",
     )
