@@ -3,7 +3,10 @@
 A dataclass that derives from `ProtoType` names its message class and has fields of the message's
 names. Enums become `StrEnum`s by name (UNSPECIFIED is None), repeated fields become tuples, nested
 messages become nested dataclasses, timestamps datetimes, maps dicts, and a field that is not set is
-None where the message can tell.
+None where the message can tell. Where an enum is expected, its value as text is accepted too.
+
+Clients build every request with `request_message`, so that a value that does not fit its field is
+a `RequestError` that names the field, before the call begins.
 """
 
 from __future__ import annotations
@@ -11,7 +14,7 @@ from __future__ import annotations
 import dataclasses
 import types
 import typing
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from datetime import UTC, datetime
 from enum import Enum
 from functools import cache
@@ -19,6 +22,8 @@ from typing import Any, ClassVar, Self
 
 from google.protobuf.descriptor import EnumDescriptor
 from google.protobuf.message import Message
+
+from vtryon.errors import RequestError, Violation
 
 # protobuf has two classes of field descriptors, one in Python and one in C.
 FieldDescriptor = Any
@@ -40,14 +45,42 @@ class ProtoType:
         """Make the message; None leaves a field unset.
 
         Raises:
-            ValueError: a value does not fit its field, such as text that is no Unicode.
+            FieldValueError: a value does not fit its field, such as a negative seed.
         """
         message = type(self).proto()
-        for name, _ in _fields(type(self)):
+        for name, kind in _fields(type(self)):
             value = getattr(self, name)
             if value is not None:
-                _write(message, message.DESCRIPTOR.fields_by_name[name], value)
+                _write_checked(message, message.DESCRIPTOR.fields_by_name[name], kind, value)
         return message
+
+
+class FieldValueError(ValueError):
+    """A value that does not fit its field of a message.
+
+    Attributes:
+        field: path of the field, such as "numerics.schedule".
+        description: what the field accepts and what it got; never the text itself.
+    """
+
+    def __init__(self, field: str, description: str) -> None:
+        super().__init__(f"{field}: {description}")
+        self.field = field
+        self.description = description
+
+
+def request_message(request: ProtoType) -> Message:
+    """Build the message of a request.
+
+    Raises:
+        RequestError: a value does not fit its field; the violation names the field.
+    """
+    try:
+        return request.to_proto()
+    except FieldValueError as error:
+        field = error.field.removeprefix("options.")  # as servers name the options of a try-on
+        violation = Violation(field, error.description)
+        raise RequestError(f"{field}: {error.description}", violations=(violation,)) from None
 
 
 def _find_fields(cls: Any) -> tuple[tuple[str, Any], ...]:
@@ -87,24 +120,65 @@ def _from_value(value: Any, field: FieldDescriptor, kind: Any) -> Any:
     return kind.from_proto(value) if field.message_type is not None else value
 
 
-def _write(message: Message, field: FieldDescriptor, value: Any) -> None:
+def _write_checked(message: Message, field: FieldDescriptor, kind: Any, value: Any) -> None:
+    try:
+        _write(message, field, kind, value)
+    except FieldValueError as error:
+        raise FieldValueError(f"{field.name}.{error.field}", error.description) from None
+    except (ValueError, TypeError, AttributeError) as error:
+        raise FieldValueError(field.name, _explain(field, kind, value, error)) from None
+
+
+def _write(message: Message, field: FieldDescriptor, kind: Any, value: Any) -> None:
     if _is_map(field):
         getattr(message, field.name).update(value)
     elif field.is_repeated:
-        plain = [_to_value(item, field) for item in value]
+        plain = [_to_value(item, field, kind) for item in value]
         getattr(message, field.name).extend(plain)
     elif isinstance(value, datetime):
         getattr(message, field.name).FromDatetime(value)
     elif field.message_type is not None:
         getattr(message, field.name).CopyFrom(value.to_proto())
     else:
-        setattr(message, field.name, _to_value(value, field))
+        setattr(message, field.name, _to_value(value, field, kind))
 
 
-def _to_value(value: Any, field: FieldDescriptor) -> Any:
+def _to_value(value: Any, field: FieldDescriptor, kind: Any) -> Any:
     if field.enum_type is not None:
-        return field.enum_type.values_by_name[_prefix(field.enum_type) + value.name].number
+        name = kind(value).name
+        return field.enum_type.values_by_name[_prefix(field.enum_type) + name].number
     return value.to_proto() if field.message_type is not None else value
+
+
+def _explain(field: FieldDescriptor, kind: Any, value: Any, error: Exception) -> str:
+    """Describe why `value` does not fit, without repeating text that a caller wrote."""
+    if _is_map(field) and isinstance(value, Mapping):
+        return _explain_first([*value, *value.values()], str)
+    if field.is_repeated and isinstance(value, Iterable) and not isinstance(value, str):
+        return _explain_first(value, kind)
+    return _explain_one(value, kind) or f"does not fit: {type(error).__name__}"
+
+
+def _explain_first(values: Iterable[Any], kind: Any) -> str:
+    reasons = (_explain_one(value, kind) for value in values)
+    return next((reason for reason in reasons if reason), "does not fit")
+
+
+def _explain_one(value: Any, kind: Any) -> str:
+    if kind is str and isinstance(value, str):
+        at = next((at for at, char in enumerate(value) if "\ud800" <= char <= "\udfff"), None)
+        return "" if at is None else f"character {at + 1} is half of a surrogate pair, not text"
+    if isinstance(kind, type) and issubclass(kind, Enum):
+        shown = f"{value!r:.40}" if isinstance(value, str) else type(value).__name__
+        return f"takes one of {', '.join(kind)}, not {shown}"
+    if kind is int and isinstance(value, int):
+        return f"{value!s:.40} is out of range"
+    if isinstance(kind, type) and isinstance(value, kind):
+        return ""
+    return f"takes {_KINDS.get(kind, kind.__name__)}, not {type(value).__name__}"
+
+
+_KINDS = {str: "text", int: "a whole number", float: "a number", bool: "true or false"}
 
 
 def _is_map(field: FieldDescriptor) -> bool:

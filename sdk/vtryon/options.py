@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from vtryon.arguments import argument_error, choice
 from vtryon.errors import RequestError
+from vtryon.messages import request_message
 from vtryon.payloads import Outgoing
 from vtryon.stages import image_payloads
 from vtryon.types import (
@@ -38,16 +40,18 @@ def make_options(
     strength: float | None = None,
     sigmas: Sequence[float] = (),
     previews: PreviewPolicy | bool = True,
-    priority: Priority | None = None,
-    format: ImageFormat | None = None,  # noqa: A002
+    priority: Priority | str | None = None,
+    format: ImageFormat | str | None = None,  # noqa: A002
     quality: int | None = None,
 ) -> TryOnOptions:
     """Make the options of a try-on; see `vtryon.Client.try_on`.
 
     Raises:
-        RequestError: for what can be told without a server.
+        RequestError: a value is none of its argument's; the violation names the argument.
     """
-    return TryOnOptions(
+    if not isinstance(prompt, str):
+        raise argument_error("prompt", f"takes text, not {type(prompt).__name__}")
+    options = TryOnOptions(
         prompt=prompt,
         negative_prompt=negative_prompt,
         numerics=_numerics(profile, numerics),
@@ -55,14 +59,16 @@ def make_options(
         true_cfg_scale=true_cfg_scale,
         seed=seed,
         strength=strength,
-        sigmas=tuple(sigmas),
+        sigmas=_numbers("sigmas", sigmas),
         width=width,
         height=height,
         previews=_previews(previews),
-        priority=priority,
-        format=format,
+        priority=choice("priority", Priority, priority),
+        format=choice("format", ImageFormat, format),
         quality=quality,
     )
+    request_message(options)  # refuses now what could not be sent
+    return options
 
 
 async def outgoing_pictures(
@@ -85,17 +91,24 @@ def _numerics(profile: Profile | str | None, numerics: Numerics | None) -> Numer
         return numerics
     if numerics is not None:
         raise RequestError("give a profile or numerics, not both")
-    try:
-        return Numerics(profile=Profile(profile))
-    except ValueError:
-        known = ", ".join(Profile)
-        raise RequestError(f"no profile {profile!r}; there are {known}") from None
+    return Numerics(profile=choice("profile", Profile, profile))
 
 
 def _previews(wanted: PreviewPolicy | bool) -> PreviewPolicy | None:
     if isinstance(wanted, PreviewPolicy):
         return wanted
+    if not isinstance(wanted, bool):
+        raise argument_error(
+            "previews", f"takes a PreviewPolicy, True or False, not {type(wanted).__name__}"
+        )
     return PreviewPolicy() if wanted else None
+
+
+def _numbers(argument: str, values: Sequence[float]) -> tuple[float, ...]:
+    try:
+        return tuple(float(value) for value in values)
+    except (TypeError, ValueError):
+        raise argument_error(argument, "takes a sequence of numbers") from None
 
 
 def _several(garment: PictureSource | Sequence[PictureSource] | None) -> list[PictureSource]:
