@@ -113,7 +113,7 @@ async def measure(target: str | None, seconds: float) -> list[Phase]:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         pictures = await asyncio.to_thread(Pictures, folder)
         client = await stack.enter_async_context(
-            one_process() if target is None else vtryon.Client(target)
+            one_process() if target is None else vtryon.Client(target, retry=False)
         )
         load = Load(client, pictures)
         await load.peak(min(5.0, seconds))

@@ -36,6 +36,7 @@ from vtryon.events import (
 )
 from vtryon.jobs import Job, JobError, JobPage, Jobs, JobState, JobUpdate
 from vtryon.pictures import Picture
+from vtryon.retry import RetryPolicy
 from vtryon.run import Result, Run
 from vtryon.stages import (
     Conditioning,
@@ -54,6 +55,7 @@ from vtryon.types import (
     Priority,
     Profile,
     ResizeFilter,
+    ResumePoint,
     RopeLayout,
     SampleStart,
     SigmaSchedule,
@@ -98,6 +100,8 @@ __all__ = [
     "RequestError",
     "ResizeFilter",
     "Result",
+    "ResumePoint",
+    "RetryPolicy",
     "RopeLayout",
     "Run",
     "RunCancelledError",

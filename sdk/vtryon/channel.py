@@ -2,60 +2,53 @@
 
 from __future__ import annotations
 
+import asyncio
 import copy
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
 
 import grpc
 
+from vtryon.connecting import Connector
 from vtryon.errors import SettingsError
+from vtryon.headers import check_tenant, check_token
+from vtryon.probe import make_context
+from vtryon.retry import Attempts, Retries, RetryPolicy
+from vtryon.targets import check_target, host_ports
 
 Token = str | Callable[[], str]
 
-_REPLICAS_IN_TURN: Mapping[str, object] = {"loadBalancingConfig": [{"round_robin": {}}]}
-_RETRY = {
-    **_REPLICAS_IN_TURN,
-    # Nothing but a connection that failed before the first event, and few of them.
-    "methodConfig": [
-        {
-            "name": [{"service": ""}],
-            "retryPolicy": {
-                "maxAttempts": 3,
-                "initialBackoff": "0.2s",
-                "maxBackoff": "1s",
-                "backoffMultiplier": 2,
-                "retryableStatusCodes": ["UNAVAILABLE"],
-            },
-        }
-    ],
-    "retryThrottling": {"maxTokens": 10, "tokenRatio": 0.1},
-}
+_SERVICE_CONFIG = json.dumps({"loadBalancingConfig": [{"round_robin": {}}]})
 
 _Options = tuple[tuple[str, int | str], ...]
 _OPTIONS: _Options = (
     ("grpc.http2.max_pings_without_data", 0),
-    ("grpc.initial_reconnect_backoff_ms", 200),
-    ("grpc.min_reconnect_backoff_ms", 200),
-    ("grpc.max_reconnect_backoff_ms", 5_000),
+    ("grpc.service_config", _SERVICE_CONFIG),
     ("grpc.use_local_subchannel_pool", 1),
+    ("grpc.initial_reconnect_backoff_ms", 200),
 )
+# The least back-off is also what a connection attempt is given: several round trips with TLS.
 _OF_CLIENTS: _Options = (
+    ("grpc.min_reconnect_backoff_ms", 10_000),
+    ("grpc.max_reconnect_backoff_ms", 2_000),
     ("grpc.keepalive_time_ms", 10_000),
     ("grpc.keepalive_timeout_ms", 5_000),
     ("grpc.http2.ping_timeout_ms", 5_000),
-    ("grpc.service_config", json.dumps(_RETRY)),
 )
 # A frozen server is found in less than 5 s. No retries here: who goes on elsewhere repeats itself.
 _OF_SERVICES: _Options = (
+    ("grpc.min_reconnect_backoff_ms", 1_000),
+    ("grpc.max_reconnect_backoff_ms", 5_000),
     ("grpc.keepalive_time_ms", 2_500),
     ("grpc.keepalive_timeout_ms", 2_000),
     ("grpc.http2.ping_timeout_ms", 2_000),
     ("grpc.enable_retries", 0),
-    ("grpc.service_config", json.dumps(_REPLICAS_IN_TURN)),
 )
+
+_LOCAL = {"localhost", "127.0.0.1", "::1"}
 
 # Whose call it is, where one process calls for several.
 TENANT_KEY = "x-vtryon-tenant"
@@ -80,12 +73,15 @@ class Tls:
         """Read the files.
 
         Raises:
-            SettingsError: a file can't be read, or a certificate comes without its key.
+            SettingsError: a file can't be read or is not PEM, or a certificate and a key don't
+                belong together.
         """
         if (self.certificate_path is None) != (self.key_path is None):
             raise SettingsError("mutual TLS takes both a certificate and its key")
         paths = (self.ca_path, self.key_path, self.certificate_path)
-        return grpc.ssl_channel_credentials(*(_read(path) for path in paths))
+        files = [_read(path) for path in paths]
+        make_context(self)  # refuses now what would fail in each handshake
+        return grpc.ssl_channel_credentials(*files)
 
 
 class Channel:
@@ -96,11 +92,13 @@ class Channel:
             as in "ipv4:10.0.0.1:50053,10.0.0.2:50053", take calls in turn.
         tls: None for plain text.
         token: a bearer token, or a function that gives a fresh one for each call.
+        retry: whether and how calls wait for a server and are sent again.
         between_services: for a service's own calls: a server that went away is found soon, and the
             caller goes on elsewhere by itself, instead of a retry down here.
 
     Raises:
-        SettingsError: the target is empty, or a token would leave the machine in plain text.
+        SettingsError: the target or the token can't be one, or a token would leave the machine in
+            plain text.
     """
 
     def __init__(
@@ -109,34 +107,68 @@ class Channel:
         *,
         tls: Tls | None = None,
         token: Token | None = None,
+        retry: RetryPolicy | None = None,
         between_services: bool = False,
     ) -> None:
-        if not target:
-            raise SettingsError("the target is empty; give host:port or unix:/path")
+        self.target = check_target(target)
         if token is not None and tls is None and not _is_local(target):
             raise SettingsError(f"a token for {target} needs TLS: give tls=vtryon.Tls()")
-        self.target = target
-        self._token = token
+        self._token = token if token is None or callable(token) else check_token(token)
         self._tenant = ""
+        self._loop = asyncio.get_running_loop()
         self._grpc = _connect(target, tls, _OF_SERVICES if between_services else _OF_CLIENTS)
+        connector = Connector(self._grpc, target, tls)
+        self._retries = Retries(retry or RetryPolicy(), connector)
 
     @property
     def grpc(self) -> grpc.aio.Channel:
-        """The channel of grpc.aio, for stubs of other services."""
+        """The channel of grpc.aio, for stubs of other services.
+
+        Raises:
+            SettingsError: the channel was opened in another event loop.
+        """
+        if asyncio.get_running_loop() is not self._loop:
+            raise SettingsError(
+                "the client was opened in another event loop, where its connection stays: open one "
+                "with `async with vtryon.Client(...)` in the event loop that uses it"
+            )
         return self._grpc
 
+    async def connected(self, seconds: float) -> None:
+        """Wait until the server can be reached.
+
+        Raises:
+            SettingsError: it can't be reached as this channel is set up.
+            UnavailableError: it could not be reached in time.
+        """
+        _ = self.grpc  # only in its own event loop
+        await self._retries.connector.ready(seconds)
+
+    def attempts(self, timeout_seconds: float | None) -> Attempts:
+        """Begin the attempts of one call."""
+        _ = self.grpc  # only in its own event loop
+        return Attempts(self._retries, timeout_seconds)
+
     def metadata(self) -> tuple[tuple[str, str], ...]:
-        """What each call carries: the token and the tenant, if there are any."""
+        """What each call carries: the token and the tenant, if there are any.
+
+        Raises:
+            SettingsError: what the function for tokens gave is none.
+        """
         tenant = ((TENANT_KEY, self._tenant),) if self._tenant else ()
         if self._token is None:
             return tenant
-        token = self._token if isinstance(self._token, str) else self._token()
+        token = self._token if isinstance(self._token, str) else check_token(self._token())
         return (("authorization", f"Bearer {token}"), *tenant)
 
     def acting_for(self, tenant: str) -> Channel:
-        """Give the same connection for one tenant's calls."""
+        """Give the same connection for one tenant's calls; "" is no tenant in particular.
+
+        Raises:
+            RequestError: it can't be a tenant's name.
+        """
         view = copy.copy(self)
-        view._tenant = tenant
+        view._tenant = check_tenant(tenant) if tenant else ""
         return view
 
     async def close(self) -> None:
@@ -160,8 +192,8 @@ def _connect(target: str, tls: Tls | None, options: _Options) -> grpc.aio.Channe
 
 
 def _is_local(target: str) -> bool:
-    host = target.removeprefix("dns:///").rpartition(":")[0].strip("[]")
-    return target.startswith("unix:") or host in {"localhost", "127.0.0.1", "::1"}
+    hosts = [address.host for address in host_ports(target)]
+    return target.startswith("unix:") or (bool(hosts) and set(hosts) <= _LOCAL)
 
 
 def _read(path: Path | str | None) -> bytes | None:

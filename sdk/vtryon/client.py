@@ -7,11 +7,15 @@ import copy
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Self
 
+from vtryon.arguments import check_timeout
 from vtryon.channel import Channel, Tls, Token
 from vtryon.errors import ProtocolError, SettingsError
+from vtryon.headers import check_request_id
+from vtryon.health import wait_until_serving
 from vtryon.jobs import Jobs
 from vtryon.options import DEFAULT_PROMPT, make_options, outgoing_pictures
 from vtryon.pictures import digest
+from vtryon.retry import NO_RETRY, RetryPolicy
 from vtryon.run import Received, Result, Run
 from vtryon.stages import Decoding, LatentEncoder, Sampling, TextEncoder
 from vtryon.stream import TRY_ON, StreamCall
@@ -41,16 +45,30 @@ class Client:
         target: "host:port" or "unix:/path" of the pipeline.
         tls: how to know the server; None for plain text.
         token: a bearer token, or a function that gives a fresh one for each call.
+        retry: True waits for a server that starts or restarts and for capacity, within each
+            call's deadline, and sends a call again whose connection broke before its first event;
+            False sends each call once; a `RetryPolicy` says it in numbers.
     """
 
-    def __init__(self, target: str, *, tls: Tls | None = None, token: Token | None = None) -> None:
+    def __init__(
+        self,
+        target: str,
+        *,
+        tls: Tls | None = None,
+        token: Token | None = None,
+        retry: RetryPolicy | bool = True,
+    ) -> None:
         self._target = target
         self._tls = tls
         self._token = token
+        self._retry = retry
         self._channel: Channel | None = None
 
     async def __aenter__(self) -> Self:
-        self._channel = Channel(self._target, tls=self._tls, token=self._token)
+        retry = self._retry
+        if not isinstance(retry, RetryPolicy):
+            retry = RetryPolicy() if retry else NO_RETRY
+        self._channel = Channel(self._target, tls=self._tls, token=self._token, retry=retry)
         return self
 
     async def __aexit__(self, *_: object) -> None:
@@ -76,6 +94,17 @@ class Client:
         view = copy.copy(self)
         view._channel = self.channel.acting_for(tenant)
         return view
+
+    async def wait_ready(self, timeout_seconds: float = 120.0) -> None:
+        """Wait until the server can be reached and its health service says that it serves.
+
+        Raises:
+            SettingsError: the server can't be connected as this client is set up.
+            AccessError: the server refuses this client.
+            UnavailableError: it did not serve in time.
+        """
+        check_timeout(timeout_seconds)
+        await wait_until_serving(self.channel, timeout_seconds)
 
     @property
     def latent_encoder(self) -> LatentEncoder:
@@ -119,8 +148,8 @@ class Client:
         strength: float | None = None,
         sigmas: Sequence[float] = (),
         previews: PreviewPolicy | bool = True,
-        priority: Priority | None = None,
-        format: ImageFormat | None = None,  # noqa: A002
+        priority: Priority | str | None = None,
+        format: ImageFormat | str | None = None,  # noqa: A002
         quality: int | None = None,
         timeout_seconds: float | None = None,
         request_id: str | None = None,
@@ -154,7 +183,8 @@ class Client:
             priority: INTERACTIVE by default.
             format: of the result; PNG by default.
             quality: of a JPEG or WebP, 1 to 100.
-            timeout_seconds: the deadline of the whole request.
+            timeout_seconds: the deadline of the whole request, from connecting to the picture.
+                None: the server's default, after a wait for it as `retry` allows.
             request_id: what logs and traces call the request.
             resume: go on behind these steps of an equal request, seed included.
             resume_latents: what they came to: the `ResumeChunk`s of that request, joined.
@@ -180,9 +210,12 @@ class Client:
             format=format,
             quality=quality,
         )
+        check_timeout(timeout_seconds)
+        if request_id is not None:
+            check_request_id(request_id)
         channel = self.channel
 
-        async def open_call() -> StreamCall:
+        async def open_call(seconds: float | None) -> StreamCall:
             outgoing = await outgoing_pictures(person, garment)
             resumed = resume_latents and resume_latents.outgoing(PayloadKind.RESUME_LATENTS)
             # One garment is worn by many: the first, or else the person, says where to go.
@@ -194,12 +227,12 @@ class Client:
                 TRY_ON,
                 TryOnStart(options=options, resume=resume, resume_every=resume_every),
                 [*outgoing, resumed] if resumed else outgoing,
-                timeout_seconds=timeout_seconds,
+                timeout_seconds=seconds,
                 request_id=request_id,
                 content_digest=content,
             )
 
-        return Run(open_call, _result)
+        return Run(lambda: channel.attempts(timeout_seconds), open_call, _result)
 
 
 def _result(received: Received) -> Result:

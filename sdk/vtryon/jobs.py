@@ -19,12 +19,14 @@ from typing import TYPE_CHECKING, Any, Self
 from google.protobuf.message import Message
 
 from vtryon import events
+from vtryon.arguments import check_timeout
 from vtryon.channel import Channel
-from vtryon.errors import DeadlineError, Reason, UnavailableError
+from vtryon.errors import DeadlineError, ProtocolError, Reason, UnavailableError
 from vtryon.events import Chunk, Event, Fit, Ledger, Output
 from vtryon.framing import REQUEST_TAG, write_chunk
 from vtryon.grammar import Responses
-from vtryon.messages import ProtoType
+from vtryon.headers import check_request_id
+from vtryon.messages import ProtoType, request_message
 from vtryon.options import make_options, outgoing_pictures
 from vtryon.payloads import Assembler, Outgoing, chunks
 from vtryon.pictures import Picture
@@ -137,7 +139,7 @@ class CreateJobStart(ProtoType):
     options: TryOnOptions | None = None
     request_id: str = ""
     timeout_seconds: float | None = None
-    labels: dict[str, str] = field(default_factory=dict)
+    labels: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -231,15 +233,27 @@ class Jobs:
             RequestError: ALREADY_EXISTS, where the id stands for something else; or the request
                 does not hold.
         """
+        check_timeout(timeout_seconds)
+        if request_id:
+            check_request_id(request_id)
+        chosen = make_options(**options)
         outgoing = await outgoing_pictures(person, garment)
         start = CreateJobStart(
             payloads=tuple(one.payload for one in outgoing),
-            options=make_options(**options),
+            options=chosen,
             request_id=request_id,
             timeout_seconds=timeout_seconds,
-            labels=dict(labels or {}),
+            labels=labels or {},
         )
-        return await ask(self._channel, f"{_SERVICE}CreateJob", _requests(start, outgoing), Job)
+        first: Any = request_message(start)
+        message = job_pb2.CreateJobRequest(start=first)
+        return await ask(
+            self._channel,
+            f"{_SERVICE}CreateJob",
+            lambda: _requests(message, outgoing),
+            Job,
+            idempotent=bool(request_id),
+        )
 
     async def get(self, job_id: str) -> Job:
         """Give a job as it is now.
@@ -326,6 +340,7 @@ class Jobs:
 
         Raises:
             RequestError: NOT_FOUND, also where there is none, or none any more.
+            ProtocolError: STREAM_INCOMPLETE, the server closed the stream early.
         """
         asked, grammar, assembler = FetchPicture(job_id), Responses(), Assembler(())
         async for reply in listen(self._channel, f"{_SERVICE}FetchPicture", asked, _Reply):
@@ -334,8 +349,12 @@ class Jobs:
                 assembler = Assembler(reply.event.payloads)
             elif isinstance(reply.event, Chunk):
                 assembler.add(reply.event)
-        [payload], [data] = assembler.payloads, assembler.buffers
-        return Picture(payload.image, bytes(data))
+        if not grammar.ended or len(assembler.payloads) != 1:
+            raise ProtocolError(
+                f"the picture of job {job_id} did not arrive completely",
+                reason=Reason.STREAM_INCOMPLETE,
+            )
+        return Picture(assembler.payloads[0].image, bytes(assembler.buffers[0]))
 
 
 @dataclass(frozen=True, slots=True)
@@ -350,8 +369,7 @@ class _Reply(ProtoType):
         return cls(events.from_proto(message))
 
 
-async def _requests(start: CreateJobStart, outgoing: Sequence[Outgoing]) -> AsyncIterator[bytes]:
-    message: Any = start.to_proto()
-    yield job_pb2.CreateJobRequest(start=message).SerializeToString()
+async def _requests(first: Message, outgoing: Sequence[Outgoing]) -> AsyncIterator[bytes]:
+    yield first.SerializeToString()
     async for chunk in chunks(outgoing):
         yield write_chunk(REQUEST_TAG, chunk.payload, chunk.offset, chunk.data)

@@ -1,8 +1,9 @@
-"""The status that the server ended a call with.
+"""How a call ended: the server's own status, or what went wrong on this side.
 
-grpc.aio loses it where a server refuses a request whose payloads are still being sent: the write
-that then fails overwrites the status with INTERNAL, "Internal error from Core" (grpc/grpc#36066,
-open in 1.85). So the status is taken down when it arrives, and looked up here.
+grpc.aio loses the status where a server refuses a request whose payloads are still being sent: the
+write that then fails overwrites it with INTERNAL, "Internal error from Core" (grpc/grpc#36066, open
+in 1.85). So the status is recorded when it arrives, and looked up here. And grpc.aio reports an
+error of what sends as a cancelled call, which would end the caller's task without a reason.
 """
 
 from __future__ import annotations
@@ -14,22 +15,35 @@ from typing import Any
 import grpc
 
 from vtryon import status
-from vtryon.errors import VtryonError
+from vtryon.errors import RunCancelledError, StageError, VtryonError
 
 _OVERWRITTEN = "Internal error from Core"
 _PATIENCE_SECONDS = 1.0
 
 
 class Outcome:
-    """Takes down how a call ends."""
+    """Records how a call ends, and translates what grpc.aio raises.
 
-    def __init__(self, call: Any) -> None:
-        self._ended: asyncio.Future[VtryonError] = asyncio.get_running_loop().create_future()
-        call.add_done_callback(self._take_down)
+    Attributes:
+        send_error: why the requests could not be sent, if that is what ended the call.
+    """
+
+    def __init__(self, call: Any = None) -> None:
+        self.send_error: Exception | None = None
+        self._call: Any = None
+        self._ended: asyncio.Future[VtryonError] | None = None
+        if call is not None:
+            self.watch(call)
+
+    def watch(self, call: Any) -> None:
+        """Record the status of this call when it arrives."""
+        self._call = call
+        self._ended = asyncio.get_running_loop().create_future()
+        call.add_done_callback(self._record)
 
     async def error(self, raised: grpc.aio.AioRpcError) -> VtryonError:
         """Give the error of what grpc.aio raised: by the server's own status, if there is one."""
-        if not _is_overwritten(raised.code(), raised.details()):
+        if self._ended is None or not _is_overwritten(raised.code(), raised.details()):
             return status.from_aio_error(raised)
         try:
             async with asyncio.timeout(_PATIENCE_SECONDS):
@@ -37,11 +51,28 @@ class Outcome:
         except TimeoutError:
             return status.from_aio_error(raised)
 
-    def _take_down(self, call: Any) -> None:
+    def cancellation(self) -> VtryonError | None:
+        """Give the error of a cancelled call; None if it is this task that is being cancelled."""
+        if is_being_cancelled() or self._call is None or not self._call.cancelled():
+            return None
+        if self.send_error is None:
+            return RunCancelledError("the call was cancelled")
+        if isinstance(self.send_error, VtryonError):
+            return self.send_error
+        return StageError(f"the request could not be sent: {type(self.send_error).__name__}")
+
+    def _record(self, call: Any) -> None:
         code, message = _now(call.code()), _now(call.details())
-        if not self._ended.done() and not _is_overwritten(code, message):
-            trailing = _now(call.trailing_metadata())
-            self._ended.set_result(status.from_rpc(code, message or code.name, trailing))
+        if self._ended is None or self._ended.done() or _is_overwritten(code, message):
+            return
+        trailing = _now(call.trailing_metadata())
+        self._ended.set_result(status.from_rpc(code, message or code.name, trailing))
+
+
+def is_being_cancelled() -> bool:
+    """Whether this task is being cancelled, and not something that it waits for."""
+    task = asyncio.current_task()
+    return task is not None and task.cancelling() > 0
 
 
 def _is_overwritten(code: grpc.StatusCode, message: str | None) -> bool:

@@ -2,11 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Awaitable, Callable, Generator, Mapping, Sequence
+import asyncio
+import weakref
+from collections.abc import (
+    AsyncGenerator,
+    Awaitable,
+    Callable,
+    Coroutine,
+    Generator,
+    Mapping,
+    Sequence,
+)
+from contextlib import aclosing
 from dataclasses import dataclass
-from typing import Any, Generic, Self, TypeVar
+from typing import Any, Self, TypeVar
+from weakref import WeakKeyDictionary
 
-from vtryon.errors import ProtocolError, RequestError, RunCancelledError
+from vtryon.errors import ProtocolError, RequestError, RunCancelledError, VtryonError
 from vtryon.events import (
     Accepted,
     Chunk,
@@ -17,8 +29,10 @@ from vtryon.events import (
     Output,
     StageStarted,
 )
+from vtryon.outcome import is_being_cancelled
 from vtryon.payloads import Assembler
 from vtryon.pictures import Picture
+from vtryon.retry import Attempts
 from vtryon.stream import StreamCall
 from vtryon.types import Payload, Stage
 
@@ -67,34 +81,63 @@ class Result:
     fits: tuple[Fit, ...]
 
 
-class Run(Generic[T]):
+OpenCall = Callable[[float | None], Awaitable[StreamCall]]
+
+
+class Run(Coroutine[Any, Any, T]):
     """A request on its way; it is sent when first awaited, iterated or entered.
 
-    * ``await run`` gives the result.
+    * ``await run`` gives the result. Several tasks may await one run, also beside its iteration.
     * ``async for event in run`` gives the events, without the bytes of the result; a run can be
       iterated once, and awaited afterwards for the result.
     * ``async with run`` cancels on exit what is not finished.
+    * ``group.create_task(run)``, ``asyncio.gather(run, ...)`` and ``asyncio.wait_for(run, 5)`` take
+      it as a coroutine.
 
     Breaking out of the iteration, cancelling the task or leaving the context cancels the call; the
     server frees its slot before the next step. Awaiting a run that was left raises
     `RunCancelledError`.
+
+    Args:
+        attempts: begins the attempts of the call; see `vtryon.retry`.
+        open_call: opens one attempt, which has so many seconds.
+        finish: makes the result of all that came.
     """
 
     def __init__(
         self,
-        open_call: Callable[[], Awaitable[StreamCall]],
+        attempts: Callable[[], Attempts],
+        open_call: OpenCall,
         finish: Callable[[Received], T],
     ) -> None:
+        self._attempts = attempts
         self._open_call = open_call
         self._finish = finish
+        self._waiting: asyncio.Task[float | None] | None = None
         self._call: StreamCall | None = None
-        self._started = False
         self._left = False
         self._result: T | None = None
         self._error: Exception | None = None
+        self._ended: asyncio.Event | None = None  # made when the run starts
+        self._iterator: weakref.ref[AsyncGenerator[Event, None]] | None = None
+        self._reader: asyncio.Task[Any] | None = None
+        self._coroutines: WeakKeyDictionary[asyncio.Task[Any], Coroutine[Any, Any, T]]
+        self._coroutines = WeakKeyDictionary()
 
     def __await__(self) -> Generator[Any, None, T]:
         return self._wait().__await__()
+
+    def send(self, value: Any) -> Any:
+        """Go on as the coroutine of the current task; asyncio calls it."""
+        return self._coroutine().send(value)
+
+    def throw(self, *error: Any) -> Any:
+        """Raise in the coroutine of the current task; asyncio calls it."""
+        return self._coroutine().throw(*error)
+
+    def close(self) -> None:
+        """Leave the run, as `cancel`; asyncio calls it for a coroutine that it can't start."""
+        self.cancel()
 
     async def __aenter__(self) -> Self:
         return self
@@ -105,42 +148,104 @@ class Run(Generic[T]):
     def cancel(self) -> None:
         """Leave the call; does nothing where it has ended or never began."""
         self._left = True
+        if self._waiting is not None:
+            self._waiting.cancel()
         if self._call is not None:
             self._call.cancel()
 
-    async def __aiter__(self) -> AsyncIterator[Event]:
+    def __aiter__(self) -> AsyncGenerator[Event, None]:
         """Give the events as they come.
 
         Raises:
             VtryonError: the request failed.
-            RequestError: the run was iterated before.
+            RequestError: the run was iterated or awaited before.
         """
-        if self._started:
+        events = self._events(shown=True)
+        if self._ended is None:
+            self._iterator = weakref.ref(events)
+        return events
+
+    async def _events(self, *, shown: bool) -> AsyncGenerator[Event, None]:
+        """Make attempts until one succeeds; none follows one of which an event was shown."""
+        if self._ended is not None:
             raise RequestError("a run can be iterated once; make another request")
-        self._started = True
+        self._ended = asyncio.Event()
+        self._reader = asyncio.current_task()
         try:
-            self._call = await self._open_call()
-            if self._left:
-                raise RunCancelledError("the run was left before it was sent")
-            async with self._call as call:
-                received = _Receiver()
-                async for event in call:
-                    if received.keep(event):
-                        yield event
-                self._result = self._finish(received.all())
+            with self._attempts() as attempts:
+                async for event in self._repeated(attempts, shown=shown):
+                    yield event
         except Exception as error:
             self._error = error
             raise
+        finally:
+            self._ended.set()
+
+    async def _repeated(self, attempts: Attempts, *, shown: bool) -> AsyncGenerator[Event, None]:
+        while True:
+            seen = False
+            try:
+                async with aclosing(self._attempt(attempts)) as events:
+                    async for event in events:
+                        seen = shown
+                        yield event
+                return
+            except VtryonError as error:
+                if seen or not attempts.again(error):
+                    raise
+
+    async def _attempt(self, attempts: Attempts) -> AsyncGenerator[Event, None]:
+        call = self._call = await self._open_call(await self._ready(attempts))
+        if self._left:
+            raise RunCancelledError("the run was left before it was sent")
+        received = _Receiver()
+        async with call:
+            async for event in call:
+                if isinstance(event, Accepted):
+                    attempts.let_in()
+                if received.keep(event):
+                    yield event
+        self._result = self._finish(received.all())
+
+    async def _ready(self, attempts: Attempts) -> float | None:
+        if self._left:
+            raise RunCancelledError("the run was left before it was sent")
+        self._waiting = asyncio.create_task(attempts.ready())
+        try:
+            return await self._waiting
+        except asyncio.CancelledError:
+            if is_being_cancelled():
+                raise
+            raise RunCancelledError("the run was left before it was sent") from None
 
     async def _wait(self) -> T:
-        if not self._started:
-            async for _ in self:
+        if self._ended is None:
+            async for _ in self._events(shown=False):
                 pass
+        elif not self._ended.is_set():
+            self._check_reader()
+            await self._ended.wait()
         if self._error is not None:
             raise self._error
         if self._result is None:
             raise RunCancelledError("the run was left before it finished")
         return self._result
+
+    def _check_reader(self) -> None:
+        """Refuse to wait for an iteration that this very task would have to go on with."""
+        iterating = self._iterator is not None and self._iterator() is not None
+        if iterating and self._reader is asyncio.current_task():
+            raise RequestError(
+                "this task iterates the run: await it after the iteration, or in another task"
+            )
+
+    def _coroutine(self) -> Coroutine[Any, Any, T]:
+        task = asyncio.current_task()
+        if task is None:
+            raise RequestError("a run can be awaited in a task of an event loop only")
+        if task not in self._coroutines:
+            self._coroutines[task] = self._wait()
+        return self._coroutines[task]
 
 
 class _Receiver:

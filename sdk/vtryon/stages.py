@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeVar
 
+from vtryon.arguments import check_timeout, choice
 from vtryon.channel import Channel
 from vtryon.errors import ProtocolError
 from vtryon.grammar import DEFAULT_CHUNK_BYTES
 from vtryon.payloads import Outgoing, outgoing_image
 from vtryon.pictures import Picture, read_picture
-from vtryon.run import Received, Run
+from vtryon.run import OpenCall, Received, Run
 from vtryon.stream import DECODE, ENCODE_LATENTS, ENCODE_TEXT, SAMPLE, Method, StreamCall
 from vtryon.tensors import Tensor
 from vtryon.types import (
@@ -78,6 +79,15 @@ class _StageClient:
         """Close the channel."""
         await self.channel.close()
 
+    def _run(
+        self,
+        open_call: OpenCall,
+        timeout_seconds: float | None,
+        finish: Callable[[Received], T],
+    ) -> Run[T]:
+        check_timeout(timeout_seconds)
+        return Run(lambda: self.channel.attempts(timeout_seconds), open_call, finish)
+
     def open(
         self,
         start: Start,
@@ -121,12 +131,14 @@ class LatentEncoder(_StageClient):
             result: (channels, height / 8, width / 8) for each picture, FP32, normalised.
         """
 
-        async def open_call() -> StreamCall:
+        async def open_call(seconds: float | None) -> StreamCall:
             outgoing = await image_payloads(_images(pictures))
             start = EncodeLatentsStart(numerics=numerics)
-            return self.open(start, outgoing, timeout_seconds=timeout_seconds)
+            return self.open(start, outgoing, timeout_seconds=seconds)
 
-        return Run(open_call, lambda received: _tensors(received, PayloadKind.LATENTS))
+        return self._run(
+            open_call, timeout_seconds, lambda received: _tensors(received, PayloadKind.LATENTS)
+        )
 
 
 class TextEncoder(_StageClient):
@@ -149,14 +161,14 @@ class TextEncoder(_StageClient):
             result: (tokens, width) each, the checkpoint's element type.
         """
 
-        async def open_call() -> StreamCall:
+        async def open_call(seconds: float | None) -> StreamCall:
             outgoing = await image_payloads(_images(pictures))
             start = EncodeTextStart(
                 numerics=numerics, prompt=prompt, negative_prompt=negative_prompt
             )
-            return self.open(start, outgoing, timeout_seconds=timeout_seconds)
+            return self.open(start, outgoing, timeout_seconds=seconds)
 
-        return Run(open_call, _embeddings)
+        return self._run(open_call, timeout_seconds, _embeddings)
 
 
 class Sampling(_StageClient):
@@ -177,10 +189,12 @@ class Sampling(_StageClient):
             result: (channels, start.height / 8, start.width / 8), FP32.
         """
 
-        async def open_call() -> StreamCall:
-            return self.open(start, given.outgoing(), timeout_seconds=timeout_seconds)
+        async def open_call(seconds: float | None) -> StreamCall:
+            return self.open(start, given.outgoing(), timeout_seconds=seconds)
 
-        return Run(open_call, lambda received: _tensors(received, PayloadKind.LATENTS)[0])
+        return self._run(
+            open_call, timeout_seconds, lambda received: _tensors(received, PayloadKind.LATENTS)[0]
+        )
 
 
 class Decoding(_StageClient):
@@ -192,7 +206,7 @@ class Decoding(_StageClient):
         self,
         latents: Tensor,
         *,
-        format: ImageFormat | None = None,  # noqa: A002
+        format: ImageFormat | str | None = None,  # noqa: A002
         quality: int | None = None,
         timeout_seconds: float | None = None,
     ) -> Run[Picture]:
@@ -201,13 +215,14 @@ class Decoding(_StageClient):
         Shapes:
             latents: (channels, height / 8, width / 8), FP32.
         """
+        encoding = choice("format", ImageFormat, format)
 
-        async def open_call() -> StreamCall:
+        async def open_call(seconds: float | None) -> StreamCall:
             outgoing = [latents.outgoing(PayloadKind.LATENTS)]
-            start = DecodeStart(format=format, quality=quality)
-            return self.open(start, outgoing, timeout_seconds=timeout_seconds)
+            start = DecodeStart(format=encoding, quality=quality)
+            return self.open(start, outgoing, timeout_seconds=seconds)
 
-        return Run(open_call, Received.picture)
+        return self._run(open_call, timeout_seconds, Received.picture)
 
 
 async def image_payloads(
@@ -243,6 +258,10 @@ def _tensors(received: Received, kind: PayloadKind) -> list[Tensor]:
     if not found:
         raise ProtocolError(f"the output has no {kind.value}")
     return found
+
+
+def _latents(received: Received) -> list[Tensor]:
+    return _tensors(received, PayloadKind.LATENTS)
 
 
 def _embeddings(received: Received) -> Embeddings:

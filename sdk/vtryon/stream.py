@@ -14,18 +14,11 @@ from opentelemetry import propagate, trace
 
 from vtryon import events
 from vtryon.channel import TENANT_KEY, Channel
-from vtryon.errors import (
-    DeadlineError,
-    ProtocolError,
-    Reason,
-    RequestError,
-    RunCancelledError,
-    StageError,
-    VtryonError,
-)
+from vtryon.errors import DeadlineError, ProtocolError, Reason, VtryonError
 from vtryon.events import Event, StepFinished
 from vtryon.framing import EVENT_TAG, REQUEST_TAG, read_chunk, write_chunk
 from vtryon.grammar import DEFAULT_CHUNK_BYTES, Requests, Responses
+from vtryon.messages import request_message
 from vtryon.outcome import Outcome
 from vtryon.payloads import Outgoing, chunks
 from vtryon.types import Start
@@ -101,11 +94,11 @@ class StreamCall:
         self.request_id = request_id or uuid.uuid4().hex
         self._span: trace.Span = trace.INVALID_SPAN
         self._call: Any = None
-        self._send_error: BaseException | None = None
+        self._outcome = Outcome()
         self._completed_steps = 0
 
     async def __aenter__(self) -> Self:
-        first = _first_message(self._method, self._start)
+        first = self._method.request(start=request_message(self._start))
         self._span = _tracer.start_span(self._method.path[1:], kind=trace.SpanKind.CLIENT)
         open_call = self._channel.grpc.stream_stream(
             self._method.path, request_serializer=_serialize, response_deserializer=None
@@ -113,7 +106,7 @@ class StreamCall:
         self._call = open_call(
             self._send(first), timeout=self._timeout_seconds, metadata=self._metadata()
         )
-        self._outcome = Outcome(self._call)
+        self._outcome.watch(self._call)
         return self
 
     async def __aexit__(self, *_: object) -> None:
@@ -145,10 +138,10 @@ class StreamCall:
         except grpc.aio.AioRpcError as error:
             raise self._failed(await self._outcome.error(error)) from None
         except asyncio.CancelledError:
-            if not self._call.cancelled() or is_being_cancelled():
+            if (why := self._outcome.cancellation()) is None:
                 self._span.set_status(trace.StatusCode.ERROR, "CANCELLED")
                 raise
-            raise self._failed(self._why_cancelled()) from self._send_error
+            raise self._failed(why) from self._outcome.send_error
         except VtryonError as error:
             raise self._failed(error) from error.__cause__
         finally:
@@ -164,7 +157,7 @@ class StreamCall:
                 yield write_chunk(REQUEST_TAG, chunk.payload, chunk.offset, chunk.data)
             grammar.message("half-close")
         except Exception as error:  # grpc.aio would only log it and cancel the call
-            self._send_error = error
+            self._outcome.send_error = error
             raise
 
     def _metadata(self) -> tuple[tuple[str, str], ...]:
@@ -173,13 +166,6 @@ class StreamCall:
         own = (*self._channel.metadata(), (REQUEST_ID_KEY, self.request_id))
         named = [(name, value) for name, value in self._named.items() if value]
         return (*own, *named, *carrier.items())
-
-    def _why_cancelled(self) -> VtryonError:
-        if isinstance(self._send_error, VtryonError):
-            return self._send_error
-        if self._send_error is not None:
-            return StageError(f"the payloads could not be sent: {self._send_error!r}")
-        return RunCancelledError("the call was cancelled")
 
     def _failed(self, error: VtryonError) -> VtryonError:
         reason = error.reason or Reason.STAGE_FAILED
@@ -190,21 +176,8 @@ class StreamCall:
         return error
 
 
-def is_being_cancelled() -> bool:
-    """Whether this task is being cancelled, and not something that it waits for."""
-    task = asyncio.current_task()
-    return task is not None and task.cancelling() > 0
-
-
 def _serialize(message: Message | bytes) -> bytes:
     return message if isinstance(message, bytes) else message.SerializeToString()
-
-
-def _first_message(method: Method, start: Start) -> Message:
-    try:
-        return method.request(start=start.to_proto())
-    except (ValueError, TypeError) as error:
-        raise RequestError(f"a value does not fit its field: {error}") from error
 
 
 def _parse(raw: bytes) -> Event:

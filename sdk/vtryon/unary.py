@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import uuid
-from collections.abc import AsyncGenerator, AsyncIterator, Iterator
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
@@ -12,8 +13,8 @@ from google.protobuf.message import Message
 from opentelemetry import propagate, trace
 
 from vtryon.channel import Channel
-from vtryon.errors import RequestError, VtryonError
-from vtryon.messages import ProtoType
+from vtryon.errors import VtryonError
+from vtryon.messages import ProtoType, request_message
 from vtryon.outcome import Outcome
 from vtryon.status import from_aio_error
 from vtryon.stream import REQUEST_ID_KEY
@@ -25,27 +26,55 @@ _tracer = trace.get_tracer("vtryon")
 async def ask(
     channel: Channel,
     path: str,
-    request: ProtoType | AsyncIterator[bytes],
+    request: ProtoType | Callable[[], AsyncIterator[bytes]],
     reply: type[R],
     *,
     timeout_seconds: float | None = None,
+    idempotent: bool = True,
 ) -> R:
-    """Call once, with a message or with a stream of them, and wait for the answer.
+    """Call with a message, or with a stream of them made anew for each attempt; give the answer.
+
+    Args:
+        channel: where to.
+        path: of the RPC.
+        request: the message, or what makes the stream of encoded messages.
+        reply: what the answer is.
+        timeout_seconds: the call's deadline; None leaves it to the server.
+        idempotent: whether it may be sent again when its connection broke.
 
     Raises:
         VtryonError: the call failed.
     """
-    with _observed(path) as span:
-        if isinstance(request, ProtoType):
-            call: Any = channel.grpc.unary_unary(
-                path, request_serializer=_serialize, response_deserializer=reply.proto.FromString
-            )
-            sent: Any = _message(request)
-        else:
-            call = channel.grpc.stream_unary(path, response_deserializer=reply.proto.FromString)
-            sent = request
-        begun = call(sent, timeout=timeout_seconds, metadata=_metadata(channel, span))
-        outcome = Outcome(begun)
+    sent = request_message(request) if isinstance(request, ProtoType) else request
+    with _observed(path) as span, channel.attempts(timeout_seconds) as attempts:
+        while True:
+            seconds = await attempts.ready()
+            try:
+                return await _ask_once(channel, path, sent, reply, seconds, span)
+            except VtryonError as error:
+                if not attempts.again(error, idempotent=idempotent):
+                    raise
+
+
+async def _ask_once(
+    channel: Channel,
+    path: str,
+    request: Message | Callable[[], AsyncIterator[bytes]],
+    reply: type[R],
+    seconds: float | None,
+    span: trace.Span,
+) -> R:
+    outcome = Outcome()
+    read = reply.proto.FromString
+    if isinstance(request, Message):
+        call: Any = channel.grpc.unary_unary(path, _serialize, read)
+        sent: Any = request
+    else:
+        call = channel.grpc.stream_unary(path, response_deserializer=read)
+        sent = _sending(request(), outcome)
+    begun = call(sent, timeout=seconds, metadata=_metadata(channel, span))
+    outcome.watch(begun)
+    with _translated(outcome):
         try:
             return reply.from_proto(await begun)
         except grpc.aio.AioRpcError as error:
@@ -60,16 +89,33 @@ async def listen(
     Raises:
         VtryonError: the call failed.
     """
+    outcome = Outcome()
     with _observed(path) as span:
         open_call = channel.grpc.unary_stream(
             path, request_serializer=_serialize, response_deserializer=reply.proto.FromString
         )
-        call: Any = open_call(_message(request), metadata=_metadata(channel, span))
+        sent = request_message(request)
+        with channel.attempts(None) as attempts:
+            await attempts.ready()
+        call: Any = open_call(sent, metadata=_metadata(channel, span))
+        outcome.watch(call)
         try:
-            async for message in call:
-                yield reply.from_proto(message)
+            with _translated(outcome):
+                async for message in call:
+                    yield reply.from_proto(message)
         finally:
             call.cancel()
+
+
+@contextmanager
+def _translated(outcome: Outcome) -> Iterator[None]:
+    """Raise a call that was cancelled, but not by its caller, as an error of its own."""
+    try:
+        yield
+    except asyncio.CancelledError:
+        if (why := outcome.cancellation()) is None:
+            raise
+        raise why from outcome.send_error
 
 
 @contextmanager
@@ -89,17 +135,19 @@ def _observed(path: str) -> Iterator[trace.Span]:
         span.end()
 
 
+async def _sending(messages: AsyncIterator[bytes], outcome: Outcome) -> AsyncIterator[bytes]:
+    try:
+        async for message in messages:
+            yield message
+    except Exception as error:  # grpc.aio would only log it and cancel the call
+        outcome.send_error = error
+        raise
+
+
 def _metadata(channel: Channel, span: trace.Span) -> tuple[tuple[str, str], ...]:
     carrier: dict[str, str] = {}
     propagate.inject(carrier, trace.set_span_in_context(span))
     return (*channel.metadata(), (REQUEST_ID_KEY, uuid.uuid4().hex), *carrier.items())
-
-
-def _message(request: ProtoType) -> Message:
-    try:
-        return request.to_proto()
-    except (ValueError, TypeError) as error:
-        raise RequestError(f"a value does not fit its field: {error}") from error
 
 
 def _serialize(message: Message) -> bytes:

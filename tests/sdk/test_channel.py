@@ -1,11 +1,17 @@
+import asyncio
+
 import pytest
 import trustme
 from tests.support.pictures import png
 
 import vtryon
 from vtryon.types import Stage
+from vtryon_services.bridges.kafka.settings import KafkaSettings
+from vtryon_services.bridges.rest.settings import RestSettings
 from vtryon_services.host import host
+from vtryon_services.jobs.settings import JobsSettings
 from vtryon_services.pipeline.settings import PipelineSettings
+from vtryon_services.stages.sampling.settings import SamplingSettings
 
 
 @pytest.fixture
@@ -41,24 +47,6 @@ async def test_mutual_tls_lets_the_right_client_in(secure, authority, tmp_path) 
         assert (await client.try_on(png(), steps=1)).picture.data
 
 
-async def test_mutual_tls_keeps_the_others_out(secure, tmp_path) -> None:
-    target, ca = secure
-    stranger = trustme.CA()
-    chain, key = write(tmp_path, stranger.issue_cert("client"), "stranger")
-    wrong_ca = tmp_path / "stranger-ca.pem"
-    stranger.cert_pem.write_to_path(wrong_ca)
-    attempts = [
-        None,
-        vtryon.Tls(ca_path=ca),
-        vtryon.Tls(ca_path=ca, certificate_path=chain, key_path=key),
-        vtryon.Tls(ca_path=wrong_ca),
-    ]
-    for tls in attempts:
-        async with vtryon.Client(target, tls=tls) as client:
-            with pytest.raises(vtryon.UnavailableError):
-                await client.try_on(png(), steps=1, timeout_seconds=10)
-
-
 async def test_a_token_never_leaves_the_machine_in_plain_text() -> None:
     with pytest.raises(vtryon.SettingsError, match="needs TLS"):
         async with vtryon.Client("mesh.example:443", token="secret"):
@@ -72,18 +60,13 @@ async def test_a_token_travels_with_each_call(scripted_mesh: str) -> None:
         assert channel.metadata() == (("authorization", "Bearer two"),)
 
 
-async def test_an_unreachable_endpoint_is_told_in_time() -> None:
-    async with vtryon.Client("127.0.0.1:1") as client:
-        with pytest.raises(vtryon.UnavailableError) as caught:
-            await client.try_on(png(), steps=1, timeout_seconds=10)
-    assert caught.value.reason is vtryon.Reason.STAGE_UNAVAILABLE
-
-
 @pytest.mark.parametrize(
     ("tls", "message"),
     [
         (vtryon.Tls(certificate_path="a.pem"), "both a certificate and its key"),
         (vtryon.Tls(ca_path="/nowhere/ca.pem"), "can't read /nowhere/ca.pem"),
+        (vtryon.Tls(ca_path=__file__), "holds no certificate in PEM"),
+        (vtryon.Tls(certificate_path=__file__, key_path=__file__), "no certificate and key"),
     ],
 )
 async def test_wrong_tls_files_are_named(tls: vtryon.Tls, message: str) -> None:
@@ -92,7 +75,95 @@ async def test_wrong_tls_files_are_named(tls: vtryon.Tls, message: str) -> None:
             pass
 
 
-async def test_an_empty_target_is_refused() -> None:
-    with pytest.raises(vtryon.SettingsError, match="empty"):
-        async with vtryon.Client(""):
+@pytest.mark.parametrize(
+    ("target", "message"),
+    [
+        ("", "empty"),
+        ("http://localhost:50050", "scheme http://.*host:port"),
+        ("grpc://localhost:50050", "scheme grpc://.*host:port"),
+        ("https://user:secret@mesh.example:443/", "scheme https://.*host:port.*TLS"),
+        ("localhost", "not host:port"),
+        ("localhost:grpc", "not host:port"),
+        ("localhost:50050/v1", "not host:port"),
+        ("localhost:50050\n", "not host:port"),
+        ("localhost:70000", "not host:port"),
+        ("dns:///mesh.example", "not host:port"),
+    ],
+)
+async def test_what_is_no_address_is_refused_with_what_to_write(target: str, message: str) -> None:
+    with pytest.raises(vtryon.SettingsError, match=message) as caught:
+        async with vtryon.Client(target):
             pass
+    assert "secret" not in caught.value.message
+
+
+@pytest.mark.parametrize(
+    "target",
+    [
+        "localhost:50050",
+        "[::1]:50050",
+        "unix:/run/vtryon.sock",
+        "dns:///mesh.example:443",
+        "ipv4:10.0.0.1:50053,10.0.0.2:50053",
+    ],
+)
+async def test_addresses_of_grpc_are_accepted(target: str) -> None:
+    async with vtryon.Client(target) as client:
+        assert client.channel.target == target
+
+
+TARGETS = [
+    (kind, name)
+    for kind in (PipelineSettings, JobsSettings, RestSettings, KafkaSettings, SamplingSettings)
+    for name in kind.model_fields
+    if name.endswith("_target") or name == "triton_url"
+]
+
+
+@pytest.mark.parametrize(("kind", "name"), TARGETS, ids=str)
+def test_every_setting_that_is_an_address_refuses_a_scheme(kind, name: str) -> None:
+    with pytest.raises(vtryon.SettingsError, match=rf"{name.upper()}.*host:port"):
+        kind.load(**{name: "http://127.0.0.1:50050"})
+
+
+@pytest.mark.parametrize("token", ["secret\n", "  secret \r\n", lambda: "secret\n"])
+async def test_a_token_with_white_space_around_it_is_stripped(token, scripted_mesh: str) -> None:
+    async with vtryon.Channel(scripted_mesh, token=token) as channel:
+        assert channel.metadata() == (("authorization", "Bearer secret"),)
+
+
+@pytest.mark.parametrize("token", ["", "\n", "seçret", "se cret", "se\ncret", 7])
+async def test_what_can_be_no_token_is_refused_without_repeating_it(token) -> None:
+    for given in (token, lambda: token):
+        with pytest.raises(vtryon.SettingsError, match="token") as caught:
+            async with vtryon.Channel("localhost:1", token=given) as channel:
+                channel.metadata()
+        assert "cret" not in caught.value.message
+
+
+@pytest.mark.parametrize("tenant", ["Müller", "shop\n", " shop", "x" * 129, 7])
+async def test_what_can_be_no_tenant_is_refused_by_name(scripted: vtryon.Client, tenant) -> None:
+    with pytest.raises(vtryon.RequestError, match="tenant") as caught:
+        scripted.acting_for(tenant)
+    assert caught.value.reason is vtryon.Reason.FIELD_INVALID
+    assert [violation.field for violation in caught.value.violations] == ["tenant"]
+
+
+def test_a_client_used_in_another_event_loop_says_so_and_can_be_entered_anew() -> None:
+    client = vtryon.Client("localhost:1")
+    first = asyncio.new_event_loop()
+    first.run_until_complete(client.__aenter__())
+
+    async def use() -> None:
+        with pytest.raises(vtryon.SettingsError, match="another event loop"):
+            await client.try_on(png())
+        with pytest.raises(vtryon.SettingsError, match="another event loop"):
+            await client.jobs.get("job")
+
+    async def enter_anew() -> None:
+        async with client:
+            assert client.channel.grpc
+
+    asyncio.run(use())
+    asyncio.run(enter_anew())
+    first.close()

@@ -64,11 +64,15 @@ async def test_breaking_out_frees_the_place(scripted: vtryon.Client) -> None:
 
 
 async def test_leaving_the_context_frees_the_place(scripted: vtryon.Client) -> None:
+    """The iteration is neither ended nor dropped: it is the context that cancels."""
     for _ in range(3):
         async with many_steps(scripted) as run:
-            async for event in run:
-                if isinstance(event, StepFinished):
-                    break
+            events = aiter(run)
+            while not isinstance(await anext(events), StepFinished):
+                pass
+        with pytest.raises(vtryon.RunCancelledError):
+            async for _ in events:
+                pass
     assert await frees_its_place(scripted)
 
 
@@ -135,19 +139,13 @@ async def test_no_garment_and_several_garments_are_taken(scripted: vtryon.Client
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"profile": "nonesuch"}, "no profile 'nonesuch'; there are diffusers, comfy, lightning"),
+        ({"profile": "nonesuch"}, "profile: takes one of diffusers, comfy, lightning, not"),
         ({"profile": "comfy", "numerics": vtryon.Numerics()}, "not both"),
     ],
 )
 async def test_what_can_be_told_without_a_server_is(scripted, options, message) -> None:
     with pytest.raises(vtryon.RequestError, match=message):
         scripted.try_on(PICTURE, PICTURE, **options)
-
-
-@pytest.mark.parametrize("prompt", ["\ud800", "half \udfff"])
-async def test_text_that_is_no_unicode_is_refused(scripted: vtryon.Client, prompt: str) -> None:
-    with pytest.raises(vtryon.RequestError, match="does not fit"):
-        await scripted.try_on(PICTURE, PICTURE, prompt)
 
 
 async def test_a_missing_file_is_named_without_its_folder(scripted, tmp_path) -> None:
@@ -175,3 +173,66 @@ async def test_a_run_that_was_left_before_it_was_sent_is_not_sent(scripted: vtry
     run.cancel()
     with pytest.raises(vtryon.RunCancelledError):
         await run
+
+
+async def test_a_run_is_accepted_wherever_asyncio_takes_a_coroutine(scripted) -> None:
+    def run() -> vtryon.Run[vtryon.Result]:
+        return scripted.try_on(PICTURE, steps=1, seed=1)
+
+    async with asyncio.TaskGroup() as group:
+        task = group.create_task(run())
+    results = [
+        task.result(),
+        await asyncio.create_task(run()),
+        await asyncio.ensure_future(run()),
+        await asyncio.wait_for(run(), 60),
+        *await asyncio.gather(run(), run()),
+    ]
+    assert all(isinstance(result, vtryon.Result) for result in results)
+
+
+async def test_several_tasks_may_await_one_run(scripted: vtryon.Client) -> None:
+    run = scripted.try_on(PICTURE, steps=2)
+    first, second = await asyncio.gather(run, asyncio.create_task(run))
+    assert first is second is await run
+
+
+async def test_a_task_awaits_a_run_that_another_iterates(scripted: vtryon.Client) -> None:
+    run, stepping = scripted.try_on(PICTURE, steps=5), asyncio.Event()
+
+    async def follow() -> int:
+        steps = 0
+        async for event in run:
+            if isinstance(event, StepFinished):
+                steps += 1
+                stepping.set()
+        return steps
+
+    following = asyncio.create_task(follow())
+    await stepping.wait()
+    assert (await run).picture.data
+    assert await following == 5
+
+
+async def test_a_run_that_fails_fails_for_all_who_await_it(scripted: vtryon.Client) -> None:
+    run = scripted.try_on(PICTURE, steps=201)
+    results = await asyncio.gather(run, asyncio.create_task(run), return_exceptions=True)
+    assert [type(result) for result in results] == [vtryon.RequestError] * 2
+
+
+async def test_awaiting_within_the_own_iteration_is_refused_instead_of_hanging(scripted) -> None:
+    run = scripted.try_on(PICTURE, steps=2)
+    async for _ in run:
+        with pytest.raises(vtryon.RequestError, match="this task iterates the run"):
+            await run
+    assert (await run).picture.data
+
+
+async def test_cancelling_a_task_of_a_run_frees_the_place(scripted: vtryon.Client) -> None:
+    for _ in range(3):
+        task = asyncio.create_task(many_steps(scripted))
+        await asyncio.sleep(0.1)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+    assert await frees_its_place(scripted)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-import secrets
 import uuid
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import suppress
@@ -28,6 +27,8 @@ from vtryon.jobs import (
     WatchJob,
 )
 from vtryon.payloads import Buffer, outgoing_image
+from vtryon.retry import FOR_SERVICES
+from vtryon.seeds import draw_seed
 from vtryon.types import MAX_GARMENTS, PayloadKind, Stage, TryOnOptions
 from vtryon.v1 import job_pb2
 from vtryon_services.jobs.bell import OUTCOMES, WORK, Bell
@@ -66,7 +67,7 @@ async def make_services(settings: JobsSettings) -> list[Service]:
     database = await Database.open(settings.database_url)
     limits = Limits(settings.max_waiting, settings.max_attempts, settings.keep_seconds)
     ledger, bell = Ledger(database, limits, published=settings.outbox), Bell()
-    client = await Client(settings.pipeline_target).__aenter__()
+    client = await Client(settings.pipeline_target, retry=FOR_SERVICES).__aenter__()
     runner = Runner(ledger, artifacts, client, bell, settings)
     runner.start()
     jobs = Jobs(ledger, artifacts, runner, bell, settings)
@@ -151,7 +152,7 @@ class Jobs:
         kinds = [payload.kind for payload in start.payloads]
         digest = await asyncio.to_thread(_digest, options, pictures)
         if options.seed is None:
-            options = replace(options, seed=secrets.randbelow(2**63))
+            options = replace(options, seed=draw_seed())
         carrier: dict[str, str] = {}
         propagate.inject(carrier)
         folder = uuid.uuid4().hex

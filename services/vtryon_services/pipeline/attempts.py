@@ -9,33 +9,11 @@ from typing import TypeVar
 from vtryon.errors import UnavailableError, VtryonError
 from vtryon.events import ResumeChunk
 from vtryon.payloads import Outgoing
+from vtryon.retry import RetryBudget
 from vtryon.types import DataType, Payload, PayloadKind, ResumePoint, SampleStart, Start, TensorSpec
 
 S = TypeVar("S", bound=Start)
 _FIRST_PAUSE_SECONDS = 0.05
-
-
-class RetryBudget:
-    """Allows attempts beside the first for a tenth of the requests, and a few more at once.
-
-    Source: the retry throttling of gRPC, proposal A6, counted per pipeline and not per server.
-    """
-
-    def __init__(self, share: float = 0.1, burst: int = 20) -> None:
-        self._share = share
-        self._burst = burst
-        self._tokens = float(burst)
-
-    def earn(self) -> None:
-        """Count a request."""
-        self._tokens = min(self._burst, self._tokens + self._share)
-
-    def spend(self) -> bool:
-        """Count an attempt; false where there may be none."""
-        if self._tokens < 1:
-            return False
-        self._tokens -= 1
-        return True
 
 
 @dataclass(frozen=True, slots=True)

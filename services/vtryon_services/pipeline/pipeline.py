@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import secrets
 from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import aclosing
 from dataclasses import replace
@@ -11,6 +10,8 @@ from typing import Protocol
 from vtryon.errors import Reason, RequestError
 from vtryon.events import Event, Queued
 from vtryon.payloads import Outgoing, chunks, outgoing_image
+from vtryon.retry import RetryBudget
+from vtryon.seeds import draw_seed
 from vtryon.types import (
     MAX_INLINE_BYTES,
     Payload,
@@ -22,7 +23,7 @@ from vtryon.types import (
     settled,
 )
 from vtryon_services.engine.numerics import resolve
-from vtryon_services.pipeline.attempts import Retries, RetryBudget
+from vtryon_services.pipeline.attempts import Retries
 from vtryon_services.pipeline.settings import PipelineSettings
 from vtryon_services.runtime.call import Call, Incoming, accepted
 from vtryon_services.runtime.declarations import check_pictures
@@ -119,7 +120,7 @@ def _choose(options: TryOnOptions) -> TryOnOptions:
     """Check the options, and draw a seed where there is none."""
     check_options(options)
     resolve(options.numerics)
-    return settled(options, secrets.randbelow(2**63))
+    return settled(options, draw_seed())
 
 
 def _inline_payloads(request: TryOnInline) -> list[Outgoing]:

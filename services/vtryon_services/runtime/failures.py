@@ -9,7 +9,7 @@ from contextlib import contextmanager
 import structlog
 
 from vtryon.errors import DeadlineError, StageError, VtryonError
-from vtryon.stream import is_being_cancelled
+from vtryon.outcome import is_being_cancelled
 from vtryon_services.runtime.call import Call
 
 _log = structlog.get_logger("vtryon.service")

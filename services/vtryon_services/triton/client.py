@@ -25,7 +25,7 @@ from vtryon.errors import (
     UnavailableError,
     VtryonError,
 )
-from vtryon.stream import is_being_cancelled
+from vtryon.outcome import is_being_cancelled
 from vtryon_services.triton.contract import Model
 from vtryon_services.triton.failures import from_message
 from vtryon_services.triton.regions import UNKNOWN_REGION, Regions

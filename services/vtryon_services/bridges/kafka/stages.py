@@ -110,18 +110,21 @@ class StageWork:
         assert isinstance(said, bytes)
         content = await asyncio.to_thread(digest, said) if said else ""
 
-        async def open_call() -> StreamCall:
+        channel = self._client.acting_for(received.tenant).channel
+        limit = min(left_seconds, self._settings.work_timeout_seconds)
+
+        async def open_call(seconds: float | None) -> StreamCall:
             return StreamCall(
-                self._client.acting_for(received.tenant).channel,
+                channel,
                 self._kind.method,
                 self._kind.start(options, [one.payload for one in given]),
                 given,
-                timeout_seconds=min(left_seconds, self._settings.work_timeout_seconds),
+                timeout_seconds=seconds,
                 request_id=record["request_id"],
                 content_digest=content,
             )
 
-        return await Run(open_call, lambda result: result)
+        return await Run(lambda: channel.attempts(limit), open_call, lambda result: result)
 
     async def _passed_on(
         self, record: dict[str, Any], result: Result, headers: Mapping[str, bytes]
