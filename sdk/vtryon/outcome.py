@@ -59,7 +59,7 @@ class Outcome:
             return RunCancelledError("the call was cancelled")
         if isinstance(self.send_error, VtryonError):
             return self.send_error
-        return StageError(f"the request could not be sent: {type(self.send_error).__name__}")
+        return StageError(f"the request could not be sent: {self.send_error!r}")
 
     def _record(self, call: Any) -> None:
         code, message = _now(call.code()), _now(call.details())

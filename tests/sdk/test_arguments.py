@@ -154,14 +154,13 @@ async def test_the_largest_seed_is_taken(scripted: vtryon.Client) -> None:
 
 async def test_a_failure_of_what_sends_is_no_cancellation(office: vtryon.Client) -> None:
     async def failing() -> AsyncIterator[bytes]:
-        raise ValueError("not for the caller's eyes")
+        raise ValueError("the disk is gone")
         yield b""
 
     path = "/vtryon.v1.JobService/CreateJob"
-    with pytest.raises(vtryon.StageError, match="could not be sent: ValueError") as caught:
+    with pytest.raises(vtryon.StageError, match=r"could not be sent: .*the disk is gone") as caught:
         await ask(office.channel, path, failing, vtryon.Job)
     assert isinstance(caught.value.__cause__, ValueError)
-    assert "eyes" not in caught.value.message
     task = asyncio.current_task()
     assert task is not None
     assert not task.cancelling()
