@@ -9,9 +9,11 @@ import re
 
 from vtryon.errors import RequestError, SettingsError, Violation
 
-MAX_NAME_CHARACTERS = 128
-_PRINTABLE = re.compile(r"[\x21-\x7e]+")
-_PRINTABLE_OR_SPACE = re.compile(r"[\x21-\x7e](?:[\x20-\x7e]*[\x21-\x7e])?")
+MAX_ID_CHARACTERS = 128
+MAX_TENANT_CHARACTERS = 256
+ID = re.compile(rf"[\x21-\x7e]{{1,{MAX_ID_CHARACTERS}}}")
+TENANT = re.compile(rf"[\x21-\x7e]([\x20-\x7e]{{0,{MAX_TENANT_CHARACTERS - 2}}}[\x21-\x7e])?")
+_TOKEN = re.compile(r"[\x21-\x7e]+")
 
 
 def check_request_id(request_id: str) -> str:
@@ -20,16 +22,18 @@ def check_request_id(request_id: str) -> str:
     Raises:
         RequestError: it is not 1 to 128 printable ASCII characters without spaces.
     """
-    return _check_name("request_id", request_id, _PRINTABLE, "without spaces")
+    rule = f"1 to {MAX_ID_CHARACTERS} printable ASCII characters without spaces"
+    return _check_name("request_id", request_id, ID, rule)
 
 
 def check_tenant(tenant: str) -> str:
     """Check the name of a tenant, and give it.
 
     Raises:
-        RequestError: it is not 1 to 128 printable ASCII characters, without spaces at its ends.
+        RequestError: it is not 1 to 256 printable ASCII characters, without spaces at its ends.
     """
-    return _check_name("tenant", tenant, _PRINTABLE_OR_SPACE, "without spaces at its ends")
+    rule = f"1 to {MAX_TENANT_CHARACTERS} printable ASCII characters without spaces at its ends"
+    return _check_name("tenant", tenant, TENANT, rule)
 
 
 def check_token(token: object) -> str:
@@ -44,19 +48,14 @@ def check_token(token: object) -> str:
         raise SettingsError(f"the token is text, not {type(token).__name__}")
     if not (stripped := token.strip()):
         raise SettingsError("the token is empty; leave it out to call without one")
-    if not _PRINTABLE.fullmatch(stripped):
+    if not _TOKEN.fullmatch(stripped):
         raise SettingsError("the token takes printable ASCII characters without spaces only")
     return stripped
 
 
 def _check_name(argument: str, value: object, allowed: re.Pattern[str], rule: str) -> str:
-    if not isinstance(value, str):
-        fault = f"this is {type(value).__name__}"
-    elif not 1 <= len(value) <= MAX_NAME_CHARACTERS:
-        fault = f"this has {len(value)} characters"
-    elif not allowed.fullmatch(value):
-        fault = "this has others"
-    else:
+    if isinstance(value, str) and allowed.fullmatch(value):
         return value
-    description = f"takes 1 to {MAX_NAME_CHARACTERS} printable ASCII characters {rule}; {fault}"
+    given = f"{len(value)} characters" if isinstance(value, str) else type(value).__name__
+    description = f"takes {rule}, and this is {given}"
     raise RequestError(f"{argument}: {description}", violations=(Violation(argument, description),))

@@ -2,19 +2,14 @@
 
 from __future__ import annotations
 
-import re
 import uuid
 from collections.abc import Iterable
 from typing import NamedTuple
 
 from vtryon.channel import TENANT_KEY
 from vtryon.errors import RequestError, Violation
+from vtryon.headers import ID, MAX_ID_CHARACTERS, MAX_TENANT_CHARACTERS, TENANT
 from vtryon.stream import CONTENT_KEY, REQUEST_ID_KEY
-
-MAX_TENANT_CHARACTERS = 256
-MAX_ID_CHARACTERS = 128
-_NAME = re.compile(rf"[\x21-\x7e]{{1,{MAX_ID_CHARACTERS}}}")
-_TENANT = re.compile(rf"[\x21-\x7e]([\x20-\x7e]{{0,{MAX_TENANT_CHARACTERS - 2}}}[\x21-\x7e])?")
 
 
 class Identity(NamedTuple):
@@ -56,10 +51,10 @@ def read_identity(metadata: Iterable[tuple[str, str | bytes]]) -> Identity:
 
 _ID_WORDS = f"1 to {MAX_ID_CHARACTERS} printable ASCII characters without spaces"
 _PATTERNS = {
-    REQUEST_ID_KEY: (_NAME, _ID_WORDS),
-    CONTENT_KEY: (_NAME, _ID_WORDS),
+    REQUEST_ID_KEY: (ID, _ID_WORDS),
+    CONTENT_KEY: (ID, _ID_WORDS),
     TENANT_KEY: (
-        _TENANT,
+        TENANT,
         f"1 to {MAX_TENANT_CHARACTERS} printable ASCII characters without a space at either end",
     ),
 }
