@@ -178,7 +178,8 @@ class Client:
             profile: a named set of numerics: "diffusers", "comfy" or "lightning".
             numerics: the same with single choices changed; not with `profile`.
             strength: below 1 starts from the noised person instead of from noise.
-            sigmas: the noise levels themselves, in place of a schedule.
+            sigmas: noise levels that never rise, in place of a schedule; a first level below 1
+                starts from the noised person.
             previews: a small picture after each step; or a policy; or False.
             priority: INTERACTIVE by default.
             format: of the result; PNG by default.

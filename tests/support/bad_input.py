@@ -23,7 +23,6 @@ OPTIONS = {
     "too much strength": ({"strength": 1.5}, "strength"),
     "a NaN strength": ({"strength": math.nan}, "strength"),
     "rising sigmas": ({"sigmas": (0.5, 0.7)}, "sigmas"),
-    "equal sigmas": ({"sigmas": (0.5, 0.5)}, "sigmas"),
     "a sigma of zero": ({"sigmas": (0.5, 0.0)}, "sigmas.1"),
     "a sigma over one": ({"sigmas": (1.5, 0.5)}, "sigmas.0"),
     "sigmas and other steps": ({"sigmas": (1.0, 0.5), "steps": 4}, "request"),

@@ -86,8 +86,9 @@ class SampleStart(_message.Message):
     def numerics(self) -> _numerics_pb2.Numerics: ...
     @_builtins.property
     def sigmas(self) -> _containers.RepeatedScalarFieldContainer[_builtins.float]:
-        """In place of the schedule: falling noise levels, the first at most 1, the last above 0. `steps`
-        must be unset or their number.
+        """In place of the schedule: noise levels that never rise, the first at most 1, the last above 0.
+        `steps` must be unset or their number. A first level below 1 starts from the first reference,
+        noised to that level, which must have the target's size.
         """
 
     @_builtins.property

@@ -217,8 +217,6 @@ class TritonSlot:
             "timeout_seconds": self._remaining,
             "resume_every": wanted.resume_every,
         }
-        if plan.from_reference:
-            parameters["from_reference"] = 1
         if plan.first_step:
             parameters["resume_step"] = plan.first_step
         if wanted.previews:

@@ -11,6 +11,7 @@ from vtryon_services.engine.numerics import Resolved
 
 TOKEN_PIXELS = 16  # 8 by the VAE, 2 by packing
 MAX_TOKENS = 4096  # of a prompt's embeddings
+_NOISE_ONLY = 1 - 1e-6  # rounded schedules may start this far below 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,9 +20,8 @@ class Plan:
 
     Attributes:
         width, height: of the target in pixels.
-        sigmas: falling noise levels, one more than steps; the last one 0.
+        sigmas: noise levels that never rise, one more than steps; the last one 0.
         first_step: steps that an earlier attempt has done.
-        from_reference: the starting point is the noised first reference, not pure noise.
     """
 
     numerics: Resolved
@@ -31,12 +31,19 @@ class Plan:
     true_cfg_scale: float
     seed: int
     first_step: int = 0
-    from_reference: bool = False
 
     @property
     def steps(self) -> int:
         """How many there are in all."""
         return len(self.sigmas) - 1
+
+    @property
+    def from_reference(self) -> bool:
+        """Whether sampling starts from the noised first reference instead of from pure noise.
+
+        A first noise level below 1 leaves a share of 1 − sigma for it.
+        """
+        return self.sigmas[0] < _NOISE_ONLY
 
     @property
     def latent_size(self) -> tuple[int, int]:

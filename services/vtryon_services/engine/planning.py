@@ -52,5 +52,4 @@ def plan_of(start: SampleStart, schedules: Schedules) -> Plan:
         true_cfg_scale=scale,
         seed=draw_seed() if start.seed is None else start.seed,
         first_step=done,
-        from_reference=strength < 1,
     )

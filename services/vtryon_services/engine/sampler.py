@@ -273,7 +273,7 @@ class Sampler(Scheduled):
         first = given.references[0]
         if first.shape != noise.shape:
             raise RequestError(
-                "strength below 1 starts from the person, whose latents are "
+                "strength or a first sigma below 1 starts from the person, whose latents are "
                 f"{tuple(first.shape)}; the target's are {tuple(noise.shape)}",
                 reason=Reason.NUMERICS_UNSUPPORTED,
             )

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 from diffusers import FlowMatchEulerDiscreteScheduler
 
+from vtryon.schedules import flow_shift, simple_sigmas
 from vtryon.types import SigmaSchedule
 from vtryon_services.engine.geometry import Defaults, Geometry
 from vtryon_services.engine.numerics import DEFAULTS, Resolved
@@ -31,14 +32,6 @@ class Scheduled:
         return shorten(sigmas_for(self._scheduler, numerics, steps, tokens), strength)
 
 
-def flow_shift(t: np.ndarray, shift: float) -> np.ndarray:
-    """Move noise levels towards 1: s·t / (1 + (s − 1)·t).
-
-    Source: "Scaling Rectified Flow Transformers", Esser et al. 2024, eq. 23.
-    """
-    return shift * t / (1 + (shift - 1) * t)
-
-
 def mu_of(scheduler: FlowMatchEulerDiscreteScheduler, target_tokens: int) -> float:
     """Exponent of the dynamic shift: linear in the target's tokens.
 
@@ -60,11 +53,10 @@ def sigmas_for(
         case SigmaSchedule.DYNAMIC:
             return _dynamic(scheduler, steps, target_tokens)
         case SigmaSchedule.SIMPLE:
-            table = flow_shift(np.arange(1, 1001) / 1000, shift)
-            picked = [table[-(1 + int(k * 1000 / steps))] for k in range(steps)]
+            picked = simple_sigmas(steps, shift)
         case SigmaSchedule.LINEAR:
-            picked = flow_shift(np.linspace(1, 1 / steps, steps), shift).tolist()
-    return (*map(float, picked), 0.0)
+            picked = tuple(flow_shift(float(t), shift) for t in np.linspace(1, 1 / steps, steps))
+    return (*picked, 0.0)
 
 
 def _dynamic(

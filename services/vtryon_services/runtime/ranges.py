@@ -42,8 +42,8 @@ class SamplingRanges(_Ranges):
     @field_validator("sigmas")
     @classmethod
     def _falling(cls, sigmas: tuple[float, ...]) -> tuple[float, ...]:
-        if any(after >= before for before, after in itertools.pairwise(sigmas)):
-            raise ValueError("noise levels must fall from each to the next")
+        if any(after > before for before, after in itertools.pairwise(sigmas)):
+            raise ValueError("noise levels must not rise from one to the next")
         return sigmas
 
     @model_validator(mode="after")

@@ -208,8 +208,9 @@ def contracts(channels: int, width: int) -> tuple[Contract, ...]:
                 ParameterOf("true_cfg_scale", "double", "likewise"),
                 ParameterOf("seed", "int", "by default drawn; from 2**63 on as text"),
                 ParameterOf("strength", "double", "the share of the schedule to run"),
-                ParameterOf("sigmas", "string", "JSON list of noise levels, in place of steps"),
-                ParameterOf("from_reference", "int", "1: sigmas start from REFERENCE_1, noised"),
+                ParameterOf(
+                    "sigmas", "string", "JSON list of noise levels; below 1: from REFERENCE_1"
+                ),
                 ParameterOf("numerics", "string", "JSON object, as vtryon.v1.Numerics"),
                 ParameterOf("preview_every", "int", "a preview after every n-th step; 0: none"),
                 ParameterOf("preview_max_pixels", "int", "of one preview"),

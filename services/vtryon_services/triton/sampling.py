@@ -6,7 +6,6 @@ import json
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -98,8 +97,6 @@ class SamplingModel:
         check_ranges(start, SamplingRanges, PreviewsRange, SizeRanges, ResumeRanges)
         _check_given(given, start, self._engine.geometry.max_target_area)
         plan = plan_of(start, self._engine)
-        if request.value("from_reference", int):
-            plan = replace(plan, from_reference=True)
         guided = plan.true_cfg_scale > 1 and given.negative is not None
         demand = Demand(
             plan,

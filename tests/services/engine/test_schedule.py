@@ -6,6 +6,7 @@ from tests.support.checkpoints import qwen_scheduler
 from vtryon.errors import Reason, RequestError
 from vtryon.types import Numerics, Profile, SigmaSchedule
 from vtryon_services.engine.numerics import resolve
+from vtryon_services.engine.plan import Plan
 from vtryon_services.engine.schedule import mu_of, shorten, sigmas_for
 
 QWEN = qwen_scheduler()
@@ -49,6 +50,33 @@ def test_the_dynamic_shift_is_linear_in_tokens(side: int, mu: float) -> None:
 @pytest.mark.parametrize(("strength", "kept"), [(1.0, 4), (0.5, 2), (0.75, 3), (0.1, 1)])
 def test_strength_keeps_the_last_steps(strength: float, kept: int) -> None:
     assert shorten(LIGHTNING_4, strength) == tuple(LIGHTNING_4[4 - kept :])
+
+
+def comfy_simple(steps: int, shift: float) -> list[float]:
+    """ComfyUI's `simple_scheduler` over its table of 1000 noise levels, written down apart."""
+    table = [shift * (t / 1000) / (1 + (shift - 1) * (t / 1000)) for t in range(1, 1001)]
+    stride = len(table) / steps
+    return [table[-(1 + int(x * stride))] for x in range(steps)] + [0.0]
+
+
+def test_simple_picks_the_table_entries_that_comfyui_picks() -> None:
+    numerics = resolve(Numerics(profile=Profile.COMFY, shift=3.1))
+    for steps in range(1, 201):
+        found = sigmas_for(QWEN, numerics, steps, TOKENS_1024)
+        assert found == pytest.approx(comfy_simple(steps, 3.1), abs=1e-12), steps
+
+
+def test_every_schedule_starts_at_pure_noise() -> None:
+    choices = [Numerics(profile=profile) for profile in Profile]
+    choices += [
+        Numerics(Profile.COMFY, schedule=schedule, shift=shift)
+        for schedule in (SigmaSchedule.SIMPLE, SigmaSchedule.LINEAR)
+        for shift in (0.01, 0.7, 1.15, 3.1, 7.3, 100.0)
+    ]
+    for numerics in map(resolve, choices):
+        for steps in (1, 2, 7, 40, 200):
+            sigmas = sigmas_for(QWEN, numerics, steps, TOKENS_1024)
+            assert not Plan(numerics, 64, 64, sigmas, 1.0, seed=1).from_reference
 
 
 def test_a_choice_departs_from_its_profile() -> None:

@@ -101,6 +101,17 @@ async def test_given_sigmas_are_used_as_they_are(client, example) -> None:
     assert result.stages[Stage.SAMPLING].sigmas == (1.0, 0.5, 0.0)
 
 
+async def test_noise_levels_that_begin_below_one_start_from_the_person(client, example) -> None:
+    numerics = vtryon.Numerics(vtryon.Profile.COMFY)
+    given = {"numerics": numerics, "seed": 1, "true_cfg_scale": 1.0}
+    shortened = await client.try_on(example.person, example.garment, steps=8, strength=0.5, **given)
+    levels = shortened.stages[Stage.SAMPLING].sigmas[:-1]
+    assert levels[0] < 1
+    assert len(levels) == 4
+    told = await client.try_on(example.person, example.garment, sigmas=levels, **given)
+    assert told.picture.data == shortened.picture.data
+
+
 async def test_a_large_picture_streams_through(client) -> None:
     large = noise_png(2000, 2100)
     assert len(large) > 12 * 1024 * 1024
