@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import subprocess
+from operator import sub
 from pathlib import Path
 
 import comfyui_workflow_templates_json
@@ -12,9 +13,15 @@ import pytest
 from tests.support.processes import VTRYON
 
 import vtryon
+from vtryon import types
+from vtryon.options import make_options
+from vtryon.schedules import denoised_sigmas
 from vtryon.types import GuidanceNorm, Numerics, Profile
 from vtryon.workflow.graph import Graph
-from vtryon.workflow.meaning import Lora, Reading, Request
+from vtryon.workflow.meaning import Reading
+from vtryon.workflow.request import Lora, Request
+from vtryon_services.engine.numerics import resolve
+from vtryon_services.runtime.ranges import check_options
 
 TEMPLATES = Path(comfyui_workflow_templates_json.__file__).parent / "templates"
 QWEN = sorted(path.stem for path in TEMPLATES.glob("*wen*") if path.suffix == ".json")
@@ -135,10 +142,7 @@ def test_the_apis_format() -> None:
     )
 
 
-def test_sizes_shares_of_the_schedule_and_loras() -> None:
-    graph = api_graph(n11={"denoise": 0.5, "steps": 10})
-    request = Reading(Graph.read(graph)).read()
-    assert (request.steps, request.strength) == (20, 0.5)
+def test_sizes_and_loras() -> None:
     graph = api_graph(n11={"latent_image": ["14", 0], "model": ["15", 0]})
     sized = {"width": 768, "height": 1024, "batch_size": 1}
     graph["14"] = {"class_type": "EmptySD3LatentImage", "inputs": sized}
@@ -150,6 +154,23 @@ def test_sizes_shares_of_the_schedule_and_loras() -> None:
 
 
 REFUSED = {
+    "steps that are a fraction": ({"n11": {"steps": 2.9}}, "steps 2.9 is not a whole number"),
+    "steps that are text": ({"n11": {"steps": "4"}}, "steps '4' is not a whole number"),
+    "too many steps": ({"n11": {"steps": 201}}, "steps 201 is not within 1 to 200"),
+    "a seed of 65 bits": ({"n11": {"seed": 2**64}}, "seed 18446744073709551616 is not within"),
+    "a negative seed": ({"n11": {"seed": -1}}, "seed -1 is not within"),
+    "a scale that is out of range": ({"n11": {"cfg": 31}}, "cfg 31 is not within 0 to 30"),
+    "a NaN for a scale": ({"n11": {"cfg": float("nan")}}, "cfg nan is not a number"),
+    "a shift that is out of range": ({"n2": {"shift": 0}}, "shift 0 is not within 0.01 to 100"),
+    "a denoise of nothing": ({"n11": {"denoise": 0.0}}, "denoise 0: nothing"),
+    "a prompt that is a list": ({"n8": {"prompt": ["wear it"]}}, "is not text"),
+    "no prompt but null": ({"n8": {"prompt": None}}, "prompt None is not text"),
+    "a long prompt": ({"n8": {"prompt": "x" * 2001}}, "prompt of 2001 characters"),
+    "a value that nothing reads": ({"n11": {"noise_device": "gpu"}}, "noise_device: no counter"),
+    "a picture that nothing reads": ({"n8": {"image4": ["6", 0]}}, "image4: no counterpart"),
+    "another output of a node": ({"n12": {"samples": ["11", 1]}}, "output 1 as samples"),
+    "a norm before guidance": ({"n3": {"pre_cfg": True}}, "only 1 after guidance"),
+    "a norm by text": ({"n3": {"pre_cfg": "no"}}, "pre_cfg 'no' is not true or false"),
     "another sampler": ({"n11": {"sampler_name": "dpmpp_2m"}}, "sampler_name 'dpmpp_2m'"),
     "another scheduler": ({"n11": {"scheduler": "beta"}}, "scheduler 'beta'"),
     "a weaker norm": ({"n3": {"strength": 0.5}}, "strength 0.5"),
@@ -181,6 +202,226 @@ def test_everything_that_is_refused_is_named_at_once() -> None:
 def test_what_is_no_graph_is_refused(content: object) -> None:
     with pytest.raises(vtryon.RequestError):
         Reading(Graph.read(content)).read()
+
+
+GRID = [*(number / 20 for number in range(1, 21)), 0.01, 0.33, 0.667, 0.99, 0.9999, 0.99995]
+
+
+def comfyui_sigmas(steps: int, denoise: float, shift: float) -> list[float]:
+    """What ComfyUI's KSampler runs, written down apart from the code under test."""
+    total = steps if denoise > 0.9999 else int(steps / denoise)
+    table = [shift * t / 1000 / (1 + (shift - 1) * t / 1000) for t in range(1, 1001)]
+    stride = len(table) / total
+    ran = range(total)[-steps:]
+    return [table[-(1 + int(x * stride))] for x in ran] + [0.0]
+
+
+def test_a_denoise_runs_exactly_comfyuis_steps_for_every_pair() -> None:
+    shift = 3.0
+    for steps in range(1, 201):
+        for denoise in GRID:
+            found = [*denoised_sigmas(steps, denoise, shift), 0.0]
+            wanted = comfyui_sigmas(steps, denoise, shift)
+            assert len(found) == steps + 1
+            assert max(map(abs, map(sub, found, wanted))) < 1e-12, (steps, denoise)
+
+
+@pytest.mark.parametrize(
+    ("steps", "denoise"), [(10, 0.5), (20, 0.6), (20, 0.35), (8, 0.75), (4, 0.3), (200, 0.05)]
+)
+def test_a_graphs_denoise_becomes_the_sigmas_that_run(steps: int, denoise: float) -> None:
+    graph = api_graph(n2={"shift": 3.1}, n11={"steps": steps, "denoise": denoise})
+    request = Reading(Graph.read(graph)).read()
+    assert [*request.sigmas, 0.0] == pytest.approx(comfyui_sigmas(steps, denoise, 3.1))
+    assert (request.steps, len(request.sigmas)) == (steps, steps)
+    check_options(make_options(steps=request.steps, sigmas=request.sigmas))
+
+
+def test_a_denoise_that_drops_no_step_leaves_the_schedule() -> None:
+    assert Reading(Graph.read(api_graph(n11={"denoise": 0.99}))).read().sigmas == ()
+
+
+@pytest.mark.parametrize("seed", [0, 2**53, 2**63, 2**64 - 1])
+def test_every_seed_of_comfyui_is_taken(seed: int) -> None:
+    request = Reading(Graph.read(api_graph(n11={"seed": seed}))).read()
+    assert request.seed == seed
+
+
+def test_the_limits_of_an_import_are_those_of_a_request() -> None:
+    edges = {"steps": types.MAX_STEPS, "true_cfg_scale": types.MAX_TRUE_CFG_SCALE}
+    check_options(make_options(**edges))
+    for name, value in edges.items():
+        with pytest.raises(vtryon.RequestError, match=name):
+            check_options(make_options(**{name: value + 1}))
+    for shift in (types.MIN_SHIFT, types.MAX_SHIFT):
+        resolve(Numerics(Profile.COMFY, shift=shift))
+    with pytest.raises(vtryon.RequestError, match="shift"):
+        resolve(Numerics(Profile.COMFY, shift=types.MAX_SHIFT + 1))
+
+
+def with_preview(*source: object) -> dict:
+    graph = api_graph()
+    graph["14"] = {"class_type": "PreviewImage", "inputs": {"images": list(source)}}
+    return graph
+
+
+def test_a_preview_beside_the_result_is_left_out_when_asked() -> None:
+    graph = Graph.read(with_preview("6", 0))
+    with pytest.raises(vtryon.RequestError, match="--without PreviewImage"):
+        Reading(graph).read()
+    reading = Reading(graph, ["PreviewImage"])
+    assert reading.read().prompt == "wear it"
+    [line] = [line for line in reading.lines if line.node == "14"]
+    assert line.becomes == "left out, as was asked"
+    assert Reading(Graph.read(with_preview("12", 0))).read().steps == 4  # the same picture
+
+
+def test_a_type_that_is_not_in_the_graph_cannot_be_left_out() -> None:
+    with pytest.raises(vtryon.RequestError, match="--without PreviewImages: the graph has no"):
+        Reading(Graph.read(api_graph()), ["PreviewImages"])
+
+
+def editor_graph() -> dict:
+    """The same graph in the editor's format."""
+    nodes, links = [], []
+    for name, node in api_graph().items():
+        inputs = []
+        for key, value in node["inputs"].items():
+            if isinstance(value, list):
+                links.append([len(links) + 1, int(value[0]), value[1], int(name), len(inputs), "*"])
+                inputs.append({"name": key, "type": "*", "link": len(links)})
+        written = {key: value for key, value in node["inputs"].items() if type(value) is not list}
+        outputs = [{"type": "*"}]
+        own = {"id": int(name), "type": node["class_type"], "inputs": inputs, "outputs": outputs}
+        nodes.append({**own, "widgets_values": written})
+    return {"nodes": nodes, "links": links}
+
+
+def test_saves_that_are_bypassed_or_muted_save_nothing() -> None:
+    for mode in (2, 4):
+        graph = editor_graph()
+        graph["links"].append([99, 6, 0, 20, 0, "*"])
+        preview = {"id": 20, "type": "SaveImage", "mode": mode, "inputs": [{"name": "images"}]}
+        preview["inputs"][0]["link"] = 99
+        graph["nodes"].insert(0, preview)
+        assert Reading(Graph.read(graph)).read().pictures == ["person.png", "garment.png"]
+
+
+def subgraphs(values: list, proxies: list, mode: int = 0) -> dict:
+    """A text node within a subgraph within a subgraph, and two instances of the outer one."""
+    text = {"id": 1, "type": "PrimitiveString", "widgets_values": ["inside"], "outputs": []}
+    text["inputs"] = [{"name": "value", "type": "STRING", "widget": {"name": "value"}, "link": 1}]
+    inner = {"id": "inner", "nodes": [text], "inputs": [{"name": "text", "type": "STRING"}]}
+    inner["links"] = [[1, -10, 0, 1, 0, "STRING"], [2, 1, 0, -20, 0, "STRING"]]
+    node = {"id": 5, "type": "inner", "inputs": [{"name": "text", "type": "STRING"}]}
+    outer = {"id": "outer", "nodes": [node], "inputs": [], "links": [[1, 5, 0, -20, 0, "STRING"]]}
+    first = {"id": 7, "type": "outer", "inputs": [], "mode": mode, "widgets_values": values}
+    first["properties"] = {"proxyWidgets": proxies}
+    second = {"id": 8, "type": "outer", "inputs": []}
+    definitions = {"subgraphs": [inner, outer]}
+    return {"nodes": [first, second], "links": [], "definitions": definitions}
+
+
+def test_values_promoted_through_subgraphs_reach_their_node_and_no_other_instance() -> None:
+    graph = Graph.read(subgraphs(["outside"], [["5", "text"]]))
+    assert graph.nodes["7:5:1"].values == {"value": "outside"}
+    assert graph.nodes["8:5:1"].values == {"value": "inside"}
+
+
+def test_values_of_a_subgraphs_own_inputs_reach_the_nodes_that_they_feed() -> None:
+    content = subgraphs([], [])
+    content["nodes"] = [
+        {"id": 9, "type": "inner", "inputs": [{"name": "text"}], "widgets_values": ["given"]},
+        {
+            "id": 10,
+            "type": "inner",
+            "inputs": [{"name": "text"}],
+            "widgets_values": ["given too"],
+            "properties": {"proxyWidgets": [["-1", "text"]]},
+        },
+    ]
+    graph = Graph.read(content)
+    assert graph.nodes["9:1"].values == {"value": "given"}
+    assert graph.nodes["10:1"].values == {"value": "given too"}
+
+
+@pytest.mark.parametrize(
+    ("values", "proxies", "said"),
+    [
+        (["a", "b"], [["5", "text"]], "2 values for 1 widgets"),
+        (["a"], [["5", "colour"]], "no widget 'colour'"),
+        (["a"], [["-1", "colour"]], "no input 'colour'"),
+    ],
+)
+def test_values_of_a_subgraph_are_never_lost(values: list, proxies: list, said: str) -> None:
+    with pytest.raises(vtryon.RequestError, match=said):
+        Graph.read(subgraphs(values, proxies))
+
+
+@pytest.mark.parametrize(("mode", "on"), [(2, False), (4, False), (0, True)])
+def test_a_subgraph_that_is_switched_off_does_not_run(mode: int, on: bool) -> None:
+    graph = Graph.read(subgraphs([], [], mode))
+    assert ("7:5:1" in graph.nodes) is on
+    assert "8:5:1" in graph.nodes
+
+
+@pytest.mark.timeout(20)
+@pytest.mark.parametrize(("levels", "width"), [(4, 20), (12, 10), (17, 1)])
+def test_subgraphs_of_subgraphs_are_counted_while_they_are_expanded(
+    levels: int, width: int
+) -> None:
+    definitions = [
+        {
+            "id": f"s{level}",
+            "nodes": [
+                {"id": number, "type": f"s{level + 1}" if level + 1 < levels else "Note"}
+                for number in range(width)
+            ],
+        }
+        for level in range(levels)
+    ]
+    content = {"nodes": [{"id": 1, "type": "s0"}], "definitions": {"subgraphs": definitions}}
+    with pytest.raises(vtryon.RequestError, match=r"the limit is 5000|more than 16 deep"):
+        Graph.read(content)
+
+
+@pytest.mark.timeout(20)
+def test_texts_that_double_or_never_end_are_refused() -> None:
+    doubled = {
+        str(number): {
+            "class_type": "StringConcatenate",
+            "inputs": {"string_a": [str(number + 1), 0], "string_b": [str(number + 1), 0]},
+        }
+        for number in range(100, 140)
+    }
+    for last in ({"value": "ab"}, {"value": ["100", 0]}):
+        graph = api_graph(n8={"prompt": ["100", 0]}) | doubled
+        graph["140"] = {"class_type": "PrimitiveString", "inputs": last}
+        with pytest.raises(vtryon.RequestError, match=r"more than 100000|more than 64"):
+            Reading(Graph.read(graph)).read()
+    chain = {
+        str(number): {"class_type": "Reroute", "inputs": {"x": [str(number + 1), 0]}}
+        for number in range(100, 3000)
+    }
+    with pytest.raises(vtryon.RequestError, match="node 3000"):
+        Reading(Graph.read(api_graph(n12={"samples": ["100", 0]}) | chain)).read()
+
+
+def test_a_seed_that_its_node_draws_each_time_is_none() -> None:
+    graph = api_graph(n11={"seed": ["14", 0]})
+    inputs = {"value": 5, "control_after_generate": "randomize"}
+    graph["14"] = {"class_type": "PrimitiveInt", "inputs": inputs}
+    assert Reading(Graph.read(graph)).read().seed is None
+    inputs["control_after_generate"] = "fixed"
+    assert Reading(Graph.read(graph)).read().seed == 5
+
+
+def test_the_precision_of_a_graph_and_its_other_sizes_are_said() -> None:
+    graph = Graph.read(api_graph(n1={"weight_dtype": "fp8_e4m3fn"}))
+    reading = Reading(graph)
+    assert reading.read().weight_dtype == "fp8_e4m3fn"
+    said = [line.becomes for line in reading.lines]
+    assert any("to multiples of 16, where ComfyUI rounds to 8" in one for one in said)
 
 
 async def test_the_command_and_the_request_that_it_writes(tmp_path: Path, client, example) -> None:

@@ -1,13 +1,16 @@
-"""Requests as files: what a try-on is told, and what it wants of the checkpoint."""
+"""Request files: the options of a try-on, and what they want of pictures and checkpoint."""
 
 from __future__ import annotations
 
-import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from vtryon import strict
 from vtryon.errors import RequestError
 from vtryon.plain import plain
+from vtryon.text_files import read_json
 from vtryon.types import (
     GuidanceNorm,
     Numerics,
@@ -15,80 +18,190 @@ from vtryon.types import (
     ResizeFilter,
     RopeLayout,
     SigmaSchedule,
+    Stage,
 )
-from vtryon.workflow.meaning import Request
+from vtryon.workflow.request import Lora, Request
 
-_MAX_BYTES = 16 * 1024 * 1024
-_OPTIONS = (
-    "prompt",
-    "negative_prompt",
-    "steps",
-    "true_cfg_scale",
-    "seed",
-    "strength",
-    "width",
-    "height",
-)
-_NUMERICS: dict[str, Any] = {
+_OPTIONS = {name: kind for name, kind in strict.OPTIONS.items() if name != "profile"}
+_NUMERICS: dict[str, Callable[[Any], Any]] = {
     "profile": Profile,
     "schedule": SigmaSchedule,
-    "shift": float,
+    "shift": strict.number,
     "guidance_norm": GuidanceNorm,
     "resize": ResizeFilter,
     "rope_layout": RopeLayout,
 }
+_WEIGHTS = ("transformer", "text_encoder", "vae", "weight_dtype")
+_CHECKPOINT = {*_WEIGHTS, "loras", "zero_cond_t", "digests"}
+
+
+@dataclass(frozen=True, slots=True)
+class RequestFile:
+    """A request as it was read from a file.
+
+    Attributes:
+        options: arguments of `vtryon.Client.try_on`.
+        pictures: file names of the person and the garments.
+        weights: names of weights by part, which a server does not report.
+        zero_cond_t: whether the checkpoint is to modulate references as at time zero.
+        digests: the model digest that each stage must report; with them, names need no check.
+    """
+
+    name: str
+    options: Mapping[str, Any] = field(default_factory=dict)
+    pictures: tuple[str, ...] = ()
+    weights: Mapping[str, str] = field(default_factory=dict)
+    loras: tuple[Lora, ...] = ()
+    zero_cond_t: bool = False
+    digests: Mapping[Stage, str] = field(default_factory=dict)
+
+    def check_loras(self, *, ignored: bool) -> None:
+        """Refuse LoRAs unless the caller says to draw without them.
+
+        Raises:
+            RequestError: LoRAs are named and not ignored, or ignored and not named.
+        """
+        names = ", ".join(lora.name for lora in self.loras)
+        if names and not ignored:
+            raise RequestError(
+                f"{self.name} applies the LoRAs {names}, which are not supported; if the "
+                "checkpoint has them merged, or to draw without them, use --ignore-loras"
+            )
+        if ignored and not names:
+            raise RequestError(f"--ignore-loras: {self.name} names no LoRAs")
+
+    def departures(self, pictures: Sequence[Path]) -> list[str]:
+        """Say what of the file can't be honoured, or can't be shown to be."""
+        found = []
+        if (self.weights or self.zero_cond_t) and not self.digests:
+            named = [f"{part} {name}" for part, name in self.weights.items()]
+            named += ["references at time zero (zero_cond_t)"] if self.zero_cond_t else []
+            found.append(
+                f"{self.name} names {', '.join(named)}; the mesh draws with its own checkpoint and "
+                "does not report names, so they can't be compared"
+            )
+        if self.pictures and len(self.pictures) != len(pictures):
+            found.append(
+                f"{self.name} is for {len(self.pictures)} pictures "
+                f"({', '.join(self.pictures)}), and {len(pictures)} are given"
+            )
+        return found
+
+    def remarks(self, pictures: Sequence[Path]) -> list[str]:
+        """Say what is replaced by the command's own arguments."""
+        given = tuple(path.name for path in pictures)
+        if not self.pictures or len(self.pictures) != len(given) or self.pictures == given:
+            return []
+        return [f"in place of {', '.join(self.pictures)}, {', '.join(given)} are used"]
+
+    def check_digest(self, stage: Stage | None, digest: str) -> str:
+        """Say that a stage computes with another model than the file names; empty where not."""
+        wanted = self.digests.get(stage) if stage else None
+        if wanted is None or wanted == digest:
+            return ""
+        return f"{self.name} is for the {stage} digest {wanted}, and the mesh reports {digest}"
 
 
 def describe(request: Request) -> dict[str, Any]:
-    """Give a request as a file has it: what is not said is left out."""
-    options = {name: getattr(request, name) for name in _OPTIONS}
+    """Give a request as a file has it; what is unset is left out."""
+    options = {name: getattr(request, name, None) for name in _OPTIONS}
     numerics = plain(request.numerics)
+    checkpoint = {
+        **request.models,
+        "weight_dtype": request.weight_dtype,
+        "loras": plain(request.loras),
+        "zero_cond_t": request.zero_cond_t,
+    }
     described = {
         **options,
+        "sigmas": list(request.sigmas) or None,
         "numerics": {name: value for name, value in numerics.items() if value is not None},
         "pictures": request.pictures,
-        "checkpoint": {
-            **request.models,
-            "loras": plain(request.loras),
-            "zero_cond_t": request.zero_cond_t,
-        },
+        "checkpoint": {name: value for name, value in checkpoint.items() if value is not None},
     }
     return {name: value for name, value in described.items() if value is not None}
 
 
-def read_request(path: Path) -> dict[str, Any]:
-    """Read a request file as arguments of `vtryon.Client.try_on`.
+def read_request(path: Path) -> RequestFile:
+    """Read a request file; every key is used or refused.
 
     Raises:
-        RequestError: it is none.
+        RequestError: a key is unknown, or a value is not what its key takes.
     """
-    content = read_json(path)
-    if not isinstance(content, dict):
-        raise RequestError(f"{path.name} is no request")
-    options = {name: content[name] for name in _OPTIONS if name in content}
-    unknown = set(content) - {*_OPTIONS, "numerics", "pictures", "checkpoint"}
-    if unknown:
-        raise RequestError(f"{path.name}: nobody knows {', '.join(sorted(unknown))}")
-    if numerics := content.get("numerics"):
-        try:
-            chosen = {name: _NUMERICS[name](value) for name, value in numerics.items()}
-            options["numerics"] = Numerics(**chosen)
-        except (TypeError, ValueError, AttributeError, KeyError) as error:
-            raise RequestError(f"{path.name}: numerics: {error}") from None
-    return options
+    content = _mapping(read_json(path), path.name)
+    _refuse_unknown(content, {*_OPTIONS, "numerics", "pictures", "checkpoint"}, path.name)
+    checkpoint = _mapping(content.get("checkpoint", {}), f"{path.name}: checkpoint")
+    _refuse_unknown(checkpoint, _CHECKPOINT, f"{path.name}: checkpoint")
+    options = _take(content, _OPTIONS, path.name)
+    if "numerics" in content:
+        where = f"{path.name}: numerics"
+        numerics = _mapping(content["numerics"], where)
+        _refuse_unknown(numerics, {*_NUMERICS}, where)
+        options["numerics"] = Numerics(**_take(numerics, _NUMERICS, where))
+    wants = _take(
+        {**checkpoint, "pictures": content.get("pictures", [])},
+        {
+            **dict.fromkeys(_WEIGHTS, strict.text),
+            "pictures": _texts,
+            "loras": lambda value: tuple(map(_lora, _items(value))),
+            "zero_cond_t": _flag,
+            "digests": _digests,
+        },
+        path.name,
+    )
+    weights = {part: wants.pop(part) for part in _WEIGHTS if part in wants}
+    return RequestFile(path.name, options, weights=weights, **wants)
 
 
-def read_json(path: Path) -> Any:
-    """Read a JSON file.
+def _take(
+    content: Mapping[str, Any], kinds: Mapping[str, Callable[[Any], Any]], where: str
+) -> dict[str, Any]:
+    taken = {}
+    for name, kind in kinds.items():
+        if name in content:
+            try:
+                taken[name] = kind(content[name])
+            except (ValueError, TypeError, KeyError) as error:
+                raise RequestError(f"{where}: {name}: {error}") from None
+    return taken
 
-    Raises:
-        RequestError: it is none, or too large.
-    """
-    try:
-        if path.stat().st_size > _MAX_BYTES:
-            raise RequestError(f"{path.name} has more than {_MAX_BYTES} bytes")
-        return json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise RequestError(f"can't read {path}: {error.strerror}") from None
-    except (ValueError, RecursionError):
-        raise RequestError(f"{path.name} is no JSON") from None
+
+def _mapping(value: Any, where: str) -> dict[str, Any]:
+    if not isinstance(value, dict):
+        raise RequestError(f"{where} is not a JSON object")
+    return value
+
+
+def _refuse_unknown(content: Mapping[str, Any], known: set[str], where: str) -> None:
+    if unknown := sorted(set(content) - known):
+        raise RequestError(
+            f"{where}: unknown {', '.join(map(repr, unknown))}; known: {', '.join(sorted(known))}"
+        )
+
+
+def _items(value: Any) -> list[Any]:
+    if not isinstance(value, list):
+        raise ValueError("not a list")
+    return value
+
+
+def _texts(value: Any) -> tuple[str, ...]:
+    return tuple(map(strict.text, _items(value)))
+
+
+def _flag(value: Any) -> bool:
+    if not isinstance(value, bool):
+        raise ValueError("not true or false")
+    return value
+
+
+def _lora(value: Any) -> Lora:
+    if not isinstance(value, dict) or set(value) != {"name", "strength"}:
+        raise ValueError("a LoRA has a name and a strength")
+    return Lora(strict.text(value["name"]), strict.number(value["strength"]))
+
+
+def _digests(value: Any) -> dict[Stage, str]:
+    if not isinstance(value, dict):
+        raise ValueError("not an object of stages and digests")
+    return {Stage(stage): strict.text(digest) for stage, digest in value.items()}

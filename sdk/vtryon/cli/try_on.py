@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
 
 from vtryon.cli.connection import (
     CheckpointOption,
@@ -18,6 +17,7 @@ from vtryon.cli.connection import (
     TlsCaOption,
     TlsOption,
 )
+from vtryon.cli.console import PlainConsole
 from vtryon.cli.files import check_writable, save_picture
 from vtryon.cli.progress import (
     BESIDE_OTHERS,
@@ -26,9 +26,9 @@ from vtryon.cli.progress import (
     ledger_table,
     live_progress,
 )
-from vtryon.cli.requests import read_request
+from vtryon.cli.requests import RequestFile, read_request
 from vtryon.errors import RequestError, VtryonError
-from vtryon.events import Event, Preview
+from vtryon.events import Event, Preview, StageStarted
 from vtryon.options import DEFAULT_PROMPT
 from vtryon.pictures import SUFFIXES, read_picture
 from vtryon.run import Result
@@ -45,6 +45,20 @@ class Job:
     previews: Path | None
     options: dict[str, Any]
     connection: Connection
+    request: RequestFile | None = None
+    strict: bool = False
+    notes: list[str] = field(default_factory=list)
+
+    def note(self, departure: str) -> None:
+        """Keep what can't be honoured for the end, or stop at it.
+
+        Raises:
+            RequestError: the command is strict.
+        """
+        if departure and self.strict:
+            raise RequestError(departure)
+        if departure:
+            self.notes.append(departure)
 
 
 def try_on(
@@ -70,6 +84,21 @@ def try_on(
         Path | None,
         typer.Option(help="JSON of `vtryon workflow import`; options given here go first."),
     ] = None,
+    strict: Annotated[
+        bool,
+        typer.Option(
+            "--strict",
+            help="Fail where the mesh can't be shown to honour all of --request: names of weights "
+            "without digests, other digests, another number of pictures.",
+        ),
+    ] = False,
+    ignore_loras: Annotated[
+        bool,
+        typer.Option(
+            "--ignore-loras",
+            help="Draw without the LoRAs of --request, for a checkpoint that has them merged.",
+        ),
+    ] = False,
     previews: Annotated[
         Path | None, typer.Option(help="Folder for a small picture after each step.")
     ] = None,
@@ -88,9 +117,9 @@ def try_on(
 
     A bearer token for the endpoint is read from VTRYON_TOKEN.
     """
-    console = Console(stderr=True)
+    console = PlainConsole(stderr=True)
     given = {
-        "prompt": prompt.strip() if prompt is not None else None,
+        "prompt": prompt,
         "negative_prompt": negative_prompt,
         "steps": steps,
         "true_cfg_scale": true_cfg_scale,
@@ -101,18 +130,20 @@ def try_on(
         "timeout_seconds": timeout,
     }
     try:
-        asked = read_request(request) if request is not None else {}
+        asked = _read_request(request, strict=strict, ignore_loras=ignore_loras)
         job = Job(
             person=person,
             garments=garment,
             out=out,
             previews=previews,
             options={
-                **asked,
+                **(asked.options if asked else {}),
                 **{name: value for name, value in given.items() if value is not None},
                 "format": format_of(out),
             },
             connection=Connection(endpoint, tls, tls_ca, checkpoint),
+            request=asked,
+            strict=strict,
         )
         with live_progress(console, quiet=as_json) as progress:
             result = asyncio.run(_run(job, progress))
@@ -122,8 +153,26 @@ def try_on(
     _report(result, job, console, as_json=as_json)
 
 
+def _read_request(path: Path | None, *, strict: bool, ignore_loras: bool) -> RequestFile | None:
+    if path is None:
+        unused = [
+            name for name, on in (("--strict", strict), ("--ignore-loras", ignore_loras)) if on
+        ]
+        if unused:
+            raise RequestError(f"{', '.join(unused)} is for a --request, and none is given")
+        return None
+    found = read_request(path)
+    found.check_loras(ignored=ignore_loras)
+    return found
+
+
 async def _run(job: Job, progress: LiveProgress) -> Result:
     check_writable(job.out)
+    if job.request is not None:
+        paths = [job.person, *job.garments]
+        for departure in job.request.departures(paths):
+            job.note(departure)
+        job.notes.extend(job.request.remarks(paths))
     pictures = [await asyncio.to_thread(read_picture, path) for path in (job.person, *job.garments)]
     progress.wait_for_mesh(embedded=job.connection.endpoint is None)
     async with job.connection.client() as client:
@@ -136,10 +185,16 @@ async def _run(job: Job, progress: LiveProgress) -> Result:
         async with run:
             async for event in run:
                 progress.show(event)
+                _check_digest(event, job)
                 _keep_preview(event, job.previews)
             result = await run
     save_picture(result.picture, job.out)
     return result
+
+
+def _check_digest(event: Event, job: Job) -> None:
+    if job.request is not None and isinstance(event, StageStarted) and event.accepted is not None:
+        job.note(job.request.check_digest(event.stage, event.accepted.model_digest))
 
 
 def format_of(out: Path) -> ImageFormat:
@@ -159,7 +214,7 @@ def _keep_preview(event: Event, folder: Path | None) -> None:
         save_picture(event.picture, folder / f"step-{event.step:03d}.png")
 
 
-def _report(result: Result, job: Job, console: Console, *, as_json: bool) -> None:
+def _report(result: Result, job: Job, console: PlainConsole, *, as_json: bool) -> None:
     if as_json:
         described = {
             "out": str(job.out),
@@ -169,25 +224,26 @@ def _report(result: Result, job: Job, console: Console, *, as_json: bool) -> Non
             "fits": [asdict(fit) for fit in result.fits],
             "stages": {stage: asdict(accepted) for stage, accepted in result.stages.items()},
             "ledger": asdict(result.ledger),
+            "notes": job.notes,
         }
         typer.echo(json.dumps(described))
         return
-    for fit in result.fits:
-        if fit.changed:
-            console.print(f"note: {describe_fit(fit)}", highlight=False)
+    fits = [describe_fit(fit) for fit in result.fits if fit.changed]
+    for note in (*job.notes, *fits):
+        console.say(f"note: {note}")
     console.print(ledger_table(result.ledger))
-    console.print(f" {BESIDE_OTHERS}", style="dim", highlight=False)
+    console.print(f" {BESIDE_OTHERS}", style="dim")
     width, height = result.picture.size
-    console.print(f"{job.out}: {width}×{height}, seed {result.seed}", highlight=False)
+    console.say(f"{job.out}: {width}×{height}, seed {result.seed}")
 
 
-def report_failure(error: VtryonError, console: Console, *, as_json: bool) -> None:
-    """Say what went wrong."""
+def report_failure(error: VtryonError, console: PlainConsole, *, as_json: bool) -> None:
+    """Print what went wrong."""
     if as_json:
         described = {"reason": error.reason, "message": error.message, "metadata": error.metadata}
         typer.echo(json.dumps({"error": described}))
         return
-    console.print(f"[red]error:[/red] {error.message}", highlight=False)
+    console.say_error(error.message)
     facts = [str(error.reason)] if error.reason else []
     facts += [f"{name} {value}" for name, value in error.metadata.items()]
-    console.print(f"[dim]{', '.join(facts)}[/dim]", highlight=False)
+    console.say(", ".join(facts), style="dim")

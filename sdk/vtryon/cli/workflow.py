@@ -7,16 +7,18 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 from rich.table import Table
 
+from vtryon.cli.console import PlainConsole
 from vtryon.cli.files import check_writable, write_file
-from vtryon.cli.requests import describe, read_json
+from vtryon.cli.requests import describe
 from vtryon.cli.try_on import report_failure
 from vtryon.errors import RequestError, VtryonError
 from vtryon.plain import plain
+from vtryon.text_files import read_json
 from vtryon.workflow.graph import Graph
-from vtryon.workflow.meaning import Line, Reading
+from vtryon.workflow.meaning import Reading
+from vtryon.workflow.request import Line
 
 app = typer.Typer(help="Take requests from ComfyUI's graphs.", no_args_is_help=True)
 
@@ -29,7 +31,7 @@ def import_graph(
     ] = None,
     without: Annotated[
         list[str] | None,
-        typer.Option(help="Leave out nodes of this type all the same: the picture will differ."),
+        typer.Option(help="Type of nodes to leave out although the picture will differ."),
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON: request and nodes.")] = False,
 ) -> None:
@@ -38,7 +40,7 @@ def import_graph(
     A node or a value that can't be honoured is named, and nothing is written. Use the request by
     `vtryon try-on person.png garment.png --request FILE`.
     """
-    console = Console(stderr=True)
+    console = PlainConsole(stderr=True)
     reading: Reading | None = None
     try:
         if out is not None:
@@ -53,21 +55,24 @@ def import_graph(
             console.print(_table(reading.lines))
         report_failure(error, console, as_json=as_json)
         raise typer.Exit(2 if isinstance(error, RequestError) else 1) from None
+    notes = reading.notes
     if as_json:
-        typer.echo(json.dumps({"request": described, "nodes": plain(reading.lines)}))
+        found = {"request": described, "nodes": plain(reading.lines), "notes": notes}
+        typer.echo(json.dumps(found))
         return
     console.print(_table(reading.lines))
-    if request.loras:
-        names = ", ".join(lora.name for lora in request.loras)
-        console.print(f"note: the checkpoint is to have {names} merged", highlight=False)
+    for note in notes:
+        console.say(f"note: {note}")
     if out is None:
         typer.echo(json.dumps(described, indent=2))
     else:
-        console.print(f"{out}: written", highlight=False)
+        console.say(f"{out}: written")
 
 
 def _table(lines: list[Line]) -> Table:
     table = Table("node", "type", "becomes", box=None)
+    for column in table.columns[:2]:
+        column.no_wrap = True
     for line in lines:
         colour = "red" if line.refused else "none"
         table.add_row(line.node, line.type, line.becomes, style=colour)

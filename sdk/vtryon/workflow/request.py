@@ -1,0 +1,53 @@
+"""What an import makes of a graph: a request, and a line about each node."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from vtryon.types import Numerics, Profile
+
+
+@dataclass(frozen=True, slots=True)
+class Lora:
+    """A LoRA that the graph applies to the model."""
+
+    name: str
+    strength: float
+
+
+@dataclass(slots=True)
+class Request:
+    """A graph as arguments of `vtryon.Client.try_on`, and what it wants of the checkpoint.
+
+    Attributes:
+        sigmas: the noise levels of a `denoise` below 1; empty where the profile's schedule runs.
+        pictures: file names of the person and the garments, as the graph has them.
+        models: names of weights by part: transformer, text_encoder, vae.
+        weight_dtype: the precision to which the transformer's weights are cast, if any.
+        zero_cond_t: whether references are to be modulated as at time zero.
+    """
+
+    prompt: str = ""
+    negative_prompt: str | None = None
+    steps: int = 0
+    true_cfg_scale: float = 1.0
+    seed: int | None = None
+    sigmas: tuple[float, ...] = ()
+    width: int | None = None
+    height: int | None = None
+    numerics: Numerics = field(default_factory=lambda: Numerics(profile=Profile.COMFY))
+    pictures: list[str] = field(default_factory=list)
+    models: dict[str, str] = field(default_factory=dict)
+    weight_dtype: str | None = None
+    loras: list[Lora] = field(default_factory=list)
+    zero_cond_t: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Line:
+    """What a node becomes, or why it can't be honoured."""
+
+    node: str
+    type: str
+    becomes: str
+    refused: bool = False
