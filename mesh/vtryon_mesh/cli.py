@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
+from vtryon.cli.console import PlainConsole
 from vtryon.errors import SettingsError
 
 app = typer.Typer(help="Render the mesh's configurations, and check them.")
@@ -29,7 +29,7 @@ def render(
         written = write_all(Mesh.load(description or DEFAULT_PATH), out)
     except SettingsError as error:
         raise _exit(error) from None
-    Console().print(f"{out}: {len(written)} files", highlight=False)
+    PlainConsole().say(f"{out}: {len(written)} files")
 
 
 @app.command()
@@ -44,7 +44,7 @@ def check(description: _Description = None) -> None:
     from vtryon_mesh.render import CERTIFICATES, envoys
     from vtryon_mesh.validate import validate
 
-    console = Console(stderr=True)
+    console = PlainConsole(stderr=True)
     try:
         mesh = Mesh.load(description or DEFAULT_PATH)
         with tempfile.TemporaryDirectory() as folder, console.status("checking") as status:
@@ -57,7 +57,7 @@ def check(description: _Description = None) -> None:
                 validate(write(config).replace(str(CERTIFICATES), folder))
     except SettingsError as error:
         raise _exit(error) from None
-    Console().print(f"Envoy takes all {len(mesh.identities)} configurations", highlight=False)
+    PlainConsole().say(f"Envoy takes all {len(mesh.identities)} configurations")
 
 
 @app.command()
@@ -82,9 +82,9 @@ def certificates(
     issuer = Issuer.create(mesh)
     (out / "jwks.json").write_text(issuer.jwks)
     issuer.write_token(out / "token", tenant)
-    Console().print(f"{out}: {len(mesh.identities)} identities, a token for {tenant}")
+    PlainConsole().say(f"{out}: {len(mesh.identities)} identities, a token for {tenant}")
 
 
 def _exit(error: SettingsError) -> typer.Exit:
-    Console(stderr=True).print(f"[red]error:[/red] {error}", highlight=False, soft_wrap=True)
+    PlainConsole(stderr=True).say_error(str(error))
     return typer.Exit(1)

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
 
+from vtryon.cli.console import PlainConsole
 from vtryon.errors import SettingsError
 from vtryon.types import Stage
 from vtryon_services.runtime.settings import JOBS, KAFKA, REST
@@ -73,7 +73,7 @@ def serve(
         alone = len(stages) == 1 and stages[0] in _DOORS
         asyncio.run(_serve_door(stages[0], given) if alone else _serve(_stages(stages), given))
     except SettingsError as error:
-        Console(stderr=True).print(f"[red]error:[/red] {error}", highlight=False)
+        PlainConsole(stderr=True).say_error(str(error))
         raise typer.Exit(2) from None
 
 

@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 from rich.live import Live
 from rich.table import Table
 
+from vtryon.cli.console import PlainConsole
 from vtryon.errors import SettingsError
 from vtryon_mesh.description import DEFAULT_PATH, Mesh
 from vtryon_mesh.envoy.pieces import Address
@@ -68,7 +68,7 @@ def up(
     time. Ctrl-C drains everything. What each says is in FOLDER/logs. Other settings of the services
     are variables, as for `vtryon serve`.
     """
-    console = Console(stderr=True)
+    console = PlainConsole(stderr=True)
     try:
         mesh = Mesh.load(description)
         issuer = Issuer.create(mesh) if tokens else None
@@ -91,11 +91,11 @@ def up(
             issuer.write_token(layout.folder / "token", "local")
         _run(layout, console)
     except SettingsError as error:
-        console.print(f"[red]error:[/red] {error}", highlight=False, soft_wrap=True)
+        console.say_error(str(error))
         raise typer.Exit(2) from None
 
 
-def _run(layout: Layout, console: Console) -> None:
+def _run(layout: Layout, console: PlainConsole) -> None:
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
@@ -108,7 +108,7 @@ def _run(layout: Layout, console: Console) -> None:
         console.print("stopped")
 
 
-def _show(layout: Layout, supervisor: Supervisor, console: Console) -> None:
+def _show(layout: Layout, supervisor: Supervisor, console: PlainConsole) -> None:
     """Show how things are until interrupted: a live table, or lines where nobody looks."""
     announced = False
     known: dict[str, str] = {}
@@ -126,11 +126,11 @@ def _show(layout: Layout, supervisor: Supervisor, console: Console) -> None:
     raise SettingsError(f"supervisord has ended: see {layout.folder / 'logs' / 'supervisord.log'}")
 
 
-def _announce(layout: Layout, console: Console) -> None:
-    console.print(f"ready: {len(layout.processes)} processes", highlight=False)
+def _announce(layout: Layout, console: PlainConsole) -> None:
+    console.say(f"ready: {len(layout.processes)} processes")
     for process in layout.processes:
         if process.name in {BROKER, REGISTRY}:
-            console.print(f"{process.name}: {process.health}", highlight=False)
+            console.say(f"{process.name}: {process.health}")
     if layout.door is None:
         return
     options = [f"--endpoint {layout.door}"]
@@ -139,16 +139,16 @@ def _announce(layout: Layout, console: Console) -> None:
     token = layout.folder / "token"
     prefix = f"VTRYON_TOKEN=$(cat {_short(token)}) " if token.exists() else ""
     command = f"{prefix}vtryon try-on person.png garment.png {' '.join(options)}"
-    console.print(f"try: {command}", highlight=False, soft_wrap=True)
-    console.print(f"address: {layout.door}", highlight=False)
+    console.say(f"try: {command}")
+    console.say(f"address: {layout.door}")
 
 
-def _tell_changes(statuses: Sequence[Status], known: dict[str, str], console: Console) -> None:
+def _tell_changes(statuses: Sequence[Status], known: dict[str, str], console: PlainConsole) -> None:
     for one in statuses:
         said = f"{one.state.lower()}{', healthy' if one.healthy else ''}"
         if known.get(one.process.name) != said:
             known[one.process.name] = said
-            console.print(f"{one.process.name}: {said}", highlight=False)
+            console.say(f"{one.process.name}: {said}")
 
 
 def _table(statuses: Sequence[Status]) -> Table:
@@ -167,7 +167,7 @@ def _table(statuses: Sequence[Status]) -> Table:
     return table
 
 
-def _export_models(folder: Path, console: Console) -> None:
+def _export_models(folder: Path, console: PlainConsole) -> None:
     command = (sys.executable, "-m", "vtryon", "models", "export-triton")
     with console.status("exporting models"):
         done = subprocess.run(  # noqa: S603

@@ -11,12 +11,10 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
     Progress,
-    TextColumn,
     TimeElapsedColumn,
     TimeRemainingColumn,
 )
@@ -31,6 +29,7 @@ from vtryon.cli.connection import (
     TlsCaOption,
     TlsOption,
 )
+from vtryon.cli.console import PlainConsole, text_column
 from vtryon.cli.files import write_file
 from vtryon.cli.sheets import sheet
 from vtryon.cli.try_on import report_failure
@@ -73,7 +72,7 @@ def batch(
     Run again, it does what is missing: results of the same pictures and options stay as they are.
     OUT gets report.json and contact-sheet.png. Exits with 1 where an entry failed.
     """
-    console = Console(stderr=True)
+    console = PlainConsole(stderr=True)
     given = {
         "prompt": prompt,
         "negative_prompt": negative_prompt,
@@ -84,7 +83,7 @@ def batch(
     }
     options = {name: value for name, value in given.items() if value is not None}
     connection = Connection(endpoint, tls, tls_ca, checkpoint)
-    progress = _progress(Console(stderr=True, quiet=as_json))
+    progress = _progress(PlainConsole(stderr=True, quiet=as_json))
     interrupted = False
     try:
         entries = find_entries(source)
@@ -130,7 +129,7 @@ async def _run(wanted: _Wanted, connection: Connection, progress: Progress) -> N
         said += [f"{counts.skipped} there already"] if counts.skipped else []
         progress.update(bar, advance=1, note=", ".join(said))
         if line.failed:
-            progress.console.print(f"{line.name}: {line.message}", highlight=False)
+            progress.console.print(f"{line.name}: {line.message}", soft_wrap=True)
 
     async with connection.client() as client:
         work = Batch(
@@ -154,15 +153,15 @@ async def _run(wanted: _Wanted, connection: Connection, progress: Progress) -> N
         await work.run(todo)
 
 
-def _progress(console: Console) -> Progress:
+def _progress(console: PlainConsole) -> Progress:
     return Progress(
-        TextColumn("{task.description}"),
+        text_column("{task.description}"),
         BarColumn(),
         MofNCompleteColumn(),
         TimeElapsedColumn(),
-        TextColumn("left"),
+        text_column("left"),
         TimeRemainingColumn(),
-        TextColumn("{task.fields[note]}", style="dim"),
+        text_column("{task.fields[note]}", style="dim"),
         console=console,
     )
 
@@ -195,10 +194,10 @@ def _draw_sheet(paths: list[Path], target: Path) -> None:
     write_file(target, buffer.getvalue())
 
 
-def _print(report: dict[str, Any], out: Path, console: Console) -> None:
+def _print(report: dict[str, Any], out: Path, console: PlainConsole) -> None:
     said = f"{report['succeeded']} of {report['entries']} succeeded"
     if report["failed"]:
         said += f", {report['failed']} failed"
     if report["missing"]:
         said += f", {report['missing']} to be done: run it again"
-    console.print(f"{said}; {out}/report.json, {out}/contact-sheet.png", highlight=False)
+    console.say(f"{said}; {out}/report.json, {out}/contact-sheet.png")

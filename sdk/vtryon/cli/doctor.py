@@ -7,11 +7,11 @@ from collections.abc import Sequence
 from typing import Annotated
 
 import typer
-from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
 
 from vtryon.checks import Finding, examine
+from vtryon.cli.console import PlainConsole
 
 
 def doctor(
@@ -25,7 +25,7 @@ def doctor(
     if as_json:
         typer.echo(json.dumps([finding._asdict() for finding in findings], indent=2))
     else:
-        Console().print(_table(findings))
+        PlainConsole().print(_table(findings))
     if any(not finding.ok and finding.needed for finding in findings):
         raise typer.Exit(1)
 
@@ -34,6 +34,7 @@ def _table(findings: Sequence[Finding]) -> Table:
     table = Table(box=None, show_header=False)
     for finding in findings:
         remedy = "" if finding.ok else finding.remedy
-        mark = "[green]✓[/green]" if finding.ok else "[red]✗[/red]" if finding.needed else "–"
-        table.add_row(mark, *map(escape, (finding.name, finding.found, remedy)))
+        missing = ("✗", "red") if finding.needed else ("–", "")
+        mark = Text("✓", "green") if finding.ok else Text(*missing)
+        table.add_row(mark, finding.name, finding.found, remedy)
     return table

@@ -9,11 +9,10 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn
-from rich.table import Table
+from rich.progress import BarColumn, Progress
 
 from vtryon.cli.connection import Connection, EndpointOption, TlsCaOption, TlsOption
+from vtryon.cli.console import PlainConsole, text_column, whole_table
 from vtryon.cli.files import check_writable, save_picture
 from vtryon.cli.try_on import format_of, report_failure
 from vtryon.client import Client
@@ -123,16 +122,20 @@ def watch(
 
     async def work(client: Client) -> None:
         updates = client.jobs.watch(job, from_sequence=from_sequence)
-        columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[step]}"))
-        console = Console(stderr=True, quiet=as_json)
+        columns = (
+            text_column("{task.description}"),
+            BarColumn(),
+            text_column("{task.fields[step]}"),
+        )
+        console = PlainConsole(stderr=True, quiet=as_json)
         with Progress(*columns, console=console) as progress:
-            task = progress.add_task(job[:12], total=None, step="")
+            task = progress.add_task(job, total=None, step="")
             async for update in updates:
                 if as_json:
                     typer.echo(json.dumps(plain(update)))
                 if update.job is not None:
                     ended[:] = [update.job.state]
-                    progress.update(task, description=f"{job[:12]} {update.job.state}")
+                    progress.update(task, description=f"{job} {update.job.state}")
                 if isinstance(update.event, StepFinished):
                     done, steps = update.event.step, update.event.steps
                     progress.update(task, completed=done, total=steps, step=f"{done} of {steps}")
@@ -186,7 +189,7 @@ def fetch(
         if kind is not None and format_of(out) is not kind:
             raise RequestError(f"the picture is a {kind}, and {out.name} says something else")
         save_picture(await client.jobs.picture(job), out)
-        Console(stderr=True).print(f"{out}: written", highlight=False)
+        PlainConsole(stderr=True).say(f"{out}: written")
 
     _run(work, Connection(endpoint, tls, tls_ca, None), as_json=False)
 
@@ -205,13 +208,13 @@ def _print(jobs: list[Job], *, as_json: bool) -> None:
         for job in jobs:
             typer.echo(json.dumps(plain(job)))
         return
-    table = Table("job", "state", "step", "created", "attempts", "why", box=None)
+    table = whole_table("job", "state", "step", "created", "attempts", "why", wrapped=("why",))
     for job in jobs:
         created = job.created_at.strftime("%Y-%m-%d %H:%M:%S") if job.created_at else ""
         step = f"{job.step}/{job.steps}" if job.steps else ""
         why = f"{job.error.reason}: {job.error.message}" if job.error else ""
         table.add_row(job.id, str(job.state), step, created, str(job.attempts), why)
-    Console().print(table)
+    PlainConsole().show_table(table)
 
 
 def _run(
@@ -226,5 +229,5 @@ def _run(
     try:
         asyncio.run(connected())
     except VtryonError as error:
-        report_failure(error, Console(stderr=True), as_json=as_json)
+        report_failure(error, PlainConsole(stderr=True), as_json=as_json)
         raise typer.Exit(2 if isinstance(error, RequestError) else 1) from None

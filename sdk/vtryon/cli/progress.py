@@ -7,9 +7,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+from rich.progress import BarColumn, Progress, TaskID, TimeElapsedColumn
 from rich.table import Table
 
+from vtryon.cli.console import text_column
 from vtryon.events import (
     Event,
     Fit,
@@ -70,9 +71,9 @@ class LiveProgress:
 def live_progress(console: Console, *, quiet: bool) -> Iterator[LiveProgress]:
     """Draw bars on a terminal; draw nothing where there is none, or when `quiet`."""
     progress = Progress(
-        TextColumn("{task.description:<26}"),
+        text_column("{task.description:<26}"),
         BarColumn(bar_width=28),
-        TextColumn("{task.fields[note]:<14}"),
+        text_column("{task.fields[note]:<14}"),
         TimeElapsedColumn(),
         console=console,
         transient=True,

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Annotated, TypeVar
 
 import typer
-from rich.console import Console
 
 from vtryon.cli.connection import (
     CheckpointOption,
@@ -17,6 +16,7 @@ from vtryon.cli.connection import (
     TlsCaOption,
     TlsOption,
 )
+from vtryon.cli.console import PlainConsole
 from vtryon.cli.files import check_writable, load_tensors, save_picture, save_tensors
 from vtryon.cli.try_on import format_of, report_failure
 from vtryon.client import Client
@@ -114,7 +114,7 @@ def sample(
         )
         facts: dict[str, str] = {}
         run = client.sampling.sample(start, given)
-        with Console(stderr=True).status("sampling") as status:
+        with PlainConsole(stderr=True).status("sampling") as status:
             async for event in run:
                 match event:
                     case Accepted(seed=drawn, sigmas=sigmas):
@@ -157,13 +157,13 @@ def _run(work: Callable[[Client], Awaitable[None]], out: Path, connection: Conne
         async with connection.client() as client:
             await work(client)
 
-    console = Console(stderr=True)
+    console = PlainConsole(stderr=True)
     try:
         asyncio.run(connected())
     except VtryonError as error:
         report_failure(error, console, as_json=False)
         raise typer.Exit(2 if isinstance(error, RequestError) else 1) from None
-    console.print(f"{out}: written", highlight=False)
+    console.say(f"{out}: written")
 
 
 def _numerics(profile: Profile | None) -> Numerics | None:

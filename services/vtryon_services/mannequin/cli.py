@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
+
+from vtryon.cli.console import PlainConsole
 
 app = typer.Typer(help="Train, package and measure the small checkpoint that ships.")
 
@@ -32,7 +33,7 @@ def example_pair(
     for name in ("person", "garment", "truth"):
         getattr(example, name).save(out / f"{name}.png")
     (out / "prompt.txt").write_text(example.prompt + "\n")
-    Console().print(f"{out}/person.png, {out}/garment.png: “{example.prompt}”", highlight=False)
+    PlainConsole().say(f"{out}/person.png, {out}/garment.png: “{example.prompt}”")
 
 
 def contact_sheet(
@@ -54,7 +55,7 @@ def contact_sheet(
     ]
     images = [Image.open(path) for path in paths]
     sheet([images], [path.stem for path in paths], height).save(out)
-    Console().print(f"{out}: {len(images)} pictures side by side", highlight=False)
+    PlainConsole().say(f"{out}: {len(images)} pictures side by side")
 
 
 @app.command()
@@ -72,7 +73,7 @@ def evaluate(
     """Measure checkpoints on drawings that no training used, all on the same ones."""
     from vtryon_services.mannequin import evaluate as measuring
 
-    console = Console(stderr=True)
+    console = PlainConsole(stderr=True)
     folders: list[Path | None] = [*checkpoints] if checkpoints else [None]
     reports = {
         str(folder or "shipped"): asyncio.run(
@@ -82,9 +83,9 @@ def evaluate(
     }
     if as_json:
         found = {name: report.as_json() for name, report in reports.items()}
-        Console().print_json(json.dumps(found))
+        PlainConsole().print_json(json.dumps(found))
     else:
-        measuring.show(reports, Console())
+        measuring.show(reports, PlainConsole())
 
 
 @app.command()
@@ -97,7 +98,7 @@ def strip(
 
     out.parent.mkdir(parents=True, exist_ok=True)
     draw_strip(rows).save(out)
-    Console().print(f"{out}: {rows} examples", highlight=False)
+    PlainConsole().say(f"{out}: {rows} examples")
 
 
 @app.command()
@@ -108,7 +109,7 @@ def package(
     from vtryon_services.mannequin.package import package as finish
 
     finish(folder)
-    Console().print(f"{folder} is ready", highlight=False)
+    PlainConsole().say(f"{folder} is ready")
 
 
 class Part(StrEnum):
@@ -160,4 +161,4 @@ def train(
         transformer_steps=transformer_steps,
         decoder_steps=decoder_steps,
     )
-    Run(run, settings, Console(stderr=True)).make(part.value)
+    Run(run, settings, PlainConsole(stderr=True)).make(part.value)

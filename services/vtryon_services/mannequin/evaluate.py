@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 from torch import Tensor
 
 import vtryon
+from vtryon.cli.console import PlainConsole
 from vtryon_services.embedded import embedded_mesh
 from vtryon_services.mannequin.garments import COLOUR_NAMES, PATTERNS, SLEEVE_NAMES
 from vtryon_services.mannequin.prompts import AS_IT_IS, RECOLOUR, RESLEEVE, Wishes
@@ -251,7 +251,7 @@ def _pixels(picture: vtryon.Picture) -> Tensor:
 
 
 async def evaluate(
-    checkpoint: Path | None, examples: int, steps: int, console: Console, *, full: bool
+    checkpoint: Path | None, examples: int, steps: int, console: PlainConsole, *, full: bool
 ) -> Report:
     """Start a mesh on a checkpoint, by default the shipped one, and measure it."""
     given = {"checkpoint": checkpoint} if checkpoint else {}
@@ -261,7 +261,7 @@ async def evaluate(
             return await Evaluation(client, triples, progress).report(steps, full=full)
 
 
-def show(reports: dict[str, Report], console: Console) -> None:
+def show(reports: dict[str, Report], console: PlainConsole) -> None:
     """Print a table of scores, one of patterns, and what is obeyed, for each checkpoint."""
     for name, report in reports.items():
         for title, rows in (("drawn", report.rows), ("pattern", report.patterns)):
@@ -272,4 +272,4 @@ def show(reports: dict[str, Report], console: Console) -> None:
                 table.add_row(row, f"{found.torso_colour_error:.1f}", *decibels)
             console.print(table)
         for asked, share in report.obeyed.items():
-            console.print(f"obeyed, {asked}: {share:.1%}", highlight=False)
+            console.say(f"obeyed, {asked}: {share:.1%}")

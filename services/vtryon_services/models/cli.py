@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
+
+from vtryon.cli.console import PlainConsole
 
 app = typer.Typer(help="Make checkpoints, and model repositories of them.")
 
@@ -42,7 +43,7 @@ def make(
         )
     if dtype not in dtypes:
         raise typer.BadParameter(f"{dtype}; it takes {', '.join(dtypes)}", param_hint="--dtype")
-    console = Console(stderr=True)
+    console = PlainConsole(stderr=True)
     with console.status("") as status:
         try:
             make_random(
@@ -56,7 +57,7 @@ def make(
         except FileExistsError as error:
             raise typer.BadParameter(str(error), param_hint="FOLDER") from error
     size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
-    Console().print(f"{folder}: {like}, {dtype}, {size / 1e9:.2f} GB", highlight=False)
+    PlainConsole().say(f"{folder}: {like}, {dtype}, {size / 1e9:.2f} GB")
 
 
 @app.command()
@@ -116,7 +117,7 @@ def export_triton(
     except SettingsError as error:
         raise typer.BadParameter(str(error), param_hint="--checkpoint") from error
     names = ", ".join(model.name for model in models)
-    Console().print(f"{out}: {names}; `vtryon triton up {out}` serves it", highlight=False)
+    PlainConsole().say(f"{out}: {names}; `vtryon triton up {out}` serves it")
 
 
 @app.command()
@@ -128,15 +129,15 @@ def check(
     from vtryon.errors import SettingsError
     from vtryon_services.triton.server import serve
 
-    console = Console(stderr=True)
+    console = PlainConsole(stderr=True)
     try:
         with serve(repository) as running, console.status("loading models"):
             running.wait_until_ready(timeout)
     except SettingsError as error:
-        console.print(f"[red]error:[/red] {error}", highlight=False)
+        console.say_error(str(error))
         raise typer.Exit(1) from None
     names = sorted(path.name for path in repository.iterdir() if path.is_dir())
-    Console().print(f"{repository}: {', '.join(names)} load", highlight=False)
+    PlainConsole().say(f"{repository}: {', '.join(names)} load")
 
 
 @app.command()
@@ -165,7 +166,7 @@ def export_onnx(
     from vtryon.errors import SettingsError
     from vtryon.types import Stage
 
-    console = Console(stderr=True)
+    console = PlainConsole(stderr=True)
     stages = [one for one in Stage if one is not Stage.PIPELINE and stage in {one, "all"}]
     if not stages:
         raise typer.BadParameter(f"{stage}; see --help", param_hint="STAGE")
@@ -188,9 +189,9 @@ def export_onnx(
             said = (
                 "not checked" if difference is None else f"differs from torch by {difference:.1e}"
             )
-            Console().print(f"{folder}: written, {said}", highlight=False, soft_wrap=True)
+            PlainConsole().say(f"{folder}: written, {said}")
     except FileExistsError as error:
         raise typer.BadParameter(str(error), param_hint="OUT") from error
     except SettingsError as error:
-        console.print(f"[red]error:[/red] {error}", highlight=False, soft_wrap=True)
+        console.say_error(str(error))
         raise typer.Exit(1) from None

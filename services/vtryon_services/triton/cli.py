@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
+
+from vtryon.cli.console import PlainConsole
 
 app = typer.Typer(help="Run a Triton server on this machine.")
 
@@ -39,7 +40,7 @@ def up(
     from vtryon.errors import SettingsError
     from vtryon_services.triton.server import serve
 
-    console = Console(stderr=True)
+    console = PlainConsole(stderr=True)
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
@@ -54,14 +55,14 @@ def up(
             with console.status("loading models"):
                 running.wait_until_ready(timeout)
             names = sorted(path.name for path in repository.iterdir() if path.is_dir())
-            console.print(f"ready: {', '.join(names)}", highlight=False)
-            console.print(f"address: grpc {running.grpc}, http {running.http}", highlight=False)
+            console.say(f"ready: {', '.join(names)}")
+            console.say(f"address: grpc {running.grpc}, http {running.http}")
             while running.process.poll() is None:
                 time.sleep(0.5)
-            console.print("[red]tritonserver has ended[/red]")
+            console.say("tritonserver has ended", style="red")
             raise typer.Exit(1)
     except KeyboardInterrupt:
         console.print("stopped")
     except SettingsError as error:
-        console.print(f"[red]error:[/red] {error}", highlight=False)
+        console.say_error(str(error))
         raise typer.Exit(2) from None

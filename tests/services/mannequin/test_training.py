@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from rich.console import Console
 
 import vtryon
+from vtryon.cli.console import PlainConsole
 from vtryon.embedded import embedded_mesh
 from vtryon_loadtests.diffusers_pipeline import diffusers_pipeline, draw
 from vtryon_services.engine.checkpoint import SHIPPED_CHECKPOINT, Checkpoint
@@ -21,7 +21,7 @@ from vtryon_services.mannequin.training.pool import Encoder, Pool, World, fill_p
 from vtryon_services.mannequin.training.run import Run, Settings
 
 CPU = torch.device("cpu")
-QUIET = Console(quiet=True)
+QUIET = PlainConsole(quiet=True)
 
 
 @pytest.fixture(scope="module")

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.console import Console
 
+from vtryon.cli.console import PlainConsole
 from vtryon.errors import SettingsError
 
 if TYPE_CHECKING:  # a client of Kafka takes its time to load
@@ -22,7 +22,7 @@ app.add_typer(topics_app, name="topics")
 _Servers = Annotated[
     str | None, typer.Option(help="host:port; else of VTRYON_KAFKA_BOOTSTRAP_SERVERS.")
 ]
-_console = Console(stderr=True)
+_console = PlainConsole(stderr=True)
 
 
 @topics_app.command()
@@ -36,8 +36,8 @@ def create(bootstrap_servers: _Servers = None) -> None:
     except SettingsError as error:
         raise _refused(error) from None
     for name in made:
-        _console.print(f"made {name}", highlight=False)
-    _console.print(f"{len(all_topics(settings))} topics, {len(made)} of them new", highlight=False)
+        _console.say(f"made {name}")
+    _console.say(f"{len(all_topics(settings))} topics, {len(made)} of them new")
 
 
 @topics_app.command()
@@ -52,10 +52,10 @@ def check(bootstrap_servers: _Servers = None) -> None:
     except SettingsError as error:
         raise _refused(error) from None
     for problem in problems:
-        _console.print(f"[red]✗[/red] {problem}", highlight=False)
+        _console.say(f"✗ {problem}", style="red")
     if problems:
         raise typer.Exit(1)
-    _console.print(f"[green]✓[/green] {len(all_topics(settings))} topics hold", highlight=False)
+    _console.say(f"✓ {len(all_topics(settings))} topics hold", style="green")
 
 
 @app.command()
@@ -119,5 +119,5 @@ def _settings(bootstrap_servers: str | None) -> KafkaSettings:
 
 
 def _refused(error: SettingsError) -> typer.Exit:
-    _console.print(f"[red]error:[/red] {error}", highlight=False)
+    _console.say_error(str(error))
     return typer.Exit(2)

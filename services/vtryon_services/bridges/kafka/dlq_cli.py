@@ -9,10 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
-from rich.console import Console
-from rich.markup import escape
-from rich.table import Table
 
+from vtryon.cli.console import PlainConsole, whole_table
 from vtryon.cli.files import check_writable, write_file
 from vtryon.cli.try_on import report_failure
 from vtryon.errors import RequestError, VtryonError
@@ -51,14 +49,13 @@ def list_letters(work: _Work, bootstrap_servers: _Servers = None, as_json: _Json
         rows = [{**plain(one), "redriven": one.offset < redriven} for one in found]
         typer.echo(json.dumps(rows, indent=2))
         return
-    table = Table(box=None)
-    for column in ("offset", "failed at", "tenant", "request", "reason", "redriven", "message"):
-        table.add_column(column)
+    columns = ("offset", "failed at", "tenant", "request", "reason", "redriven", "message")
+    table = whole_table(*columns, wrapped=("message",))
     for one in found:
         again = "yes" if one.offset < redriven else ""
         cells = (str(one.offset), one.failed_at[:19], one.tenant, one.request, one.reason, again)
-        table.add_row(*map(escape, (*cells, one.message)))
-    Console().print(table)
+        table.add_row(*cells, one.message)
+    PlainConsole().show_table(table)
 
 
 @app.command()
@@ -117,14 +114,14 @@ def redrive(
     from vtryon_services.bridges.kafka.settings import STAGES
 
     rows: list[dict[str, Any]] = []
-    console = Console(stderr=True)
+    console = PlainConsole(stderr=True)
 
     def told(letter: DeadLetter, topic: str, error: VtryonError | None) -> None:
         words = error.message if error else ""
         rows.append({"offset": letter.offset, "sent_to": topic, "error": words})
         if not as_json:
-            went = f"[red]{escape(words)}[/red]" if error else f"→ {topic}"
-            console.print(f"{letter.offset} {escape(letter.request)} {went}", highlight=False)
+            line = f"{letter.offset} {letter.request} {words if error else f'→ {topic}'}"
+            console.say(line, style="red" if error else "")
 
     async def send(settings: KafkaSettings) -> int:
         if from_stage is not None and from_stage not in STAGES:
@@ -155,7 +152,7 @@ def _run(
             raise RequestError(f"there are dead letters of {', '.join(WORKS)}")
         return asyncio.run(work(KafkaSettings.load(**given)))
     except VtryonError as error:
-        report_failure(error, Console(stderr=True), as_json=as_json)
+        report_failure(error, PlainConsole(stderr=True), as_json=as_json)
         raise typer.Exit(2 if isinstance(error, RequestError) else 1) from None
 
 

@@ -10,18 +10,17 @@ from typing import Protocol
 
 import torch
 from PIL import Image
-from rich.console import Console
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
     Progress,
-    TextColumn,
     TimeElapsedColumn,
     TimeRemainingColumn,
 )
 from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
+from vtryon.cli.console import PlainConsole, text_column
 from vtryon.cli.sheets import sheet
 from vtryon_services.mannequin.training.muon import Muon
 
@@ -126,7 +125,7 @@ class Training:
             for optimizer, saved in zip(self._optimizers, state["optimizers"], strict=True):
                 optimizer.load_state_dict(saved)
 
-    def run(self, console: Console, *, stop_after: int | None = None) -> None:
+    def run(self, console: PlainConsole, *, stop_after: int | None = None) -> None:
         """Train to the plan's end, or for so many steps; then export the averaged weights."""
         end = self._plan.steps if stop_after is None else min(self._plan.steps, stop_after)
         with _bar(console) as progress:
@@ -178,12 +177,12 @@ class Training:
         return [group for optimizer in self._optimizers for group in optimizer.param_groups]
 
 
-def _bar(console: Console) -> Progress:
+def _bar(console: PlainConsole) -> Progress:
     return Progress(
-        TextColumn("{task.description:<12}"),
+        text_column("{task.description:<12}"),
         BarColumn(),
         MofNCompleteColumn(),
-        TextColumn("{task.fields[loss]}"),
+        text_column("{task.fields[loss]}"),
         TimeElapsedColumn(),
         TimeRemainingColumn(),
         console=console,

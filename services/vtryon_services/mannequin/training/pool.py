@@ -13,11 +13,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from rich.console import Console
 from rich.progress import track
 from safetensors.torch import load_file, save_file
 from torch.nn.functional import avg_pool2d, pad
 
+from vtryon.cli.console import PlainConsole
 from vtryon_services.engine import latents as packing
 from vtryon_services.engine.checkpoint import Checkpoint
 from vtryon_services.engine.numerics import resolve
@@ -149,7 +149,7 @@ def _prompts(shirts: Shirts, wishes: Wishes, after: list[int], seed: int) -> lis
 
 
 def fill_pool(
-    folder: Path, encoder: Encoder, shards: int, world: World, seed: int, console: Console
+    folder: Path, encoder: Encoder, shards: int, world: World, seed: int, console: PlainConsole
 ) -> None:
     """Write the shards that are missing, each whole or not at all."""
     folder.mkdir(parents=True, exist_ok=True)

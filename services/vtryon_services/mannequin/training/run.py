@@ -17,8 +17,8 @@ from typing import Any
 
 import torch
 from diffusers import AutoencoderKLQwenImage, QwenImageTransformer2DModel
-from rich.console import Console
 
+from vtryon.cli.console import PlainConsole
 from vtryon_services.engine.checkpoint import SHIPPED_CHECKPOINT, Checkpoint
 from vtryon_services.engine.geometry import PreviewMap
 from vtryon_services.engine.placement import Placement
@@ -53,7 +53,7 @@ class Settings:
 class Run:
     """A run folder, and the parts of a checkpoint that come out of it in turn."""
 
-    def __init__(self, folder: Path, settings: Settings, console: Console) -> None:
+    def __init__(self, folder: Path, settings: Settings, console: PlainConsole) -> None:
         self._folder = folder
         self._settings = settings
         self._console = console
@@ -100,7 +100,7 @@ class Run:
         parts = {"vae": "decoder", "transformer": "transformer"}
         exports = {part: self._folder / made / "export" for part, made in parts.items()}
         assemble(self._folder / "checkpoint", exports)
-        self._console.print(f"{self._folder / 'checkpoint'} is ready")
+        self._console.say(f"{self._folder / 'checkpoint'} is ready")
 
     def _train(self, task: Task, steps: int, learning_rate: float) -> None:
         fast = not self._settings.plain

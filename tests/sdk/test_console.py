@@ -1,0 +1,115 @@
+"""What commands print: values from outside are text, and identifiers are whole."""
+
+from __future__ import annotations
+
+import io
+import json
+import re
+from pathlib import Path
+
+import pytest
+from rich.progress import Progress
+
+import vtryon
+import vtryon_mesh
+import vtryon_services
+from vtryon.cli.app import load_commands, run_command
+from vtryon.cli.console import PlainConsole, text_column, whole_table
+
+BAD = "a [/b] [bold]c[/] :smile: [red:blue:0.5]"
+NAME = "[bold]c [red:blue:0.5] :smile:"  # without a slash, for paths
+PACKAGES = [Path(one.__file__).parent for one in (vtryon, vtryon_services, vtryon_mesh)]
+MARKUP = re.compile(
+    r"""(?<!Plain)\bConsole\(|\bTextColumn\(|from_markup|markup=True|\[/?(red|green|bold|dim)\]"""
+)
+
+
+def shown(width: int = 80) -> tuple[PlainConsole, io.StringIO]:
+    file = io.StringIO()
+    return PlainConsole(file=file, width=width), file
+
+
+def test_every_way_to_print_a_value_leaves_it_as_it_is() -> None:
+    console, file = shown(300)
+    table = whole_table("name", BAD)
+    table.add_row(BAD, "x")
+    console.print(BAD)
+    console.say(BAD, style="red")
+    console.say_error(BAD)
+    console.show_table(table)
+    with Progress(text_column("{task.description}"), console=console) as progress:
+        progress.add_task(BAD)
+    with console.status(BAD) as status:
+        status.update(BAD)
+    assert file.getvalue().count(BAD) >= 6
+    assert "\x1b" not in file.getvalue()
+
+
+def test_escape_sequences_of_a_value_do_not_reach_the_terminal() -> None:
+    console, file = shown()
+    for print_value in (console.print, console.say, console.say_error):
+        print_value("wear\x1b[2J\x9b\x07 it\n")
+    assert not set("\x1b\x9b\x07") & set(file.getvalue())
+    assert file.getvalue().count(" it\n") == 3
+
+
+def test_an_identifier_is_whole_however_narrow_the_terminal_is() -> None:
+    console, file = shown(40)
+    table = whole_table("job", "state", "why", wrapped=("why",))
+    table.add_row("j" * 70, "succeeded", "a long reason " * 10)
+    console.show_table(table)
+    assert "j" * 70 in file.getvalue()
+    assert "succeeded" in file.getvalue()
+    assert console.width == 40
+
+
+@pytest.mark.parametrize("package", PACKAGES, ids=lambda path: path.name)
+def test_no_command_has_a_console_with_markup(package: Path) -> None:
+    found = [
+        f"{path.relative_to(package)}:{number}"
+        for path in package.rglob("*.py")
+        if path.name != "console.py" and "v1" not in path.parts
+        for number, line in enumerate(path.read_text().splitlines(), 1)
+        if MARKUP.search(line) and not line.lstrip().startswith("#")
+    ]
+    assert not found
+
+
+COMMANDS = {
+    "a missing picture": ["try-on", f"{NAME}.png", "g.png", "-o", "o.png"],
+    "a result of another kind": ["try-on", "p.png", "g.png", "-o", f"o{NAME}.tiff"],
+    "a missing request": ["try-on", "p.png", "g.png", "-o", "o.png", "--request", NAME],
+    "a missing folder": ["batch", NAME, "out"],
+    "a job's result": ["jobs", "fetch", "id", "-o", f"x{NAME}", "--endpoint", "127.0.0.1:1"],
+    "a missing tensor": ["stage", "decode", NAME, "-o", "o.png"],
+    "a missing graph": ["workflow", "import", NAME],
+}
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_a_path_in_brackets_is_shown_in_errors(
+    name: str, tmp_path: Path, monkeypatch, capsys
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("VTRYON_BACKEND", "scripted")
+    load_commands(COMMANDS[name])
+    assert run_command(COMMANDS[name]) in {1, 2}
+    said = " ".join(capsys.readouterr().err.split())
+    assert "unexpected" not in said
+    assert NAME in said or name == "a job's result"
+
+
+def test_a_prompt_in_brackets_is_shown_in_the_table_of_an_import(
+    tmp_path: Path, monkeypatch, capsys
+) -> None:
+    nodes = {
+        "1": {"class_type": BAD, "inputs": {}},
+        "2": {"class_type": "SaveImage", "inputs": {"images": ["1", 0]}},
+    }
+    path = tmp_path / "graph.json"
+    path.write_text(json.dumps(nodes))
+    monkeypatch.setenv("COLUMNS", "300")
+    words = ["workflow", "import", str(path)]
+    load_commands(words)
+    assert run_command(words) == 2
+    assert BAD in capsys.readouterr().err
