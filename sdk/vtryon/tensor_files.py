@@ -6,11 +6,21 @@ The names: `embeddings`, `negative_embeddings`, `latents`, and for several pictu
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from vtryon.errors import Reason, RequestError
 from vtryon.stages import Conditioning, Embeddings
 from vtryon.tensors import Tensor
+
+MAX_TENSORS = 16
+MAX_HEADER_BYTES = 64 * 1024
+_MAX_RANK = 8
+_LATENTS_RANK = 3
+_MAX_NAME = 64
+_LENGTH_BYTES = 8
+_METADATA = "__metadata__"
 
 
 def dump(tensors: Mapping[str, Tensor], facts: Mapping[str, str]) -> bytes:
@@ -22,19 +32,46 @@ def dump(tensors: Mapping[str, Tensor], facts: Mapping[str, str]) -> bytes:
 
 
 def load(data: bytes) -> dict[str, Tensor]:
-    """Take tensors from safetensors.
+    """Take tensors from safetensors; its header is looked at before anything is built of it.
 
     Raises:
-        RequestError: it is none, or holds an element type that has no place on the wire.
+        RequestError: it is none, has too many tensors, or holds a shape or an element type that has
+            no place on the wire.
     """
     from safetensors import SafetensorError
     from safetensors.numpy import load as read
 
+    _check_header(data)
     try:
         found = read(data)
-    except (SafetensorError, KeyError, TypeError) as error:  # the latter of types numpy lacks
-        raise RequestError(f"no safetensors: {error}", reason=Reason.PAYLOAD_INVALID) from error
+    except (SafetensorError, KeyError, TypeError, ValueError) as error:  # of types numpy lacks
+        raise _invalid(f"no safetensors: {error}") from error
     return {name: Tensor.from_numpy(array) for name, array in found.items()}
+
+
+def _check_header(data: bytes) -> None:
+    length = int.from_bytes(data[:_LENGTH_BYTES], "little")
+    if length > MAX_HEADER_BYTES:
+        raise _invalid(f"its header has {length} bytes; the limit is {MAX_HEADER_BYTES}")
+    try:
+        header = json.loads(data[_LENGTH_BYTES : _LENGTH_BYTES + length])
+        shapes = {name: one["shape"] for name, one in header.items() if name != _METADATA}
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
+        raise _invalid("no safetensors: its header is broken") from None
+    if len(shapes) > MAX_TENSORS:
+        raise _invalid(f"it holds {len(shapes)} tensors; the limit is {MAX_TENSORS}")
+    for name, shape in shapes.items():
+        if not _is_shape(shape):
+            words = f"a shape has 1 to {_MAX_RANK} dimensions of 1 or more"
+            raise _invalid(f"{name[:_MAX_NAME]!r}: {words}")
+
+
+def _is_shape(shape: Any) -> bool:
+    return (
+        isinstance(shape, list)
+        and 1 <= len(shape) <= _MAX_RANK
+        and all(type(side) is int and side >= 1 for side in shape)
+    )
 
 
 def name_latents(latents: Sequence[Tensor]) -> dict[str, Tensor]:
@@ -52,16 +89,21 @@ def conditioning(texts: Mapping[str, Tensor], pictures: Mapping[str, Tensor]) ->
     """Make what the sampler works from, of one file of each encoder.
 
     Raises:
-        RequestError: they are not such files.
+        RequestError: they are not such files, or hold tensors that are not used.
     """
-    references = [pictures[name] for name in sorted(pictures) if name.startswith("latents_")]
-    if "embeddings" not in texts or not references:
-        raise RequestError(
-            "sampling takes a file of the text encoder, then one of the latent encoder",
-            reason=Reason.PAYLOAD_INVALID,
+    numbered = [f"latents_{number}" for number in range(1, len(pictures) + 1)]
+    if "embeddings" not in texts or not pictures or set(pictures) != set(numbered):
+        raise _invalid(
+            "sampling takes a file of the text encoder, with embeddings, then one of the latent "
+            f"encoder, with latents_1, latents_2 and so on; the files hold {_listed(texts)} and "
+            f"{_listed(pictures)}"
         )
+    if unused := set(texts) - {"embeddings", "negative_embeddings"}:
+        raise _invalid(f"the text encoder's file holds {_listed(unused)}, which is not used")
+    for name in numbered:
+        _check_latents(name, pictures[name])
     given = Embeddings(texts["embeddings"], texts.get("negative_embeddings"))
-    return Conditioning(given, references)
+    return Conditioning(given, [pictures[name] for name in numbered])
 
 
 def first_latents(found: Mapping[str, Tensor]) -> Tensor:
@@ -70,10 +112,22 @@ def first_latents(found: Mapping[str, Tensor]) -> Tensor:
     Raises:
         RequestError: there are no latents.
     """
-    names = sorted(name for name in found if name.startswith("latents"))
-    if not names:
-        raise RequestError(
-            f"there are no latents, but {', '.join(sorted(found)) or 'nothing'}",
-            reason=Reason.PAYLOAD_INVALID,
-        )
-    return found[names[0]]
+    name = next((one for one in ("latents", "latents_1") if one in found), None)
+    if name is None:
+        raise _invalid(f"there are no latents, but {_listed(found)}")
+    _check_latents(name, found[name])
+    return found[name]
+
+
+def _check_latents(name: str, tensor: Tensor) -> None:
+    if len(tensor.spec.shape) != _LATENTS_RANK:
+        shape = tensor.spec.shape
+        raise _invalid(f"{name} has the shape {shape}; latents have channels, height and width")
+
+
+def _listed(names: Sequence[str] | Mapping[str, Tensor] | set[str]) -> str:
+    return ", ".join(name[:_MAX_NAME] for name in sorted(names)) or "nothing"
+
+
+def _invalid(words: str) -> RequestError:
+    return RequestError(words, reason=Reason.PAYLOAD_INVALID)
