@@ -1,12 +1,19 @@
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from typing import Any
 
 import httpx
 import pytest
 
+from vtryon.types import Stage
 from vtryon_services.bridges.rest.server import begin
 from vtryon_services.bridges.rest.settings import RestSettings
+from vtryon_services.host import host
+from vtryon_services.jobs.settings import JobsSettings
+
+Bridge = Callable[..., AbstractAsyncContextManager[httpx.AsyncClient]]
 
 
 @pytest.fixture(scope="session")
@@ -35,3 +42,46 @@ async def http(rest: str) -> AsyncIterator[httpx.AsyncClient]:
 async def drawing_http(drawing_rest: str) -> AsyncIterator[httpx.AsyncClient]:
     async with httpx.AsyncClient(base_url=drawing_rest, timeout=30) as client:
         yield client
+
+
+@pytest.fixture(scope="session")
+async def jobs_rest(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[str]:
+    """The bridge over a scripted mesh that has jobs as well; its URL."""
+    folder = tmp_path_factory.mktemp("jobs")
+    given = {
+        "backend": "scripted",
+        "scripted_seconds": 0.02,
+        "database_url": f"sqlite+aiosqlite:///{folder / 'jobs.sqlite'}",
+        "artifacts_url": str(folder / "artifacts"),
+        "drain_grace_seconds": 1.0,
+        "log_level": "error",
+    }
+    jobs = JobsSettings.load_from(given)
+    async with host(jobs, [*Stage, "jobs"], "127.0.0.1:0", **given) as serving:
+        settings = RestSettings.load(listen="127.0.0.1:0", pipeline_target=serving.address)
+        async with begin(settings) as began:
+            yield f"http://{began.address}"
+
+
+@pytest.fixture
+async def jobs_http(jobs_rest: str) -> AsyncIterator[httpx.AsyncClient]:
+    async with httpx.AsyncClient(base_url=jobs_rest, timeout=30) as client:
+        yield client
+
+
+@pytest.fixture
+def bridge(scripted_mesh: str) -> Bridge:
+    """Serve the bridge over the scripted mesh with settings of a test's own; gives a client."""
+
+    @asynccontextmanager
+    async def serve(**given: Any) -> AsyncIterator[httpx.AsyncClient]:
+        settings = RestSettings.load(
+            listen="127.0.0.1:0", **{"pipeline_target": scripted_mesh, **given}
+        )
+        async with (
+            begin(settings) as began,
+            httpx.AsyncClient(base_url=f"http://{began.address}", timeout=30) as client,
+        ):
+            yield client
+
+    return serve

@@ -269,7 +269,7 @@ async def test_a_deadline_is_kept_and_told(http) -> None:
     data = {"steps": 200, "timeout_seconds": 0.3}
     answer = await http.post("/v1/try-ons", files=FILES, data=data)
     problem = answer.json()
-    assert (answer.status_code, problem["reason"]) == (504, "DEADLINE_PASSED")
+    assert (answer.status_code, problem["reason"]) == (422, "DEADLINE_PASSED")
 
 
 async def test_a_failure_on_the_way_is_the_streams_last_event(http) -> None:
@@ -288,6 +288,9 @@ async def test_paths_and_methods_that_are_none_are_problems(http) -> None:
     for answer in (await http.get("/v1/nowhere"), await http.get("/v1/try-ons")):
         assert answer.headers["content-type"] == "application/problem+json"
         assert answer.json()["status"] == answer.status_code
+    unknown = await http.get("/v1/nowhere")
+    assert "/openapi.json" in unknown.json()["detail"]
+    assert unknown.headers["link"] == '</openapi.json>; rel="service-desc"'
     refused = await http.post("/v1/try-ons", files=FILES, headers={"accept": "text/html"})
     assert refused.status_code == 400
 

@@ -5,16 +5,15 @@ from __future__ import annotations
 import asyncio
 import base64
 import json
-from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
-from enum import StrEnum
 from typing import Any, TypeVar
 
 from fastapi import Request
 from fastapi.responses import JSONResponse, Response, StreamingResponse
 from fastapi.sse import KEEPALIVE_COMMENT, format_sse_event
 
-from vtryon.errors import RequestError, VtryonError
+from vtryon.errors import VtryonError
 from vtryon.events import (
     Chunk,
     Event,
@@ -28,42 +27,14 @@ from vtryon.events import (
 from vtryon.pictures import Picture
 from vtryon.plain import plain
 from vtryon.run import Result, Run
-from vtryon.types import ImageFormat
+from vtryon.types import EncodedImage, ImageFormat
+from vtryon_services.bridges.rest.accept import EVENT_STREAM, MEDIA_TYPES, Answer
 from vtryon_services.bridges.rest.problems import problem_of
+from vtryon_services.engine import pictures
 
 T = TypeVar("T")
-EVENT_STREAM = "text/event-stream"
-_MEDIA_TYPES = {one: f"image/{one.value}" for one in ImageFormat}
 # What a result is made of comes whole, and resume points are for those who can go on.
 _NOT_SHOWN = (ResumeChunk, Output, Chunk, Finished)
-
-
-class Answer(StrEnum):
-    """How a caller wants to be answered."""
-
-    PICTURE = "picture"
-    JSON = "application/json"
-    EVENTS = EVENT_STREAM
-
-
-def wanted_answer(request: Request) -> tuple[Answer, ImageFormat | None]:
-    """Read `Accept`: the first kind in it that there is, and a picture's format.
-
-    Raises:
-        RequestError: there is none of what it names.
-    """
-    accepted = request.headers.get("accept", "*/*")
-    for part in accepted.lower().split(","):
-        kind = part.partition(";")[0].strip()
-        if kind in {Answer.EVENTS, Answer.JSON}:
-            return Answer(kind), None
-        if kind in {"*/*", "image/*", ""}:
-            return Answer.PICTURE, None
-        for one, media_type in _MEDIA_TYPES.items():
-            if kind == media_type:
-                return Answer.PICTURE, one
-    known = ", ".join([*_MEDIA_TYPES.values(), Answer.JSON, Answer.EVENTS])
-    raise RequestError(f"Accept names none of {known}")
 
 
 @asynccontextmanager
@@ -95,8 +66,20 @@ async def wait_for(request: Request, run: Run[T]) -> T:
 
 def picture_answer(picture: Picture, **headers: str) -> Response:
     """Answer with a picture's bytes."""
-    media_type = _MEDIA_TYPES[picture.format or ImageFormat.PNG]
+    media_type = MEDIA_TYPES[picture.format or ImageFormat.PNG]
     return Response(picture.data, media_type=media_type, headers=headers)
+
+
+async def in_format(picture: Picture, wanted: ImageFormat | None) -> Picture:
+    """Give a picture in the format that the caller accepts: a kept one has its own."""
+    if wanted is None or picture.format is wanted:
+        return picture
+
+    def encoded() -> bytes:
+        return pictures.encode(pictures.decode(picture.data), wanted)
+
+    image = EncodedImage(wanted, *picture.size)
+    return Picture(image, await asyncio.to_thread(encoded))
 
 
 def result_answer(result: Result, answer: Answer) -> Response:
@@ -165,6 +148,7 @@ async def stream(
     each: Callable[[Event], bytes | None] = event_frame,
     *,
     keepalive_seconds: float,
+    headers: Mapping[str, str] | None = None,
 ) -> StreamingResponse:
     """Answer with events as they come; the last one is `finished` or `error`, or it was cut off.
 
@@ -186,14 +170,27 @@ async def stream(
             except VtryonError as error:
                 yield frame("error", problem_of(error, request))
 
+    return event_stream(request, frames(), keepalive_seconds, headers)
+
+
+def event_stream(
+    request: Request,
+    frames: AsyncGenerator[bytes, None],
+    keepalive_seconds: float,
+    headers: Mapping[str, str] | None = None,
+) -> StreamingResponse:
+    """Answer with server-sent events; every stream of events is made here.
+
+    `X-Accel-Buffering` has nginx pass on events as they come.
+    """
     return StreamingResponse(
-        kept_alive(request, frames(), keepalive_seconds),
+        _kept_alive(request, frames, keepalive_seconds),
         media_type=EVENT_STREAM,
-        headers={"cache-control": "no-store", "x-accel-buffering": "no"},
+        headers={"cache-control": "no-store", "x-accel-buffering": "no", **(headers or {})},
     )
 
 
-async def kept_alive(
+async def _kept_alive(
     request: Request, frames: AsyncGenerator[bytes, None], seconds: float
 ) -> AsyncGenerator[bytes, None]:
     """Put a comment where nothing has been said for a while, so that proxies stay.

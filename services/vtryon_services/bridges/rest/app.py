@@ -5,21 +5,25 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
-from fastapi import FastAPI, Request
+from fastapi import Depends, FastAPI, Request
 from fastapi.responses import JSONResponse, Response
-from grpc_health.v1 import health_pb2, health_pb2_grpc
 from opentelemetry.instrumentation.fastapi import FastAPIInstrumentor
+from opentelemetry.metrics import NoOpMeterProvider
+from starlette.middleware.cors import CORSMiddleware
 
 import vtryon
 from vtryon.errors import UnavailableError
-from vtryon_services.bridges.rest import images, jobs, stages, try_ons
+from vtryon_services.bridges.rest import images, jobs, pages, stages, try_ons
+from vtryon_services.bridges.rest.browsers import browser_access
+from vtryon_services.bridges.rest.checked import only_known_parameters
 from vtryon_services.bridges.rest.documents import PROBLEMS, add_document
-from vtryon_services.bridges.rest.doors import Doors, DoorsOf
+from vtryon_services.bridges.rest.doors import Doors
 from vtryon_services.bridges.rest.limits import Limits
+from vtryon_services.bridges.rest.origins import origin_pattern
 from vtryon_services.bridges.rest.problems import add_handlers
+from vtryon_services.bridges.rest.readiness import Readiness
 from vtryon_services.bridges.rest.settings import RestSettings
 
-_SERVING = health_pb2.HealthCheckResponse.SERVING
 _ABOUT = """Two pictures and a sentence in, one picture out.
 
 The same jobs, limits and reasons as the gRPC door. Every answer has `x-request-id`; what fails is a
@@ -33,28 +37,42 @@ def create_app(settings: RestSettings) -> FastAPI:
     async def connected(app: FastAPI) -> AsyncIterator[None]:
         async with Doors(settings) as doors:
             app.state.doors = doors
+            app.state.readiness = Readiness(doors.pipeline)
             yield
 
-    production = settings.profile == "production"
     app = FastAPI(
         title="vtryon",
         version=vtryon.__version__,
         description=_ABOUT,
         lifespan=connected,
-        docs_url=None if production else "/docs",
+        docs_url=None,
         redoc_url=None,
     )
     app.state.settings = settings
     app.state.draining = False
-    app.add_middleware(Limits, settings=settings)
     add_handlers(app)
     for router in (try_ons.router, jobs.router, stages.router, images.router):
-        app.include_router(router)
+        app.include_router(router, dependencies=[Depends(only_known_parameters)])
     app.get("/healthz", tags=["health"], responses={503: PROBLEMS[503]})(_health)
     app.get("/readyz", tags=["health"], responses={503: PROBLEMS[503]})(_readiness)
+    app.include_router(pages.index)
+    if settings.profile != "production":
+        app.include_router(pages.docs)
     add_document(app)
+    app.add_middleware(Limits, settings=settings)
+    access = browser_access(app.openapi())
+    app.add_middleware(
+        CORSMiddleware,
+        allow_origin_regex=origin_pattern(settings),
+        allow_methods=access["allow_methods"],
+        allow_headers=access["allow_headers"],
+        expose_headers=access["expose_headers"],
+    )
     FastAPIInstrumentor.instrument_app(
-        app, exclude_spans=["receive", "send"], excluded_urls="healthz,readyz"
+        app,
+        exclude_spans=["receive", "send"],
+        excluded_urls="healthz,readyz",
+        meter_provider=NoOpMeterProvider(),  # it makes series of names that callers choose
     )
     return app
 
@@ -66,14 +84,7 @@ async def _health(request: Request) -> Response:
     return JSONResponse({"status": "ok"})
 
 
-async def _readiness(doors: DoorsOf) -> Response:
+async def _readiness(request: Request) -> Response:
     """Say whether the pipeline behind it is ready."""
-    asked = health_pb2.HealthCheckRequest(service="vtryon.v1.PipelineService")
-    stub = health_pb2_grpc.HealthStub(doors.pipeline.grpc)
-    try:
-        answer = await stub.Check(asked, timeout=2)
-    except Exception as error:
-        raise UnavailableError("the pipeline can't be reached") from error
-    if answer.status != _SERVING:
-        raise UnavailableError("the pipeline is not ready")
+    await request.app.state.readiness.check()
     return JSONResponse({"status": "ok"})

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
-import json
 from typing import Annotated, Any, TypeVar
 
 from fastapi import Request
@@ -12,17 +12,14 @@ from pydantic import (
     BeforeValidator,
     ConfigDict,
     Field,
-    ValidationError,
     WithJsonSchema,
     field_validator,
 )
-from starlette.datastructures import FormData, UploadFile
-from starlette.exceptions import HTTPException
 
 from vtryon.errors import Reason, RequestError
 from vtryon.options import DEFAULT_PROMPT
-from vtryon.pictures import read_picture
 from vtryon.types import (
+    MAX_GARMENTS,
     GuidanceNorm,
     ImageFormat,
     Numerics,
@@ -32,25 +29,34 @@ from vtryon.types import (
     RopeLayout,
     SigmaSchedule,
 )
-from vtryon_services.bridges.rest.problems import from_validation
+from vtryon_services.bridges.rest.checked import parse
+from vtryon_services.bridges.rest.forms import read_form
+from vtryon_services.bridges.rest.json_text import read_json_text
 from vtryon_services.runtime.ranges import (
     EncodingRanges,
     PromptRanges,
     SamplingRanges,
-    field_error,
 )
 
 B = TypeVar("B", bound=BaseModel)
-FORM, JSON = "multipart/form-data", "application/json"
-_MAX_FILES, _MAX_FIELDS = 16, 64
-_MAX_FIELD_BYTES = 64 * 1024
+JSON = "application/json"
+_DATA_URL, _DATA_URL_HEAD = "data:", 256
+_FOR_URLS = str.maketrans("-_", "+/")
 
 
 def _from_base64(value: object) -> bytes:
+    """Decode base64 as clients write it: in lines, for URLs, without padding, in a data URL."""
     if not isinstance(value, str):
         raise ValueError("takes text in base64")
+    text = value
+    if value[:_DATA_URL_HEAD].lstrip().lower().startswith(_DATA_URL):
+        head = value[:_DATA_URL_HEAD].partition(",")[0]
+        if not head.lower().endswith(";base64"):
+            raise ValueError("is a data URL without base64")
+        text = value[len(head) + 1 :]
+    text = "".join(text.split()).rstrip("=").translate(_FOR_URLS)
     try:
-        return base64.b64decode(value, validate=True)
+        return base64.b64decode(text + "=" * (-len(text) % 4), validate=True)
     except ValueError:
         raise ValueError("is no base64") from None
 
@@ -74,17 +80,22 @@ class NumericsBody(BaseModel):
     rope_layout: RopeLayout | None = None
 
 
-class Profiled(BaseModel):
+class Timed(BaseModel):
     """What every request can be told; fields that are not known are refused."""
 
     model_config = ConfigDict(extra="forbid", from_attributes=False)
 
+    timeout_seconds: float | None = Field(
+        default=None, gt=0, le=3600, description="The deadline of the whole request."
+    )
+
+
+class Profiled(Timed):
+    """What requests to every stage that has numerics can be told."""
+
     profile: Profile | None = Field(default=None, description="A named set of numerics.")
     numerics: NumericsBody | None = Field(
         default=None, description="What departs from the profile; in a form, as JSON."
-    )
-    timeout_seconds: float | None = Field(
-        default=None, gt=0, le=3600, description="The deadline of the whole request."
     )
 
     @field_validator("numerics", mode="before")
@@ -93,9 +104,9 @@ class Profiled(BaseModel):
         if not isinstance(value, str):
             return value
         try:
-            return json.loads(value)
-        except ValueError:
-            raise ValueError("is no JSON") from None
+            return read_json_text(value.encode("utf-8", "surrogatepass"))
+        except RequestError as error:
+            raise ValueError(error.message) from None
 
     def own_numerics(self) -> Numerics | None:
         """Give profile and departures together."""
@@ -141,108 +152,25 @@ class TryOnJson(TryOnFields):
     """The same as JSON, with pictures in base64."""
 
     person: Base64
-    garments: list[Base64] = []
-
-
-class Form:
-    """A form that was read whole: files by name, in order, and fields."""
-
-    def __init__(self, files: dict[str, list[bytes]], fields: dict[str, Any]) -> None:
-        self.files = files
-        self.fields = fields
-
-    def pictures(self, *names: str, least: int = 0) -> list[bytes]:
-        """Take the files of these names, which are pictures.
-
-        Raises:
-            RequestError: there are too few, or one is over the limit.
-        """
-        found = [data for name in names for data in self.files.pop(name, [])]
-        if len(found) < least:
-            raise field_error(names[0], "the file is missing")
-        return [read_picture(data) for data in found]
-
-    def file(self, name: str) -> bytes:
-        """Take the one file of a name.
-
-        Raises:
-            RequestError: there is none, or there are several.
-        """
-        found = self.files.pop(name, [])
-        if len(found) != 1:
-            raise field_error(name, f"takes one file, and there are {len(found)}")
-        return found[0]
-
-    def read(self, kind: type[B]) -> B:
-        """Read the fields.
-
-        Raises:
-            RequestError: names each that does not hold, and each file that nobody took.
-        """
-        if self.files:
-            raise field_error(next(iter(self.files)), "no file of that name is taken")
-        return parse(kind, self.fields)
-
-
-async def read_form(request: Request) -> Form:
-    """Read a multipart form, whole.
-
-    Raises:
-        RequestError: it is none, or brings too much.
-    """
-    if (kind := media_type_of(request)) != FORM:
-        raise RequestError(
-            f"the body is {kind or 'of no kind'}, not {FORM}", reason=Reason.MESSAGE_MALFORMED
-        )
-    try:
-        async with request.form(
-            max_files=_MAX_FILES, max_fields=_MAX_FIELDS, max_part_size=_MAX_FIELD_BYTES
-        ) as form:
-            return await _collect(form)
-    except HTTPException as error:
-        raise RequestError(f"no form: {error.detail}", reason=Reason.MESSAGE_MALFORMED) from None
-
-
-async def _collect(form: FormData) -> Form:
-    files: dict[str, list[bytes]] = {}
-    fields: dict[str, Any] = {}
-    for name, value in form.multi_items():
-        if isinstance(value, UploadFile):
-            files.setdefault(name.removesuffix("[]"), []).append(await value.read())
-        elif name == "sigmas":
-            fields.setdefault(name, []).append(value)
-        elif name in fields:
-            raise field_error(name, "is given twice")
-        elif value != "":  # as browsers send a field that is left empty
-            fields[name] = value
-    return Form(files, fields)
+    garments: list[Base64] = Field(default=[], max_length=MAX_GARMENTS)
 
 
 async def read_json(request: Request, kind: type[B]) -> B:
-    """Read a JSON body.
+    """Read a JSON body, beside the event loop.
 
     Raises:
         RequestError: it is none, or does not hold.
     """
-    try:
-        content = json.loads(await request.body())
-    except (ValueError, RecursionError):
-        raise RequestError("the body is no JSON", reason=Reason.MESSAGE_MALFORMED) from None
-    if not isinstance(content, dict):
-        raise RequestError("the body is no JSON object", reason=Reason.MESSAGE_MALFORMED)
-    return parse(kind, content)
+    body = await request.body()
+    most = request.app.state.settings.max_json_values
 
+    def read() -> B:
+        content = read_json_text(body, most)
+        if not isinstance(content, dict):
+            raise RequestError("the body is no JSON object", reason=Reason.MESSAGE_MALFORMED)
+        return parse(kind, content)
 
-def parse(kind: type[B], content: dict[str, Any]) -> B:
-    """Check fields.
-
-    Raises:
-        RequestError: names each that does not hold.
-    """
-    try:
-        return kind.model_validate(content)
-    except ValidationError as error:
-        raise from_validation(error) from None
+    return await asyncio.to_thread(read)
 
 
 def media_type_of(request: Request) -> str:
@@ -259,6 +187,7 @@ async def read_try_on(request: Request) -> tuple[TryOnFields, list[bytes]]:
     if media_type_of(request) == JSON:
         content = await read_json(request, TryOnJson)
         return content, [content.person, *content.garments]
-    form = await read_form(request)
-    pictures = [*form.pictures("person", least=1)[:1], *form.pictures("garments", "garment")]
+    form = await read_form(request, "person", "garments", "garment")
+    garments = form.pictures("garments", "garment")
+    pictures = [*form.pictures("person", least=1, most=1), *garments]
     return form.read(TryOnFields), pictures

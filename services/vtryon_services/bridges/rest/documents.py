@@ -15,27 +15,58 @@ from vtryon_services.bridges.rest.problems import MEDIA_TYPE, Problem
 _REFERENCE = "#/components/schemas/{model}"
 SAFETENSORS = "application/octet-stream"
 _BYTES = {"schema": {"type": "string", "format": "binary"}}
+_OVERLOADED = 429
 _REFUSALS = {
-    400: "The request can't be served as it is; `violations` names each field.",
+    400: "The request can't be served as it is; `violations` names each field, of many the first.",
     401: "The edge wants a token.",
-    403: "The token does not allow this.",
+    403: "The token does not allow this, or another site's page sent it.",
     404: "There is none of that name, or it is somebody else's.",
+    408: "The body did not arrive in time.",
     409: "The idempotency key stands for another request already.",
     413: "More bytes than the limit.",
     415: "A picture that is no PNG, JPEG or WebP.",
+    422: "The time that the request allows (`timeout_seconds`, or the default) is over.",
     429: "No room now; `Retry-After` says when to come back.",
     500: "A stage failed; its log has the cause under the request's id.",
     503: "A stage can't be reached, or is going away.",
-    504: "Out of time.",
 }
+
+IGNORED = "x-vtryon-ignored"
+_HEADERS = {
+    "x-request-id": "What logs and traces call the request.",
+    "retry-after": "Seconds after which there may be room.",
+    "location": "Where the job is.",
+    "preference-applied": "The preference that was honoured.",
+    "server-timing": "Milliseconds of each stage.",
+    "x-vtryon-seed": "The seed that the picture was drawn with.",
+    "x-vtryon-job": "The job that the picture is of.",
+    IGNORED: "Parameters that were given and change nothing here.",
+}
+
+
+def headers_of(*names: str) -> dict[str, Any]:
+    """Document headers of an answer, besides the request's id."""
+    return {
+        name: {"description": _HEADERS[name], "schema": {"type": "string"}}
+        for name in (*names, "x-request-id")
+    }
+
 
 Responses = dict[int | str, dict[str, Any]]
 _PROBLEM = {MEDIA_TYPE: {"schema": {"$ref": _REFERENCE.format(model="Problem")}}}
 PROBLEMS: Responses = {
-    status: {"description": text, "content": _PROBLEM} for status, text in _REFUSALS.items()
+    status: {
+        "description": text,
+        "content": _PROBLEM,
+        "headers": headers_of(*(("retry-after",) if status == _OVERLOADED else ())),
+    }
+    for status, text in _REFUSALS.items()
 }
 _PICTURES = {f"image/{name}": _BYTES for name in ("png", "jpeg", "webp")}
-PICTURE: Responses = {200: {"description": "A picture.", "content": _PICTURES}, **PROBLEMS}
+PICTURE: Responses = {
+    200: {"description": "A picture.", "content": _PICTURES, "headers": headers_of()},
+    **PROBLEMS,
+}
 TENSORS: Responses = {
     200: {"description": "Tensors, as a safetensors file.", "content": {SAFETENSORS: _BYTES}},
     **PROBLEMS,
@@ -44,6 +75,7 @@ RESULTS: Responses = {
     200: {
         "description": "What `Accept` asks for. An event stream that does not end with `finished` "
         "or `error` was cut off.",
+        "headers": headers_of("x-vtryon-seed", "x-vtryon-job", "server-timing"),
         "content": {
             **_PICTURES,
             "application/json": {"schema": {"type": "object"}},

@@ -1,7 +1,7 @@
 """`POST /v1/images/edits`: for clients of OpenAI's Images API, whose first picture is the person.
 
-Source of the fields: the API reference of `images.edit`. What can't be honoured is refused by name;
-`model` and `user` are not looked at, a mesh has one checkpoint.
+Source of the fields: the API reference of `images.edit`. What would change the picture and can't be
+honoured is refused by name; what changes nothing here is ignored and listed in `x-vtryon-ignored`.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 from fastapi import APIRouter, Request
@@ -22,17 +22,19 @@ from vtryon.pictures import Picture
 from vtryon.run import Result, Run
 from vtryon.types import ImageFormat, PreviewPolicy, Stage
 from vtryon_services.bridges.rest.answers import frame, left_with, stream
-from vtryon_services.bridges.rest.bodies import FORM, Sampled, read_form
-from vtryon_services.bridges.rest.documents import PROBLEMS, Responses, body_of
+from vtryon_services.bridges.rest.bodies import Sampled
+from vtryon_services.bridges.rest.documents import IGNORED, PROBLEMS, Responses, body_of, headers_of
 from vtryon_services.bridges.rest.doors import DoorsOf, SettingsOf
+from vtryon_services.bridges.rest.forms import FORM, read_form
 from vtryon_services.bridges.rest.problems import request_id_of
 from vtryon_services.runtime.ranges import PromptRanges, field_error
 
 router = APIRouter(tags=["openai"])
-_DEFAULT_STEPS = 40
+_IGNORED = ("model", "user", "quality", "input_fidelity", "moderation")
 _ANSWERS: Responses = {
     200: {
         "description": "`data[].b64_json`; with `stream`, events `image_edit.…`.",
+        "headers": headers_of(IGNORED),
         "content": {
             "application/json": {"schema": {"type": "object"}},
             "text/event-stream": {"schema": {"type": "string"}},
@@ -40,6 +42,7 @@ _ANSWERS: Responses = {
     },
     **PROBLEMS,
 }
+_NOT_USED = "Changes nothing here; ignored."
 
 
 class ImageEdit(PromptRanges, Sampled):
@@ -50,24 +53,43 @@ class ImageEdit(PromptRanges, Sampled):
         json_schema_extra={"items": {"format": "binary"}},
         description="Or `image[]`: the person, then up to three garments.",
     )
-    model: str | None = Field(default=None, description="Not looked at.")
-    user: str | None = Field(default=None, description="Not looked at.")
+    model: str | None = Field(default=None, max_length=256, description=_NOT_USED)
+    user: str | None = Field(default=None, max_length=256, description=_NOT_USED)
+    quality: str | None = Field(default=None, max_length=32, description=_NOT_USED)
+    input_fidelity: Literal["high", "low"] | None = Field(default=None, description=_NOT_USED)
+    moderation: Literal["auto", "low"] | None = Field(default=None, description=_NOT_USED)
     n: int = Field(default=1, ge=1, le=4)
     size: str = Field(default="auto", pattern=r"^(auto|[1-9]\d{1,4}x[1-9]\d{1,4})$")
     output_format: ImageFormat = ImageFormat.PNG
-    output_compression: int | None = Field(default=None, ge=1, le=100)
+    output_compression: int | None = Field(
+        default=None, ge=0, le=100, description="Of JPEG and WebP; a PNG has none."
+    )
     response_format: Literal["b64_json"] = "b64_json"
     background: Literal["auto", "opaque"] = "auto"
-    quality: Literal["auto"] = "auto"
     stream: bool = False
     partial_images: int = Field(default=0, ge=0, le=3)
+
+    @property
+    def lossless(self) -> bool:
+        """Whether the picture's format has no quality to choose."""
+        return self.output_format is ImageFormat.PNG
+
+    @property
+    def ignored(self) -> dict[str, str]:
+        """Name, as a header, what was given and changes nothing."""
+        names = [name for name in _IGNORED if name in self.model_fields_set]
+        if self.lossless and self.output_compression is not None:
+            names.append("output_compression")
+        if self.partial_images and not self.stream:
+            names.append("partial_images")
+        return {IGNORED: ", ".join(names)} if names else {}
 
     def options(self) -> dict[str, Any]:
         """Give the arguments of `vtryon.Client.try_on`."""
         width, height = self.width, self.height
         if self.size != "auto":
             width, height = map(int, self.size.split("x"))
-        lossless = self.output_format is ImageFormat.PNG
+        quality = None if self.lossless else self.output_compression
         return {
             "prompt": self.prompt,
             "negative_prompt": self.negative_prompt,
@@ -79,7 +101,8 @@ class ImageEdit(PromptRanges, Sampled):
             "height": height,
             "numerics": self.own_numerics(),
             "format": self.output_format,
-            "quality": None if lossless else self.output_compression,
+            # Their range begins at 0, the encoders' at 1.
+            "quality": None if quality is None else max(1, quality),
             "timeout_seconds": self.timeout_seconds,
         }
 
@@ -92,7 +115,7 @@ class ImageEdit(PromptRanges, Sampled):
 )
 async def edit(request: Request, doors: DoorsOf, settings: SettingsOf) -> Response:
     """Do what OpenAI's clients call an edit: the first picture is the person."""
-    form = await read_form(request)
+    form = await read_form(request, "image")
     pictures = form.pictures("image", least=1)
     fields = form.read(ImageEdit)
     client = doors.to(Stage.PIPELINE, request)
@@ -105,31 +128,39 @@ async def edit(request: Request, doors: DoorsOf, settings: SettingsOf) -> Respon
         pictures[1:],
         **fields.options(),
         seed=fields.seed,
-        previews=_previews(fields),
+        # Each of them says how many steps there are: then it is known which are wanted.
+        previews=PreviewPolicy(every_steps=1) if fields.partial_images else False,
         request_id=request_id_of(request),
     )
-    told = 0
-
-    def each(event: Event) -> bytes | None:
-        nonlocal told
-        if not isinstance(event, Preview) or event.picture is None or told == fields.partial_images:
-            return None
-        told += 1
-        own = _named(event.picture, "image_edit.partial_image", partial_image_index=told - 1)
-        return frame("image_edit.partial_image", own)
 
     def last(result: Result) -> bytes:
         return frame("image_edit.completed", _named(result.picture, "image_edit.completed"))
 
-    return await stream(request, run, last, each, keepalive_seconds=settings.keepalive_seconds)
+    return await stream(
+        request,
+        run,
+        last,
+        _partial_images(fields.partial_images),
+        keepalive_seconds=settings.keepalive_seconds,
+        headers=fields.ignored,
+    )
 
 
-def _previews(fields: ImageEdit) -> PreviewPolicy | bool:
-    """Spread the previews that were asked for over the steps."""
-    if not fields.partial_images:
-        return False
-    steps = len(fields.sigmas) or fields.steps or _DEFAULT_STEPS
-    return PreviewPolicy(every_steps=max(1, steps // (fields.partial_images + 1)))
+def _partial_images(count: int) -> Callable[[Event], bytes | None]:
+    """Choose so many previews, spread over the steps that the server runs."""
+    shown = 0
+
+    def each(event: Event) -> bytes | None:
+        nonlocal shown
+        if not isinstance(event, Preview) or event.picture is None or shown == count:
+            return None
+        if event.step < event.steps * (shown + 1) // (count + 1):
+            return None
+        own = _named(event.picture, "image_edit.partial_image", partial_image_index=shown)
+        shown += 1
+        return frame("image_edit.partial_image", own)
+
+    return each
 
 
 async def _wait(
@@ -150,7 +181,7 @@ async def _wait(
     async with left_with(request, *runs):
         results = await asyncio.gather(*runs)
     data = [{"b64_json": _base64(result.picture)} for result in results]
-    return JSONResponse({**_common(results[0].picture), "data": data})
+    return JSONResponse({**_common(results[0].picture), "data": data}, headers=fields.ignored)
 
 
 def _named(picture: Picture, kind: str, **facts: int) -> dict[str, Any]:

@@ -13,33 +13,49 @@ from vtryon.errors import Reason, RequestError, StageError, VtryonError
 from vtryon.jobs import Job, Jobs, JobState, JobUpdate
 from vtryon.plain import plain
 from vtryon.status import from_reason
-from vtryon.types import ImageFormat
+from vtryon_services.bridges.rest.accept import EVENT_STREAM
 from vtryon_services.bridges.rest.answers import (
-    EVENT_STREAM,
     event_frame,
+    event_stream,
     frame,
-    kept_alive,
     picture_answer,
 )
-from vtryon_services.bridges.rest.bodies import FORM, JSON, TryOnForm, TryOnJson, read_try_on
-from vtryon_services.bridges.rest.documents import PICTURE, PROBLEMS, Responses, body_of
+from vtryon_services.bridges.rest.bodies import JSON, TryOnForm, TryOnJson, read_try_on
+from vtryon_services.bridges.rest.documents import (
+    PICTURE,
+    PROBLEMS,
+    Responses,
+    body_of,
+    headers_of,
+)
 from vtryon_services.bridges.rest.doors import DoorsOf, SettingsOf
+from vtryon_services.bridges.rest.forms import FORM
 from vtryon_services.bridges.rest.problems import problem_of
+from vtryon_services.runtime.ranges import GOOD_REQUEST_ID, field_error
 
 router = APIRouter(prefix="/v1/jobs", tags=["jobs"])
+_SEQUENCE_DIGITS = 18
 _JOB: dict[str, Any] = {"content": {JSON: {"schema": {"type": "object"}}}}
 ONE: Responses = {200: {"description": "The job as it is now.", **_JOB}, **PROBLEMS}
-MADE: Responses = {202: {"description": "The job; `Location` is where it is.", **_JOB}, **PROBLEMS}
+MADE: Responses = {
+    202: {
+        "description": "The job; `Location` is where it is.",
+        "headers": headers_of("location", "preference-applied"),
+        **_JOB,
+    },
+    **PROBLEMS,
+}
 _EVENTS: Responses = {
     200: {
         "description": "An update per event, its sequence number as `id`.",
         "content": {EVENT_STREAM: {"schema": {"type": "string"}}},
     },
+    204: {"description": "The job has ended, and there is nothing behind `Last-Event-ID`."},
     **PROBLEMS,
 }
 IdempotencyKey = Annotated[
     str | None,
-    Header(description="Sent twice with one key, it is one job.", max_length=128),
+    Header(description="Sent twice with one key, it is one job."),
 ]
 
 
@@ -63,16 +79,21 @@ async def make(
     key: str | None,
     *,
     previews: bool = True,
-    accepted_format: ImageFormat | None = None,
 ) -> Job:
-    """Make a job of a request's body, or find the one of its key."""
+    """Make a job of a request's body, or find the one of its key.
+
+    How it is to be answered is no part of it: a key is one try-on, whatever `Accept` says.
+    """
+    if key is not None and not GOOD_REQUEST_ID.fullmatch(key):
+        words = "takes 1 to 128 printable characters without spaces"
+        raise field_error("header.idempotency-key", words)
     fields, pictures = await read_try_on(request)
     return await jobs.create(
         pictures[0],
         pictures[1:],
         request_id=key or "",
         previews=previews,
-        **fields.options(accepted_format),
+        **fields.options(None),
     )
 
 
@@ -126,14 +147,31 @@ async def events(
     doors: DoorsOf,
     settings: SettingsOf,
     job_id: str,
-    last_event_id: Annotated[int | None, Header(ge=0)] = None,
+    last_event_id: Annotated[str, Header()] = "",
 ) -> Response:
-    """Watch a job until it has ended; `Last-Event-ID` goes on behind that update."""
+    """Watch a job until it has ended; `Last-Event-ID` goes on behind that update.
+
+    Behind the last update of a job that has ended there is 204, so that an EventSource stays away.
+    """
     jobs = doors.jobs(request)
-    await jobs.get(job_id)
-    return stream_updates(
-        request, jobs, job_id, (last_event_id or 0) + 1, settings.keepalive_seconds
-    )
+    job = await jobs.get(job_id)
+    last = _sequence_of(last_event_id)
+    if job.ended and last >= job.sequence:
+        return Response(status_code=204)
+    if last > job.sequence:
+        words = f"is {last}, and the last update of this job is {job.sequence}"
+        raise field_error("header.last-event-id", words)
+    return stream_updates(request, jobs, job_id, last + 1, settings.keepalive_seconds)
+
+
+def _sequence_of(last_event_id: str) -> int:
+    """Read a Last-Event-ID; an empty one is none, as for an EventSource that has seen none."""
+    text = last_event_id.strip()
+    if not text:
+        return 0
+    if not (text.isascii() and text.isdigit() and len(text) <= _SEQUENCE_DIGITS):
+        raise field_error("header.last-event-id", "is no number of an update")
+    return int(text)
 
 
 def stream_updates(
@@ -150,11 +188,7 @@ def stream_updates(
         except VtryonError as error:
             yield frame("error", problem_of(error, request))
 
-    return StreamingResponse(
-        kept_alive(request, frames(), keepalive_seconds),
-        media_type=EVENT_STREAM,
-        headers={"cache-control": "no-store"},
-    )
+    return event_stream(request, frames(), keepalive_seconds)
 
 
 def _shown(update: JobUpdate) -> bytes | None:

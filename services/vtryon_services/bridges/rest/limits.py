@@ -1,29 +1,43 @@
-"""What every request meets first: an id, a log line, and the limits of its body."""
+"""What every request meets first: an id, a log line, its name and origin, its body's limits."""
 
 from __future__ import annotations
 
+import asyncio
+import re
 import time
 import uuid
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, suppress
 
 import structlog
 from fastapi import Request
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from vtryon.errors import OverloadedError, Reason, RequestError
+from vtryon.channel import TENANT_KEY
+from vtryon.errors import DeadlineError, OverloadedError, Reason, RequestError, VtryonError
 from vtryon.stream import REQUEST_ID_KEY
-from vtryon_services.bridges.rest.problems import respond
+from vtryon_services.bridges.rest.measures import count_request
+from vtryon_services.bridges.rest.origins import Origins
+from vtryon_services.bridges.rest.problems import failed_inside, respond
 from vtryon_services.bridges.rest.settings import RestSettings
+from vtryon_services.bridges.rest.uploads import CallerLeftError, Upload, Uploads
 from vtryon_services.runtime.places import Places
-from vtryon_services.runtime.ranges import GOOD_REQUEST_ID
+from vtryon_services.runtime.ranges import GOOD_REQUEST_ID, field_error
 from vtryon_services.runtime.settings import REST
 
 _log = structlog.get_logger("vtryon.http")
-_QUIET = {"/healthz"}
+HEALTH = frozenset({"/healthz", "/readyz"})
+_WITH_FILES = ("/v1/try-ons", "/v1/jobs", "/v1/images/edits")
+_STAGES = "/v1/stages/"
+_GOOD_TENANT = re.compile(r"[\x21-\x7e](?:[\x20-\x7e]{0,126}[\x21-\x7e])?")
+_SLOW_BODY = 408
+_DRAINED_BYTES, _DRAIN_SECONDS = 256 * 1024 * 1024, 2.0
 
 
 class Limits:
-    """Refuses what is too much before it is read.
+    """Refuses what is too much before it is read, and reads bodies before permits are taken.
 
     Args:
         app: what serves the request.
@@ -32,10 +46,11 @@ class Limits:
 
     def __init__(self, app: ASGIApp, settings: RestSettings) -> None:
         self._app = app
-        self._max_body = settings.max_body_bytes
-        self._max_bodies = settings.max_bodies_bytes
+        self._settings = settings
+        self._uploads = Uploads(settings)
+        self._origins = Origins(settings)
         self._places = Places(REST, settings.max_requests, max_waiting=0)
-        self._bodies = 0
+        self._tenants: Counter[str] = Counter()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one request."""
@@ -55,60 +70,133 @@ class Limits:
                 MutableHeaders(scope=message)[REQUEST_ID_KEY] = name
             await send(message)
 
-        if scope["path"] in _QUIET:
-            await self._app(scope, receive, named)
-            return
         try:
-            await self._admit(scope, receive, named)
+            await self._serve(scope, receive, named)
+        except CallerLeftError:
+            status = 499
+        except Exception:
+            _log.exception("a request failed inside", method=_method(scope))
+            if status:
+                raise  # the server closes the connection: the caller sees that it was cut off
+            await respond(failed_inside(Request(scope)), Request(scope))(scope, receive, named)
         finally:
-            seconds = round(time.monotonic() - started, 4)
-            _log.info("http", method=scope["method"], status=status, seconds=seconds)
+            seconds = time.monotonic() - started
+            count_request(scope, status, seconds)
+            if scope["path"] not in HEALTH:
+                _log.info("http", method=_method(scope), status=status, seconds=round(seconds, 4))
 
-    async def _admit(self, scope: Scope, receive: Receive, send: Send) -> None:
+    async def _serve(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["path"] in HEALTH:
+            await self._app(scope, receive, send)  # costs no permit, and any name may ask
+            return
         headers = Headers(scope=scope)
-        declared = headers.get("content-length", "0")
-        size = int(declared) if declared.isdigit() else 0
-        if "transfer-encoding" in headers:
-            size = self._max_body  # it may become as much
-        try:
-            self._check_body(size)
-            place = self._places.enter()
-        except (OverloadedError, RequestError) as error:
-            await respond(error, Request(scope))(scope, receive, send)
-            return
-        self._bodies += size
-        try:
-            with place:
-                await self._app(scope, self._counted(receive), send)
-        finally:
-            self._bodies -= size
+        tenant = ",".join(headers.getlist(TENANT_KEY))
+        caller = tenant or (scope.get("client") or ("",))[0]
+        limit = _body_limit(scope, self._settings)
+        with self._uploads.open(caller, limit) as upload, ExitStack() as permit:
+            try:
+                _check_tenant(tenant)
+                self._origins.check(scope["method"], headers)
+                self._check_body(headers, upload)
+                self._check_room(tenant)
+                if _has_body(headers):
+                    receive = _replayed(await upload.read(receive), receive)
+                permit.enter_context(self._permit(tenant))
+            except VtryonError as error:
+                await _refuse(error, scope, receive, send, unread=not upload.complete)
+                return
+            await self._app(scope, receive, send)
 
-    def _check_body(self, size: int) -> None:
-        if size > self._max_body:
-            raise self._too_large()
-        if self._bodies and self._bodies + size > self._max_bodies:
-            raise OverloadedError(f"the bodies of open requests have {self._bodies} bytes already")
+    def _check_body(self, headers: Headers, upload: Upload) -> None:
+        declared = headers.get("content-length", "")
+        upload.check_declared(int(declared) if declared.isdigit() and len(declared) < 20 else 0)
+        coding = headers.get("content-encoding", "identity").strip().lower()
+        if coding not in {"", "identity"}:
+            raise RequestError(
+                "the body has a Content-Encoding; it is taken without one",
+                reason=Reason.MESSAGE_MALFORMED,
+            )
 
-    def _counted(self, receive: Receive) -> Receive:
-        """Count what comes where no length was declared."""
-        seen = 0
+    def _check_room(self, tenant: str) -> None:
+        """Refuse before a body is read; the permit itself is taken when the body is there."""
+        self._places.check_room()
+        limit = self._settings.max_requests_per_tenant
+        if tenant and self._tenants[tenant] >= limit:
+            raise OverloadedError(
+                f"{limit} requests of this tenant are being served, which is the limit; "
+                "try again when one is done",
+                metadata={"max_requests_per_tenant": str(limit)},
+            )
 
-        async def counted() -> Message:
-            nonlocal seen
-            message = await receive()
-            seen += len(message.get("body", b""))
-            if seen > self._max_body:
-                raise self._too_large()
-            return message
+    @contextmanager
+    def _permit(self, tenant: str) -> Iterator[None]:
+        self._check_room(tenant)
+        with self._places.enter():
+            self._tenants[tenant] += 1
+            try:
+                yield
+            finally:
+                self._tenants[tenant] -= 1
+                if not self._tenants[tenant]:
+                    del self._tenants[tenant]
 
-        return counted
 
-    def _too_large(self) -> RequestError:
-        return RequestError(
-            f"the body has more than {self._max_body} bytes",
-            reason=Reason.PAYLOAD_TOO_LARGE,
-            metadata={"limit_bytes": str(self._max_body)},
+def _check_tenant(tenant: str) -> None:
+    if tenant and not _GOOD_TENANT.fullmatch(tenant):
+        raise field_error(
+            f"header.{TENANT_KEY}",
+            "takes 1 to 128 printable ASCII characters, without spaces at the ends",
         )
+
+
+def _body_limit(scope: Scope, settings: RestSettings) -> int:
+    path = scope["path"]
+    brings_files = path in _WITH_FILES or path.startswith(_STAGES)
+    return settings.max_body_bytes if brings_files else settings.max_small_body_bytes
+
+
+def _has_body(headers: Headers) -> bool:
+    return "transfer-encoding" in headers or headers.get("content-length", "0") != "0"
+
+
+def _replayed(body: bytes, receive: Receive) -> Receive:
+    """Give a body that was read already, then what the connection says."""
+    given = [body]
+
+    async def replay() -> Message:
+        if given:
+            return {"type": "http.request", "body": given.pop(), "more_body": False}
+        return await receive()
+
+    return replay
+
+
+async def _refuse(
+    error: VtryonError, scope: Scope, receive: Receive, send: Send, *, unread: bool
+) -> None:
+    """Answer a request that is not served; what is left of its body is read for a moment.
+
+    A connection that is closed with unread bytes is reset, and the answer is lost with it.
+    """
+    status = _SLOW_BODY if isinstance(error, DeadlineError) else None
+    answer = respond(error, Request(scope), status)
+    if not unread or not _has_body(Headers(scope=scope)):
+        await answer(scope, receive, send)
+        return
+    answer.headers["connection"] = "close"
+    start = {"type": "http.response.start", "status": answer.status_code}
+    await send({**start, "headers": answer.raw_headers})
+    await send({"type": "http.response.body", "body": answer.body, "more_body": True})
+    left = _DRAINED_BYTES
+    with suppress(TimeoutError):
+        async with asyncio.timeout(_DRAIN_SECONDS):
+            while left > 0 and (message := await receive()).get("more_body"):
+                left -= len(message["body"])
+    await send({"type": "http.response.body", "body": b""})
+
+
+def _method(scope: Scope) -> str:
+    return str(scope["method"])[:16]
 
 
 def _request_id(headers: Headers) -> str:

@@ -19,11 +19,13 @@ from vtryon.errors import (
     Reason,
     RequestError,
     StageError,
+    Violation,
     VtryonError,
 )
 from vtryon_services.runtime.ranges import violation_of
 
 MEDIA_TYPE = "application/problem+json"
+DOCUMENT = "/openapi.json"
 OPENAI_PREFIX = "/v1/images/"  # whose clients look for `error`
 _CLIENT_CLOSED_REQUEST = 499  # nginx's
 
@@ -31,7 +33,9 @@ _STATUSES = {
     grpc.StatusCode.INVALID_ARGUMENT: HTTPStatus.BAD_REQUEST,
     grpc.StatusCode.RESOURCE_EXHAUSTED: HTTPStatus.TOO_MANY_REQUESTS,
     grpc.StatusCode.UNAVAILABLE: HTTPStatus.SERVICE_UNAVAILABLE,
-    grpc.StatusCode.DEADLINE_EXCEEDED: HTTPStatus.GATEWAY_TIMEOUT,
+    # The request's own time, or the default that it chose by naming none, is over: a gateway's 504
+    # would have proxies take a well server for a sick one.
+    grpc.StatusCode.DEADLINE_EXCEEDED: HTTPStatus.UNPROCESSABLE_ENTITY,
     grpc.StatusCode.FAILED_PRECONDITION: HTTPStatus.INTERNAL_SERVER_ERROR,
     grpc.StatusCode.UNAUTHENTICATED: HTTPStatus.UNAUTHORIZED,
     grpc.StatusCode.PERMISSION_DENIED: HTTPStatus.FORBIDDEN,
@@ -41,6 +45,7 @@ _STATUSES = {
     grpc.StatusCode.CANCELLED: _CLIENT_CLOSED_REQUEST,
 }
 _PLAIN: dict[int, Reason] = {HTTPStatus.NOT_FOUND: Reason.NOT_FOUND}
+_MAX_VIOLATIONS, _MAX_NAME, _MAX_TEXT = 20, 128, 2000
 _BY_REASON = {
     Reason.PAYLOAD_TOO_LARGE: HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
     Reason.PICTURE_FORMAT_UNSUPPORTED: HTTPStatus.UNSUPPORTED_MEDIA_TYPE,
@@ -74,39 +79,54 @@ def status_of(error: VtryonError) -> int:
     return int(_BY_REASON.get(reason) or _STATUSES[REASONS[reason].status])
 
 
-def problem_of(error: VtryonError, request: Request) -> dict[str, Any]:
-    """Describe an error."""
-    status = status_of(error)
+def problem_of(error: VtryonError, request: Request, status: int | None = None) -> dict[str, Any]:
+    """Describe an error; what callers sent is cut, so that an answer has a bounded size."""
     reason = error.reason or Reason.STAGE_FAILED
     title = reason.value.replace("_", " ").capitalize()
     problem = Problem(
         type=f"urn:vtryon:{reason}",
         title=title,
-        status=status,
-        detail=error.message,
+        status=status or status_of(error),
+        detail=_cut(error.message, _MAX_TEXT),
         reason=reason.value,
         request_id=request_id_of(request),
-        metadata=error.metadata,
+        metadata={name: _cut(value, _MAX_TEXT) for name, value in error.metadata.items()},
         violations=[
             FieldViolation(field=one.field, description=one.description)
-            for one in getattr(error, "violations", ())
+            for one in map(_cut_violation, getattr(error, "violations", ())[:_MAX_VIOLATIONS])
         ],
         retry_after_seconds=getattr(error, "retry_after_seconds", None),
     )
     described = problem.model_dump(exclude_defaults=True)
     if request.url.path.startswith(OPENAI_PREFIX):
-        own = {"message": error.message, "type": title, "param": None, "code": reason.value}
+        own = {"message": problem.detail, "type": title, "param": None, "code": reason.value}
         described["error"] = {**described, **own}
     return described
 
 
-def respond(error: VtryonError, request: Request) -> JSONResponse:
+def respond(error: VtryonError, request: Request, status: int | None = None) -> JSONResponse:
     """Answer with a problem; `Retry-After` says when to come back."""
     headers = {}
     if isinstance(error, OverloadedError):
         headers["retry-after"] = str(math.ceil(error.retry_after_seconds))
-    body = problem_of(error, request)
-    return JSONResponse(body, status_of(error), headers, media_type=MEDIA_TYPE)
+    body = problem_of(error, request, status)
+    return JSONResponse(body, body["status"], headers, media_type=MEDIA_TYPE)
+
+
+def failed_inside(request: Request) -> StageError:
+    """Make the error of a failure that nobody foresaw."""
+    name = request_id_of(request)
+    return StageError(f"the bridge failed; its log has the cause under request id {name}")
+
+
+def _cut(text: str, length: int) -> str:
+    """Bound a text that may repeat what a caller sent, and make it one that JSON can hold."""
+    cut = text if len(text) <= length else f"{text[:length]}…"
+    return cut.encode("utf-8", "backslashreplace").decode()
+
+
+def _cut_violation(one: Violation) -> Violation:
+    return Violation(_cut(one.field, _MAX_NAME), _cut(one.description, _MAX_TEXT))
 
 
 def request_id_of(request: Request) -> str:
@@ -116,13 +136,17 @@ def request_id_of(request: Request) -> str:
 
 def from_validation(error: ValidationError | RequestValidationError) -> RequestError:
     """Make our error of pydantic's; a text's content is never repeated."""
-    violations = tuple(violation_of(dict(problem)) for problem in error.errors())
+    problems = error.errors()
+    shown = problems[:_MAX_VIOLATIONS]
+    violations = tuple(_cut_violation(violation_of(dict(problem))) for problem in shown)
     listed = "; ".join(f"{item.field}: {item.description}" for item in violations)
+    if more := len(problems) - len(shown):
+        listed = f"{more + len(shown)} fields do not hold; the first {len(shown)}: {listed}"
     return RequestError(listed, violations=violations)
 
 
 def add_handlers(app: FastAPI) -> None:
-    """Have every failure of an app told as a problem."""
+    """Have every failure of an app described as a problem."""
 
     @app.exception_handler(VtryonError)
     async def ours(request: Request, error: VtryonError) -> Response:
@@ -135,19 +159,18 @@ def add_handlers(app: FastAPI) -> None:
     @app.exception_handler(HTTPException)
     async def plain(request: Request, error: HTTPException) -> Response:
         """Starlette's own: no such route, no such method, a body that is none."""
+        detail = str(error.detail)
+        headers = dict(error.headers or {})
+        if error.status_code == HTTPStatus.NOT_FOUND:
+            detail = f"there is no such path; {DOCUMENT} lists those that there are"
+            headers["link"] = f'<{DOCUMENT}>; rel="service-desc"'
         problem = Problem(
             type="about:blank",
             title=HTTPStatus(error.status_code).phrase,
             status=error.status_code,
-            detail=str(error.detail),
+            detail=detail,
             reason=_PLAIN.get(error.status_code, Reason.FIELD_INVALID).value,
             request_id=request_id_of(request),
         )
         body = problem.model_dump(exclude_defaults=True)
-        return JSONResponse(body, error.status_code, error.headers, media_type=MEDIA_TYPE)
-
-    @app.exception_handler(Exception)
-    async def unforeseen(request: Request, error: Exception) -> Response:
-        name = request_id_of(request)
-        failure = StageError(f"the bridge failed; its log has the cause under request id {name}")
-        return respond(failure, request)
+        return JSONResponse(body, error.status_code, headers, media_type=MEDIA_TYPE)

@@ -13,6 +13,7 @@ import uvicorn
 
 from vtryon.errors import SettingsError
 from vtryon_services.bridges.rest.app import create_app
+from vtryon_services.bridges.rest.connections import protocol_of
 from vtryon_services.bridges.rest.settings import RestSettings
 from vtryon_services.runtime.settings import REST
 
@@ -54,6 +55,9 @@ async def begin(settings: RestSettings) -> AsyncIterator[Began]:
         access_log=False,
         server_header=False,
         lifespan="on",
+        http=protocol_of(settings),
+        ws="none",
+        timeout_keep_alive=settings.idle_timeout_seconds,
         timeout_graceful_shutdown=max(1, round(settings.drain_grace_seconds)),
     )
     listener = _listen(settings.listen)

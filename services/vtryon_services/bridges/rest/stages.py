@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Mapping
 from typing import Any
 
@@ -21,9 +22,10 @@ from vtryon.tensor_files import (
 from vtryon.tensors import Tensor
 from vtryon.types import SampleStart, Stage
 from vtryon_services.bridges.rest.answers import left_with, picture_answer, wait_for
-from vtryon_services.bridges.rest.bodies import FORM, Profiled, Sampled, read_form
+from vtryon_services.bridges.rest.bodies import Profiled, Sampled, Timed
 from vtryon_services.bridges.rest.documents import PICTURE, SAFETENSORS, TENSORS, body_of
 from vtryon_services.bridges.rest.doors import DoorsOf
+from vtryon_services.bridges.rest.forms import FORM, read_form
 from vtryon_services.runtime.ranges import EncodingRanges, PromptRanges
 
 router = APIRouter(prefix="/v1/stages", tags=["stages"])
@@ -50,7 +52,7 @@ class Sample(Sampled):
     latents: str = Field(default="", json_schema_extra=_FILE)
 
 
-class Decode(EncodingRanges, Profiled):
+class Decode(EncodingRanges, Timed):
     """The decoder's form."""
 
     latents: str = Field(default="", json_schema_extra=_FILE)
@@ -64,14 +66,14 @@ class Decode(EncodingRanges, Profiled):
 )
 async def encode_pictures(request: Request, doors: DoorsOf) -> Response:
     """Encode pictures: `latents_1`, `latents_2` and so on."""
-    form = await read_form(request)
+    form = await read_form(request, "pictures")
     pictures = form.pictures("pictures", least=1)
     fields = form.read(EncodePictures)
     run = doors.to(Stage.LATENT_ENCODER, request).latent_encoder.encode(
         pictures, numerics=fields.own_numerics(), timeout_seconds=fields.timeout_seconds
     )
     latents: list[Tensor] = await wait_for(request, run)
-    return _tensors(name_latents(latents))
+    return await _tensors(name_latents(latents))
 
 
 @router.post(
@@ -82,7 +84,7 @@ async def encode_pictures(request: Request, doors: DoorsOf) -> Response:
 )
 async def encode_text(request: Request, doors: DoorsOf) -> Response:
     """Encode a prompt and its pictures: `embeddings`, `negative_embeddings`."""
-    form = await read_form(request)
+    form = await read_form(request, "pictures")
     pictures = form.pictures("pictures")
     fields = form.read(EncodeText)
     run = doors.to(Stage.TEXT_ENCODER, request).text_encoder.encode(
@@ -92,7 +94,7 @@ async def encode_text(request: Request, doors: DoorsOf) -> Response:
         numerics=fields.own_numerics(),
         timeout_seconds=fields.timeout_seconds,
     )
-    return _tensors(name_embeddings(await wait_for(request, run)))
+    return await _tensors(name_embeddings(await wait_for(request, run)))
 
 
 @router.post(
@@ -103,9 +105,10 @@ async def encode_text(request: Request, doors: DoorsOf) -> Response:
 )
 async def sample(request: Request, doors: DoorsOf) -> Response:
     """Denoise, from a file of each encoder: `latents`, with the seed in the file's header."""
-    form = await read_form(request)
-    given = conditioning(load(form.file("embeddings")), load(form.file("latents")))
+    form = await read_form(request, "embeddings", "latents")
+    texts, pictures = form.file("embeddings"), form.file("latents")
     fields = form.read(Sample)
+    given = await asyncio.to_thread(lambda: conditioning(load(texts), load(pictures)))
     _, rows, columns = given.references[0].spec.shape
     start = SampleStart(
         numerics=fields.own_numerics(),
@@ -124,7 +127,7 @@ async def sample(request: Request, doors: DoorsOf) -> Response:
         async for event in run:
             if isinstance(event, Accepted):
                 facts = {"seed": str(event.seed), "sigmas": ", ".join(map(str, event.sigmas))}
-        return _tensors({"latents": await run}, facts)
+        return await _tensors({"latents": await run}, facts)
 
 
 @router.post(
@@ -135,9 +138,10 @@ async def sample(request: Request, doors: DoorsOf) -> Response:
 )
 async def decode(request: Request, doors: DoorsOf) -> Response:
     """Decode latents to a picture; of several, the first."""
-    form = await read_form(request)
-    latents = first_latents(load(form.file("latents")))
+    form = await read_form(request, "latents")
+    file = form.file("latents")
     fields = form.read(Decode)
+    latents = await asyncio.to_thread(lambda: first_latents(load(file)))
     run = doors.to(Stage.DECODING, request).decoding.decode(
         latents,
         format=fields.format,
@@ -147,5 +151,8 @@ async def decode(request: Request, doors: DoorsOf) -> Response:
     return picture_answer(await wait_for(request, run))
 
 
-def _tensors(tensors: Mapping[str, Tensor], facts: Mapping[str, str] | None = None) -> Response:
-    return Response(dump(tensors, facts or {}), media_type=SAFETENSORS)
+async def _tensors(
+    tensors: Mapping[str, Tensor], facts: Mapping[str, str] | None = None
+) -> Response:
+    data = await asyncio.to_thread(dump, tensors, facts or {})
+    return Response(data, media_type=SAFETENSORS)

@@ -9,19 +9,18 @@ from fastapi.responses import JSONResponse, Response
 
 from vtryon.jobs import Job, Jobs
 from vtryon.plain import plain
-from vtryon.types import Stage
+from vtryon.types import ImageFormat, Stage
+from vtryon_services.bridges.rest.accept import Answer, wanted_answer
 from vtryon_services.bridges.rest.answers import (
-    Answer,
+    in_format,
     picture_answer,
     picture_json,
     result_answer,
     result_frame,
     stream,
     wait_for,
-    wanted_answer,
 )
 from vtryon_services.bridges.rest.bodies import (
-    FORM,
     JSON,
     TryOnForm,
     TryOnJson,
@@ -29,6 +28,7 @@ from vtryon_services.bridges.rest.bodies import (
 )
 from vtryon_services.bridges.rest.documents import RESULTS, body_of
 from vtryon_services.bridges.rest.doors import DoorsOf, SettingsOf
+from vtryon_services.bridges.rest.forms import FORM
 from vtryon_services.bridges.rest.jobs import (
     MADE,
     IdempotencyKey,
@@ -65,21 +65,16 @@ async def try_on(
     `Idempotency-Key` it is a job that is waited for: sent again, it gives the same picture.
     """
     answer, accepted_format = wanted_answer(request)
-    wants_job = "respond-async" in prefer.lower()
+    wants_job = _prefers_async(prefer)
     if wants_job or idempotency_key:
         jobs = doors.jobs(request)
-        job = await make(
-            request,
-            jobs,
-            idempotency_key,
-            previews=answer is Answer.EVENTS,
-            accepted_format=accepted_format,
-        )
+        previews = answer is Answer.EVENTS
+        job = await make(request, jobs, idempotency_key, previews=previews)
         if wants_job:
             return made(job)
         if answer is Answer.EVENTS:
             return stream_updates(request, jobs, job.id, 1, settings.keepalive_seconds)
-        return await _job_answer(await finished(jobs, job), jobs, answer)
+        return await _job_answer(await finished(jobs, job), jobs, answer, accepted_format)
     fields, pictures = await read_try_on(request)
     run = doors.to(Stage.PIPELINE, request).try_on(
         pictures[0],
@@ -94,9 +89,18 @@ async def try_on(
     return result_answer(await wait_for(request, run), answer)
 
 
-async def _job_answer(job: Job, jobs: Jobs, answer: Answer) -> Response:
+def _prefers_async(prefer: str) -> bool:
+    """Tell whether `respond-async` is among the preferences (RFC 7240)."""
+    names = (one.partition(";")[0].partition("=")[0].strip().lower() for one in prefer.split(","))
+    return "respond-async" in names
+
+
+async def _job_answer(
+    job: Job, jobs: Jobs, answer: Answer, accepted_format: ImageFormat | None
+) -> Response:
     picture = await jobs.picture(job.id)
     seed = job.options.seed if job.options else None
     if answer is Answer.JSON:
         return JSONResponse({**plain(job), "seed": seed, "picture": picture_json(picture)})
+    picture = await in_format(picture, accepted_format)
     return picture_answer(picture, **{"x-vtryon-seed": str(seed), "x-vtryon-job": job.id})

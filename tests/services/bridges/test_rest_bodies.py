@@ -1,0 +1,257 @@
+"""Bodies as browsers and clients write them, and bodies that would cost too much."""
+
+from __future__ import annotations
+
+import base64
+import json
+import struct
+from typing import Any
+
+import httpx
+import pytest
+from tests.support.bad_input import PICTURE
+
+from vtryon.errors import RequestError
+from vtryon_services.bridges.rest.json_text import MAX_DEPTH, read_json_text
+
+B64 = base64.b64encode(PICTURE).decode()
+EDGE = "----test"
+
+
+def form(*parts: tuple[str, bytes, bytes]) -> dict[str, Any]:
+    """A multipart body, each part with what follows its name, and its bytes."""
+    body = b"".join(
+        f'--{EDGE}\r\ncontent-disposition: form-data; name="{name}"'.encode()
+        + (more + b"\r\n\r\n" + data + b"\r\n")
+        for name, more, data in parts
+    )
+    content = body + f"--{EDGE}--\r\n".encode()
+    return {
+        "content": content,
+        "headers": {"content-type": f'multipart/form-data; boundary="{EDGE}"'},
+    }
+
+
+NAMED = b'; filename="p.png"\r\ncontent-type: image/png'
+BLANK = b'; filename=""\r\ncontent-type: application/octet-stream'
+PERSON = ("person", NAMED, PICTURE)
+FEW = ("steps", b"", b"1")
+
+
+@pytest.mark.parametrize(
+    "parts",
+    [
+        [PERSON, ("garments", NAMED, PICTURE), ("garments", BLANK, b""), FEW],
+        [PERSON, ("garments[]", NAMED, PICTURE), ("mask", BLANK, b""), FEW],
+        [("person", b"", PICTURE), ("garments", b"\r\ncontent-type: image/png", PICTURE), FEW],
+        [PERSON, ("steps", b'; filename="blob"\r\ncontent-type: text/plain', b"1")],
+        [PERSON, FEW, ("seed", b"", b""), ("format", b"", b"")],
+        [PERSON, FEW, ("numerics", b"\r\ncontent-type: application/json", b"{}")],
+    ],
+    ids=["blank file", "blank unknown", "no file name", "field as file", "blank fields", "JSON"],
+)
+async def test_forms_are_read_as_browsers_and_clients_write_them(
+    http: httpx.AsyncClient, parts: list[tuple[str, bytes, bytes]]
+) -> None:
+    answer = await http.post("/v1/try-ons", **form(*parts))
+    assert answer.status_code == 200, answer.text
+
+
+async def test_a_large_file_needs_no_file_name(drawing_http: httpx.AsyncClient) -> None:
+    large = PICTURE + b"\0" * 90_000
+    answer = await drawing_http.post("/v1/try-ons", **form(("person", b"", large), FEW))
+    assert answer.status_code == 200, answer.text
+
+
+@pytest.mark.parametrize(
+    ("parts", "field"),
+    [
+        ([PERSON, PERSON], "person"),
+        ([FEW], "person"),
+        ([PERSON, ("mask", NAMED, PICTURE)], "mask"),
+        ([PERSON, ("mask", b"\r\ncontent-type: image/png", PICTURE)], "mask"),
+        ([PERSON, FEW, FEW], "steps"),
+        ([PERSON, ("prompt", b"", b"\xff\xfe")], "prompt"),
+        ([PERSON, ("prompt", b"", b"x" * 70_000)], "prompt"),
+        ([PERSON, ("numerics", b"", b"[" * 60_000)], "numerics"),
+        ([PERSON, ("numerics", b"", b'{"shift": 1, "shift": 2}')], "numerics"),
+    ],
+    ids=[
+        *("two persons", "none", "unknown file", "unknown part", "twice", "no UTF-8", "long"),
+        *("deep numerics", "a number twice"),
+    ],
+)
+async def test_what_a_form_brings_too_much_is_refused_by_name(
+    http: httpx.AsyncClient, parts: list[tuple[str, bytes, bytes]], field: str
+) -> None:
+    answer = await http.post("/v1/try-ons", **form(*parts))
+    assert answer.status_code == 400, answer.text
+    assert [one["field"] for one in answer.json()["violations"]] == [field]
+
+
+async def test_forms_with_many_parts_are_refused(http: httpx.AsyncClient) -> None:
+    answer = await http.post("/v1/try-ons", **form(*[("steps", b"", b"1")] * 10_000))
+    assert (answer.status_code, answer.json()["reason"]) == (400, "MESSAGE_MALFORMED")
+    long = ("steps", b"\r\nx-long: " + b"y" * 100_000, b"1")
+    answer = await http.post("/v1/try-ons", **form(long))
+    assert (answer.status_code, answer.json()["reason"]) == (400, "MESSAGE_MALFORMED")
+
+
+async def test_an_empty_negative_prompt_is_the_same_by_every_route(
+    drawing_http: httpx.AsyncClient,
+) -> None:
+    how = {"steps": 2, "seed": 3, "true_cfg_scale": 4.0, "prompt": "wear it"}
+    asked = {"person": B64, **how}
+    png = {"accept": "image/png"}
+    none = await drawing_http.post("/v1/try-ons", json=asked, headers=png)
+    empty = await drawing_http.post(
+        "/v1/try-ons", json={**asked, "negative_prompt": ""}, headers=png
+    )
+    fields = {**how, "negative_prompt": ""}
+    by_form = await drawing_http.post("/v1/try-ons", files={"person": PICTURE}, data=fields)
+    edited = await drawing_http.post("/v1/images/edits", files={"image": PICTURE}, data=fields)
+    assert none.content != empty.content
+    assert by_form.content == empty.content
+    assert base64.b64decode(edited.json()["data"][0]["b64_json"]) == empty.content
+
+
+async def test_an_empty_prompt_is_a_prompt_in_a_form_as_in_json(
+    drawing_http: httpx.AsyncClient,
+) -> None:
+    how = {"steps": 1, "seed": 3, "prompt": ""}
+    png = {"accept": "image/png"}
+    by_json = await drawing_http.post("/v1/try-ons", json={"person": B64, **how}, headers=png)
+    by_form = await drawing_http.post("/v1/try-ons", files={"person": PICTURE}, data=how)
+    assert by_json.status_code == 200
+    assert by_form.content == by_json.content
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        base64.encodebytes(PICTURE).decode(),
+        f"data:image/png;base64,{B64}",
+        base64.urlsafe_b64encode(PICTURE).decode(),
+        B64.rstrip("="),
+    ],
+    ids=["in lines", "data URL", "for URLs", "without padding"],
+)
+async def test_base64_is_read_as_clients_write_it(drawing_http, text: str) -> None:
+    asked = {"person": text, "steps": 1, "seed": 1}
+    plain = {**asked, "person": B64}
+    headers = {"accept": "image/png"}
+    answers = [
+        await drawing_http.post("/v1/try-ons", json=one, headers=headers) for one in (asked, plain)
+    ]
+    assert [one.status_code for one in answers] == [200, 200]
+    assert answers[0].content == answers[1].content
+
+
+@pytest.mark.parametrize("text", ["https://example.org/p.png", "data:image/png,abc", "A", "*"])
+async def test_what_is_no_base64_is_refused(http: httpx.AsyncClient, text: str) -> None:
+    answer = await http.post("/v1/try-ons", json={"person": text})
+    assert [one["field"] for one in answer.json()["violations"]] == ["person"]
+
+
+COSTLY = {
+    "unknown members": b"{" + b",".join(b'"a%d":0' % n for n in range(150_000)) + b"}",
+    "numbers for garments": b'{"person":"","garments":[' + b"1," * 300_000 + b"1]}",
+    "empty lists": b'{"a":[' + b"[]," * 3_000_000 + b"[]]}",
+    "a deep list": b"[" * 1_000_000,
+    "deep objects": b'{"a":' * 500_000,
+    "a long number": b'{"person":"","seed":' + b"9" * 5_000_000 + b"}",
+    "many unknown members": json.dumps({f"{'x' * 500}{n}": 0 for n in range(2000)}).encode(),
+    "a lone surrogate as a name": b'{"person":"","\\ud800":1}',
+    "a member twice": b'{"person":"","steps":1,"steps":2}',
+}
+
+
+@pytest.mark.parametrize("name", COSTLY)
+async def test_json_that_would_cost_is_refused_with_a_small_answer(
+    http: httpx.AsyncClient, name: str
+) -> None:
+    headers = {"content-type": "application/json"}
+    answer = await http.post("/v1/try-ons", content=COSTLY[name], headers=headers)
+    problem = answer.json()
+    assert answer.status_code == 400, answer.text[:300]
+    assert len(answer.content) < 16 * 1024
+    assert len(problem.get("violations", ())) <= 20
+
+
+def test_json_is_read_no_deeper_than_the_limit() -> None:
+    def deep(levels: int) -> bytes:
+        return b"[" * levels + b"]" * levels
+
+    assert read_json_text(deep(MAX_DEPTH + 1))
+    with pytest.raises(RequestError, match="deeper than"):
+        read_json_text(deep(MAX_DEPTH + 2))
+
+
+def test_values_are_counted_before_json_is_parsed() -> None:
+    assert len(read_json_text(b"[" + b"1," * 99 + b"1]", 100)) == 100
+    with pytest.raises(RequestError, match="more than 100"):
+        read_json_text(b"[" + b"1," * 100 + b"1", 100)  # no JSON: it was not parsed
+
+
+def safetensors(header: Any, data: bytes = b"", length: int | None = None) -> bytes:
+    text = header if isinstance(header, bytes) else json.dumps(header).encode()
+    return struct.pack("<Q", len(text) if length is None else length) + text + data
+
+
+def latents(shape: list[Any], data: bytes) -> bytes:
+    own = {"dtype": "F32", "shape": shape, "data_offsets": [0, len(data)]}
+    return safetensors({"latents": own}, data)
+
+
+ODD = {
+    "nothing": b"",
+    "a long header": safetensors(b"{" + b" " * 70_000 + b"}"),
+    "a header of 2^63 bytes": safetensors(b"{}", length=2**63),
+    "a header that is a list": safetensors(b"[]"),
+    "a header that is cut off": safetensors(b'{"latents":'),
+    "a dimension of 0": latents([0, 2**40, 8], b""),
+    "a negative dimension": latents([-1, 8, 8], b""),
+    "a dimension that is true": latents([True, 1, 1], b"\0" * 4),
+    "a thousand dimensions": latents([1] * 1000, b"\0" * 4),
+    "two dimensions": latents([8, 8], b"\0" * 256),
+    "many tensors": safetensors(
+        {f"t{n}": {"dtype": "F32", "shape": [0], "data_offsets": [0, 0]} for n in range(17)}
+    ),
+    "another name": safetensors(
+        {"x": {"dtype": "F32", "shape": [1, 1, 1], "data_offsets": [0, 4]}}, b"\0" * 4
+    ),
+}
+
+
+@pytest.mark.parametrize("name", ODD)
+async def test_odd_safetensors_are_refused_as_the_callers(http: httpx.AsyncClient, name) -> None:
+    answer = await http.post("/v1/stages/decoding", files={"latents": ODD[name]})
+    assert answer.status_code == 400, answer.text
+    assert answer.json()["reason"] == "PAYLOAD_INVALID"
+
+
+async def test_sampling_refuses_tensors_that_it_would_not_use(http: httpx.AsyncClient) -> None:
+    own = {"dtype": "F32", "shape": [1, 1, 1], "data_offsets": [0, 4]}
+    texts = safetensors({"embeddings": own, "pooled": {**own, "data_offsets": [4, 8]}}, b"\0" * 8)
+    pictures = safetensors({"latents_1": own}, b"\0" * 4)
+    files = {"embeddings": texts, "latents": pictures}
+    answer = await http.post("/v1/stages/sampling", files=files)
+    assert "pooled" in answer.json()["detail"]
+    files = {"embeddings": pictures, "latents": safetensors({"latents_2": own}, b"\0" * 4)}
+    answer = await http.post("/v1/stages/sampling", files=files)
+    assert answer.json()["reason"] == "PAYLOAD_INVALID"
+
+
+async def test_parameters_that_a_route_does_not_have_are_refused(http: httpx.AsyncClient) -> None:
+    answer = await http.post("/v1/try-ons?steps=3", files={"person": PICTURE})
+    assert [one["field"] for one in answer.json()["violations"]] == ["query.steps"]
+    files = {"latents": latents([16, 8, 8], b"\0" * 4096)}
+    answer = await http.post("/v1/stages/decoding", files=files, data={"profile": "comfy"})
+    assert [one["field"] for one in answer.json()["violations"]] == ["profile"]
+
+
+async def test_a_compressed_body_is_refused_by_name(http: httpx.AsyncClient) -> None:
+    headers = {"content-encoding": "gzip", "content-type": "application/json"}
+    answer = await http.post("/v1/try-ons", content=b"\x1f\x8b", headers=headers)
+    assert answer.status_code == 400
+    assert "Content-Encoding" in answer.json()["detail"]
