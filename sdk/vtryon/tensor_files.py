@@ -51,6 +51,8 @@ def load(data: bytes) -> dict[str, Tensor]:
 
 def _check_header(data: bytes) -> None:
     length = int.from_bytes(data[:_LENGTH_BYTES], "little")
+    if length > len(data) - _LENGTH_BYTES:
+        raise _invalid("no safetensors: its header would be longer than the file")
     if length > MAX_HEADER_BYTES:
         raise _invalid(f"its header has {length} bytes; the limit is {MAX_HEADER_BYTES}")
     try:
