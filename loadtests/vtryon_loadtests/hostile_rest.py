@@ -1,6 +1,6 @@
 """Attacks on REST, and a good caller of it; see `vtryon_loadtests.hostile`.
 
-Callers have tenants, as behind the edge.
+Callers have tenants, as behind the edge, whose limit of requests per second is that of the attacks.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ import asyncio
 import contextlib
 import json
 import struct
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 
@@ -21,6 +22,7 @@ _JSON = {"content-type": "application/json"}
 _FORM = {"content-type": "multipart/form-data; boundary=b"}
 _CONNECTIONS = 64
 _AT_ONCE = 8
+_PER_SECOND = 20
 _RECONNECT_SECONDS = 0.05
 
 Answer = Awaitable[httpx.Response]
@@ -115,12 +117,15 @@ ATTACKS = {
 
 
 async def _ask(target: str, ask: Callable[[httpx.AsyncClient], Answer]) -> None:
-    """Ask without a pause, several at once, whatever is answered."""
+    """Ask as often as the edge lets one tenant, several at once, whatever is answered."""
 
     async def caller(http: httpx.AsyncClient) -> None:
         while True:
+            started = time.monotonic()
             with contextlib.suppress(httpx.HTTPError):
                 await ask(http)
+            left = _AT_ONCE / _PER_SECOND - (time.monotonic() - started)
+            await asyncio.sleep(max(0.0, left))
 
     async with _client(target, "hostile") as http:
         await asyncio.gather(*(caller(http) for _ in range(_AT_ONCE)))

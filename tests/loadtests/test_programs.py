@@ -106,3 +106,12 @@ def test_every_door_is_measured() -> None:
     ]
     moved = {row["door"]: row["kib"] for row in rows}
     assert moved["rest"] < moved["rest, events"]
+
+
+@pytest.mark.timeout(300)
+def test_a_good_caller_is_measured_alone_and_beside_an_attack() -> None:
+    rows = run("hostile", "--attack", "deep json", "--attack", "slow bodies", "--seconds", "1")
+    assert [row["attack"] for row in rows] == ["alone", "deep json", "slow bodies"]
+    assert {row["success_percent"] for row in rows} == {100.0}
+    assert rows[0]["ratio"] == 1
+    assert all(row["p99_ms"] > 0 for row in rows)
