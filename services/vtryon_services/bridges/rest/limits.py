@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-import re
 import time
 import uuid
 from collections import Counter
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 
 import structlog
 from fastapi import Request
@@ -23,15 +22,15 @@ from vtryon_services.bridges.rest.origins import Origins
 from vtryon_services.bridges.rest.problems import failed_inside, respond
 from vtryon_services.bridges.rest.settings import RestSettings
 from vtryon_services.bridges.rest.uploads import CallerLeftError, Upload, Uploads
+from vtryon_services.runtime.identity import read_identity
 from vtryon_services.runtime.places import Places
-from vtryon_services.runtime.ranges import GOOD_REQUEST_ID, field_error
+from vtryon_services.runtime.ranges import GOOD_REQUEST_ID
 from vtryon_services.runtime.settings import REST
 
 _log = structlog.get_logger("vtryon.http")
 HEALTH = frozenset({"/healthz", "/readyz"})
 _WITH_FILES = ("/v1/try-ons", "/v1/jobs", "/v1/images/edits")
 _STAGES = "/v1/stages/"
-_GOOD_TENANT = re.compile(r"[\x21-\x7e](?:[\x20-\x7e]{0,126}[\x21-\x7e])?")
 _SLOW_BODY = 408
 _DRAINED_BYTES, _DRAIN_SECONDS = 256 * 1024 * 1024, 2.0
 
@@ -90,18 +89,19 @@ class Limits:
             await self._app(scope, receive, send)  # costs no permit, and any name may ask
             return
         headers = Headers(scope=scope)
-        tenant = ",".join(headers.getlist(TENANT_KEY))
-        caller = tenant or (scope.get("client") or ("",))[0]
+        caller = headers.get(TENANT_KEY) or (scope.get("client") or ("",))[0]
         limit = _body_limit(scope, self._settings)
-        with self._uploads.open(caller, limit) as upload, ExitStack() as permit:
+        async with AsyncExitStack() as held:
+            upload = held.enter_context(self._uploads.open(caller, limit))
             try:
-                _check_tenant(tenant)
+                named = [(TENANT_KEY, one) for one in headers.getlist(TENANT_KEY)]
+                tenant = read_identity(named).tenant
                 self._origins.check(scope["method"], headers)
                 self._check_body(headers, upload)
                 self._check_room(tenant)
                 if _has_body(headers):
                     receive = _replayed(await upload.read(receive), receive)
-                permit.enter_context(self._permit(tenant))
+                await held.enter_async_context(self._permit(tenant))
             except VtryonError as error:
                 await _refuse(error, scope, receive, send, unread=not upload.complete)
                 return
@@ -119,7 +119,7 @@ class Limits:
 
     def _check_room(self, tenant: str) -> None:
         """Refuse before a body is read; the permit itself is taken when the body is there."""
-        self._places.check_room()
+        self._places.check_room(tenant)
         limit = self._settings.max_requests_per_tenant
         if tenant and self._tenants[tenant] >= limit:
             raise OverloadedError(
@@ -128,25 +128,19 @@ class Limits:
                 metadata={"max_requests_per_tenant": str(limit)},
             )
 
-    @contextmanager
-    def _permit(self, tenant: str) -> Iterator[None]:
+    @asynccontextmanager
+    async def _permit(self, tenant: str) -> AsyncIterator[None]:
         self._check_room(tenant)
-        with self._places.enter():
-            self._tenants[tenant] += 1
-            try:
+        self._tenants[tenant] += 1
+        try:
+            with self._places.enter(tenant) as ticket:
+                async for _ in ticket:
+                    pass  # a tenant with less than its share waits for the next permit
                 yield
-            finally:
-                self._tenants[tenant] -= 1
-                if not self._tenants[tenant]:
-                    del self._tenants[tenant]
-
-
-def _check_tenant(tenant: str) -> None:
-    if tenant and not _GOOD_TENANT.fullmatch(tenant):
-        raise field_error(
-            f"header.{TENANT_KEY}",
-            "takes 1 to 128 printable ASCII characters, without spaces at the ends",
-        )
+        finally:
+            self._tenants[tenant] -= 1
+            if not self._tenants[tenant]:
+                del self._tenants[tenant]
 
 
 def _body_limit(scope: Scope, settings: RestSettings) -> int:
