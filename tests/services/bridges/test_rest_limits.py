@@ -71,6 +71,21 @@ async def test_a_caller_has_so_many_bodies_on_their_way(bridge: Bridge) -> None:
         assert good.status_code == 200, good.text
 
 
+async def test_bodies_on_their_way_do_not_hold_a_drain(bridge: Bridge) -> None:
+    async with asyncio.timeout(60), AsyncExitStack() as connections:
+        settings = {
+            "max_uploads_per_caller": 1,
+            "drain_grace_seconds": 600,
+            "body_grace_seconds": 500,
+        }
+        async with bridge(**settings) as http:
+            reader, writer = await connections.enter_async_context(raw(http))
+            writer.write(head(content_length=1000, content_type="application/json") + b"{")
+            while (await http.post("/v1/try-ons", content=b"{}")).status_code != 429:
+                await asyncio.sleep(0.01)
+        assert "503" in await first_line(reader)
+
+
 async def test_a_slow_body_ends_with_408(bridge: Bridge) -> None:
     settings = {"body_grace_seconds": 0.2, "body_min_bytes_per_second": 1_000_000}
     async with bridge(**settings) as http, raw(http) as (reader, writer):

@@ -23,6 +23,7 @@ from vtryon_services.bridges.rest.origins import origin_pattern
 from vtryon_services.bridges.rest.problems import add_handlers
 from vtryon_services.bridges.rest.readiness import Readiness
 from vtryon_services.bridges.rest.settings import RestSettings
+from vtryon_services.bridges.rest.uploads import Uploads
 
 _ABOUT = """Two pictures and a sentence in, one picture out.
 
@@ -50,6 +51,7 @@ def create_app(settings: RestSettings) -> FastAPI:
     )
     app.state.settings = settings
     app.state.draining = False
+    app.state.uploads = Uploads(settings)
     add_handlers(app)
     for router in (try_ons.router, jobs.router, stages.router, images.router):
         app.include_router(router, dependencies=[Depends(only_known_parameters)])
@@ -59,7 +61,7 @@ def create_app(settings: RestSettings) -> FastAPI:
     if settings.profile != "production":
         app.include_router(pages.docs)
     add_document(app)
-    app.add_middleware(Limits, settings=settings)
+    app.add_middleware(Limits, settings=settings, uploads=app.state.uploads)
     access = browser_access(app.openapi())
     app.add_middleware(
         CORSMiddleware,

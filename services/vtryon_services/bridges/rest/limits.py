@@ -41,12 +41,13 @@ class Limits:
     Args:
         app: what serves the request.
         settings: how much is too much.
+        uploads: counts the bodies.
     """
 
-    def __init__(self, app: ASGIApp, settings: RestSettings) -> None:
+    def __init__(self, app: ASGIApp, settings: RestSettings, uploads: Uploads) -> None:
         self._app = app
         self._settings = settings
-        self._uploads = Uploads(settings)
+        self._uploads = uploads
         self._origins = Origins(settings)
         self._places = Places(REST, settings.max_requests, max_waiting=0)
         self._tenants: Counter[str] = Counter()

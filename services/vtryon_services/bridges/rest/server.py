@@ -72,6 +72,7 @@ async def begin(settings: RestSettings) -> AsyncIterator[Began]:
     finally:
         app.state.draining = True
         await asyncio.sleep(settings.drain_delay_seconds)
+        app.state.uploads.stop()
         server.should_exit = True
         await serving
 

@@ -4,13 +4,20 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from types import TracebackType
 from typing import Self
 
 from starlette.types import Message, Receive
 
-from vtryon.errors import DeadlineError, OverloadedError, Reason, RequestError
+from vtryon.errors import (
+    DeadlineError,
+    OverloadedError,
+    Reason,
+    RequestError,
+    UnavailableError,
+)
 from vtryon_services.bridges.rest.settings import RestSettings
 from vtryon_services.runtime.metrics import Watched
 from vtryon_services.runtime.settings import REST
@@ -30,12 +37,38 @@ class Uploads:
         self._arriving: Counter[str] = Counter()
         self._held: Counter[str] = Counter()
         self.held_bytes = 0
+        self._reading: set[asyncio.Timeout] = set()
+        self._stopped = False
         _watched.add(self)
 
     @property
     def arriving(self) -> int:
         """How many bodies are on their way."""
         return self._arriving.total()
+
+    def stop(self) -> None:
+        """End the bodies that are on their way: a drain waits for what was admitted alone."""
+        self._stopped = True
+        for limit in self._reading:
+            limit.reschedule(0)
+
+    def check_open(self) -> None:
+        """Refuse bodies once the server is going away.
+
+        Raises:
+            UnavailableError: it is.
+        """
+        if self._stopped:
+            raise UnavailableError("this bridge is going away", reason=Reason.SHUTTING_DOWN)
+
+    @contextmanager
+    def reading(self, limit: asyncio.Timeout) -> Iterator[None]:
+        """Let `stop` end a body that is being read."""
+        self._reading.add(limit)
+        try:
+            yield
+        finally:
+            self._reading.discard(limit)
 
     def open(self, caller: str, limit: int) -> Upload:
         """Make an upload of at most `limit` bytes; what it receives is held until it is left."""
@@ -138,17 +171,22 @@ class Upload:
             RequestError: it is over the limit.
             OverloadedError: there is no room for it.
             DeadlineError: it is too slow.
+            UnavailableError: the server is going away.
             CallerLeftError: the connection is gone.
         """
+        self._uploads.check_open()
         end = self._uploads.begin(self._caller)
         settings, loop = self._uploads.settings, asyncio.get_running_loop()
         began = loop.time()
         try:
             async with asyncio.timeout_at(began + self._allowed_seconds()) as limit:
-                while self._take(await receive()):
-                    limit.reschedule(began + self._allowed_seconds())
+                with self._uploads.reading(limit):
+                    while self._take(await receive()):
+                        self._uploads.check_open()
+                        limit.reschedule(began + self._allowed_seconds())
             self.complete = True
         except TimeoutError:
+            self._uploads.check_open()
             raise DeadlineError(
                 f"too little of the body arrived in {loop.time() - began:.1f} s; a body "
                 f"has {settings.body_grace_seconds:g} s, and longer as it brings "
