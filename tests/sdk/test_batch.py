@@ -17,7 +17,7 @@ from tests.support.pictures import png
 from tests.support.processes import VTRYON, served
 
 import vtryon
-from vtryon.batch.entries import find_entries
+from vtryon.batch.entries import Layout, find_entries
 from vtryon.batch.journal import NAME as JOURNAL
 
 PICTURE = png()
@@ -112,7 +112,17 @@ def test_a_manifest(tmp_path: Path, endpoint: str, kind: str) -> None:
 
 BAD = {
     "a path upwards": {"person": "../p.png"},
-    "an absolute path": {"person": "/etc/passwd"},
+    "an absolute path that is none": {"person": "/etc/\0"},
+    "a name of the batch's own": {"person": "p.png", "name": "Contact-Sheet"},
+    "a prompt that is NaN": {"person": "p.png", "prompt": float("nan")},
+    "a prompt that is a list": {"person": "p.png", "prompt": ["wear it"]},
+    "a prompt that is a mapping": {"person": "p.png", "prompt": {"en": "wear it"}},
+    "a prompt that is true": {"person": "p.png", "prompt": True},
+    "steps that are a fraction": {"person": "p.png", "steps": 2.9},
+    "a seed that is true": {"person": "p.png", "seed": True},
+    "garments that are numbers": {"person": "p.png", "garments": [1]},
+    "a name that is a number": {"person": "p.png", "name": 3},
+    "a name alike but for case": {"person": "p.png", "name": "GOOD"},
     "a link out": {"person": "link.png"},
     "a NUL": {"person": "p\0.png"},
     "a name with a slash": {"person": "p.png", "name": "a/b"},
@@ -134,7 +144,7 @@ def test_manifests_that_do_not_hold_are_refused(tmp_path: Path, name: str) -> No
     (inside / "link.png").symlink_to(tmp_path / "p.png")
     manifest = inside / "work.jsonl"
     manifest.write_text('{"person": "p.png", "name": "good"}\n' + json.dumps(BAD[name]) + "\n")
-    with pytest.raises(vtryon.RequestError, match="line 2"):
+    with pytest.raises(vtryon.RequestError, match=r"line 2|alike but for case"):
         find_entries(manifest)
 
 
@@ -144,13 +154,200 @@ def test_a_folder_is_not_left_by_links_and_devices_are_no_pictures(tmp_path: Pat
     (tmp_path / "p.png").write_bytes(PICTURE)
     os.mkfifo(folder / "x_person.png")
     (folder / "x_garment.png").write_bytes(PICTURE)
-    [entry] = find_entries(folder)
-    with pytest.raises(vtryon.RequestError, match="no plain file"):
+    [entry] = find_entries(folder).entries
+    with pytest.raises(vtryon.RequestError, match="not a regular file"):
         entry.key({})
     (folder / "y_person.png").symlink_to(tmp_path / "p.png")
     (folder / "y_garment.png").write_bytes(PICTURE)
-    with pytest.raises(vtryon.RequestError, match="leads out"):
-        find_entries(folder)
+    _, entry = find_entries(folder).entries
+    with pytest.raises(vtryon.RequestError, match=r"'y_person\.png' leads out"):
+        entry.key({})
+
+
+def folder_of(root: Path, files: dict[str, bytes]) -> Path:
+    folder = root / "pairs"
+    folder.mkdir(exist_ok=True)
+    for name, data in files.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(data)
+    return folder
+
+
+PROBLEMS = {
+    "a picture of another format": ("a/person.heic a/garment.png", "'person.heic' is not a PNG"),
+    "no garment": ("a/person.png a/shirt.png", "no garment; there are 'person.png', 'shirt.png'"),
+    "no garment beside others": ("a_person.png", "no garment; there are 'a_person.png'"),
+    "no person": ("a/garment.png", "no person; there are 'garment.png'"),
+    "another case": ("a_Person.PNG a_garment.png", "'a_Person.PNG': parts are called person"),
+    "two persons": ("a/person.png a/person.jpg a/garment.png", "several files for one part"),
+    "another prompt file": ("a/person.png a/garment.png a/prompt.md", "a file prompt.txt"),
+    "four garments": ("a/person.png " + " ".join(f"a/garment{n}.png" for n in range(4)), "4 garm"),
+    "pictures without a part": ("a/front.png a/back.png", "no person; there are 'back.png'"),
+}
+
+
+@pytest.mark.parametrize("name", PROBLEMS)
+def test_what_looks_like_a_part_is_named_in_a_failed_entry(name: str, tmp_path: Path) -> None:
+    files, words = PROBLEMS[name]
+    good = {"b/person.png": PICTURE, "b/garment.png": PICTURE}
+    folder = folder_of(tmp_path, dict.fromkeys(files.split(), PICTURE) | good)
+    bad, fine = find_entries(folder).entries
+    assert (bad.name, fine.name, fine.problem) == ("a", "b", "")
+    assert words in bad.problem
+
+
+@pytest.mark.timeout(20)
+def test_a_prompt_file_that_is_none_fails_its_entry_alone(tmp_path: Path) -> None:
+    names = ("link", "device", "pipe", "bytes", "large", "plain")
+    files = {f"{name}/{part}.png": PICTURE for name in names for part in ("person", "garment")}
+    folder = folder_of(tmp_path, files)
+    (tmp_path / "secret").write_text("canary")
+    (folder / "link/prompt.txt").symlink_to(tmp_path / "secret")
+    (folder / "device/prompt.txt").symlink_to("/dev/zero")
+    os.mkfifo(folder / "pipe/prompt.txt")
+    (folder / "bytes/prompt.txt").write_bytes(b"\xff\xfa\xfe")
+    (folder / "large/prompt.txt").write_bytes(b"x" * 100_000)
+    (folder / "plain/prompt.txt").write_bytes("\ufeff wear it \r\n".encode())
+    found = {entry.name: entry for entry in find_entries(folder).entries}
+    assert {name for name, entry in found.items() if entry.problem} == {*names} - {"plain"}
+    assert found["plain"].options == {"prompt": " wear it "}
+    assert "canary" not in str(found)
+
+
+def test_names_are_the_same_in_every_normal_form_and_case_with_layout_loose(tmp_path: Path) -> None:
+    decomposed, composed = "Zoe\u0308", "Zo\u00eb"
+    files = [f"{decomposed}_Person.PNG", f"{composed}_GARMENT_1.jpg", "notes.md", "b/extra/x.png"]
+    folder = folder_of(tmp_path, dict.fromkeys(files, PICTURE))
+    found = find_entries(folder, Layout.LOOSE)
+    [entry] = found.entries
+    assert (entry.name, entry.problem, len(entry.garments)) == (composed, "", 1)
+    assert found.unused == ["b/", "notes.md"]
+
+
+def test_files_that_no_entry_uses_are_named(tmp_path: Path) -> None:
+    files = ["a/person.png", "a/person.heic", "a/garment.png", "a/garmnet2.png", "c.png"]
+    found = find_entries(folder_of(tmp_path, dict.fromkeys(files, PICTURE)))
+    assert [entry.problem for entry in found.entries] == [""]
+    assert found.unused == ["a/garmnet2.png", "a/person.heic", "c.png"]
+
+
+def test_the_layout_of_viton_hd(tmp_path: Path) -> None:
+    files = {f"{kind}/0{number}.jpg": PICTURE for kind in ("image", "cloth") for number in (1, 2)}
+    lists = {"test_pairs.txt": b"\xef\xbb\xbf01.jpg 01.jpg\r\n01.jpg 02.jpg\r\n02.jpg 03.jpg\r\n"}
+    folder = folder_of(tmp_path, files | lists)
+    found = find_entries(folder, Layout.VITON_HD).entries
+    assert {entry.name: entry.problem for entry in found} == {
+        "01": "",
+        "01__02": "",
+        "02__03": "missing: 03.jpg",
+    }
+    assert found[1].garments == ((folder / "cloth/02.jpg").resolve(),)
+    (folder / "test_pairs.txt").write_text("../../x.jpg 01.jpg\nalone\n")
+    with pytest.raises(vtryon.RequestError, match=r"test_pairs\.txt, line 2"):
+        find_entries(folder, Layout.VITON_HD)
+
+
+def test_the_layout_of_dresscode(tmp_path: Path) -> None:
+    images = "upper_body/images"
+    files = {f"{images}/00{number}_{part}.jpg": PICTURE for number in (1, 2) for part in (0, 1)}
+    lists = {
+        "upper_body/test_pairs_paired.txt": b"001_0.jpg\t001_1.jpg\n",
+        "upper_body/test_pairs_unpaired.txt": b"001_0.jpg\t002_1.jpg\n",
+    }
+    found = find_entries(folder_of(tmp_path, files | lists), Layout.DRESSCODE).entries
+    assert [entry.name for entry in found] == ["upper_body-001_0", "upper_body-001_0__002_1"]
+    assert not any(entry.problem for entry in found)
+
+
+def test_a_source_without_entries_is_an_error_that_tells_the_layouts(tmp_path: Path) -> None:
+    files = ["image/1.jpg", "cloth/1.jpg", "test_pairs.txt"]
+    viton = batch(folder_of(tmp_path, dict.fromkeys(files, PICTURE)), tmp_path / "out")
+    assert viton.returncode == 2
+    assert "this looks like --layout viton-hd" in viton.stderr
+    assert "NAME/person.png" in viton.stderr
+
+
+def rows_of(tmp_path: Path, text: bytes) -> list:
+    for name in ("p.png", "g.png"):
+        (tmp_path / name).write_bytes(PICTURE)
+    (tmp_path / "work.csv").write_bytes(text)
+    return find_entries(tmp_path / "work.csv").entries
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        'name,person,garments,prompt,true_cfg_scale\r\n"é",p.png,g.png,"a;b",2.5\r\n',
+        'name;person;garments;prompt;true_cfg_scale;;\r\né;p.png;"g.png";"a;b";2,5;;\r\n;;;;;;\r\n',
+        "sep=\t\nname\tperson\tgarments\tprompt\ttrue_cfg_scale\né\tp.png\tg.png\ta;b\t2.5\n\n",
+    ],
+)
+def test_csv_in_the_dialects_of_spreadsheets(tmp_path: Path, text: str, encoding: str) -> None:
+    [entry] = rows_of(tmp_path, text.encode(encoding))
+    assert (entry.name, len(entry.garments)) == ("é", 1)
+    assert entry.options == {"prompt": "a;b", "true_cfg_scale": 2.5}
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("name,person,stepz\n1,p.png,3\n", "line 1: unknown 'stepz'"),
+        ("person,person\np.png,p.png\n", "line 1: two columns person"),
+        ("person,\np.png,lost\n", "line 2: cell 2 is in a column without a name"),
+        ("person\np.png,lost\n", "line 2: cell 2 is in a column without a name"),
+        ("person,steps\n\np.png,2.9\n", r"line 3: steps: '2\.9' is not a whole number"),
+        ('person,prompt\np.png,"a\nb\n', "line 4: unexpected end of data"),
+    ],
+)
+def test_csv_that_does_not_hold_is_refused_with_its_line(tmp_path: Path, text, words) -> None:
+    with pytest.raises(vtryon.RequestError, match=words):
+        rows_of(tmp_path, text.encode())
+
+
+def test_an_absolute_path_is_taken_from_a_manifest_and_an_empty_prompt_is_one(tmp_path) -> None:
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    (elsewhere / "p.png").write_bytes(PICTURE)
+    manifest = tmp_path / "work.jsonl"
+    row = {"person": str(elsewhere / "p.png"), "negative_prompt": "", "prompt": None}
+    manifest.write_text(json.dumps(row), encoding="utf-8-sig")
+    [entry] = find_entries(manifest).entries
+    assert entry.person == (elsewhere / "p.png").resolve()
+    assert entry.options == {"negative_prompt": ""}
+
+
+def test_results_of_another_model_are_drawn_anew(
+    pairs: Path, tmp_path: Path, endpoint: str
+) -> None:
+    out = tmp_path / "out"
+    words = ["--steps", "1", "--seed", "3", "--endpoint", endpoint]
+    assert batch(pairs, out, *words).returncode == 0
+    lines = [json.loads(line) for line in (out / JOURNAL).read_text().splitlines()]
+    assert lines[0]["digests"]["sampling"]
+    for line in lines:
+        if line["name"] in {"a1", "b2"}:
+            line["digests"]["sampling"] = "another"
+    (out / JOURNAL).write_text("".join(json.dumps(line) + "\n" for line in lines))
+    before = {path.name: path.stat().st_mtime_ns for path in out.glob("??.png")}
+    assert batch(pairs, out, *words).returncode == 0
+    after = {path.name: path.stat().st_mtime_ns for path in out.glob("??.png")}
+    assert {name for name in before if before[name] != after[name]} == {"a1.png", "b2.png"}
+
+
+def test_an_entry_that_can_not_be_done_is_in_the_report(tmp_path: Path, endpoint: str) -> None:
+    names = ["a/person.png", "a/garment.png", "b/person.heic", "b/garment.png", "b/shirt.txt"]
+    folder, out = folder_of(tmp_path, dict.fromkeys(names, PICTURE)), tmp_path / "out"
+    done = batch(folder, out, "--steps", 1, "--endpoint", endpoint, "--json")
+    assert done.returncode == 1
+    report = json.loads(done.stdout)
+    assert (report["entries"], report["succeeded"], report["failed"]) == (2, 1, 1)
+    assert report["results"][1]["message"].startswith("'person.heic' is not a PNG")
+    assert report["unused"] == ["b/shirt.txt"]
+    (folder / "a/person.png").unlink()
+    none = batch(folder, tmp_path / "none", "--steps", 1, "--endpoint", endpoint)
+    assert none.returncode == 2
+    assert "no person; there are 'garment.png'" in none.stderr
 
 
 def test_many_entries_are_found_and_too_many_refused(tmp_path: Path, monkeypatch) -> None:
@@ -158,7 +355,7 @@ def test_many_entries_are_found_and_too_many_refused(tmp_path: Path, monkeypatch
     (tmp_path / "p.png").write_bytes(PICTURE)
     rows = [json.dumps({"person": "p.png", "name": f"n{number}"}) for number in range(100_000)]
     manifest.write_text("\n".join(rows))
-    assert len(find_entries(manifest)) == 100_000
+    assert len(find_entries(manifest).entries) == 100_000
     monkeypatch.setattr("vtryon.batch.entries.MAX_ENTRIES", 10)
     manifest.write_text("\n".join(rows[:11]))
     with pytest.raises(vtryon.RequestError, match="a batch takes 10"):

@@ -1,180 +1,184 @@
-"""What a batch is to do: pairs in a folder, or the lines of a manifest."""
+"""What a batch is to do: the entries of a folder or a manifest."""
 
 from __future__ import annotations
 
-import csv
 import hashlib
 import json
-import re
 import stat
-from collections.abc import Callable, Iterator, Mapping
+import unicodedata
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
+import vtryon
 from vtryon.errors import RequestError
 from vtryon.pictures import SUFFIXES
-from vtryon.types import MAX_GARMENTS
 
 MAX_ENTRIES = 100_000
-_FLAT = re.compile(r"(?P<name>.+?)_(?P<part>person|garment.*|prompt)")
+OWN_NAMES = frozenset({"contact-sheet", "report"})  # files of the batch itself
 _MAX_NAME_BYTES = 200  # with a format's suffix and a scratch file's, it is to fit in 255
-_OPTIONS: dict[str, Callable[[Any], Any]] = {
-    "prompt": str,
-    "negative_prompt": str,
-    "steps": int,
-    "true_cfg_scale": float,
-    "seed": int,
-    "width": int,
-    "height": int,
-    "profile": str,
-    "strength": float,
-}
+
+
+class Layout(StrEnum):
+    """How a folder's files are arranged."""
+
+    PAIRS = "pairs"
+    LOOSE = "loose"
+    VITON_HD = "viton-hd"
+    DRESSCODE = "dresscode"
+
+
+LAYOUTS = (
+    "pairs: NAME/person.png and NAME/garment.png, or NAME_person.png and NAME_garment.png, perhaps "
+    "with prompt.txt; loose: the same in upper or lower case; viton-hd: image/, cloth/ and "
+    "*pairs*.txt; dresscode: images/ and *pairs*.txt, perhaps in a folder for each category"
+)
 
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """One try-on: its name, which is also its result's, its pictures, and what is said of it."""
+    """One try-on of a batch.
+
+    Attributes:
+        name: also its result's.
+        options: of this try-on alone.
+        problem: why it can't be done; empty where it can be tried.
+    """
 
     name: str
-    person: Path
-    garments: tuple[Path, ...]
+    person: Path | None
+    garments: tuple[Path, ...] = ()
     options: Mapping[str, Any] = field(default_factory=dict)
+    problem: str = ""
 
     def key(self, common: Mapping[str, Any]) -> str:
-        """Stand for all that decides the result, without reading the pictures.
+        """Stand for all that the caller decides of the result, without reading the pictures.
 
         Raises:
-            RequestError: a picture can't be read.
+            RequestError: the entry can't be done, or a picture can't be read.
         """
-        facts: list[Any] = [sorted({**common, **self.options}.items())]
+        if self.problem or self.person is None:
+            raise RequestError(self.problem or "no person")
+        facts: list[Any] = [vtryon.__version__, sorted({**common, **self.options}.items())]
         for path in (self.person, *self.garments):
             try:
                 found = path.stat()
             except (OSError, ValueError) as error:
-                raise RequestError(f"can't read {path.name!r}: {error}") from None
+                reason = getattr(error, "strerror", None) or "invalid path"
+                raise RequestError(f"can't read {path.name!r}: {reason}") from None
             if not stat.S_ISREG(found.st_mode):
-                raise RequestError(f"{path.name!r} is no plain file")
+                raise RequestError(f"{path.name!r} is not a regular file")
             facts.append([path.name, found.st_size, found.st_mtime_ns])
         text = json.dumps(facts, default=str)
-        return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
+        return hashlib.blake2b(text.encode(errors="replace"), digest_size=16).hexdigest()
 
 
-def find_entries(source: Path) -> list[Entry]:
-    """Give what is to be done, in the order of names or of lines.
+@dataclass(frozen=True, slots=True)
+class Found:
+    """What a folder or a manifest holds.
 
-    A folder holds folders with `person.*`, `garment*.*` and perhaps `prompt.txt`, or files
-    `NAME_person.*` and `NAME_garment*.*`, perhaps with `NAME_prompt.txt`. A manifest is JSONL or
-    CSV: `name`, `person`, `garments`, and options of a try-on; paths are relative to it.
+    Attributes:
+        unused: files that belong to no entry.
+    """
+
+    entries: list[Entry]
+    unused: list[str] = field(default_factory=list)
+
+
+def find_entries(source: Path, layout: Layout = Layout.PAIRS) -> Found:
+    """Find what is to be done, in the order of names or of lines.
 
     Raises:
-        RequestError: names the line or the file that does not hold.
+        RequestError: names the line or the file that is invalid; or nothing was found.
     """
-    if source.is_dir():
-        found = list(_in_folder(source))
-    elif source.suffix in {".jsonl", ".csv"}:
-        found = list(_in_manifest(source))
+    from vtryon.batch.datasets import in_dataset
+    from vtryon.batch.folders import in_folder
+    from vtryon.batch.manifests import in_manifest
+
+    if source.is_dir() and layout in {Layout.PAIRS, Layout.LOOSE}:
+        found = in_folder(source, loose=layout is Layout.LOOSE)
+    elif source.is_dir():
+        found = in_dataset(source, layout)
+    elif source.suffix.lower() in {".jsonl", ".csv"}:
+        found = Found(list(in_manifest(source)))
     else:
-        raise RequestError(f"{source} is no folder, and ends in neither .jsonl nor .csv")
-    if len(found) > MAX_ENTRIES:
-        raise RequestError(f"{len(found)} entries; a batch takes {MAX_ENTRIES}")
-    seen: set[str] = set()
-    for entry in found:
-        if entry.name in seen:
-            raise RequestError(f"there are two entries {entry.name!r}")
-        seen.add(entry.name)
+        raise RequestError(f"{source} is not a folder, and ends in neither .jsonl nor .csv")
+    if len(found.entries) > MAX_ENTRIES:
+        raise RequestError(f"{len(found.entries)} entries; a batch takes {MAX_ENTRIES}")
+    _check_names(found.entries)
     return found
 
 
-def _in_folder(folder: Path) -> Iterator[Entry]:
-    pairs: dict[str, dict[str, Path]] = {}
-    for path in sorted(folder.iterdir()):
-        if path.name.startswith("."):
-            continue
-        if path.is_dir():
-            parts = {one.stem: one for one in sorted(path.iterdir()) if one.name[0] != "."}
-            pairs[path.name] = {stem: one for stem, one in parts.items() if _is_part(one)}
-        elif _is_part(path) and (named := _FLAT.fullmatch(path.stem)):
-            pairs.setdefault(named["name"], {})[named["part"]] = path
-    for name, parts in pairs.items():
-        garments = tuple(path for part, path in sorted(parts.items()) if part.startswith("garment"))
-        if "person" not in parts or not garments:
-            continue
-        inside = [_inside(folder, path) for path in (parts["person"], *garments)]
-        options = {}
-        if "prompt" in parts:
-            options["prompt"] = parts["prompt"].read_text(encoding="utf-8").strip()
-        yield _entry(name, inside[0], tuple(inside[1:]), options, name)
+def nothing_found(source: Path) -> RequestError:
+    """Make the error for a source without entries."""
+    looks = ""
+    if source.is_dir():
+        inside = {path.name for path in source.iterdir() if path.is_dir()}
+        if {"image", "cloth"} <= inside:
+            looks = "; this looks like --layout viton-hd"
+        elif inside & {"images", "dresses", "upper_body", "lower_body"}:
+            looks = "; this looks like --layout dresscode"
+    return RequestError(f"{source.name!r} has no entries{looks}. Layouts of a folder: {LAYOUTS}")
 
 
-def _is_part(path: Path) -> bool:
-    return path.suffix.lower() in SUFFIXES or path.suffix == ".txt"
+def is_picture(path: Path) -> bool:
+    """Whether a file's name is that of a picture that can be read."""
+    return path.suffix.lower() in SUFFIXES
 
 
-def _in_manifest(manifest: Path) -> Iterator[Entry]:
-    folder = manifest.parent
-    try:
-        with manifest.open(encoding="utf-8", newline="") as lines:
-            rows = csv.DictReader(lines) if manifest.suffix == ".csv" else _json_rows(lines)
-            for number, row in enumerate(rows, 2 if manifest.suffix == ".csv" else 1):
-                yield _from_row(folder, row, f"line {number}")
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise RequestError(f"can't read {manifest.name}: {error}") from None
+def picture_problem(path: Path) -> str:
+    """Say what is wrong with a picture's file name; empty where nothing is."""
+    if is_picture(path):
+        return ""
+    return f"{path.name!r} is not a PNG, JPEG or WebP picture; convert it"
 
 
-def _json_rows(lines: Any) -> Iterator[Mapping[str, Any]]:
-    for number, line in enumerate(lines, 1):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-        except (ValueError, RecursionError):
-            row = None
-        if not isinstance(row, dict):
-            raise RequestError(f"line {number} is no JSON object")
-        yield row
+def check_name(name: str, where: str) -> str:
+    """Give a name in its normal form, if a result can have it.
 
-
-def _from_row(folder: Path, row: Mapping[str, Any], where: str) -> Entry:
-    given = {name: value for name, value in row.items() if value not in (None, "", [])}
-    if unknown := set(given) - {"name", "person", "garments", *_OPTIONS}:
-        known = ", ".join(["name", "person", "garments", *_OPTIONS])
-        raise RequestError(f"{where}: nobody knows {sorted(map(str, unknown))}; there are {known}")
-    if "person" not in given:
-        raise RequestError(f"{where}: names no person")
-    garments = given.get("garments", [])
-    named = garments.split(";") if isinstance(garments, str) else garments
-    if not isinstance(named, list):
-        raise RequestError(f"{where}: garments takes a list of paths")
-    paths = [_inside(folder, folder / str(one).strip(), where) for one in [given["person"], *named]]
-    options = {}
-    for name, kind in _OPTIONS.items():
-        if name in given:
-            try:
-                options[name] = kind(given[name])
-            except (TypeError, ValueError):
-                raise RequestError(f"{where}: {name} is no {kind.__name__}") from None
-    name = str(given.get("name", paths[0].stem))
-    return _entry(name, paths[0], tuple(paths[1:]), options, where)
-
-
-def _entry(
-    name: str, person: Path, garments: tuple[Path, ...], options: dict[str, Any], where: str
-) -> Entry:
-    bad = "/" in name or "\\" in name or "\0" in name or name.startswith(".")
+    Raises:
+        RequestError: it can't.
+    """
+    name = unicodedata.normalize("NFC", name)
+    bad = "/" in name or "\\" in name or name.startswith(".")
+    bad |= any(unicodedata.category(one) == "Cc" for one in name)
     if bad or not 0 < len(name.encode(errors="replace")) <= _MAX_NAME_BYTES:
-        raise RequestError(f"{where}: {name[:40]!r} can't be a result's name")
-    if len(garments) > MAX_GARMENTS:
-        raise RequestError(f"{where}: {len(garments)} garments; a try-on takes {MAX_GARMENTS}")
-    return Entry(name, person, garments, options)
+        raise RequestError(f"{where}: {name[:40]!r} can't be the name of a result")
+    if name.casefold() in OWN_NAMES:
+        raise RequestError(f"{where}: {name!r} is the name of a file of the batch itself")
+    return name
 
 
-def _inside(folder: Path, path: Path, where: str = "") -> Path:
-    """Refuse what leads out of the folder: by `..`, as an absolute path, or by a link."""
-    try:
-        real, root = path.resolve(), folder.resolve()
-    except (OSError, ValueError, RuntimeError) as error:
-        raise RequestError(f"{where or path.name}: no path: {error}") from None
+def inside(folder: Path, path: Path) -> Path:
+    """Give the real path of a file in a folder.
+
+    Raises:
+        RequestError: it leads out of the folder, by `..`, as an absolute path, or by a link.
+    """
+    real, root = real_path(path), real_path(folder)
     if not real.is_relative_to(root):
-        raise RequestError(f"{where or folder.name}: {path.name!r} leads out of the folder")
+        raise RequestError(f"{path.name!r} leads out of the folder")
     return real
+
+
+def real_path(path: Path) -> Path:
+    """Give a path without links.
+
+    Raises:
+        RequestError: it is not a path.
+    """
+    try:
+        return path.resolve()
+    except (OSError, ValueError, RuntimeError):
+        raise RequestError(f"{path.name!r} is not a valid path") from None
+
+
+def _check_names(entries: Iterable[Entry]) -> None:
+    seen: dict[str, str] = {}
+    for entry in entries:
+        other = seen.setdefault(entry.name.casefold(), entry.name)
+        if other is not entry.name:
+            alike = "" if other == entry.name else f" and {other!r}, alike but for case"
+            raise RequestError(f"there are two entries {entry.name!r}{alike}")

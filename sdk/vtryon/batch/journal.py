@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import os
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Self
 
@@ -15,7 +16,11 @@ NAME = ".vtryon-batch.jsonl"
 
 @dataclass(frozen=True, slots=True)
 class Line:
-    """How an entry went: its key, its result's file, or why there is none."""
+    """How an entry went: its key, its result's file, or why there is none.
+
+    Attributes:
+        digests: of the model that each stage computed with.
+    """
 
     name: str
     key: str
@@ -24,6 +29,7 @@ class Line:
     seconds: float = 0.0
     reason: str = ""
     message: str = ""
+    digests: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def failed(self) -> bool:

@@ -16,12 +16,14 @@ from vtryon.batch.journal import Journal, Line
 from vtryon.client import Client
 from vtryon.errors import (
     OverloadedError,
+    Reason,
     RequestError,
     SettingsError,
     UnavailableError,
     VtryonError,
 )
 from vtryon.pictures import SUFFIXES
+from vtryon.run import Result
 from vtryon.types import ImageFormat, Priority
 
 _ATTEMPTS = 8
@@ -34,6 +36,14 @@ class Counts:
 
     skipped: int = 0
     failed: int = 0
+
+
+@dataclass(slots=True)
+class _Models:
+    """What the mesh computes with, once it was asked."""
+
+    digests: dict[str, str] | None = None
+    lock: asyncio.Lock = field(default_factory=asyncio.Lock)
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +62,7 @@ class Batch:
     concurrency: int = 8
     counts: Counts = field(default_factory=Counts)
     tell: Callable[[Line, Counts], None] = lambda _line, _counts: None
+    models: _Models = field(default_factory=_Models)
 
     @property
     def common(self) -> dict[str, Any]:
@@ -78,7 +89,7 @@ class Batch:
         key = ""
         try:
             key = entry.key(self.common)
-            if self.journal.is_done(entry.name, key):
+            if self.journal.is_done(entry.name, key) and await self._has_same_models(entry):
                 self.counts.skipped += 1
                 self.tell(self.journal.lines[entry.name], self.counts)
                 return
@@ -86,29 +97,25 @@ class Batch:
         except SettingsError:
             raise
         except VtryonError as error:
-            reason = error.reason or ""
-            line = Line(entry.name, key, reason=str(reason), message=error.message)
+            line = failed_line(entry, key, error)
             self.counts.failed += 1
         self.journal.write(line)
         self.tell(line, self.counts)
 
+    async def _has_same_models(self, entry: Entry) -> bool:
+        """Whether the mesh computes with the models that an earlier result has.
+
+        It is asked once, by a try-on of one step.
+        """
+        async with self.models.lock:
+            if self.models.digests is None:
+                result = await self._try_on(entry, steps=1, strength=None, sigmas=())
+                self.models.digests = _digests(result)
+        return self.journal.lines[entry.name].digests == self.models.digests
+
     async def _draw(self, entry: Entry, key: str) -> Line:
         started = time.monotonic()
-        async for attempt in AsyncRetrying(
-            retry=retry_if_exception_type((OverloadedError, UnavailableError)),
-            stop=stop_after_attempt(_ATTEMPTS),
-            wait=_pause,
-            reraise=True,
-        ):
-            with attempt:
-                result = await self.client.try_on(
-                    entry.person,
-                    list(entry.garments),
-                    **{"priority": Priority.BATCH, **self.options, **entry.options},
-                    previews=False,
-                    format=self.format,
-                    request_id=f"batch-{key}",
-                )
+        result = await self._try_on(entry, request_id=f"batch-{key}")
         suffix = next(one for one, kind in SUFFIXES.items() if kind is self.format)
         name = f"{entry.name}{suffix}"
         try:
@@ -116,7 +123,36 @@ class Batch:
         except OSError as error:
             raise SettingsError(f"can't write {name}: {error.strerror}") from error
         seconds = round(time.monotonic() - started, 3)
-        return Line(entry.name, key, name, result.seed, seconds)
+        return Line(entry.name, key, name, result.seed, seconds, digests=_digests(result))
+
+    async def _try_on(self, entry: Entry, **other: Any) -> Result:
+        assert entry.person is not None, "its key was made"
+        async for attempt in AsyncRetrying(
+            retry=retry_if_exception_type((OverloadedError, UnavailableError)),
+            stop=stop_after_attempt(_ATTEMPTS),
+            wait=_pause,
+            reraise=True,
+        ):
+            with attempt:
+                return await self.client.try_on(
+                    entry.person,
+                    list(entry.garments),
+                    **{"priority": Priority.BATCH, **self.options, **entry.options, **other},
+                    previews=False,
+                    format=self.format,
+                )
+        raise AssertionError("unreachable: the last attempt raises")
+
+
+def failed_line(entry: Entry, key: str = "", error: VtryonError | None = None) -> Line:
+    """Say why an entry has no result: an error, or the problem it was found with."""
+    reason = (error.reason if error else Reason.FIELD_INVALID) or ""
+    message = error.message if error else entry.problem
+    return Line(entry.name, key, reason=str(reason), message=message)
+
+
+def _digests(result: Result) -> dict[str, str]:
+    return {str(stage): one.model_digest for stage, one in result.stages.items()}
 
 
 def _pause(state: RetryCallState) -> float:

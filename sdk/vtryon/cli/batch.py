@@ -19,9 +19,9 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-from vtryon.batch.entries import Entry, find_entries
+from vtryon.batch.entries import LAYOUTS, Entry, Found, Layout, find_entries, nothing_found
 from vtryon.batch.journal import Journal, Line
-from vtryon.batch.work import Batch, Counts, watch
+from vtryon.batch.work import Batch, Counts, failed_line, watch
 from vtryon.cli.connection import (
     CheckpointOption,
     Connection,
@@ -38,6 +38,7 @@ from vtryon.types import ImageFormat, Profile
 
 _SHOWN = 24
 _LOOK_SECONDS = 1.0
+_SHOWN_UNUSED = 20
 
 
 def batch(
@@ -45,11 +46,11 @@ def batch(
         Path,
         typer.Argument(
             metavar="INPUT",
-            help="A folder of pairs (NAME/person.png and NAME/garment.png, or NAME_person.png and "
-            "NAME_garment.png), or a manifest .jsonl or .csv.",
+            help="A folder in one of the layouts, or a manifest .jsonl or .csv.",
         ),
     ],
     out: Annotated[Path, typer.Argument(metavar="OUT", help="Folder for results.")],
+    layout: Annotated[Layout, typer.Option(help=f"Of a folder. {LAYOUTS}.")] = Layout.PAIRS,
     prompt: Annotated[str | None, typer.Option(help="Where an entry has none.")] = None,
     negative_prompt: Annotated[str | None, typer.Option(help="The same.")] = None,
     steps: Annotated[int | None, typer.Option(help="Denoise steps, 1 to 200.")] = None,
@@ -69,8 +70,9 @@ def batch(
 ) -> None:
     """Do many try-ons, from files to files.
 
-    Run again, it does what is missing: results of the same pictures and options stay as they are.
-    OUT gets report.json and contact-sheet.png. Exits with 1 where an entry failed.
+    Run again, it does what is missing: results of the same pictures, options, version and models
+    stay as they are. OUT gets report.json and contact-sheet.png. Exits with 1 where an entry
+    failed, with 2 where there is nothing that could be tried.
     """
     console = PlainConsole(stderr=True)
     given = {
@@ -86,16 +88,21 @@ def batch(
     progress = _progress(PlainConsole(stderr=True, quiet=as_json))
     interrupted = False
     try:
-        entries = find_entries(source)
+        found = find_entries(source, layout)
+        if not found.entries and not watching:
+            raise nothing_found(source)
         journal = Journal.open(out)
-        wanted = _Wanted(source, entries, out, journal, options, format, concurrency, watching)
+        wanted = _Wanted(
+            source, layout, found.entries, out, journal, options, format, concurrency, watching
+        )
         try:
             with progress:
                 asyncio.run(_run(wanted, connection, progress))
         except KeyboardInterrupt:
             interrupted = True
-        names = [entry.name for entry in (find_entries(source) if watching else entries)]
-        report = _report(names, journal, out)
+        if watching:
+            found = find_entries(source, layout)
+        report = _report(found, journal, out)
     except VtryonError as error:
         report_failure(error, console, as_json=as_json)
         raise typer.Exit(2 if isinstance(error, RequestError) else 1) from None
@@ -106,12 +113,14 @@ def batch(
     if interrupted:
         raise typer.Exit(0 if watching else 130)
     if report["failed"]:
-        raise typer.Exit(1)
+        tried = any(not entry.problem for entry in found.entries)
+        raise typer.Exit(1 if tried else 2)
 
 
 @dataclass(frozen=True, slots=True)
 class _Wanted:
     source: Path
+    layout: Layout
     entries: list[Entry]
     out: Path
     journal: Journal
@@ -146,7 +155,7 @@ async def _run(wanted: _Wanted, connection: Connection, progress: Progress) -> N
         todo: Iterable[Entry] | AsyncIterator[Entry] = wanted.entries
         if wanted.watching:
             todo = watch(
-                lambda: find_entries(wanted.source),
+                lambda: find_entries(wanted.source, wanted.layout).entries,
                 _LOOK_SECONDS,
                 lambda one: one.key(work.common),
             )
@@ -166,8 +175,12 @@ def _progress(console: PlainConsole) -> Progress:
     )
 
 
-def _report(names: list[str], journal: Journal, out: Path) -> dict[str, Any]:
+def _report(found: Found, journal: Journal, out: Path) -> dict[str, Any]:
     """Write report.json and the contact sheet, whole or not at all."""
+    for entry in found.entries:
+        if entry.problem:
+            journal.lines[entry.name] = failed_line(entry)
+    names = [entry.name for entry in found.entries]
     lines = [journal.lines[name] for name in names if name in journal.lines]
     failed = [line for line in lines if line.failed]
     report = {
@@ -175,6 +188,7 @@ def _report(names: list[str], journal: Journal, out: Path) -> dict[str, Any]:
         "succeeded": len(lines) - len(failed),
         "failed": len(failed),
         "missing": len(names) - len(lines),
+        "unused": found.unused,
         "results": [asdict(line) for line in lines],
     }
     write_file(out / "report.json", (json.dumps(report, indent=2) + "\n").encode())
@@ -200,4 +214,8 @@ def _print(report: dict[str, Any], out: Path, console: PlainConsole) -> None:
         said += f", {report['failed']} failed"
     if report["missing"]:
         said += f", {report['missing']} to be done: run it again"
+    if report["unused"]:
+        shown = ", ".join(report["unused"][:_SHOWN_UNUSED])
+        more = " and more" if len(report["unused"]) > _SHOWN_UNUSED else ""
+        console.say(f"note: not used: {shown}{more}")
     console.say(f"{said}; {out}/report.json, {out}/contact-sheet.png")

@@ -9,9 +9,9 @@ from collections.abc import Sequence
 
 from vtryon.errors import RequestError
 from vtryon.schedules import denoised_sigmas
+from vtryon.seeds import MAX_SEED
 from vtryon.types import (
     MAX_PROMPT_CHARACTERS,
-    MAX_SEED,
     MAX_SHIFT,
     MAX_SIDE,
     MAX_STEPS,
