@@ -59,19 +59,22 @@ class Health:
     async def _check(
         self, raw: bytes, context: grpc.aio.ServicerContext
     ) -> health_pb2.HealthCheckResponse:
-        service = await _service_of(raw, context)
-        status = self._statuses.get(service)
-        if status is None:
-            await context.abort(grpc.StatusCode.NOT_FOUND, "no service of this name is served here")
+        service = _service_of(raw, context)
+        status = self._statuses.get(service) if service is not None else None
+        if service is not None and status is None:
+            _refuse(context, grpc.StatusCode.NOT_FOUND, "no service of this name is served here")
         return health_pb2.HealthCheckResponse(status=status)
 
     async def _watch(
         self, raw: bytes, context: grpc.aio.ServicerContext
     ) -> AsyncIterator[health_pb2.HealthCheckResponse]:
-        service = await _service_of(raw, context)
+        service = _service_of(raw, context)
+        if service is None:
+            return
         if self._watches >= self._max_watches:
             words = f"{self._watches} health watches are open, which is the limit; use Check"
-            await context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, words)
+            _refuse(context, grpc.StatusCode.RESOURCE_EXHAUSTED, words)
+            return
         self._watches += 1
         try:
             async for status in self._changes(service):
@@ -93,12 +96,20 @@ class Health:
         return self._statuses.get(service, unknown)
 
 
-async def _service_of(raw: bytes, context: grpc.aio.ServicerContext) -> str:
+def _service_of(raw: bytes, context: grpc.aio.ServicerContext) -> str | None:
+    """Read a service's name; None where the call is refused."""
     if len(raw) > _MAX_REQUEST_BYTES:
         words = f"a health request of {len(raw)} bytes; it takes {_MAX_REQUEST_BYTES}"
-        await context.abort(grpc.StatusCode.INVALID_ARGUMENT, words)
+        _refuse(context, grpc.StatusCode.INVALID_ARGUMENT, words)
+        return None
     try:
         return str(health_pb2.HealthCheckRequest.FromString(raw).service)
     except DecodeError:
-        await context.abort(grpc.StatusCode.INVALID_ARGUMENT, "bytes that are no health request")
-        raise
+        _refuse(context, grpc.StatusCode.INVALID_ARGUMENT, "bytes that are no health request")
+        return None
+
+
+def _refuse(context: grpc.aio.ServicerContext, code: grpc.StatusCode, words: str) -> None:
+    """Set a call's status. `abort` would raise, and what it raises keeps the request alive."""
+    context.set_code(code)
+    context.set_details(words)

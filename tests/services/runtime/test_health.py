@@ -25,7 +25,6 @@ async def target() -> AsyncIterator[str]:
         log_level="error",
         max_health_watches=3,
         max_calls=2,
-        handshake_timeout_seconds=1.0,
         drain_grace_seconds=0,
     )
     given = {"backend": "scripted", "first_message_timeout_seconds": 300.0}
@@ -36,6 +35,7 @@ async def target() -> AsyncIterator[str]:
 @pytest.fixture
 async def channel(target: str) -> AsyncIterator[grpc.aio.Channel]:
     async with grpc.aio.insecure_channel(target) as channel:
+        await channel.channel_ready()
         yield channel
 
 
@@ -62,8 +62,8 @@ async def test_watches_are_bounded_and_a_check_answers_beside_them(channel) -> N
 
 
 async def test_health_takes_no_permit_where_all_are_taken(channel, target) -> None:
-    silent = [channel.stream_stream("/vtryon.v1.PipelineService/TryOn")() for _ in range(2)]
     stub = health_pb2_grpc.HealthStub(channel)
+    silent = [channel.stream_stream("/vtryon.v1.PipelineService/TryOn")() for _ in range(2)]
     async with vtryon.Client(target) as client, asyncio.timeout(30):
         with pytest.raises(vtryon.OverloadedError):
             while True:
