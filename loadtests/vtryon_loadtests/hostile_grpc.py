@@ -1,0 +1,140 @@
+"""Attacks on the gRPC services, and a good caller of them; see `vtryon_loadtests.hostile`.
+
+Callers have tenants, as behind the edge, whose limit of requests per second is that of the attacks.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import itertools
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+
+import grpc
+from grpc_health.v1 import health_pb2
+
+import vtryon
+from vtryon.types import EncodedImage, Payload, PayloadKind, TryOnOptions, TryOnStart
+from vtryon.v1 import pipeline_pb2
+from vtryon_loadtests.tensor_streaming import running
+
+_TRY_ON = "/vtryon.v1.PipelineService/TryOn"
+_TENANT = (("x-vtryon-tenant", "hostile"),)
+_PERSON, _GARMENT = b"person", b"garment"
+_PER_SECOND = 20
+_AT_ONCE = 100
+_ITEMS = 1_800_000
+
+Channel = grpc.aio.Channel
+
+
+@asynccontextmanager
+async def serve() -> AsyncIterator[tuple[str, Callable[[], Awaitable[None]]]]:
+    """Serve a scripted mesh."""
+    command = ("vtryon", "serve", "all", "--backend", "scripted", "--listen", "127.0.0.1:0")
+    with running(*command, VTRYON_SCRIPTED_SECONDS="0.005") as target:
+        async with vtryon.Client(target) as client:
+            good = client.acting_for("good")
+
+            async def call() -> None:
+                await good.try_on(_PERSON, _GARMENT, steps=4, timeout_seconds=30)
+
+            yield target, call
+
+
+async def silent_streams(target: str) -> None:
+    """Open streams, and send nothing."""
+    await _paced(target, lambda channel: _stream(channel, b""))
+
+
+async def declared_payloads(target: str) -> None:
+    """Declare large pictures, and send none of them."""
+    payload = Payload(PayloadKind.PERSON_IMAGE, 20 * 2**20, image=EncodedImage())
+    start = pipeline_pb2.TryOnRequest(start=TryOnStart((payload,), TryOnOptions()).to_proto())
+    await _paced(target, lambda channel: _stream(channel, start.SerializeToString()))
+
+
+async def repeated_items(target: str) -> None:
+    """Send messages of 3.6 MiB that declare millions of payloads."""
+    inner = b"\x0a\x00" * _ITEMS
+    body = b"\x0a" + _varint(len(inner)) + inner
+    await _paced(target, lambda channel: _stream(channel, body))
+
+
+async def endless_numbers(target: str) -> None:
+    """Send chunks whose length has no end."""
+    payload = Payload(PayloadKind.PERSON_IMAGE, 1000, image=EncodedImage())
+    start = pipeline_pb2.TryOnRequest(start=TryOnStart((payload,), TryOnOptions()).to_proto())
+    bodies = (start.SerializeToString(), b"\x12" + b"\xff" * 1_000_000)
+    await _paced(target, lambda channel: _stream(channel, *bodies))
+
+
+async def health_names(target: str) -> None:
+    """Watch the health of services with names of 3.5 MiB."""
+    body = health_pb2.HealthCheckRequest(service="x" * 3_500_000).SerializeToString()
+
+    async def watch(channel: Channel) -> None:
+        async for _ in channel.unary_stream("/grpc.health.v1.Health/Watch")(body):
+            pass
+
+    await _paced(target, watch)
+
+
+async def idle_connections(target: str) -> None:
+    """Open many connections, and say nothing."""
+    host, _, port = target.rpartition(":")
+
+    async def hold() -> None:
+        while True:
+            with contextlib.suppress(OSError):
+                reader, writer = await asyncio.open_connection(host, int(port))
+                while await reader.read(4096):
+                    pass
+                writer.close()
+            await asyncio.sleep(1)
+
+    await asyncio.gather(*(hold() for _ in range(_AT_ONCE)))
+
+
+async def _stream(channel: Channel, *messages: bytes) -> None:
+    """Send messages on a stream of its own, and leave it open."""
+    call = channel.stream_stream(_TRY_ON)(metadata=_TENANT)
+    for message in filter(None, messages):
+        await call.write(message)
+    async for _ in call:
+        pass
+
+
+async def _paced(target: str, one: Callable[[Channel], Awaitable[None]]) -> None:
+    """Begin so many a second, whatever becomes of those before."""
+    begun: set[asyncio.Task[None]] = set()
+    async with grpc.aio.insecure_channel(target) as channel:
+        for _ in itertools.count():
+            task = asyncio.create_task(_unless_refused(one(channel)))
+            begun.add(task)
+            task.add_done_callback(begun.discard)
+            await asyncio.sleep(1 / _PER_SECOND)
+
+
+async def _unless_refused(one: Awaitable[None]) -> None:
+    with contextlib.suppress(grpc.aio.AioRpcError, asyncio.InvalidStateError):
+        await one
+
+
+def _varint(number: int) -> bytes:
+    out = bytearray()
+    while number > 0x7F:
+        out.append(number & 0x7F | 0x80)
+        number >>= 7
+    return bytes((*out, number))
+
+
+ATTACKS = {
+    "silent streams": silent_streams,
+    "declared payloads": declared_payloads,
+    "repeated items": repeated_items,
+    "endless numbers": endless_numbers,
+    "health names": health_names,
+    "idle connections": idle_connections,
+}
