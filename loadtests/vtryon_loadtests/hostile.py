@@ -1,6 +1,6 @@
 """One hostile caller beside a good one: what the good one notices.
 
-    python -m vtryon_loadtests.hostile [--interface rest] [--attack NAME ...] [--seconds 5] [--json]
+    python -m vtryon_loadtests.hostile [--interface NAME] [--attack NAME ...] [--seconds 5] [--json]
 
 The good caller asks for try-ons one after another, first alone and then beside each attack; the
 attacker is a process of its own. The mesh is scripted and computes nothing, so what is left is the
@@ -32,7 +32,10 @@ from rich.table import Table
 
 from vtryon_loadtests.figures import percentile
 
-INTERFACES = {"rest": "vtryon_loadtests.hostile_rest"}
+INTERFACES = {
+    "grpc": "vtryon_loadtests.hostile_grpc",
+    "rest": "vtryon_loadtests.hostile_rest",
+}
 ALONE = "alone"
 _MOST_RATIO = 2.0
 _PAUSE_SECONDS = 0.02

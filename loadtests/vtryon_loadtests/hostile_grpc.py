@@ -10,6 +10,7 @@ import contextlib
 import itertools
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from typing import Any
 
 import grpc
 from grpc_health.v1 import health_pb2
@@ -25,8 +26,6 @@ _PERSON, _GARMENT = b"person", b"garment"
 _PER_SECOND = 20
 _AT_ONCE = 100
 _ITEMS = 1_800_000
-
-Channel = grpc.aio.Channel
 
 
 @asynccontextmanager
@@ -50,9 +49,8 @@ async def silent_streams(target: str) -> None:
 
 async def declared_payloads(target: str) -> None:
     """Declare large pictures, and send none of them."""
-    payload = Payload(PayloadKind.PERSON_IMAGE, 20 * 2**20, image=EncodedImage())
-    start = pipeline_pb2.TryOnRequest(start=TryOnStart((payload,), TryOnOptions()).to_proto())
-    await _paced(target, lambda channel: _stream(channel, start.SerializeToString()))
+    start = _start(20 * 2**20)
+    await _paced(target, lambda channel: _stream(channel, start))
 
 
 async def repeated_items(target: str) -> None:
@@ -64,9 +62,7 @@ async def repeated_items(target: str) -> None:
 
 async def endless_numbers(target: str) -> None:
     """Send chunks whose length has no end."""
-    payload = Payload(PayloadKind.PERSON_IMAGE, 1000, image=EncodedImage())
-    start = pipeline_pb2.TryOnRequest(start=TryOnStart((payload,), TryOnOptions()).to_proto())
-    bodies = (start.SerializeToString(), b"\x12" + b"\xff" * 1_000_000)
+    bodies = (_start(1000), b"\x12" + b"\xff" * 1_000_000)
     await _paced(target, lambda channel: _stream(channel, *bodies))
 
 
@@ -74,7 +70,7 @@ async def health_names(target: str) -> None:
     """Watch the health of services with names of 3.5 MiB."""
     body = health_pb2.HealthCheckRequest(service="x" * 3_500_000).SerializeToString()
 
-    async def watch(channel: Channel) -> None:
+    async def watch(channel: grpc.aio.Channel) -> None:
         async for _ in channel.unary_stream("/grpc.health.v1.Health/Watch")(body):
             pass
 
@@ -97,7 +93,7 @@ async def idle_connections(target: str) -> None:
     await asyncio.gather(*(hold() for _ in range(_AT_ONCE)))
 
 
-async def _stream(channel: Channel, *messages: bytes) -> None:
+async def _stream(channel: grpc.aio.Channel, *messages: bytes) -> None:
     """Send messages on a stream of its own, and leave it open."""
     call = channel.stream_stream(_TRY_ON)(metadata=_TENANT)
     for message in filter(None, messages):
@@ -106,7 +102,7 @@ async def _stream(channel: Channel, *messages: bytes) -> None:
         pass
 
 
-async def _paced(target: str, one: Callable[[Channel], Awaitable[None]]) -> None:
+async def _paced(target: str, one: Callable[[grpc.aio.Channel], Awaitable[None]]) -> None:
     """Begin so many a second, whatever becomes of those before."""
     begun: set[asyncio.Task[None]] = set()
     async with grpc.aio.insecure_channel(target) as channel:
@@ -120,6 +116,13 @@ async def _paced(target: str, one: Callable[[Channel], Awaitable[None]]) -> None
 async def _unless_refused(one: Awaitable[None]) -> None:
     with contextlib.suppress(grpc.aio.AioRpcError, asyncio.InvalidStateError):
         await one
+
+
+def _start(size: int) -> bytes:
+    """Declare a person of so many bytes."""
+    payload = Payload(PayloadKind.PERSON_IMAGE, size, image=EncodedImage())
+    start: Any = TryOnStart((payload,), TryOnOptions()).to_proto()
+    return pipeline_pb2.TryOnRequest(start=start).SerializeToString()
 
 
 def _varint(number: int) -> bytes:

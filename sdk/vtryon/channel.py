@@ -46,6 +46,8 @@ _OF_SERVICES: _Options = (
     ("grpc.keepalive_timeout_ms", 2_000),
     ("grpc.http2.ping_timeout_ms", 2_000),
     ("grpc.enable_retries", 0),
+    # A proxy of the environment is for the world outside, not for services beside one another.
+    ("grpc.enable_http_proxy", 0),
 )
 
 _LOCAL = {"localhost", "127.0.0.1", "::1"}

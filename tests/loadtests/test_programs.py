@@ -109,6 +109,13 @@ def test_every_door_is_measured() -> None:
 
 
 @pytest.mark.timeout(300)
+def test_a_good_caller_of_grpc_is_served_beside_every_attack() -> None:
+    rows = run("hostile", "--interface", "grpc", "--seconds", "1")
+    assert len(rows) == 7
+    assert {row["success_percent"] for row in rows} == {100.0}
+
+
+@pytest.mark.timeout(300)
 def test_a_good_caller_is_measured_alone_and_beside_an_attack() -> None:
     rows = run("hostile", "--attack", "deep json", "--attack", "slow bodies", "--seconds", "1")
     assert [row["attack"] for row in rows] == ["alone", "deep json", "slow bodies"]

@@ -61,7 +61,7 @@ async def away() -> AsyncIterator[Away]:
 
 async def test_attempts_beside_the_first_are_a_tenth_of_the_requests_and_a_few(away: Away) -> None:
     settings = {"backend": "scripted", "latent_encoder_target": away.target}
-    async with embedded_mesh(**settings) as target, vtryon.Client(target) as client:
+    async with embedded_mesh(**settings) as target, vtryon.Client(target, retry=False) as client:
         runs = [client.try_on(png(), png(), timeout_seconds=50) for _ in range(REQUESTS)]
         said = await asyncio.gather(*runs, return_exceptions=True)
     assert {type(error) for error in said} == {vtryon.UnavailableError}
@@ -71,7 +71,7 @@ async def test_attempts_beside_the_first_are_a_tenth_of_the_requests_and_a_few(a
 
 async def test_a_stage_is_given_what_is_left_of_the_callers_deadline(away: Away) -> None:
     settings = {"backend": "scripted", "latent_encoder_target": away.target}
-    async with embedded_mesh(**settings) as target, vtryon.Client(target) as client:
+    async with embedded_mesh(**settings) as target, vtryon.Client(target, retry=False) as client:
         with pytest.raises(vtryon.UnavailableError):
             await client.try_on(png(), png(), timeout_seconds=8)
     assert 2 <= len(away.remaining) <= 4
@@ -85,7 +85,10 @@ async def test_a_stage_is_given_what_is_left_of_the_callers_deadline(away: Away)
 async def test_the_encoder_that_took_longer_is_the_critical_one(monkeypatch, slow) -> None:
     name = slow.value.upper().replace("-", "_")
     monkeypatch.setenv(f"VTRYON_{name}_SCRIPTED_SECONDS", "1.5")
-    async with embedded_mesh(backend="scripted") as target, vtryon.Client(target) as client:
+    async with (
+        embedded_mesh(backend="scripted") as target,
+        vtryon.Client(target, retry=False) as client,
+    ):
         ledger = (await client.try_on(png(), png(), steps=1)).ledger
     encoders = {Stage.LATENT_ENCODER, Stage.TEXT_ENCODER}
     critical = {hop.stage for hop in ledger.hops if hop.critical}
@@ -147,3 +150,12 @@ async def test_a_caller_that_reads_nothing_is_cut_off_and_told_why() -> None:
             async for _ in events:
                 pass
     await server.stop()
+
+
+async def test_a_proxy_of_the_environment_is_not_between_services(away: Away, monkeypatch) -> None:
+    monkeypatch.setenv("http_proxy", "http://127.0.0.1:1")  # nobody is there
+    settings = {"backend": "scripted", "latent_encoder_target": away.target}
+    async with embedded_mesh(**settings) as target, vtryon.Client(target, retry=False) as client:
+        with pytest.raises(vtryon.UnavailableError):
+            await client.try_on(png(), png(), timeout_seconds=20)
+    assert away.remaining

@@ -64,7 +64,7 @@ async def test_watches_are_bounded_and_a_check_answers_beside_them(channel) -> N
 async def test_health_takes_no_permit_where_all_are_taken(channel, target) -> None:
     stub = health_pb2_grpc.HealthStub(channel)
     silent = [channel.stream_stream("/vtryon.v1.PipelineService/TryOn")() for _ in range(2)]
-    async with vtryon.Client(target) as client, asyncio.timeout(30):
+    async with vtryon.Client(target, retry=False) as client, asyncio.timeout(30):
         with pytest.raises(vtryon.OverloadedError):
             while True:
                 await client.try_on(png(), png(), steps=1)

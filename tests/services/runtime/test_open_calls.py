@@ -62,7 +62,7 @@ async def test_a_stream_whose_next_chunk_does_not_come_ends() -> None:
 async def test_of_silent_streams_the_oldest_make_room_for_a_new_call() -> None:
     async with stub(max_silent_calls=4) as (pipeline, target):
         silent = [pipeline.TryOn() for _ in range(8)]
-        async with vtryon.Client(target) as client, asyncio.timeout(30):
+        async with vtryon.Client(target, retry=False) as client, asyncio.timeout(30):
             while sum(call.done() for call in silent) < 5:
                 await client.try_on(png(), png(), steps=1)
         codes = {await call.code() for call in silent if call.done()}
@@ -73,7 +73,7 @@ async def test_of_silent_streams_the_oldest_make_room_for_a_new_call() -> None:
 
 async def test_calls_of_one_tenant_are_bounded_and_others_are_served() -> None:
     settings = {"max_calls_per_tenant": 3, "max_silent_calls": 100}
-    async with stub(**settings) as (pipeline, target), vtryon.Client(target) as client:
+    async with stub(**settings) as (pipeline, target), vtryon.Client(target, retry=False) as client:
         held = [pipeline.TryOn(metadata=[(TENANT, "many")]) for _ in range(3)]
         async with asyncio.timeout(30):
             while True:
@@ -89,7 +89,7 @@ async def test_calls_of_one_tenant_are_bounded_and_others_are_served() -> None:
 
 async def test_declared_bytes_of_one_tenant_are_bounded_and_others_are_served() -> None:
     settings = {"max_declared_bytes_per_tenant": 25 * 2**20}
-    async with stub(**settings) as (pipeline, target), vtryon.Client(target) as client:
+    async with stub(**settings) as (pipeline, target), vtryon.Client(target, retry=False) as client:
         first, second = (pipeline.TryOn(metadata=[(TENANT, "many")]) for _ in range(2))
         await first.write(start(20 * 2**20))
         assert (await first.read()).WhichOneof("event") == "accepted"
