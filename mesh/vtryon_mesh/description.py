@@ -15,8 +15,11 @@ EDGE = "edge"
 # Says what a request works on, so that equal content goes to the replica that has seen it.
 CONTENT_HEADER = "x-vtryon-content-digest"
 HEALTH_PREFIX = "/grpc.health.v1.Health/"
+HEALTH_CHECK = f"{HEALTH_PREFIX}Check"
 HTTP_HEALTH = "/healthz"
 TENANT_HEADER = "x-vtryon-tenant"
+# 1 to 128 printable ASCII characters; spaces only in between, where no hop trims them.
+TENANT_NAME = "[!-~]([ -~]{0,126}[!-~])?"
 # In the repository beside the package, in an installation inside it.
 _HERE = Path(__file__).parent
 DEFAULT_PATH = next(
@@ -81,22 +84,70 @@ class Service(_Part):
 
 
 class Jwt(_Part):
-    """Which tokens the edge takes: of a key of the JWKS, with this scope, and with a tenant."""
+    """Which tokens the edge accepts: of a key of the JWKS, with this scope, and with a tenant.
+
+    Attributes:
+        jwks_uri: where the identity provider publishes its keys; None: the keys are in a file.
+    """
 
     issuer: str
     audience: str
     scope: str
     tenant_claim: str
+    jwks_uri: str | None = Field(default=None, pattern=r"^https?://[^/\s?#]+(/\S*)?$")
+
+
+class Limits(_Part):
+    """What callers may take of the edge. Times are in seconds, the default is in `mesh.yaml`.
+
+    Attributes:
+        connections: connections at once, of all callers; more are closed when they are accepted.
+        connections_per_second: new connections, of all callers; more are closed.
+        connections_burst: new connections that may arrive at once after a quiet time.
+        handshake: time for the TLS handshake; slower connections are closed.
+        idle: how long a connection without a request is kept open.
+        request_headers: time from a request's first byte to the end of its headers; then 408.
+        request: time from a request's headers to the end of its body; then 408.
+        streams_per_connection: requests at once on an HTTP/2 connection; more are refused.
+        request_headers_kib: size of a request's headers; larger ones are 431.
+        buffered_kib: REST's bodies up to this declared size are read whole before they take a
+            place of the service; larger ones are streamed to it.
+        heap_mib: memory of the edge. Its timeouts shrink from 80 % on, and from 95 % on it accepts
+            no connections and no requests (503).
+        health_per_second: health checks of callers without a token; more are 429.
+    """
+
+    connections: int = Field(ge=1)
+    connections_per_second: int = Field(ge=1)
+    connections_burst: int = Field(ge=1)
+    handshake: float = Field(gt=0)
+    idle: float = Field(gt=0)
+    request_headers: float = Field(gt=0)
+    request: float = Field(gt=0)
+    streams_per_connection: int = Field(ge=1)
+    request_headers_kib: int = Field(ge=1, le=8192)
+    buffered_kib: int = Field(ge=1)
+    heap_mib: int = Field(ge=64)
+    health_per_second: int = Field(ge=1)
 
 
 class Edge(_Part):
-    """The mesh's door."""
+    """The mesh's door.
+
+    Attributes:
+        hosts: names that callers know the edge by, such as `try-on.example.com` or
+            `*.example.com`. Where the edge asks for tokens, an empty list accepts every name;
+            where it does not, loopback names are accepted besides those listed, and no others,
+            so that no web page reaches the edge under a name of its own (DNS rebinding).
+    """
 
     port: int = Field(ge=1, le=65535)
     serves: tuple[str, ...]
     jwt: Jwt
     requests_per_second: int = Field(ge=1)
     requests_per_second_of_a_tenant: int = Field(ge=1)
+    limits: Limits
+    hosts: tuple[str, ...] = ()
     cors_origins: tuple[str, ...] = ()
 
 

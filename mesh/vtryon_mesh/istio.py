@@ -8,11 +8,15 @@ from __future__ import annotations
 from typing import Any, Literal
 
 from vtryon_mesh.description import CONTENT_HEADER, EDGE, HEALTH_PREFIX, TENANT_HEADER, Mesh
-from vtryon_mesh.envoy.edge import rate_limits
+from vtryon_mesh.envoy.access import new_connections, rate_limits, tenant_names
+from vtryon_mesh.envoy.pieces import TYPES, seconds
+from vtryon_mesh.envoy.routes import UNSENT
+from vtryon_mesh.envoy.upstreams import HEADROOM
 
 Manifest = dict[str, Any]
 Mode = Literal["sidecar", "ambient"]
 _WAYPOINT = "waypoint"
+_MANAGER = "envoy.filters.network.http_connection_manager"
 _NEW, _OLD = "canary", "stable"
 
 
@@ -142,7 +146,7 @@ def _callers(mesh: Mesh) -> list[Manifest]:
     rule = {
         "issuer": jwt.issuer,
         "audiences": [jwt.audience],
-        "jwksUri": f"{jwt.issuer}/.well-known/jwks.json",
+        "jwksUri": jwt.jwks_uri or f"{jwt.issuer}/.well-known/jwks.json",
         "forwardOriginalToken": False,
         "outputClaimToHeaders": [{"header": TENANT_HEADER, "claim": jwt.tenant_claim}],
     }
@@ -161,23 +165,60 @@ def _callers(mesh: Mesh) -> list[Manifest]:
         _manifest(security, "RequestAuthentication", "callers", mesh, authentication),
         _policy(mesh, "callers", at_gateway, allowed),
         _rate_limit(mesh),
+        _limits(mesh),
     ]
 
 
-def _rate_limit(mesh: Mesh) -> Manifest:
-    """Envoy's own filter, as at the edge of one machine: Istio has no resource for it."""
-    manager = {
-        "name": "envoy.filters.network.http_connection_manager",
-        "subFilter": {"name": "envoy.filters.http.router"},
-    }
-    patch = {
-        "applyTo": "HTTP_FILTER",
-        "match": {"context": "GATEWAY", "listener": {"filterChain": {"filter": manager}}},
-        "patch": {"operation": "INSERT_BEFORE", "value": rate_limits(mesh)},
-    }
+def _envoy_filter(mesh: Mesh, name: str, *patches: Manifest) -> Manifest:
+    """Patch the gateway's Envoy where Istio has no resource for it."""
     selector = {"labels": {"gateway.networking.k8s.io/gateway-name": EDGE}}
-    spec = {"workloadSelector": selector, "configPatches": [patch]}
-    return _manifest("networking.istio.io/v1alpha3", "EnvoyFilter", "rate-limits", mesh, spec)
+    spec = {"workloadSelector": selector, "configPatches": list(patches)}
+    return _manifest("networking.istio.io/v1alpha3", "EnvoyFilter", name, mesh, spec)
+
+
+def _rate_limit(mesh: Mesh) -> Manifest:
+    """Check tenants' names and count requests by Envoy's own filters, as at a local edge."""
+    manager = {"name": _MANAGER, "subFilter": {"name": "envoy.filters.http.router"}}
+    patches = [
+        {
+            "applyTo": "HTTP_FILTER",
+            "match": {"context": "GATEWAY", "listener": {"filterChain": {"filter": manager}}},
+            "patch": {"operation": "INSERT_BEFORE", "value": one},
+        }
+        for one in (tenant_names(), rate_limits(mesh))
+    ]
+    return _envoy_filter(mesh, "rate-limits", *patches)
+
+
+def _limits(mesh: Mesh) -> Manifest:
+    """Bound connections and the time for a request, as at a local edge."""
+    limits = mesh.edge.limits
+    kind = "extensions.filters.network.http_connection_manager.v3.HttpConnectionManager"
+    manager = {
+        "@type": TYPES + kind,
+        "max_request_headers_kb": limits.request_headers_kib,
+        "request_headers_timeout": seconds(limits.request_headers),
+        "request_timeout": seconds(limits.request),
+        "common_http_protocol_options": {"idle_timeout": seconds(limits.idle)},
+        "http2_protocol_options": {"max_concurrent_streams": limits.streams_per_connection},
+    }
+    at_manager = {"listener": {"filterChain": {"filter": {"name": _MANAGER}}}}
+    handshake = {"transport_socket_connect_timeout": seconds(limits.handshake)}
+    return _envoy_filter(
+        mesh,
+        "limits",
+        _merged("NETWORK_FILTER", {"name": _MANAGER, "typed_config": manager}, **at_manager),
+        _merged("FILTER_CHAIN", handshake),
+        _merged("LISTENER", {"listener_filters": [new_connections(mesh)]}),
+    )
+
+
+def _merged(kind: str, value: Manifest, **match: Any) -> Manifest:
+    return {
+        "applyTo": kind,
+        "match": {"context": "GATEWAY", **match},
+        "patch": {"operation": "MERGE", "value": value},
+    }
 
 
 def _traffic(mesh: Mesh) -> list[Manifest]:
@@ -193,13 +234,16 @@ def _traffic(mesh: Mesh) -> list[Manifest]:
                 "loadBalancer": balance,
                 "connectionPool": {
                     "http": {
-                        "http2MaxRequests": service.max_requests,
-                        "http1MaxPendingRequests": service.max_requests,
+                        "http2MaxRequests": HEADROOM * service.max_requests,
+                        "http1MaxPendingRequests": HEADROOM * service.max_requests,
                         "maxRetries": 3,
                     }
                 },
                 "outlierDetection": {
-                    "consecutiveGatewayErrors": 5,
+                    # What a service answers never counts, as at a local edge.
+                    "splitExternalLocalOriginErrors": True,
+                    "consecutiveLocalOriginFailures": 3,
+                    "consecutiveGatewayErrors": 0,
                     "consecutive5xxErrors": 0,
                     "interval": "1s",
                     "baseEjectionTime": f"{mesh.ejection:g}s",
@@ -215,7 +259,7 @@ def _traffic(mesh: Mesh) -> list[Manifest]:
         http = {
             "route": routes,
             "timeout": "0s",
-            "retries": {"attempts": 2, "retryOn": "connect-failure,refused-stream"},
+            "retries": {"attempts": 2, "retryOn": UNSENT},
             # Copies for a new version, whose answers nobody reads; none until somebody asks.
             "mirror": {"host": name, "subset": _NEW},
             "mirrorPercentage": {"value": 0.0},

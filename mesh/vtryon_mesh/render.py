@@ -7,6 +7,7 @@ from pathlib import Path, PurePosixPath
 
 from vtryon_mesh.description import EDGE, Mesh
 from vtryon_mesh.documents import write
+from vtryon_mesh.envoy.access import RemoteKeys
 from vtryon_mesh.envoy.edge import EdgePlace, render_edge
 from vtryon_mesh.envoy.pieces import Address, Config
 from vtryon_mesh.envoy.sidecar import Sidecar, render_sidecar
@@ -15,6 +16,7 @@ from vtryon_mesh.istio import Mode, render_istio
 
 _ADMIN, _INBOUND = 9901, 15443
 CERTIFICATES = Path("/etc/vtryon/certificates")
+_JWKS = CERTIFICATES / "jwks.json"
 _LOG = Path("/dev/stdout")
 _OTLP = Address("otel-collector", 4317)
 _MODES: tuple[Mode, ...] = ("sidecar", "ambient")
@@ -31,7 +33,7 @@ def envoys(mesh: Mesh) -> dict[str, Config]:
                 listen=Address("0.0.0.0", mesh.edge.port),  # noqa: S104
                 services={name: [Address(name, _INBOUND)] for name in mesh.edge.serves},
                 certificates=CERTIFICATES,
-                jwks=CERTIFICATES / "jwks.json",
+                jwks=RemoteKeys(uri) if (uri := mesh.edge.jwt.jwks_uri) else _JWKS,
                 server_certificate=Identity(EDGE, CERTIFICATES),
                 access_log=_LOG,
                 otlp=_OTLP,

@@ -181,4 +181,5 @@ def test_istio_and_envoy_let_in_the_same_callers(mode: str) -> None:
             assert set(http["retries"]["retryOn"].split(",")) <= {
                 "connect-failure",
                 "refused-stream",
+                "reset-before-request",
             }

@@ -1,4 +1,4 @@
-"""The Envoy at the door: who may come in, how often, and in which protocol."""
+"""The Envoy at the door: which protocols, names, connections and requests it accepts."""
 
 from __future__ import annotations
 
@@ -6,25 +6,37 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from vtryon_mesh.description import EDGE, HEALTH_PREFIX, TENANT_HEADER, Mesh, Service
+from vtryon_mesh.description import EDGE, Mesh, Service
+from vtryon_mesh.envoy.access import (
+    Keys,
+    authentication,
+    health_rate_limit,
+    jwks_cluster,
+    new_connections,
+    rate_limits,
+    rules,
+)
+from vtryon_mesh.envoy.browsers import cors
 from vtryon_mesh.envoy.pieces import (
     Address,
     Config,
     bootstrap,
-    cluster,
     connection_manager,
     filter_of,
-    health_route,
     listener,
-    otlp_cluster,
-    service_route,
+    seconds,
     virtual_host,
     without_header,
 )
+from vtryon_mesh.envoy.routes import BUFFER, buffer_of, health_route, service_routes
 from vtryon_mesh.envoy.tls import Identity, caller_tls, client_tls
+from vtryon_mesh.envoy.upstreams import breakers, cluster, otlp_cluster, upstream
 
-_JWT_FILTER = "envoy.filters.http.jwt_authn"
-_MAX_HEADERS_KIB = 32
+_LOOPBACK = ("localhost", "127.0.0.1", "[::1]")
+# A cluster of its own: what needs no token takes nothing of what callers need.
+_HEALTH = "health"
+_HEALTH_BYTES = 1024
+_HEALTH_AT_ONCE = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,7 +47,7 @@ class EdgePlace:
         services: where every replica of each is: its sidecar, or itself where there are none. What
             is not there is not served.
         certificates: of the mesh; None where services are reached without TLS.
-        jwks: the keys whose tokens are taken, as JSON or in a file; None lets everybody in.
+        jwks: the keys whose tokens are accepted; None lets everybody in.
         server_certificate: names `NAME.crt` and `NAME.key` for callers' TLS; None for none.
     """
 
@@ -43,7 +55,7 @@ class EdgePlace:
     listen: Address
     services: Mapping[str, Sequence[Address]]
     certificates: Path | None
-    jwks: str | Path | None
+    jwks: Keys | None
     server_certificate: Identity | None = None
     access_log: Path | None = None
     otlp: Address | None = None
@@ -51,165 +63,123 @@ class EdgePlace:
 
 def render_edge(mesh: Mesh, given: EdgePlace) -> Config:
     """Render the edge."""
-    edge = mesh.edge
-    served = {name: mesh.services[name] for name in edge.serves if name in given.services}
-    routes = [service_route(mesh, one, name, tried_again=True) for name, one in served.items()]
-    host = virtual_host(
-        [*routes, *_health(served)],
-        typed_per_filter_config={"envoy.filters.http.cors": _cors(mesh)},
-    )
-    filters = [
-        filter_of("cors", "Cors"),
-        filter_of("grpc_web", "GrpcWeb"),
-    ]
-    if given.jwks is not None:
-        filters += [_authentication(mesh, given.jwks), _scope(mesh)]
-    filters.append(rate_limits(mesh))
+    limits = mesh.edge.limits
     manager = connection_manager(
         EDGE,
-        [],
-        filters,
+        _hosts(mesh, given),
+        _filters(mesh, given),
         access_log=given.access_log,
         otlp=given.otlp is not None,
+        streams=limits.streams_per_connection,
+        idle=limits.idle,
         codec_type="AUTO",
         use_remote_address=True,
         generate_request_id=True,
         preserve_external_request_id=True,
         always_set_request_id_in_response=True,
-        max_request_headers_kb=_MAX_HEADERS_KIB,
-        route_config={"name": EDGE, "virtual_hosts": [host]},
+        max_request_headers_kb=limits.request_headers_kib,
         local_reply_config=_json_errors(),
-        request_headers_timeout="10s",
+        request_headers_timeout=seconds(limits.request_headers),
+        request_timeout=seconds(limits.request),
         server_header_transformation="PASS_THROUGH",
     )
-    clusters = []
-    for name, service in served.items():
-        tls = None
-        if given.certificates is not None:
-            tls = client_tls(Identity(EDGE, given.certificates), mesh.identity(name))
-        clusters.append(cluster(mesh, name, service, given.services[name], tls))
-    if given.otlp is not None:
-        clusters.append(otlp_cluster(given.otlp))
-    socket = None if given.server_certificate is None else caller_tls(given.server_certificate)
-    return bootstrap(EDGE, given.admin, [listener(EDGE, given.listen, manager, socket)], clusters)
-
-
-def _health(served: Mapping[str, Service]) -> list[Config]:
-    """Let the first gRPC service speak for all."""
-    first = next((name for name, one in served.items() if one.grpc), None)
-    return [] if first is None else [health_route(served[first], first)]
-
-
-def _cors(mesh: Mesh) -> Config:
-    return {
-        "@type": "type.googleapis.com/envoy.extensions.filters.http.cors.v3.CorsPolicy",
-        "allow_origin_string_match": [
-            {"safe_regex": {"regex": origin}} for origin in mesh.edge.cors_origins
-        ],
-        "allow_methods": "GET, POST, OPTIONS",
-        "allow_headers": "content-type, x-grpc-web, x-user-agent, grpc-timeout, authorization, "
-        "traceparent, idempotency-key, prefer, accept, x-request-id",
-        "expose_headers": "grpc-status, grpc-message, grpc-status-details-bin, x-request-id, "
-        "retry-after, server-timing, x-vtryon-seed, location",
-        "max_age": "86400",
-        "forward_not_matching_preflights": False,
-    }
-
-
-def _authentication(mesh: Mesh, jwks: str | Path) -> Config:
-    jwt = mesh.edge.jwt
-    keys = {"filename": str(jwks)} if isinstance(jwks, Path) else {"inline_string": jwks}
-    provider = {
-        "issuer": jwt.issuer,
-        "audiences": [jwt.audience],
-        "require_expiration": True,
-        "clock_skew_seconds": 30,
-        "forward": False,
-        "from_headers": [{"name": "authorization", "value_prefix": "Bearer "}],
-        "claim_to_headers": [{"header_name": TENANT_HEADER, "claim_name": jwt.tenant_claim}],
-        "payload_in_metadata": "jwt_payload",
-        "local_jwks": keys,
-        "jwt_cache_config": {"jwt_cache_size": 1000},
-    }
-    return filter_of(
-        "jwt_authn",
-        "JwtAuthentication",
-        providers={"callers": provider},
-        rules=[
-            {"match": {"prefix": HEALTH_PREFIX}},
-            {"match": {"prefix": "/"}, "requires": {"provider_name": "callers"}},
-        ],
-        bypass_cors_preflight=True,
+    tls = None if given.server_certificate is None else caller_tls(given.server_certificate)
+    door = listener(EDGE, given.listen, manager, tls, handshake=limits.handshake)
+    door["listener_filters"] = [new_connections(mesh)]
+    return bootstrap(
+        EDGE,
+        given.admin,
+        [door],
+        _clusters(mesh, given),
+        connections=limits.connections,
+        heap_mib=limits.heap_mib,
     )
 
 
-def _scope(mesh: Mesh) -> Config:
-    """Ask for the scope, a word of its own in the token's list, and for a tenant to count."""
-    jwt = mesh.edge.jwt
-    claims = {"scope": rf"(.* )?{jwt.scope}( .*)?", jwt.tenant_claim: ".+"}
-    has_both = [
-        {
-            "sourced_metadata": {
-                "metadata_matcher": {
-                    "filter": _JWT_FILTER,
-                    "path": [{"key": "jwt_payload"}, {"key": claim}],
-                    "value": {"string_match": {"safe_regex": {"regex": regex}}},
-                }
-            }
-        }
-        for claim, regex in claims.items()
+def _served(mesh: Mesh, given: EdgePlace) -> dict[str, Service]:
+    return {name: mesh.services[name] for name in mesh.edge.serves if name in given.services}
+
+
+def _spokesman(served: Mapping[str, Service]) -> str | None:
+    """Give the first gRPC service, whose health is that of the mesh."""
+    return next((name for name, one in served.items() if one.grpc), None)
+
+
+def _filters(mesh: Mesh, given: EdgePlace) -> list[Config]:
+    filters = [filter_of("cors", "Cors"), filter_of("grpc_web", "GrpcWeb")]
+    if given.jwks is not None:
+        filters += [authentication(mesh, given.jwks), rules(mesh)]
+    # Off but for routes that turn it on; behind what refuses callers, who then cost no memory.
+    buffering = filter_of("buffer", "Buffer", max_request_bytes=_HEALTH_BYTES)
+    return [*filters, rate_limits(mesh), {**buffering, "disabled": True}]
+
+
+def _hosts(mesh: Mesh, given: EdgePlace) -> list[Config]:
+    """Serve the names that are allowed; what asks for another one is told so."""
+    served = _served(mesh, given)
+    routes = [
+        route
+        for name, one in served.items()
+        for route in service_routes(
+            mesh, one, name, retries=True, buffered_kib=mesh.edge.limits.buffered_kib
+        )
     ]
-    served = [mesh.services[name].prefix for name in mesh.edge.serves]
-    return filter_of(
-        "rbac",
-        "RBAC",
-        rules={
-            "action": "ALLOW",
-            "policies": {
-                "health": {
-                    "permissions": [{"url_path": {"path": {"prefix": HEALTH_PREFIX}}}],
-                    "principals": [{"any": True}],
-                },
-                "callers": {
-                    "permissions": [{"url_path": {"path": {"prefix": path}}} for path in served],
-                    "principals": [{"and_ids": {"ids": has_both}}],
-                },
+    first = _spokesman(served)
+    if first is not None:
+        limited = {
+            BUFFER: buffer_of(_HEALTH_BYTES),
+            "envoy.filters.http.local_ratelimit": health_rate_limit(mesh),
+        }
+        health = health_route(served[first], _HEALTH)
+        routes.append({**health, "typed_per_filter_config": limited})
+    filters = {"envoy.filters.http.cors": cors(mesh)}
+    names = mesh.edge.hosts if given.jwks is not None else (*_LOOPBACK, *mesh.edge.hosts)
+    if not names:
+        return [virtual_host(routes, typed_per_filter_config=filters)]
+    refused = {
+        "match": {"prefix": "/"},
+        "direct_response": {
+            "status": 421,
+            "body": {
+                "inline_string": "the edge is not known by this host name: "
+                "use another one or add it to edge.hosts in mesh.yaml"
             },
         },
-    )
+    }
+    return [
+        virtual_host(routes, "known", sorted(set(names)), typed_per_filter_config=filters),
+        virtual_host([refused], "unknown"),
+    ]
 
 
-def rate_limits(mesh: Mesh) -> Config:
-    """Limit all callers together, and each tenant; who is over is told to come back."""
+def _clusters(mesh: Mesh, given: EdgePlace) -> list[Config]:
+    served = _served(mesh, given)
 
-    def bucket(count: int) -> Config:
-        return {"max_tokens": count, "tokens_per_fill": count, "fill_interval": "1s"}
+    def tls(name: str) -> Config | None:
+        if given.certificates is None:
+            return None
+        return client_tls(Identity(EDGE, given.certificates), mesh.identity(name))
 
-    always = {"default_value": {"numerator": 100, "denominator": "HUNDRED"}}
-    return filter_of(
-        "local_ratelimit",
-        "LocalRateLimit",
-        stat_prefix="edge",
-        token_bucket=bucket(mesh.edge.requests_per_second),
-        filter_enabled=always,
-        filter_enforced=always,
-        rate_limited_as_resource_exhausted=True,
-        enable_x_ratelimit_headers="DRAFT_VERSION_03",
-        response_headers_to_add=[{"header": {"key": "retry-after", "value": "1"}}],
-        rate_limits=[
+    clusters = [
+        cluster(mesh, name, service, given.services[name], tls(name))
+        for name, service in served.items()
+    ]
+    first = _spokesman(served)
+    if first is not None:
+        health = upstream(_HEALTH, given.services[first])
+        socket = tls(first)
+        clusters.append(
             {
-                "actions": [
-                    {"request_headers": {"header_name": TENANT_HEADER, "descriptor_key": "tenant"}}
-                ]
+                **health,
+                "circuit_breakers": breakers(_HEALTH_AT_ONCE),
+                **({} if socket is None else {"transport_socket": socket}),
             }
-        ],
-        descriptors=[
-            {
-                "entries": [{"key": "tenant"}],
-                "token_bucket": bucket(mesh.edge.requests_per_second_of_a_tenant),
-            }
-        ],
-    )
+        )
+    if given.jwks is not None:
+        clusters += jwks_cluster(given.jwks)
+    if given.otlp is not None:
+        clusters.append(otlp_cluster(given.otlp))
+    return clusters
 
 
 def _json_errors() -> Config:

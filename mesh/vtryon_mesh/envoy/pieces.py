@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from vtryon_mesh.description import CONTENT_HEADER, HEALTH_PREFIX, HTTP_HEALTH, Mesh, Service
+from vtryon_mesh.description import HEALTH_PREFIX, HTTP_HEALTH
 
 Config = dict[str, Any]
 TYPES = "type.googleapis.com/envoy."
-_MIB = 1024 * 1024
+MIB = 1024 * 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,48 +48,128 @@ def seconds(value: float) -> str:
     return f"{value:g}s"
 
 
+# A tenant's name is up to 128 characters, which takes a program longer than RE2's default.
+_RUNTIME = {"re2": {"max_program_size": {"error_level": 1000}}}
+
+
 def bootstrap(
-    name: str, admin: Address, listeners: Sequence[Config], clusters: Sequence[Config]
+    name: str,
+    admin: Address,
+    listeners: Sequence[Config],
+    clusters: Sequence[Config],
+    *,
+    connections: int = 5000,
+    heap_mib: int | None = None,
 ) -> Config:
-    """Put a whole configuration together; its admin interface is to be on the loopback address."""
-    connections = typed(
+    """Put a whole configuration together; its admin interface is to be on the loopback address.
+
+    Args:
+        name: of the Envoy.
+        admin: where its own interface is.
+        listeners: where it listens.
+        clusters: where requests go.
+        connections: callers' connections at once.
+        heap_mib: memory that its load is kept below; None for no limit.
+    """
+    monitor = typed(
         "envoy.resource_monitors.global_downstream_max_connections",
         "extensions.resource_monitors.downstream_connections.v3.DownstreamConnectionsConfig",
-        max_active_downstream_connections=5000,
+        max_active_downstream_connections=connections,
     )
+    overload: Config = {"resource_monitors": [monitor]}
+    if heap_mib is not None:
+        overload = {
+            "refresh_interval": "0.25s",
+            "resource_monitors": [monitor, _heap(heap_mib)],
+            "actions": _actions(),
+        }
     return {
         "node": {"id": name, "cluster": name},
         "admin": {"address": admin.config},
-        "overload_manager": {"resource_monitors": [connections]},
+        "layered_runtime": {"layers": [{"name": "static", "static_layer": _RUNTIME}]},
+        "overload_manager": overload,
         "static_resources": {"listeners": list(listeners), "clusters": list(clusters)},
     }
 
 
+_HEAP = "envoy.resource_monitors.fixed_heap"
+
+
+def _heap(mib: int) -> Config:
+    kind = "extensions.resource_monitors.fixed_heap.v3.FixedHeapConfig"
+    return typed(_HEAP, kind, max_heap_size_bytes=mib * MIB)
+
+
+def _actions() -> list[Config]:
+    """Take less and less as memory runs out: first patience, then connections and requests."""
+    timers = [
+        {"timer": "HTTP_DOWNSTREAM_CONNECTION_IDLE", "min_timeout": "2s"},
+        {"timer": "TRANSPORT_SOCKET_CONNECT", "min_timeout": "1s"},
+    ]
+    sooner = {
+        "name": "envoy.overload_actions.reduce_timeouts",
+        "triggers": [
+            {"name": _HEAP, "scaled": {"scaling_threshold": 0.8, "saturation_threshold": 0.95}}
+        ],
+        "typed_config": {
+            "@type": f"{TYPES}config.overload.v3.ScaleTimersOverloadActionConfig",
+            "timer_scale_factors": timers,
+        },
+    }
+    full = [
+        {
+            "name": f"envoy.overload_actions.{action}",
+            "triggers": [{"name": _HEAP, "threshold": {"value": 0.95}}],
+        }
+        for action in ("stop_accepting_connections", "stop_accepting_requests")
+    ]
+    return [sooner, *full]
+
+
 def listener(
-    name: str, address: Address, manager: Config, transport_socket: Config | None = None
+    name: str,
+    address: Address,
+    manager: Config,
+    transport_socket: Config | None = None,
+    *,
+    handshake: float = 5,
 ) -> Config:
-    """Listen for HTTP."""
+    """Listen for HTTP; a TLS handshake that takes longer than so many seconds is ended."""
     chain: Config = {"filters": [manager]}
     if transport_socket is not None:
         chain["transport_socket"] = transport_socket
+        chain["transport_socket_connect_timeout"] = seconds(handshake)
     return {
         "name": name,
         "address": address.config,
-        "per_connection_buffer_limit_bytes": _MIB,
+        "per_connection_buffer_limit_bytes": MIB,
         "filter_chains": [chain],
     }
 
 
 def connection_manager(
     name: str,
-    routes: Sequence[Config],
+    hosts: Sequence[Config],
     filters: Sequence[Config],
     *,
     access_log: Path | None,
     otlp: bool,
+    streams: int = 1000,
+    idle: float | None = None,
     **config: Any,
 ) -> Config:
-    """Manage the connections of a listener: its routes and filters, logs and traces."""
+    """Manage the connections of a listener: its hosts and filters, logs and traces.
+
+    Args:
+        name: of its figures.
+        hosts: virtual hosts.
+        filters: before those that every Envoy has.
+        access_log: where each request is written down.
+        otlp: whether spans are sent.
+        streams: requests at once on a connection.
+        idle: seconds that a connection without a request is kept.
+        config: further fields.
+    """
     if access_log is not None:
         config["access_log"] = [_access_log(access_log)]
     if otlp:
@@ -109,15 +189,18 @@ def connection_manager(
             }
         },
         http2_protocol_options={
-            "max_concurrent_streams": 1000,
-            "initial_stream_window_size": _MIB,
-            "initial_connection_window_size": 4 * _MIB,
+            "max_concurrent_streams": streams,
+            "initial_stream_window_size": MIB,
+            "initial_connection_window_size": 4 * MIB,
             "connection_keepalive": {"interval": "10s", "timeout": "5s"},
         },
         normalize_path=True,
         merge_slashes=True,
         path_with_escaped_slashes_action="REJECT_REQUEST",
-        common_http_protocol_options={"headers_with_underscores_action": "REJECT_REQUEST"},
+        common_http_protocol_options={
+            "headers_with_underscores_action": "REJECT_REQUEST",
+            **({} if idle is None else {"idle_timeout": seconds(idle)}),
+        },
         http_filters=[
             *filters,
             filter_of(
@@ -129,206 +212,26 @@ def connection_manager(
             ),
             filter_of("router", "Router"),
         ],
-        **{"route_config": {"name": name, "virtual_hosts": [virtual_host(routes)]}, **config},
+        route_config={
+            "name": name,
+            "virtual_hosts": list(hosts),
+            "ignore_port_in_host_matching": True,
+        },
+        **config,
     )
 
 
-def virtual_host(routes: Sequence[Config], **config: Any) -> Config:
-    """Take any host name."""
+def virtual_host(
+    routes: Sequence[Config], name: str = "all", domains: Sequence[str] = ("*",), **config: Any
+) -> Config:
+    """Serve routes under some host names, by default under any."""
     return {
-        "name": "all",
-        "domains": ["*"],
+        "name": name,
+        "domains": list(domains),
         "include_request_attempt_count": True,
         "routes": list(routes),
         **config,
     }
-
-
-@dataclass(frozen=True, slots=True)
-class Canary:
-    """Replicas of a new version, and which share of a service's calls they get."""
-
-    percent: int
-    addresses: tuple[Address, ...]
-
-
-def canary_of(cluster: str) -> str:
-    """Name the cluster of a service's canary."""
-    return f"{cluster}-canary"
-
-
-def service_routes(
-    mesh: Mesh, service: Service, cluster: str, *, tried_again: bool, canary: Canary | None = None
-) -> list[Config]:
-    """Route a service's calls, those that not everybody may make among them."""
-    public = service_route(mesh, service, cluster, tried_again=tried_again, canary=canary)
-    return [{**public, "match": {"prefix": prefix}} for prefix in service.prefixes]
-
-
-def service_route(
-    mesh: Mesh, service: Service, cluster: str, *, tried_again: bool, canary: Canary | None = None
-) -> Config:
-    """Route a service's calls: deadlines are the caller's, up to the longest.
-
-    An attempt is repeated only where no byte of it has reached a service: the pipeline alone knows
-    what else can be.
-    """
-    target: Config = {"cluster": cluster}
-    if canary is not None:
-        shares = {cluster: 100 - canary.percent, canary_of(cluster): canary.percent}
-        weights = [{"name": name, "weight": share} for name, share in shares.items()]
-        target = {"weighted_clusters": {"clusters": weights}}
-    action: Config = {
-        **target,
-        "timeout": "0s",
-        "max_stream_duration": {
-            "max_stream_duration": seconds(mesh.longest_call),
-            "grpc_timeout_header_max": seconds(mesh.longest_call),
-        },
-    }
-    if service.balance == "content":
-        action["hash_policy"] = [{"header": {"header_name": CONTENT_HEADER}}]
-    if tried_again:
-        action["retry_policy"] = {
-            "retry_on": "connect-failure,refused-stream",
-            "num_retries": 2,
-            "retry_back_off": {"base_interval": "0.02s", "max_interval": "0.2s"},
-            "retry_host_predicate": [
-                typed(
-                    "envoy.retry_host_predicates.previous_hosts",
-                    "extensions.retry.host.previous_hosts.v3.PreviousHostsPredicate",
-                )
-            ],
-            "host_selection_retry_max_attempts": 3,
-        }
-    return {"match": {"prefix": service.prefix}, "route": action}
-
-
-def health_route(service: Service, cluster: str) -> Config:
-    """Route questions for a service's health."""
-    return {
-        "match": {"prefix": service.health},
-        "route": {"cluster": cluster, "timeout": "5s"},
-    }
-
-
-def cluster(
-    mesh: Mesh,
-    name: str,
-    service: Service,
-    addresses: Sequence[Address],
-    transport_socket: Config | None = None,
-    *,
-    zone: str = "",
-) -> Config:
-    """Balance between the replicas of a service, and leave out those that are not well.
-
-    A caller that is in a zone keeps most of its calls there.
-    """
-    by_content = service.balance == "content"
-    # Between Envoys all is HTTP/2; a service of REST's itself is not.
-    plain = service.http is not None and transport_socket is None
-    config = upstream(name, addresses, http1=plain)
-    asked: Config = {"grpc_health_check": {"service_name": service.grpc}}
-    if service.http is not None:
-        codec = "HTTP1" if plain else "HTTP2"
-        asked = {"http_health_check": {"path": HTTP_HEALTH, "codec_client_type": codec}}
-    config |= {
-        "lb_policy": "RING_HASH" if by_content else "LEAST_REQUEST",
-        "health_checks": [
-            {
-                "timeout": "1s",
-                "interval": seconds(mesh.health_interval),
-                "no_traffic_interval": seconds(mesh.health_interval),
-                "unhealthy_threshold": 1,
-                "healthy_threshold": 1,
-                **asked,
-            }
-        ],
-        # A replica that fails in a row is left alone for a while; refusals are no failures.
-        "outlier_detection": {
-            "consecutive_5xx": 0,
-            "enforcing_consecutive_5xx": 0,
-            "consecutive_gateway_failure": 5,
-            "enforcing_consecutive_gateway_failure": 100,
-            "split_external_local_origin_errors": True,
-            "consecutive_local_origin_failure": 3,
-            "interval": "1s",
-            "base_ejection_time": seconds(mesh.ejection),
-            "max_ejection_percent": 50,
-        },
-        "circuit_breakers": {
-            "thresholds": [
-                {
-                    "max_connections": 100,
-                    "max_pending_requests": service.max_requests * len(addresses),
-                    "max_requests": service.max_requests * len(addresses),
-                    "retry_budget": {"budget_percent": {"value": 10}, "min_retry_concurrency": 3},
-                    "track_remaining": True,
-                }
-            ]
-        },
-        "common_lb_config": {"healthy_panic_threshold": {"value": 0}},
-    }
-    if zone:
-        config["common_lb_config"]["locality_weighted_lb_config"] = {}
-        config["load_assignment"]["endpoints"] = _by_zone(mesh, addresses, zone)
-    if by_content:
-        config["ring_hash_lb_config"] = {"minimum_ring_size": 1024}
-    if transport_socket is not None:
-        config["transport_socket"] = transport_socket
-    return config
-
-
-def upstream(name: str, addresses: Sequence[Address], *, http1: bool = False) -> Config:
-    """Name the places that requests go to, as HTTP/2 or as HTTP/1.1."""
-    numeric = all(address.host.replace(".", "").isdigit() for address in addresses)
-    options = "envoy.extensions.upstreams.http.v3.HttpProtocolOptions"
-    http2 = {
-        "connection_keepalive": {"interval": "2.5s", "timeout": "2s"},
-        "initial_stream_window_size": _MIB,
-        "initial_connection_window_size": 4 * _MIB,
-    }
-    protocol: Config = {"http_protocol_options": {}}
-    if not http1:
-        protocol = {"http2_protocol_options": http2}
-    return {
-        "name": name,
-        "type": "STATIC" if numeric else "STRICT_DNS",
-        **({} if numeric else {"dns_lookup_family": "V4_ONLY"}),
-        "connect_timeout": "1s",
-        "per_connection_buffer_limit_bytes": _MIB,
-        "typed_extension_protocol_options": {
-            options: {
-                "@type": f"type.googleapis.com/{options}",
-                "explicit_http_config": protocol,
-            }
-        },
-        "load_assignment": {"cluster_name": name, "endpoints": [_endpoints(addresses)]},
-    }
-
-
-def _endpoints(addresses: Sequence[Address]) -> Config:
-    return {"lb_endpoints": [{"endpoint": {"address": one.config}} for one in addresses]}
-
-
-def _by_zone(mesh: Mesh, addresses: Sequence[Address], own: str) -> list[Config]:
-    """Group replicas by zone, and give each zone its share of a caller's calls."""
-    zones = sorted({one.zone for one in addresses})
-    others = max(1, (100 - mesh.own_zone) // max(1, len(set(zones) - {own})))
-    return [
-        {
-            "locality": {"zone": zone},
-            "load_balancing_weight": mesh.own_zone if zone == own else others,
-            **_endpoints([one for one in addresses if one.zone == zone]),
-        }
-        for zone in zones
-    ]
-
-
-def otlp_cluster(address: Address) -> Config:
-    """Where spans go."""
-    return upstream("otlp", [address])
 
 
 def _tracing(name: str) -> Config:

@@ -9,20 +9,16 @@ from pathlib import Path
 from vtryon_mesh.description import Mesh
 from vtryon_mesh.envoy.pieces import (
     Address,
-    Canary,
     Config,
     bootstrap,
-    canary_of,
-    cluster,
     connection_manager,
     filter_of,
-    health_route,
     listener,
-    otlp_cluster,
-    service_routes,
-    upstream,
+    virtual_host,
 )
+from vtryon_mesh.envoy.routes import Canary, canary_of, health_route, service_routes
 from vtryon_mesh.envoy.tls import Identity, client_tls, server_tls
+from vtryon_mesh.envoy.upstreams import cluster, otlp_cluster, upstream
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,8 +55,12 @@ def render_sidecar(mesh: Mesh, given: Sidecar) -> Config:
     inbound = connection_manager(
         f"{name}-in",
         [
-            *service_routes(mesh, service, "application", tried_again=False),
-            health_route(service, "application"),
+            virtual_host(
+                [
+                    *service_routes(mesh, service, "application", retries=False),
+                    health_route(service, "application"),
+                ]
+            )
         ],
         [_callers_alone(mesh, name)],
         codec_type="HTTP2",
@@ -76,8 +76,12 @@ def render_sidecar(mesh: Mesh, given: Sidecar) -> Config:
         outbound = connection_manager(
             f"{name}-out",
             [
-                *service_routes(mesh, other, callee, tried_again=True, canary=canary),
-                health_route(other, callee),
+                virtual_host(
+                    [
+                        *service_routes(mesh, other, callee, retries=True, canary=canary),
+                        health_route(other, callee),
+                    ]
+                )
             ],
             [],
             codec_type="HTTP2",

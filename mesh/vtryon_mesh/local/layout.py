@@ -16,7 +16,8 @@ from vtryon_mesh.certificates import Authority, make_certificates
 from vtryon_mesh.description import EDGE, HTTP_HEALTH, Mesh
 from vtryon_mesh.documents import write
 from vtryon_mesh.envoy.edge import EdgePlace, render_edge
-from vtryon_mesh.envoy.pieces import Address, Canary, Config
+from vtryon_mesh.envoy.pieces import Address, Config
+from vtryon_mesh.envoy.routes import Canary
 from vtryon_mesh.envoy.sidecar import Sidecar, render_sidecar
 from vtryon_mesh.envoy.tls import Identity
 from vtryon_mesh.validate import find_envoy
