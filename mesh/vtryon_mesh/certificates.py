@@ -1,12 +1,15 @@
-"""Certificates for a mesh on one machine; in Kubernetes, Istio makes its own.
+"""Certificates for a mesh outside of Kubernetes, where Istio makes its own.
 
-Keys are P-256. A leaf names its SPIFFE identity (SPIFFE X.509-SVID, section 2), and localhost.
+Keys are P-256. A leaf names its SPIFFE identity (SPIFFE X.509-SVID, section 2), and localhost. The
+authority is kept: running processes trust it by `ca.crt`, which they read once. Leaves are renewed,
+each renamed into its place, where Envoy notices.
 """
 
 from __future__ import annotations
 
 import datetime
 import ipaddress
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,22 +18,31 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
+from vtryon.errors import SettingsError
 from vtryon_mesh.description import Mesh
 from vtryon_mesh.documents import write
 from vtryon_mesh.envoy.tls import Identity, secret
+from vtryon_mesh.secrets import write_secret
 
+LEAF_DAYS = 7.0
+_AUTHORITY_DAYS = 3650.0
+_PEM = serialization.Encoding.PEM
 _SKEW = datetime.timedelta(minutes=5)
 
 
 @dataclass(frozen=True, slots=True)
 class Authority:
-    """Who signs: the mesh's own authority, whose key is nowhere but here."""
+    """Who signs: the mesh's own authority.
+
+    Attributes:
+        key: its private key; in a file only where `keep` has written one.
+    """
 
     key: ec.EllipticCurvePrivateKey
     certificate: x509.Certificate
 
     @classmethod
-    def create(cls, name: str = "vtryon mesh", days: float = 30) -> Authority:
+    def create(cls, name: str = "vtryon mesh", days: float = _AUTHORITY_DAYS) -> Authority:
         """Make one."""
         key = ec.generate_private_key(ec.SECP256R1())
         own = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
@@ -53,7 +65,33 @@ class Authority:
         )
         return cls(key, certificate)
 
-    def issue(self, folder: Path, name: str, uri: str | None, days: float = 7) -> None:
+    @classmethod
+    def load(cls, folder: Path) -> Authority | None:
+        """Read the authority that `keep` has written to a folder; None where there is none.
+
+        Raises:
+            SettingsError: its files can't be read.
+        """
+        key_path, certificate_path = folder / "ca.key", folder / "ca.crt"
+        if not key_path.exists():
+            return None
+        try:
+            key = serialization.load_pem_private_key(key_path.read_bytes(), None)
+            certificate = x509.load_pem_x509_certificate(certificate_path.read_bytes())
+        except (OSError, ValueError) as error:
+            raise SettingsError(f"the authority in {folder} can't be read: {error}") from error
+        if not isinstance(key, ec.EllipticCurvePrivateKey):
+            raise SettingsError(f"{key_path} is no key of an elliptic curve")
+        return cls(key, certificate)
+
+    def keep(self, folder: Path) -> None:
+        """Write the private key and the certificate to a folder that only this user reads."""
+        folder.mkdir(parents=True, exist_ok=True)
+        folder.chmod(0o700)
+        write_secret(folder / "ca.key", _private(self.key))
+        self.write(folder)
+
+    def issue(self, folder: Path, name: str, uri: str | None, days: float = LEAF_DAYS) -> None:
         """Write NAME.key and NAME.crt for an identity; each is renamed into its place."""
         key = ec.generate_private_key(ec.SECP256R1())
         names: list[x509.GeneralName] = [
@@ -74,28 +112,80 @@ class Authority:
             .add_extension(x509.SubjectAlternativeName(names), critical=False)
             .sign(self.key, hashes.SHA256())
         )
-        pem = serialization.Encoding.PEM
-        private = key.private_bytes(
-            pem, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
-        )
-        _write(folder / f"{name}.key", private)
-        _write(folder / f"{name}.crt", certificate.public_bytes(pem))
+        write_secret(folder / f"{name}.key", _private(key))
+        write_secret(folder / f"{name}.crt", certificate.public_bytes(_PEM))
 
     def write(self, folder: Path) -> None:
         """Write `ca.crt`, by which others are known."""
-        pem = self.certificate.public_bytes(serialization.Encoding.PEM)
-        _write(folder / "ca.crt", pem)
+        write_secret(folder / "ca.crt", self.certificate.public_bytes(_PEM))
 
 
-def make_certificates(folder: Path, mesh: Mesh) -> Authority:
-    """Make an authority, and a certificate for everybody in the mesh, as Envoy reads it."""
-    folder.mkdir(parents=True, exist_ok=True)
+def kept_authority(folder: Path, kept: Path, *, new: bool = False) -> Authority:
+    """Give the authority of a folder of certificates, or make one where there is none.
+
+    Args:
+        folder: of the certificates.
+        kept: folder of the authority's key.
+        new: make a new one in any case.
+
+    Raises:
+        SettingsError: the folder has certificates of an authority whose key is not in `kept`.
+    """
+    authority = None if new else Authority.load(kept)
+    if authority is not None:
+        return authority
+    if (folder / "ca.crt").exists() and not new:
+        raise SettingsError(
+            f"{folder} has certificates of an authority whose key is not in {kept}: they can't be "
+            "renewed. --new-authority replaces the authority; then restart every process that "
+            "uses these certificates"
+        )
     authority = Authority.create()
+    authority.keep(kept)
+    return authority
+
+
+def make_certificates(
+    folder: Path, mesh: Mesh, authority: Authority, days: float = LEAF_DAYS
+) -> None:
+    """Issue a certificate for every identity of the mesh, as Envoy reads it."""
+    folder.mkdir(parents=True, exist_ok=True)
+    folder.chmod(0o700)
     authority.write(folder)
     for name in mesh.identities:
-        authority.issue(folder, name, mesh.identity(name))
-        _write(folder / f"{name}.yaml", write(secret(Identity(name, folder))).encode())
-    return authority
+        _issue(folder, mesh, authority, name, days)
+
+
+def renew_certificates(
+    folder: Path, mesh: Mesh, authority: Authority, days: float = LEAF_DAYS
+) -> list[str]:
+    """Issue again every certificate that has lived for half of its time; gives whose."""
+    due = list(_due(folder, mesh))
+    for name in due:
+        _issue(folder, mesh, authority, name, days)
+    return due
+
+
+def _issue(folder: Path, mesh: Mesh, authority: Authority, name: str, days: float) -> None:
+    authority.issue(folder, name, mesh.identity(name), days)
+    write_secret(folder / f"{name}.yaml", write(secret(Identity(name, folder))).encode())
+
+
+def _due(folder: Path, mesh: Mesh) -> Iterator[str]:
+    now = datetime.datetime.now(datetime.UTC)
+    for name in mesh.identities:
+        try:
+            leaf = x509.load_pem_x509_certificate((folder / f"{name}.crt").read_bytes())
+        except (OSError, ValueError):
+            yield name
+            continue
+        life = leaf.not_valid_after_utc - leaf.not_valid_before_utc - _SKEW
+        if leaf.not_valid_after_utc - now <= life / 2:
+            yield name
+
+
+def _private(key: ec.EllipticCurvePrivateKey) -> bytes:
+    return key.private_bytes(_PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
 
 
 def _builder(
@@ -112,10 +202,3 @@ def _builder(
         .not_valid_after(now + datetime.timedelta(days=days))
         .add_extension(x509.SubjectKeyIdentifier.from_public_key(key.public_key()), critical=False)
     )
-
-
-def _write(path: Path, data: bytes) -> None:
-    scratch = path.with_name(f".{path.name}.part")
-    scratch.touch(mode=0o600)
-    scratch.write_bytes(data)
-    scratch.replace(path)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 from typing import Annotated
 
@@ -11,6 +12,7 @@ from vtryon.cli.console import PlainConsole
 from vtryon.errors import SettingsError
 
 app = typer.Typer(help="Render the mesh's configurations, and check them.")
+_LOOK_SECONDS = 1.0
 _Description = Annotated[
     Path | None, typer.Option("--description", help="Of the mesh; else mesh.yaml.", exists=True)
 ]
@@ -37,7 +39,7 @@ def check(description: _Description = None) -> None:
     """Have Envoy read every configuration that the description makes."""
     import tempfile
 
-    from vtryon_mesh.certificates import make_certificates
+    from vtryon_mesh.certificates import Authority, make_certificates
     from vtryon_mesh.description import DEFAULT_PATH, Mesh
     from vtryon_mesh.documents import write
     from vtryon_mesh.local.tokens import Issuer
@@ -50,7 +52,7 @@ def check(description: _Description = None) -> None:
         with tempfile.TemporaryDirectory() as folder, console.status("checking") as status:
             # Envoy reads the files that a configuration names.
             scratch = Path(folder)
-            make_certificates(scratch, mesh)
+            make_certificates(scratch, mesh, Authority.create())
             (scratch / "jwks.json").write_text(Issuer.create(mesh).jwks)
             for name, config in envoys(mesh).items():
                 status.update(f"checking {name}")
@@ -62,27 +64,58 @@ def check(description: _Description = None) -> None:
 
 @app.command()
 def certificates(
-    out: Annotated[Path, typer.Argument(help="Folder to write; what is there is replaced.")],
+    out: Annotated[Path, typer.Argument(help="Folder for certificates, jwks.json and token.")],
     description: _Description = None,
     tenant: Annotated[str, typer.Option(help="Whom the token is for.")] = "local",
+    days: Annotated[
+        float, typer.Option(min=0.00001, help="Lifetime of a service's certificate, in days.")
+    ] = 7,
+    authority: Annotated[
+        Path | None,
+        typer.Option(help="Folder of the private keys that sign; by default OUT/authority."),
+    ] = None,
+    new_authority: Annotated[
+        bool,
+        typer.Option(
+            "--new-authority",
+            help="Replace the authority; every process that uses the folder must be restarted.",
+        ),
+    ] = False,
+    watch: Annotated[
+        bool,
+        typer.Option(
+            "--watch", help="Keep running, and renew what has lived for half of its lifetime."
+        ),
+    ] = False,
 ) -> None:
     """Make what a mesh outside of Kubernetes needs: certificates, keys for tokens, and a token.
 
-    The authority's and the tokens' private keys are thrown away: for others, make all anew.
+    In a folder that has certificates already, the authority is kept and the certificates are
+    renewed: Envoys that run take the new ones without a restart. The folder of the authority signs
+    for the whole mesh: give it to no other process.
     """
-    from vtryon_mesh.certificates import make_certificates
     from vtryon_mesh.description import DEFAULT_PATH, Mesh
-    from vtryon_mesh.local.tokens import Issuer
+    from vtryon_mesh.renewal import make
 
     try:
         mesh = Mesh.load(description or DEFAULT_PATH)
+        renewal = make(
+            out,
+            mesh,
+            kept=authority or out / "authority",
+            days=days,
+            tenant=tenant,
+            new_authority=new_authority,
+        )
     except SettingsError as error:
         raise _exit(error) from None
-    make_certificates(out, mesh)
-    issuer = Issuer.create(mesh)
-    (out / "jwks.json").write_text(issuer.jwks)
-    issuer.write_token(out / "token", tenant)
-    PlainConsole().say(f"{out}: {len(mesh.identities)} identities, a token for {tenant}")
+    console = PlainConsole()
+    console.say(f"{out}: {len(mesh.identities)} identities, a token for {tenant}")
+    while watch:
+        time.sleep(_LOOK_SECONDS)
+        renewed = renewal.renew()
+        if renewed:
+            console.say(f"renewed: {', '.join(renewed)}")
 
 
 def _exit(error: SettingsError) -> typer.Exit:

@@ -7,6 +7,8 @@ import re
 import signal
 import socket
 import subprocess
+import sys
+import time
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -15,6 +17,8 @@ from tests.support.kafka import Kafka, job_request
 from tests.support.processes import VTRYON, ServedMesh
 
 import vtryon
+from vtryon_mesh.local import child
+from vtryon_mesh.local.folder import check, claim
 
 
 @pytest.fixture
@@ -73,10 +77,79 @@ async def a_job_by_kafka(said: str) -> None:
     assert dict(answer.headers)["correlation-id"] == b"c-1"
 
 
+def alive(pid: int) -> bool:
+    """Whether a process runs; one that has ended and waits for its parent does not."""
+    try:
+        return "\nState:\tZ" not in Path(f"/proc/{pid}/status").read_text()
+    except OSError:
+        return False
+
+
+def wait_until_gone(pids: list[int], seconds: float = 60) -> None:
+    until = time.monotonic() + seconds
+    while left := [pid for pid in pids if alive(pid)]:
+        assert time.monotonic() < until, f"still there: {left}"
+        time.sleep(0.1)
+
+
+@pytest.mark.timeout(180)
+@pytest.mark.parametrize(
+    "numbers",
+    [[signal.SIGTERM], [signal.SIGHUP], [signal.SIGKILL], [signal.SIGINT, signal.SIGINT]],
+    ids=["told to end", "terminal closed", "killed", "interrupted twice"],
+)
+def test_however_it_ends_nothing_is_left(tmp_path: Path, numbers: list[int]) -> None:
+    """The service's delay before it drains would outlast the test if it were waited for."""
+    command = [VTRYON, "up", "--stages", "decoding", "--backend", "scripted", "--free-ports"]
+    delay = "300" if len(numbers) > 1 else "0"
+    process = subprocess.Popen(
+        [*command, "--mtls", "--folder", tmp_path / "a mesh"],
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "VTRYON_DRAIN_DELAY_SECONDS": delay},
+    )
+    for line in process.stderr:
+        if line.startswith("ready"):
+            break
+    below = children(process.pid)
+    assert len(below) == 3  # supervisord, the service and its Envoy
+    for number in numbers:
+        process.send_signal(number)
+        if number is not numbers[-1]:
+            while "draining" not in process.stderr.readline():
+                pass
+    process.wait(60)
+    assert "Traceback" not in process.stderr.read()
+    process.stderr.close()
+    wait_until_gone(below)
+
+
+def test_a_process_whose_supervisor_is_killed_ends(tmp_path: Path) -> None:
+    started = subprocess.Popen(
+        [sys.executable, "-c", PARENT, CHILD], stdout=subprocess.PIPE, text=True
+    )
+    child = int(started.stdout.readline())
+    assert alive(child)
+    started.kill()
+    started.wait(10)
+    started.stdout.close()
+    wait_until_gone([child])
+
+
+CHILD = Path(child.__file__)
+PARENT = """
+import subprocess, sys, time
+command = ["sh", "-c", "echo $$; exec sleep 600"]
+subprocess.Popen([sys.executable, "-I", sys.argv[1], *command])
+time.sleep(600)
+"""
+
+
 @pytest.mark.timeout(180)
 async def test_with_mutual_tls_and_tokens_the_words_it_prints_work(up, tmp_path) -> None:
-    mesh = up("--mtls", "--tokens", "--kafka")
+    mesh = up("--mtls", "--tokens", "--kafka", "--certificate-days", f"{60 / 86_400:.5f}")
     await a_job_by_kafka("".join(mesh.log))
+    mesh.wait_for("renewed: edge, pipeline")
     folder = tmp_path / "mesh"
     token = (folder / "token").read_text()
     assert (folder / "token").stat().st_mode & 0o077 == 0
@@ -112,3 +185,17 @@ def test_what_cannot_be_is_said(tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 50053)):
         said = refused("--backend", "scripted", *folder)
     assert "127.0.0.1:50053 (sampling)" in said
+    assert not (tmp_path / "mesh").exists()  # ports come first
+
+
+def test_its_own_leftover_is_used_again_and_emptied(tmp_path: Path) -> None:
+    mesh = tmp_path / "mesh"
+    check(mesh)
+    claim(mesh)
+    (mesh / "logs").mkdir()
+    (mesh / "logs" / "old.log").touch()
+    check(mesh)
+    claim(mesh)
+    assert not (mesh / "logs").exists()
+    assert mesh.stat().st_mode & 0o077 == 0
+    check(mesh)

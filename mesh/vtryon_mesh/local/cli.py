@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 import signal
 import subprocess
 import sys
@@ -17,11 +16,15 @@ from rich.table import Table
 
 from vtryon.cli.console import PlainConsole
 from vtryon.errors import SettingsError
+from vtryon_mesh.certificates import LEAF_DAYS
 from vtryon_mesh.description import DEFAULT_PATH, Mesh
+from vtryon_mesh.envoy.access import Keys, RemoteKeys
 from vtryon_mesh.envoy.pieces import Address
+from vtryon_mesh.local.folder import check, claim
 from vtryon_mesh.local.layout import BROKER, KAFKA, REGISTRY, Layout, Wanted, lay_out
-from vtryon_mesh.local.supervise import Status, Supervisor, is_running, supervised
+from vtryon_mesh.local.supervise import Status, Supervisor, refuse_taken_ports, supervised
 from vtryon_mesh.local.tokens import Issuer
+from vtryon_mesh.renewal import Renewal
 
 _LOOK_SECONDS = 1.0
 _BACKENDS = ("torch", "triton", "scripted")
@@ -44,8 +47,20 @@ def up(
         typer.Option("--mtls", help="An Envoy beside every service, mutual TLS, TLS at the edge."),
     ] = False,
     tokens: Annotated[
-        bool, typer.Option("--tokens", help="The edge wants a bearer token; one is written.")
+        bool,
+        typer.Option(
+            "--tokens",
+            help="The edge asks for a bearer token; one is written, and renewed before it expires. "
+            "Without this, it asks for tokens only if the description names a jwks_uri.",
+        ),
     ] = False,
+    certificate_days: Annotated[
+        float,
+        typer.Option(
+            min=0.0001,
+            help="Lifetime of certificates, in days; renewed at half of it. With --mtls.",
+        ),
+    ] = LEAF_DAYS,
     zones: Annotated[
         int, typer.Option(min=1, max=9, help="Spread replicas over so many zones; with --mtls.")
     ] = 1,
@@ -65,10 +80,12 @@ def up(
     """Run the whole mesh on this machine: an Envoy at the edge, every service in its own process.
 
     Shows every process, its health and where it listens; one that dies is started anew, later each
-    time. Ctrl-C drains everything. What each says is in FOLDER/logs. Other settings of the services
-    are variables, as for `vtryon serve`.
+    time. Ctrl-C drains everything, a second one ends everything at once. What each says is in
+    FOLDER/logs. Other settings of the services are variables, as for `vtryon serve`.
     """
     console = PlainConsole(stderr=True)
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.default_int_handler)
     try:
         mesh = Mesh.load(description)
         issuer = Issuer.create(mesh) if tokens else None
@@ -79,37 +96,52 @@ def up(
             backend=_backend(backend),  # type: ignore[arg-type]
             zones=zones,
             mtls=mtls,
-            jwks=issuer.jwks if issuer else None,
+            jwks=_keys(mesh, issuer),
+            certificate_days=certificate_days,
             free_ports=free_ports,
             otlp=_address(otlp) if otlp else None,
         )
-        _empty(folder)
+        check(folder)
         layout = lay_out(mesh, wanted, folder)
+        refuse_taken_ports(layout)
+        claim(folder)
         if backend == "triton":
             _export_models(layout.folder, console)
+        token = layout.folder / "token"
         if issuer:
-            issuer.write_token(layout.folder / "token", "local")
-        _run(layout, console)
+            issuer.write_token(token, "local")
+        renewal = Renewal(
+            mesh, layout.certificates, layout.authority, issuer, token, certificate_days
+        )
+        _run(layout, renewal, console)
     except SettingsError as error:
         console.say_error(str(error))
         raise typer.Exit(2) from None
-
-
-def _run(layout: Layout, console: PlainConsole) -> None:
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
-    signal.signal(signal.SIGINT, signal.default_int_handler)
-    try:
-        with supervised(layout) as supervisor:
-            try:
-                _show(layout, supervisor, console)
-            finally:
-                console.print("draining …")
     except KeyboardInterrupt:
-        console.print("stopped")
+        console.say("stopped")
 
 
-def _show(layout: Layout, supervisor: Supervisor, console: PlainConsole) -> None:
-    """Show how things are until interrupted: a live table, or lines where nobody looks."""
+def _keys(mesh: Mesh, issuer: Issuer | None) -> Keys | None:
+    """Give the keys whose tokens the edge accepts: our own, or an identity provider's."""
+    if issuer is not None:
+        return issuer.jwks
+    uri = mesh.edge.jwt.jwks_uri
+    return RemoteKeys(uri) if uri else None
+
+
+def _run(layout: Layout, renewal: Renewal, console: PlainConsole) -> None:
+    with supervised(layout) as supervisor:
+        try:
+            _show(layout, supervisor, renewal, console)
+        finally:
+            console.say("draining …")
+
+
+def _show(layout: Layout, supervisor: Supervisor, renewal: Renewal, console: PlainConsole) -> None:
+    """Show how things are until interrupted: a live table, or lines where nobody looks.
+
+    Certificates and the token are renewed meanwhile, before they expire.
+    """
     announced = False
     known: dict[str, str] = {}
     with Live(console=console, auto_refresh=False, transient=True) as live:
@@ -122,8 +154,19 @@ def _show(layout: Layout, supervisor: Supervisor, console: PlainConsole) -> None
             if not announced and all(one.healthy for one in statuses):
                 announced = True
                 _announce(layout, console)
+            _renew(renewal, console)
             time.sleep(_LOOK_SECONDS)
     raise SettingsError(f"supervisord has ended: see {layout.folder / 'logs' / 'supervisord.log'}")
+
+
+def _renew(renewal: Renewal, console: PlainConsole) -> None:
+    try:
+        renewed = renewal.renew()
+    except OSError as error:
+        console.say(f"not renewed, tried again: {error}")
+        return
+    if renewed:
+        console.say(f"renewed: {', '.join(renewed)}")
 
 
 def _announce(layout: Layout, console: PlainConsole) -> None:
@@ -178,21 +221,6 @@ def _export_models(folder: Path, console: PlainConsole) -> None:
         )
     if done.returncode:
         raise SettingsError(f"the models can't be exported: {done.stderr.strip()}")
-
-
-def _empty(folder: Path) -> None:
-    """Make the folder anew, if it is one of ours and no mesh runs in it."""
-    if folder.exists() and any(folder.iterdir()):
-        if not (folder / "supervisord.conf").exists():
-            raise SettingsError(f"{folder} holds something else; name another --folder")
-        if is_running(folder):
-            raise SettingsError(
-                f"a mesh runs in {folder} already: end it (kill $(cat {folder}/supervisord.pid)), "
-                "or name another --folder"
-            )
-        shutil.rmtree(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    folder.chmod(0o700)
 
 
 def _services(named: Sequence[str], mesh: Mesh, *, kafka: bool) -> list[str]:

@@ -12,9 +12,10 @@ from pathlib import Path
 from typing import Literal
 
 from vtryon.errors import SettingsError
-from vtryon_mesh.certificates import Authority, make_certificates
+from vtryon_mesh.certificates import LEAF_DAYS, Authority, make_certificates
 from vtryon_mesh.description import EDGE, HTTP_HEALTH, Mesh
 from vtryon_mesh.documents import write
+from vtryon_mesh.envoy.access import Keys
 from vtryon_mesh.envoy.edge import EdgePlace, render_edge
 from vtryon_mesh.envoy.pieces import Address, Config
 from vtryon_mesh.envoy.routes import Canary
@@ -47,7 +48,8 @@ class Wanted:
         mtls: sidecars that know one another by certificates, and TLS at the edge.
         canaries: percent of a service's calls for its last replica; the others share the rest.
         zones: over so many a service's replicas are spread; sidecars keep most calls in theirs.
-        jwks: keys whose tokens the edge takes, as JSON; None takes everybody.
+        jwks: keys whose tokens the edge accepts; None accepts everybody.
+        certificate_days: lifetime of a certificate.
         free_ports: take ports that the system gives, in place of those of `mesh.yaml`.
     """
 
@@ -57,7 +59,8 @@ class Wanted:
     mtls: bool = False
     canaries: Mapping[str, int] = field(default_factory=dict)
     zones: int = 1
-    jwks: str | None = None
+    jwks: Keys | None = None
+    certificate_days: float = LEAF_DAYS
     free_ports: bool = False
     otlp: Address | None = None
     variables: Mapping[str, str] = field(default_factory=dict)
@@ -89,13 +92,19 @@ class Process:
 
 @dataclass(frozen=True, slots=True)
 class Layout:
-    """All processes, their configurations, and the mesh's door; None where it has none."""
+    """All processes, their configurations, and the mesh's door; None where it has none.
 
+    Attributes:
+        authority: who signs the mesh's certificates, for `certificate_days`; None without mTLS.
+    """
+
+    mesh: Mesh
     processes: tuple[Process, ...]
     configs: Mapping[str, Config]
     door: Address | None
     folder: Path
     authority: Authority | None
+    certificate_days: float = LEAF_DAYS
     replicas: Mapping[str, Sequence[Address]] = field(default_factory=dict)
 
     @property
@@ -104,7 +113,10 @@ class Layout:
         return self.folder / "certificates"
 
     def write(self) -> None:
-        """Write Envoy's configurations, and one for a Prometheus that watches all processes."""
+        """Write certificates, Envoy's configurations, and one for a Prometheus that watches all."""
+        if self.authority is not None:
+            self.authority.keep(self.certificates / "authority")
+            make_certificates(self.certificates, self.mesh, self.authority, self.certificate_days)
         for name, config in self.configs.items():
             (self.folder / f"{name}.yaml").write_text(write(config))
         (self.folder / "prometheus.yml").write_text(write(self._prometheus()))
@@ -137,7 +149,7 @@ class Layout:
 
 
 def lay_out(mesh: Mesh, wanted: Wanted, folder: Path) -> Layout:
-    """Decide on every process; with mutual TLS, make certificates in the folder.
+    """Decide on every process. Nothing is written yet.
 
     Raises:
         SettingsError: a service is unknown, or there is no Envoy.
@@ -170,7 +182,7 @@ class _Planner:
         mesh, wanted = self._mesh, self._wanted
         authority = None
         if wanted.mtls:
-            authority = make_certificates(self._certificates, mesh)
+            authority = Authority.create()
         applications = {name: self._places(name, 0) for name in wanted.services}
         reached = applications
         if wanted.mtls:
@@ -194,7 +206,16 @@ class _Planner:
             door = self._place(mesh.edge.port)
             self._add_edge(door, reached)
         processes = tuple(sorted(self._processes, key=lambda one: one.priority))
-        return Layout(processes, self._configs, door, self._folder, authority, reached)
+        return Layout(
+            mesh,
+            processes,
+            self._configs,
+            door,
+            self._folder,
+            authority,
+            wanted.certificate_days,
+            reached,
+        )
 
     def _label(self, name: str, number: int) -> str:
         return f"{name}-{number + 1}" if self._count(name) > 1 else name

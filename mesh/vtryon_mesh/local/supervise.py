@@ -5,6 +5,7 @@ from __future__ import annotations
 import configparser
 import http.client
 import json
+import shlex
 import socket
 import subprocess
 import sys
@@ -26,6 +27,8 @@ from vtryon.errors import SettingsError
 from vtryon_mesh.local.layout import ENVOY_READY, Layout, Process
 
 _STOP_SECONDS = 45  # what a service gets to drain, and a little more
+# Ends a process with its parent.
+_CHILD = (sys.executable, "-I", str(Path(__file__).with_name("child.py")))
 _GIVE_UP_AFTER = 20  # starts in a row that end at once; each waits a second longer
 
 
@@ -90,25 +93,37 @@ class Supervisor:
         return Status(process, state, pid, up, self._restarts.get(name, 0), healthy)
 
 
-@contextmanager
-def supervised(layout: Layout) -> Iterator[Supervisor]:
-    """Run a layout's processes until the block is left; then each is stopped, callers first.
+def refuse_taken_ports(layout: Layout) -> None:
+    """Find out whether every process can listen.
 
     Raises:
-        SettingsError: ports are taken, or a mesh of this folder runs already.
+        SettingsError: somebody else listens on some ports; names each.
     """
     taken = [f"{address} ({name})" for address, name in layout.taken_ports()]
     if taken:
         raise SettingsError(
             f"somebody listens there already: {', '.join(taken)}. Stop that, or say --free-ports"
         )
+
+
+@contextmanager
+def supervised(layout: Layout) -> Iterator[Supervisor]:
+    """Run a layout's processes until the block is left; then each is stopped, callers first.
+
+    A signal while they are stopped ends them at once.
+
+    Raises:
+        SettingsError: ports are taken.
+    """
+    refuse_taken_ports(layout)
     (layout.folder / "logs").mkdir(parents=True, exist_ok=True)
     layout.write()
     path = layout.folder / "supervisord.conf"
     with path.open("w") as file:
         _configure(layout).write(file)
     daemon = subprocess.Popen(  # noqa: S603
-        [sys.executable, "-m", "supervisor.supervisord", "--nodaemon", "-c", str(path)],
+        [*_CHILD, sys.executable, "-m", "supervisor.supervisord", "--nodaemon", "-c", str(path)],
+        stdin=subprocess.DEVNULL,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.STDOUT,
         start_new_session=True,  # a Ctrl-C is for us, who tell it when to stop
@@ -121,12 +136,20 @@ def supervised(layout: Layout) -> Iterator[Supervisor]:
         finally:
             supervisor.close()
     finally:
-        daemon.terminate()
-        try:
-            daemon.wait(len(layout.processes) * _STOP_SECONDS)
-        except subprocess.TimeoutExpired:
-            daemon.kill()
-            daemon.wait()
+        _stop(daemon, len(layout.processes) * _STOP_SECONDS)
+
+
+def _stop(daemon: subprocess.Popen[bytes], seconds: float) -> None:
+    """Have supervisord stop its processes; a second signal to us kills it.
+
+    Its processes then get a signal for its end, which for those that drain is their second one.
+    """
+    daemon.terminate()
+    try:
+        daemon.wait(seconds)
+    except (KeyboardInterrupt, subprocess.TimeoutExpired):
+        daemon.kill()
+        daemon.wait()
 
 
 def is_running(folder: Path) -> bool:
@@ -200,7 +223,7 @@ def _configure(layout: Layout) -> configparser.RawConfigParser:
     for process in layout.processes:
         variables = [f'{name}="{_escape(value)}"' for name, value in process.environment.items()]
         config[f"program:{process.name}"] = {
-            "command": _escape(" ".join(process.command)),
+            "command": _escape(shlex.join([*_CHILD, *process.command])),
             "environment": ",".join(variables),
             "autorestart": "true",
             "startsecs": "1",
