@@ -6,9 +6,7 @@ import asyncio
 import json
 import threading
 from collections.abc import Iterator
-from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from pathlib import Path
 from typing import Any
 
 import jwt
@@ -16,15 +14,10 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
 from jwt.algorithms import ECAlgorithm, OKPAlgorithm, RSAAlgorithm
 from tests.mesh.conftest import Town
-from tests.support.envoy import running_envoy
-from tests.support.mesh import free_ports
+from tests.mesh.gates import Gate, gate_of
 
 import vtryon
-from vtryon_mesh.description import EDGE
 from vtryon_mesh.envoy.access import RemoteKeys
-from vtryon_mesh.envoy.edge import EdgePlace, render_edge
-from vtryon_mesh.envoy.pieces import Address
-from vtryon_mesh.envoy.tls import Identity
 
 KEYS: dict[str, Any] = {
     "RS256": rsa.generate_private_key(public_exponent=65537, key_size=2048),
@@ -58,6 +51,8 @@ class Provider:
         threading.Thread(target=self._server.serve_forever, daemon=True).start()
 
     def stop(self) -> None:
+        if self._server.socket.fileno() < 0:
+            return
         self._server.shutdown()
         self._server.server_close()
 
@@ -67,45 +62,31 @@ def public(name: str) -> dict[str, Any]:
     return {**key, "kid": name, "alg": name, "use": "sig"}
 
 
-@dataclass(frozen=True)
-class Gate:
-    """An edge that fetches its keys every second."""
-
-    town: Town
-    provider: Provider
-    door: Address
-    stats: str
-
-    def client(self, algorithm: str, key: Any = None) -> vtryon.Client:
-        claims = jwt.decode(self.town.issuer.token("acme"), options={"verify_signature": False})
-        headers = {"kid": algorithm}
-        token = jwt.encode(claims, key or KEYS[algorithm], algorithm, headers=headers)
-        tls = vtryon.Tls(ca_path=self.town.layout.certificates / "ca.crt")
-        return vtryon.Client(str(self.door), tls=tls, token=token)
+def token_of(town: Town, algorithm: str, key: Any = None) -> str:
+    claims = jwt.decode(town.issuer.token("acme"), options={"verify_signature": False})
+    return jwt.encode(claims, key or KEYS[algorithm], algorithm, headers={"kid": algorithm})
 
 
 @pytest.fixture(scope="module")
-def gate(town: Town, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Gate]:
+def provider() -> Iterator[Provider]:
     provider = Provider()
-    admin, door = (Address("127.0.0.1", port) for port in free_ports(2))
-    certificates = town.layout.certificates
-    place = EdgePlace(
-        admin=admin,
-        listen=door,
-        services={name: town.layout.replicas[name] for name in town.mesh.edge.serves},
-        certificates=certificates,
-        jwks=RemoteKeys(provider.uri, cache=1),
-        server_certificate=Identity(EDGE, certificates),
-    )
-    folder: Path = tmp_path_factory.mktemp("keys")
-    with running_envoy(render_edge(town.mesh, place), folder):
-        yield Gate(town, provider, door, f"http://{admin}/stats")
+    yield provider
     provider.stop()
+
+
+@pytest.fixture(scope="module")
+def gate(
+    town: Town, provider: Provider, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Gate]:
+    """An edge that fetches its keys every second."""
+    keys = RemoteKeys(provider.uri, cache=1)
+    with gate_of(town, tmp_path_factory.mktemp("keys"), keys=keys) as gate:
+        yield gate
 
 
 @pytest.mark.parametrize("algorithm", KEYS)
 async def test_tokens_of_every_algorithm_are_accepted(gate: Gate, algorithm: str) -> None:
-    async with gate.client(algorithm) as client:
+    async with gate.client(token_of(gate.town, algorithm)) as client:
         await client.jobs.page()
 
 
@@ -118,18 +99,20 @@ async def test_tokens_of_every_algorithm_are_accepted(gate: Gate, algorithm: str
     ids=["RS256", "EdDSA"],
 )
 async def test_another_key_of_the_same_name_is_refused(gate: Gate, algorithm: str, key) -> None:
-    async with gate.client(algorithm, key) as client:
+    async with gate.client(token_of(gate.town, algorithm, key)) as client:
         with pytest.raises(vtryon.AccessError):
             await client.jobs.page()
 
 
-async def test_tokens_are_accepted_while_the_identity_provider_is_away(gate: Gate) -> None:
+async def test_tokens_are_accepted_while_the_identity_provider_is_away(
+    gate: Gate, provider: Provider
+) -> None:
     """Long after the keys would have been fetched again; must be the module's last test."""
     async with asyncio.timeout(60):
-        while gate.provider.asked < 2:  # fetched again without a request
+        while provider.asked < 2:  # fetched again without a request
             await asyncio.sleep(0.1)
-    gate.provider.stop()
+    provider.stop()
     await asyncio.sleep(4)
     for algorithm in KEYS:
-        async with gate.client(algorithm) as client:
+        async with gate.client(token_of(gate.town, algorithm)) as client:
             await client.jobs.page()

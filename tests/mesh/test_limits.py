@@ -4,12 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import json
 import socket
 import ssl
-import urllib.request
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator
 from pathlib import Path
 
 import grpc
@@ -17,83 +14,19 @@ import httpx
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from tests.mesh.conftest import Town
+from tests.mesh.gates import Gate, gate_of
 from tests.support.envoy import running_envoy
 from tests.support.mesh import free_ports
 
 import vtryon
-from vtryon_mesh.description import EDGE, Mesh
 from vtryon_mesh.envoy.browsers import METHODS, REQUEST_HEADERS, RESPONSE_HEADERS
 from vtryon_mesh.envoy.edge import EdgePlace, render_edge
 from vtryon_mesh.envoy.pieces import Address, Config
-from vtryon_mesh.envoy.tls import Identity
 from vtryon_services.bridges.rest.app import create_app
 from vtryon_services.bridges.rest.settings import RestSettings
 
 FILES = [("person", b"person"), ("garments", b"garment")]
 PIPELINE = "vtryon.v1.PipelineService"
-
-
-@dataclass(frozen=True)
-class Gate:
-    """An edge of its own before the services of the mesh, with limits that tests can reach."""
-
-    town: Town
-    mesh: Mesh
-    door: Address
-    admin: Address
-
-    def connect(self, *protocols: str) -> ssl.SSLSocket:
-        """Open a connection, and do the handshake."""
-        context = ssl.create_default_context(cafile=str(self.town.layout.certificates / "ca.crt"))
-        context.set_alpn_protocols(list(protocols or ("http/1.1",)))
-        plain = socket.create_connection((self.door.host, self.door.port), timeout=20)
-        return context.wrap_socket(plain, server_hostname="localhost")
-
-    def channel(self) -> grpc.aio.Channel:
-        return self.town.channel(str(self.door), None)
-
-    def client(self, tenant: str = "acme") -> vtryon.Client:
-        tls = vtryon.Tls(ca_path=self.town.layout.certificates / "ca.crt")
-        return vtryon.Client(str(self.door), tls=tls, token=self.town.issuer.token(tenant))
-
-    def web(self, tenant: str = "acme") -> httpx.AsyncClient:
-        context = ssl.create_default_context(cafile=str(self.town.layout.certificates / "ca.crt"))
-        headers = {"authorization": f"Bearer {self.town.issuer.token(tenant)}"}
-        return httpx.AsyncClient(
-            base_url=f"https://{self.door}", verify=context, headers=headers, timeout=30
-        )
-
-    def figures(self, wanted: str) -> dict[str, int]:
-        """Statistics of the Envoy whose names the expression finds."""
-        url = f"http://{self.admin}/stats?filter={wanted}&format=json"
-        with urllib.request.urlopen(url, timeout=5) as answer:
-            stats = json.load(answer)["stats"]
-        return {one["name"]: one["value"] for one in stats if "name" in one}
-
-
-@contextlib.contextmanager
-def gate_of(
-    town: Town, folder: Path, limits: Mapping[str, float] = {}, **changes: object
-) -> Iterator[Gate]:
-    edge = town.mesh.edge.model_copy(
-        update={"limits": town.mesh.edge.limits.model_copy(update=dict(limits)), **changes}
-    )
-    mesh = town.mesh.model_copy(update={"edge": edge})
-    admin, door = (Address("127.0.0.1", port) for port in free_ports(2))
-    with running_envoy(render_edge(mesh, place(town, mesh, admin, door)), folder):
-        yield Gate(town, mesh, door, admin)
-
-
-def place(town: Town, mesh: Mesh, admin: Address, door: Address) -> EdgePlace:
-    certificates = town.layout.certificates
-    return EdgePlace(
-        admin=admin,
-        listen=door,
-        services={name: town.layout.replicas[name] for name in mesh.edge.serves},
-        certificates=certificates,
-        jwks=town.issuer.jwks,
-        server_certificate=Identity(EDGE, certificates),
-    )
 
 
 @pytest.fixture(scope="module")
