@@ -15,6 +15,7 @@ from vtryon_mesh.envoy.tls import Identity
 from vtryon_mesh.istio import Mode, render_istio
 
 _ADMIN, _INBOUND = 9901, 15443
+METRICS = Address("0.0.0.0", 9902)  # noqa: S104
 CERTIFICATES = Path("/etc/vtryon/certificates")
 _JWKS = CERTIFICATES / "jwks.json"
 _LOG = Path("/dev/stdout")
@@ -37,6 +38,7 @@ def envoys(mesh: Mesh) -> dict[str, Config]:
                 server_certificate=Identity(EDGE, CERTIFICATES),
                 access_log=_LOG,
                 otlp=_OTLP,
+                metrics=METRICS,
             ),
         )
     }
@@ -52,6 +54,7 @@ def envoys(mesh: Mesh) -> dict[str, Config]:
             certificates=CERTIFICATES,
             access_log=_LOG,
             otlp=_OTLP,
+            metrics=METRICS,
         )
         configs[name] = render_sidecar(mesh, place)
     return configs

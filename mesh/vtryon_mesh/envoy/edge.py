@@ -18,12 +18,14 @@ from vtryon_mesh.envoy.access import (
 )
 from vtryon_mesh.envoy.browsers import cors
 from vtryon_mesh.envoy.pieces import (
+    ADMIN,
     Address,
     Config,
     bootstrap,
     connection_manager,
     filter_of,
     listener,
+    metrics_listener,
     seconds,
     virtual_host,
     without_header,
@@ -48,6 +50,7 @@ class EdgePlace:
             is not there is not served.
         certificates: of the mesh; None where services are reached without TLS.
         jwks: the keys whose tokens are accepted; None lets everybody in.
+        metrics: where Prometheus may ask, where it does not reach the admin interface.
         server_certificate: names `NAME.crt` and `NAME.key` for callers' TLS; None for none.
     """
 
@@ -59,6 +62,7 @@ class EdgePlace:
     server_certificate: Identity | None = None
     access_log: Path | None = None
     otlp: Address | None = None
+    metrics: Address | None = None
 
 
 def render_edge(mesh: Mesh, given: EdgePlace) -> Config:
@@ -86,10 +90,11 @@ def render_edge(mesh: Mesh, given: EdgePlace) -> Config:
     tls = None if given.server_certificate is None else caller_tls(given.server_certificate)
     door = listener(EDGE, given.listen, manager, tls, handshake=limits.handshake)
     door["listener_filters"] = [new_connections(mesh)]
+    metrics = [] if given.metrics is None else [metrics_listener(given.metrics)]
     return bootstrap(
         EDGE,
         given.admin,
-        [door],
+        [door, *metrics],
         _clusters(mesh, given),
         connections=limits.connections,
         heap_mib=limits.heap_mib,
@@ -177,6 +182,8 @@ def _clusters(mesh: Mesh, given: EdgePlace) -> list[Config]:
         )
     if given.jwks is not None:
         clusters += jwks_cluster(given.jwks)
+    if given.metrics is not None:
+        clusters.append(upstream(ADMIN, [given.admin], http1=True))
     if given.otlp is not None:
         clusters.append(otlp_cluster(given.otlp))
     return clusters

@@ -12,6 +12,8 @@ from vtryon_mesh.description import HEALTH_PREFIX, HTTP_HEALTH
 Config = dict[str, Any]
 TYPES = "type.googleapis.com/envoy."
 MIB = 1024 * 1024
+ADMIN = "admin"
+_MANAGER = "extensions.filters.network.http_connection_manager.v3.HttpConnectionManager"
 
 
 @dataclass(frozen=True, slots=True)
@@ -176,7 +178,7 @@ def connection_manager(
         config["tracing"] = _tracing(name)
     return typed(
         "envoy.filters.network.http_connection_manager",
-        "extensions.filters.network.http_connection_manager.v3.HttpConnectionManager",
+        _MANAGER,
         stat_prefix=name,
         # Silent streams are the business of deadlines and of keepalive.
         stream_idle_timeout="0s",
@@ -219,6 +221,22 @@ def connection_manager(
         },
         **config,
     )
+
+
+def metrics_listener(address: Address) -> Config:
+    """Let Prometheus ask for figures, and nothing else of the admin interface."""
+    route = {
+        "match": {"path": "/stats/prometheus"},
+        "route": {"cluster": ADMIN},
+    }
+    manager = typed(
+        "envoy.filters.network.http_connection_manager",
+        _MANAGER,
+        stat_prefix="metrics",
+        route_config={"name": "metrics", "virtual_hosts": [virtual_host([route])]},
+        http_filters=[filter_of("router", "Router")],
+    )
+    return listener("metrics", address, manager)
 
 
 def virtual_host(

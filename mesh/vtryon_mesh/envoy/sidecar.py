@@ -8,12 +8,14 @@ from pathlib import Path
 
 from vtryon_mesh.description import Mesh
 from vtryon_mesh.envoy.pieces import (
+    ADMIN,
     Address,
     Config,
     bootstrap,
     connection_manager,
     filter_of,
     listener,
+    metrics_listener,
     virtual_host,
 )
 from vtryon_mesh.envoy.routes import Canary, canary_of, health_route, service_routes
@@ -31,6 +33,7 @@ class Sidecar:
         outbound: where the service reaches each of its callees.
         callees: the `inbound` of every replica of each; canaries: of those that are tried out.
         zone: where it is, if that is to count.
+        metrics: where Prometheus may ask, where it does not reach the admin interface.
     """
 
     service: str
@@ -44,6 +47,7 @@ class Sidecar:
     zone: str = ""
     access_log: Path | None = None
     otlp: Address | None = None
+    metrics: Address | None = None
 
 
 def render_sidecar(mesh: Mesh, given: Sidecar) -> Config:
@@ -93,6 +97,9 @@ def render_sidecar(mesh: Mesh, given: Sidecar) -> Config:
         clusters.append(cluster(mesh, callee, other, given.callees[callee], tls, zone=given.zone))
         if canary is not None:
             clusters.append(cluster(mesh, canary_of(callee), other, canary.addresses, tls))
+    if given.metrics is not None:
+        listeners.append(metrics_listener(given.metrics))
+        clusters.append(upstream(ADMIN, [given.admin], http1=True))
     if given.otlp is not None:
         clusters.append(otlp_cluster(given.otlp))
     return bootstrap(name, given.admin, listeners, clusters)
