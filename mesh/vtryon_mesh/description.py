@@ -40,7 +40,6 @@ class Service(_Part):
         callers: who may call it; nobody else may.
         private: other gRPC services of the same process, and who alone may call each.
         balance: between replicas: the one with the least to do, or the one that content belongs to.
-        max_requests: admitted at once to each replica, its queue included.
     """
 
     grpc: str | None = None
@@ -49,7 +48,6 @@ class Service(_Part):
     callers: tuple[str, ...]
     private: dict[str, tuple[str, ...]] = {}
     balance: Literal["least-request", "content"]
-    max_requests: int = Field(ge=1)
 
     @model_validator(mode="after")
     def _speaks_one(self) -> Service:
@@ -152,13 +150,24 @@ class Edge(_Part):
 
 
 class Mesh(_Part):
-    """All of it; `own_zone` is in percent, and behind it all is in seconds."""
+    """All of it.
+
+    Attributes:
+        own_zone: percent of its calls that a caller keeps in its own zone.
+        open_calls: open calls to each replica that its callers' Envoys allow; more are UNAVAILABLE.
+            Must be above `max_calls` of the services, which are shared between tenants: this limit
+            would refuse everybody for one tenant's calls.
+        longest_call: seconds after which Envoy ends a call.
+        health_interval: seconds between two health checks of a replica.
+        ejection: seconds that a replica is left alone whose connections fail.
+    """
 
     trust_domain: str
     namespace: str
     services: dict[str, Service]
     edge: Edge
     own_zone: int = Field(ge=1, le=99)
+    open_calls: int = Field(ge=1)
     longest_call: int = Field(gt=0)
     health_interval: float = Field(gt=0)
     ejection: float = Field(gt=0)

@@ -11,7 +11,6 @@ from vtryon_mesh.description import CONTENT_HEADER, EDGE, HEALTH_PREFIX, TENANT_
 from vtryon_mesh.envoy.access import new_connections, rate_limits, tenant_names
 from vtryon_mesh.envoy.pieces import TYPES, seconds
 from vtryon_mesh.envoy.routes import UNSENT
-from vtryon_mesh.envoy.upstreams import HEADROOM
 
 Manifest = dict[str, Any]
 Mode = Literal["sidecar", "ambient"]
@@ -234,8 +233,8 @@ def _traffic(mesh: Mesh) -> list[Manifest]:
                 "loadBalancer": balance,
                 "connectionPool": {
                     "http": {
-                        "http2MaxRequests": HEADROOM * service.max_requests,
-                        "http1MaxPendingRequests": HEADROOM * service.max_requests,
+                        "http2MaxRequests": mesh.open_calls,
+                        "http1MaxPendingRequests": mesh.open_calls,
                         "maxRetries": 3,
                     }
                 },

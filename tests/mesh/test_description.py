@@ -59,3 +59,9 @@ def test_headers_are_those_of_the_sdk() -> None:
 def test_what_does_not_hold_is_refused(tmp_path: Path, changes: dict, said: str) -> None:
     with pytest.raises(SettingsError, match=said):
         Mesh.load(changed(tmp_path, **changes))
+
+
+def test_services_refuse_before_the_envoys_of_their_callers_do() -> None:
+    """Services share their calls between tenants; an Envoy refuses everybody."""
+    for kind in KINDS.values():
+        assert Mesh.load().open_calls > kind.settings.model_fields["max_calls"].default

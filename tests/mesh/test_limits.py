@@ -96,8 +96,8 @@ def test_a_body_that_does_not_end_is_answered_with_408(gate: Gate, length: int) 
 
 
 async def test_small_bodies_take_no_place_of_rest_until_they_are_whole(plain: Gate) -> None:
-    """More of them than REST serves at once, and than the edge lets through to it."""
-    count = plain.mesh.services["rest"].max_requests + 6
+    """More of them than REST serves at once."""
+    count = RestSettings.model_fields["max_requests"].default + 6
     reached = "cluster.rest.upstream_rq_active"
     with contextlib.ExitStack() as held:
         for _ in range(count):

@@ -20,7 +20,7 @@ from vtryon_mesh.envoy.pieces import (
 )
 from vtryon_mesh.envoy.routes import Canary, canary_of, health_route, service_routes
 from vtryon_mesh.envoy.tls import Identity, client_tls, server_tls
-from vtryon_mesh.envoy.upstreams import cluster, otlp_cluster, upstream
+from vtryon_mesh.envoy.upstreams import breakers, cluster, otlp_cluster, upstream
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,7 +74,9 @@ def render_sidecar(mesh: Mesh, given: Sidecar) -> Config:
         otlp=traced,
     )
     listeners = [listener("in", given.inbound, inbound, server_tls(identity, accepted))]
-    clusters = [upstream("application", [given.application], http1=service.http is not None)]
+    http1 = service.http is not None
+    application = upstream("application", [given.application], http1=http1)
+    clusters = [{**application, "circuit_breakers": breakers(mesh.open_calls, http1=http1)}]
     for callee, address in given.outbound.items():
         other, canary = mesh.services[callee], given.canaries.get(callee)
         outbound = connection_manager(

@@ -7,9 +7,6 @@ from collections.abc import Sequence
 from vtryon_mesh.description import HTTP_HEALTH, Mesh, Service
 from vtryon_mesh.envoy.pieces import MIB, TYPES, Address, Config, seconds
 
-# Services refuse by tenant what is too much; a breaker that opened before they do would refuse
-# everybody for one tenant's calls.
-HEADROOM = 4
 _LEAST_CONNECTIONS = 100
 # uvicorn closes an idle connection after 5 s; one that closes as a request is sent fails it.
 _HTTP1_IDLE = "3s"
@@ -38,7 +35,7 @@ def cluster(
         "lb_policy": "RING_HASH" if by_content else "LEAST_REQUEST",
         "health_checks": [_health_check(mesh, service, http1=plain)],
         "outlier_detection": _outlier_detection(mesh),
-        "circuit_breakers": breakers(HEADROOM * service.max_requests * len(addresses), http1=plain),
+        "circuit_breakers": breakers(mesh.open_calls * len(addresses), http1=plain),
         # With no healthy replica left, all are tried: one that is slow is better than none.
         "common_lb_config": {"healthy_panic_threshold": {"value": 1}},
     }
