@@ -17,8 +17,12 @@ from tests.support.kafka import Kafka, job_request
 from tests.support.processes import VTRYON, ServedMesh
 
 import vtryon
+from vtryon import extras
+from vtryon.errors import SettingsError
+from vtryon_mesh.description import Mesh
 from vtryon_mesh.local import child
 from vtryon_mesh.local.folder import check, claim
+from vtryon_mesh.local.services import choose
 
 
 @pytest.fixture
@@ -199,3 +203,18 @@ def test_its_own_leftover_is_used_again_and_emptied(tmp_path: Path) -> None:
     assert not (mesh / "logs").exists()
     assert mesh.stat().st_mode & 0o077 == 0
     check(mesh)
+
+
+def test_what_is_not_installed_is_left_out_or_said_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    absent = {"jobs": ("alembic",), "rest": (), "base": (), "kafka": ()}
+    monkeypatch.setattr(extras, "absent_packages", lambda extra: absent[extra])
+    mesh = Mesh.load()
+    chosen = choose([], mesh, "scripted", kafka=False)
+    assert chosen.left_out == ["jobs"]
+    assert set(chosen.services) == set(mesh.services) - {"jobs", "kafka"}
+    assert chosen.install == "pip install 'vtryon[jobs]'"
+    with pytest.raises(SettingsError, match=r"service jobs needs .*alembic.*vtryon\[jobs\]"):
+        choose(["pipeline", "jobs"], mesh, "scripted", kafka=False)
+    absent["base"] = ("pydantic",)
+    with pytest.raises(SettingsError, match=r"vtryon\[base\]"):
+        choose([], mesh, "scripted", kafka=False)

@@ -21,7 +21,8 @@ from vtryon_mesh.description import DEFAULT_PATH, Mesh
 from vtryon_mesh.envoy.access import Keys, RemoteKeys
 from vtryon_mesh.envoy.pieces import Address
 from vtryon_mesh.local.folder import check, claim
-from vtryon_mesh.local.layout import BROKER, KAFKA, REGISTRY, Layout, Wanted, lay_out
+from vtryon_mesh.local.layout import BROKER, REGISTRY, Layout, Wanted, lay_out
+from vtryon_mesh.local.services import choose
 from vtryon_mesh.local.supervise import Status, Supervisor, refuse_taken_ports, supervised
 from vtryon_mesh.local.tokens import Issuer
 from vtryon_mesh.renewal import Renewal
@@ -32,7 +33,7 @@ _BACKENDS = ("torch", "triton", "scripted")
 
 def up(
     stages: Annotated[
-        str, typer.Option(help="Services to start, between commas; by default all.")
+        str, typer.Option(help="Services to start, between commas; by default all installed ones.")
     ] = "",
     replicas: Annotated[
         list[str] | None, typer.Option(help="sampling=2; can be given several times.")
@@ -89,8 +90,12 @@ def up(
     try:
         mesh = Mesh.load(description)
         issuer = Issuer.create(mesh) if tokens else None
+        chosen = choose(_names(stages), mesh, _backend(backend), kafka=kafka)
+        if chosen.left_out:
+            names = ", ".join(chosen.left_out)
+            console.print(f"not started: {names} ({chosen.install})", soft_wrap=True, markup=False)
         wanted = Wanted(
-            services=_services(_names(stages), mesh, kafka=kafka),
+            services=chosen.services,
             replicas=_counts("--replicas", replicas or [], 9),
             canaries=_counts("--canary", canary or [], 99),
             backend=_backend(backend),  # type: ignore[arg-type]
@@ -221,12 +226,6 @@ def _export_models(folder: Path, console: PlainConsole) -> None:
         )
     if done.returncode:
         raise SettingsError(f"the models can't be exported: {done.stderr.strip()}")
-
-
-def _services(named: Sequence[str], mesh: Mesh, *, kafka: bool) -> list[str]:
-    """Give those that are named, or all but Kafka's door, which takes a broker."""
-    names = list(named) or [name for name in mesh.services if name != KAFKA]
-    return [*names, KAFKA] if kafka and KAFKA not in names else names
 
 
 def _names(text: str) -> list[str]:

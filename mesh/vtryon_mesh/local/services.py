@@ -1,0 +1,49 @@
+"""Which services a local mesh starts: those that are named, or all that are installed."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from vtryon import extras
+from vtryon_mesh.description import Mesh
+from vtryon_mesh.local.layout import KAFKA
+
+# A mesh without these draws all the same.
+_OPTIONAL = ("jobs", "rest")
+
+
+@dataclass(frozen=True, slots=True)
+class Chosen:
+    """Services to start, and those that are left out because packages are missing.
+
+    Attributes:
+        install: the command that installs what is missing; empty where nothing is left out.
+    """
+
+    services: list[str]
+    left_out: list[str]
+    install: str
+
+
+def choose(named: Sequence[str], mesh: Mesh, backend: str, *, kafka: bool) -> Chosen:
+    """Choose services; without names, all but Kafka's bridge, which takes a broker.
+
+    Raises:
+        SettingsError: packages of a service are missing that was named, or that no mesh is without;
+            says which, and the command that installs them.
+    """
+    wanted = list(named) or [name for name in mesh.services if name != KAFKA]
+    if kafka and KAFKA not in wanted:
+        wanted.append(KAFKA)
+    absent: dict[str, tuple[str, ...]] = {}
+    left_out = []
+    for name in wanted:
+        needed = extras.of_service(name, backend)
+        if name in _OPTIONAL and not named and (missing := extras.missing(needed)):
+            absent |= missing
+            left_out.append(name)
+        elif name in mesh.services:
+            extras.require(f"`vtryon up` with the service {name}", needed)
+    started = [name for name in wanted if name not in left_out]
+    return Chosen(started, left_out, extras.install_command(absent) if absent else "")
