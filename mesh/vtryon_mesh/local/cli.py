@@ -93,7 +93,7 @@ def up(
         chosen = choose(_names(stages), mesh, _backend(backend), kafka=kafka)
         if chosen.left_out:
             names = ", ".join(chosen.left_out)
-            console.print(f"not started: {names} ({chosen.install})", soft_wrap=True, markup=False)
+            console.say(f"not started: {names} ({chosen.install})")
         wanted = Wanted(
             services=chosen.services,
             replicas=_counts("--replicas", replicas or [], 9),

@@ -31,9 +31,10 @@ KAFKA = "kafka"
 REGISTRY = "registry"
 _DRAIN_DELAY = "VTRYON_DRAIN_DELAY_SECONDS"
 _JOBS = "jobs"
-_WITHOUT_BACKEND = {"pipeline", _JOBS, "rest", KAFKA}
+_REST = "rest"
+_WITHOUT_BACKEND = {"pipeline", _JOBS, _REST, KAFKA}
 # Callees start first and end last.
-_PRIORITIES = {"pipeline": 40, _JOBS: 42, "rest": 45, KAFKA: 45}
+_PRIORITIES = {"pipeline": 40, _JOBS: 42, _REST: 45, KAFKA: 45}
 # Replica r of a service is at its port + 100 r; its sidecar and all Envoys' own ports beyond.
 _REPLICA, _INBOUND, _OUTBOUND, _ADMIN, _METRICS = 100, 1000, 2000, 3000, 4000
 _TRITON, _BROKER, _REGISTRY = 8001, 9092, 8081
@@ -256,6 +257,11 @@ class _Planner:
             variables[f"{prefix}DATABASE_URL"] = f"sqlite+aiosqlite:///{self._folder}/jobs.sqlite"
             variables[f"{prefix}ARTIFACTS_URL"] = str(self._folder / "jobs")
             variables[f"{prefix}OUTBOX"] = str(KAFKA in self._wanted.services)
+        if name == _REST:
+            # The edge knows its names; without tokens, pages of other sites are REST's to refuse.
+            known = ("localhost", *self._mesh.edge.hosts)
+            hosts = "*" if self._wanted.jwks is not None else ",".join(known)
+            variables.setdefault(f"{prefix}ALLOWED_HOSTS", hosts)
         if name == KAFKA:
             variables |= self._broker_variables(prefix)
         for callee, addresses in targets.items():
