@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import grpc
 
-from vtryon.errors import RunCancelledError, SettingsError, UnavailableError
+from vtryon.errors import DeadlineError, RunCancelledError, SettingsError, UnavailableError
 from vtryon.probe import probe
 
 if TYPE_CHECKING:
@@ -20,6 +20,8 @@ _READY = grpc.ChannelConnectivity.READY
 _FAILED = grpc.ChannelConnectivity.TRANSIENT_FAILURE
 _PROBE_SECONDS = 5.0
 _CONFIRM_SECONDS = 0.3
+# A caller that gives less than this has learnt nothing about the server.
+_TELLING_SECONDS = 1.0
 
 
 class Connector:
@@ -43,6 +45,7 @@ class Connector:
         Raises:
             SettingsError: it can't be connected as it is set up; the message has the cause.
             UnavailableError: it was not connected in time; the message has the address.
+            DeadlineError: the time was too short to connect, and nothing speaks against the server.
             RunCancelledError: the channel was closed.
         """
         if self._channel.get_state(try_to_connect=True) is _READY:
@@ -55,6 +58,10 @@ class Connector:
             async with asyncio.timeout(seconds):
                 await asyncio.shield(connecting)
         except TimeoutError:
+            if not self._cause and seconds < _TELLING_SECONDS:
+                raise DeadlineError(
+                    f"out of time: {self._target} was not connected within {seconds:.3g} s"
+                ) from None
             cause = self._cause or "no connection could be made"
             raise UnavailableError(
                 f"{self._target} can't be reached: {cause} (waited {seconds:.3g} s)",

@@ -30,6 +30,7 @@ RESPONSE_HEADERS = (
     "retry-after",
     "server-timing",
     "x-request-id",
+    "x-vtryon-ignored",
     "x-vtryon-job",
     "x-vtryon-seed",
 )
