@@ -20,9 +20,9 @@ async def main(target: str, person: str, garment: str, enough: str = "200") -> N
                     print(f"step {step} of {steps}, noise {sigma:.2f}")
                     if step == int(enough):
                         break  # cancels the call; the server frees the slot before its next step
-                case vtryon.Preview(_, _, picture):
+                case vtryon.Preview(_, _, vtryon.Picture() as picture):
                     print(f"a preview of {len(picture.data)} bytes")
-                case vtryon.Finished(ledger):
+                case vtryon.Finished(vtryon.Ledger() as ledger):
                     print(f"finished in {ledger.wall_seconds:.2f} s")
 
 

@@ -11,17 +11,19 @@ import sys
 import urllib.request
 import uuid
 from pathlib import Path
+from typing import Any
 
 import fastavro
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer
 
 
-def ask(url: str) -> dict:
+def ask(url: str) -> dict[str, Any]:
     with urllib.request.urlopen(url) as answer:  # noqa: S310
-        return json.load(answer)
+        found: dict[str, Any] = json.load(answer)
+        return found
 
 
-def content(path: str) -> dict:
+def content(path: str) -> dict[str, bytes | None]:
     return {"inline": Path(path).read_bytes(), "claim": None}
 
 
@@ -53,7 +55,7 @@ async def main(
                 continue
             [schema_id] = struct.unpack(">I", record.value[1:5])
             written_by = json.loads(ask(f"{registry}/schemas/ids/{schema_id}")["schema"])
-            job = fastavro.schemaless_reader(io.BytesIO(record.value[5:]), written_by)
+            job: Any = fastavro.schemaless_reader(io.BytesIO(record.value[5:]), written_by)
             if job["error"]:
                 sys.exit(f"{job['error']['reason']}: {job['error']['message']}")
             picture = job["picture"]["content"]["inline"]

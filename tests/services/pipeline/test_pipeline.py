@@ -8,7 +8,7 @@ import vtryon
 from vtryon.embedded import embedded_mesh
 from vtryon.events import Chunk, Output
 from vtryon.payloads import Outgoing
-from vtryon.stages import image_payload
+from vtryon.stages import image_payloads
 from vtryon.stream import TRY_ON, StreamCall
 from vtryon.types import Payload, PayloadKind, Stage, TryOnOptions, TryOnStart
 from vtryon.v1 import pipeline_pb2, pipeline_pb2_grpc, stream_pb2
@@ -203,7 +203,7 @@ async def test_a_failing_source_ends_the_call_with_its_cause(scripted: vtryon.Cl
         yield PICTURE[:10]
         raise OSError("the disk is gone")
 
-    picture = await image_payload(PayloadKind.PERSON_IMAGE, PICTURE)
+    [picture] = await image_payloads([(PayloadKind.PERSON_IMAGE, PICTURE, "person")])
     call = StreamCall(
         scripted.channel,
         TRY_ON,

@@ -131,14 +131,14 @@ async def test_an_encoder_says_what_it_had_to_who_asked_before(example, per_tena
     import vtryon
     from vtryon.embedded import embedded_mesh
     from vtryon.events import Chunk
-    from vtryon.stages import image_payload
+    from vtryon.stages import image_payloads
     from vtryon.types import EncodeLatentsStart, PayloadKind
 
     async with (
         embedded_mesh(cache_per_tenant=per_tenant) as target,
         vtryon.Client(target) as client,
     ):
-        outgoing = await image_payload(PayloadKind.IMAGE, example.person)
+        [outgoing] = await image_payloads([(PayloadKind.IMAGE, example.person, "picture")])
 
         async def ask(tenant: str) -> tuple[bool | None, bytes]:
             stream = client.latent_encoder.open(EncodeLatentsStart(), [outgoing], tenant=tenant)
