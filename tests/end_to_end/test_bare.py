@@ -12,8 +12,8 @@ import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-import comfyui_workflow_templates_json
 import pytest
+from tests.sdk.test_workflow import api_graph
 from tests.support.environments import CLEAN, ROOT, make_environment, run
 from tests.support.readme import Block, shell_blocks
 
@@ -23,7 +23,6 @@ pytestmark = [
     pytest.mark.skipif(os.geteuid() != 0, reason="a network of its own takes root"),
 ]
 DEV = Path(sys.executable).parent
-GRAPH = "templates/image_qwen_image_edit_2509.json"
 TRY = "vtryon try-on person.png garment.png -o tried.png --steps 1 --endpoint 127.0.0.1:50050"
 # What the reader's machine has and this one does not, or what would never end.
 HERE = {
@@ -80,8 +79,7 @@ def drawn(tmp_path_factory: pytest.TempPathFactory) -> Path:
             shutil.copy(folder / name, folder / place / name)
     (folder / "work.csv").write_text("name,person,garments\nanna,person.png,garment.png\n")
     (folder / "request.json").write_text(json.dumps({"prompt": "wear it", "steps": 1}))
-    templates = Path(comfyui_workflow_templates_json.__file__).parent
-    shutil.copy(templates / GRAPH, folder / "graph.json")
+    (folder / "graph.json").write_text(json.dumps(api_graph()))
     return folder
 
 

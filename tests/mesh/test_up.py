@@ -13,6 +13,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from PIL import Image
 from tests.support.kafka import Kafka, job_request
 from tests.support.processes import VTRYON, ServedMesh
 
@@ -153,6 +154,7 @@ time.sleep(600)
 async def test_with_mutual_tls_and_tokens_the_words_it_prints_work(up, tmp_path) -> None:
     mesh = up("--mtls", "--tokens", "--kafka", "--certificate-days", f"{60 / 86_400:.5f}")
     await a_job_by_kafka("".join(mesh.log))
+    run_printed_try_on("".join(mesh.log), tmp_path)
     mesh.wait_for("renewed: edge, pipeline")
     folder = tmp_path / "mesh"
     token = (folder / "token").read_text()
@@ -169,6 +171,18 @@ async def test_with_mutual_tls_and_tokens_the_words_it_prints_work(up, tmp_path)
     )
     assert second.returncode == 2
     assert "runs in" in second.stderr
+
+
+def run_printed_try_on(said: str, folder: Path) -> None:
+    """Run the command that is printed behind "try:" as it stands, beside two pictures."""
+    for name in ("person.png", "garment.png"):
+        Image.new("RGB", (96, 128), "white").save(folder / name)
+    [command] = re.findall(r"^try: (.*)$", said, re.MULTILINE)
+    path = f"{VTRYON.parent}:{os.environ['PATH']}"
+    subprocess.run(
+        command, shell=True, cwd=folder, check=True, timeout=60, env={**os.environ, "PATH": path}
+    )
+    assert (folder / "result.png").exists()
 
 
 def refused(*options: str) -> str:

@@ -186,7 +186,7 @@ def _announce(layout: Layout, console: PlainConsole) -> None:
         options.append(f"--tls-ca {_short(layout.certificates / 'ca.crt')}")
     token = layout.folder / "token"
     prefix = f"VTRYON_TOKEN=$(cat {_short(token)}) " if token.exists() else ""
-    command = f"{prefix}vtryon try-on person.png garment.png {' '.join(options)}"
+    command = f"{prefix}vtryon try-on person.png garment.png -o result.png {' '.join(options)}"
     console.say(f"try: {command}")
     console.say(f"address: {layout.door}")
 
