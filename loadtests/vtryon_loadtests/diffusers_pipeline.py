@@ -28,10 +28,24 @@ class _PictureProcessor(Qwen2VLProcessor):  # type: ignore[misc]
         return ["image_processor", "tokenizer"]
 
 
+def _mark_picture_tokens(
+    encoder: Qwen2_5_VLForConditionalGeneration, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Add what diffusers 0.42.1 leaves out, so that picture tokens have their own positions.
+
+    Source: https://github.com/huggingface/diffusers/issues/14194.
+    """
+    marks = (kwargs["input_ids"] == encoder.config.image_token_id).int()
+    return args, {**kwargs, "mm_token_type_ids": marks}
+
+
 def diffusers_pipeline(
     folder: Path, dtype: torch.dtype = torch.float32
 ) -> QwenImageEditPlusPipeline:
-    """Load a checkpoint into QwenImageEditPlusPipeline, on the CPU."""
+    """Load a checkpoint into QwenImageEditPlusPipeline, on the CPU.
+
+    Its text encoder is called as transformers 5 wants it: see `_mark_picture_tokens`.
+    """
     tokenizer = Qwen2Tokenizer.from_pretrained(folder / "tokenizer")
     images = Qwen2VLImageProcessorPil.from_pretrained(folder / "processor")
     processor = _PictureProcessor(image_processor=images, tokenizer=tokenizer)
@@ -48,6 +62,7 @@ def diffusers_pipeline(
         ).eval(),
         scheduler=FlowMatchEulerDiscreteScheduler.from_pretrained(folder / "scheduler"),
     )
+    pipeline.text_encoder.register_forward_pre_hook(_mark_picture_tokens, with_kwargs=True)
     pipeline.set_progress_bar_config(disable=True)
     return pipeline
 

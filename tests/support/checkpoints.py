@@ -15,6 +15,7 @@ from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 from vtryon_services.engine.checkpoint import SHIPPED_CHECKPOINT
 from vtryon_services.engine.geometry import Geometry
 from vtryon_services.models.architectures import SCHEDULER
+from vtryon_services.models.make import let_processor_see
 
 PARTS = ("vae", "text_encoder", "tokenizer", "processor", "transformer", "scheduler")
 
@@ -30,12 +31,17 @@ def with_geometry(folder: Path, geometry: Geometry) -> Path:
 
 
 def random_checkpoint(folder: Path, geometry: Geometry, *, zero_cond_t: bool = False) -> Path:
-    """Random weights, and sizes that are not the shipped ones: half the latent channels too."""
+    """Random weights, and sizes that are not the shipped ones: half the latent channels too.
+
+    Its picture processor keeps a picture's aspect, where the shipped one makes 4 × 4 patches of
+    every picture: positions and windows differ from picture to picture.
+    """
     torch.manual_seed(3)
     folder.mkdir(parents=True)
     shutil.copy(SHIPPED_CHECKPOINT / "model_index.json", folder)
-    for part in ("tokenizer", "processor"):
-        (folder / part).symlink_to(SHIPPED_CHECKPOINT / part)
+    (folder / "tokenizer").symlink_to(SHIPPED_CHECKPOINT / "tokenizer")
+    shutil.copytree(SHIPPED_CHECKPOINT / "processor", folder / "processor")
+    let_processor_see(folder)
     channels = 8
     vae = AutoencoderKLQwenImage(
         base_dim=8,

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import torch
 from PIL import Image
-from transformers import Qwen2_5_VLForConditionalGeneration, Qwen2Tokenizer
+from transformers import Qwen2_5_VLForConditionalGeneration, Qwen2_5_VLModel, Qwen2Tokenizer
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
 from vtryon.errors import Reason, RequestError, SettingsError
@@ -122,12 +122,14 @@ class TextEncoder:
         padded = len(texts) > 1
         tokens = self._tokenizer(texts, padding=padded, padding_side="right", return_tensors="pt")
         device, mask = self.model.device, tokens["attention_mask"]
-        given = {"input_ids": tokens["input_ids"].to(device), "attention_mask": mask.to(device)}
+        ids = tokens["input_ids"].to(device)
+        given = {"input_ids": ids, "attention_mask": mask.to(device)}
         seen = [one.seen for one in asked if len(one.seen.grids)]
         if seen:
             pixels = torch.cat([one.pixels for one in seen])
             given["pixel_values"] = pixels.to(device, self.model.dtype)
             given["image_grid_thw"] = torch.cat([one.grids for one in seen]).to(device)
+            given["mm_token_type_ids"] = picture_tokens(self.model, ids)
         hidden = self.model(**given).last_hidden_state.cpu()
         lengths = mask.sum(1).tolist()
         return [row[PREAMBLE_TOKENS:length] for row, length in zip(hidden, lengths, strict=True)]
@@ -143,6 +145,15 @@ class TextEncoder:
         return "".join(
             _PICTURE.format(number, _PAD * count) for number, count in enumerate(counts, 1)
         )
+
+
+def picture_tokens(model: Qwen2_5_VLModel, tokens: torch.Tensor) -> torch.Tensor:
+    """Mark the picture tokens with 1, the others with 0.
+
+    transformers 5 gives a token three-dimensional rotary positions only where it is marked so;
+    without the marks every token silently has the positions of text.
+    """
+    return (tokens == model.config.image_token_id).int()
 
 
 def _check_prompt(prompt: str) -> None:

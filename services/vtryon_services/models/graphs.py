@@ -24,6 +24,7 @@ from vtryon_services.models.modules import (
     Transformer,
     VaeDecoder,
     VaeEncoder,
+    text_positions,
     vision_inputs,
 )
 
@@ -195,15 +196,17 @@ def _language_model(checkpoint: Checkpoint, placement: Placement) -> Graph:
             for pixels in (sizes.height, sizes.width)
         )
         grids = torch.tensor([[1, rows, columns]] * 2 * sizes.batch)
-        shown = 2 * rows * columns // vision.spatial_merge_size**2
         text = torch.randint(words, (sizes.batch, sizes.text))
-        tokens = torch.full((sizes.batch, sizes.text + shown), picture_token)
-        tokens[:, :70], tokens[:, 70 + shown :] = text[:, :70], text[:, 70:]
+        shown = rows * columns // vision.spatial_merge_size**2
+        picture = torch.full((sizes.batch, shown), picture_token)
+        # A word between the pictures, as in the template: their positions start anew behind it.
+        tokens = torch.cat([text[:, :70], picture, text[:, 70:71], picture, text[:, 71:]], dim=1)
         attention = torch.ones_like(tokens)
         attention[-1, -1] = 0
         return {
             "tokens": tokens,
             "attention": attention,
+            "positions": text_positions(model, tokens, attention, grids),
             "patches": torch.randn(int(grids.prod(1).sum()), patch),
             **vision_inputs(grids, vision),
         }
@@ -220,6 +223,7 @@ def _language_model(checkpoint: Checkpoint, placement: Placement) -> Graph:
         {
             "tokens": {0: "prompts", 1: "tokens"},
             "attention": {0: "prompts", 1: "tokens"},
+            "positions": {1: "prompts", 2: "tokens"},
             "patches": {0: patches},
             "places": {0: patches},
             "window_index": {0: "merged"},

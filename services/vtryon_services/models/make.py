@@ -61,7 +61,7 @@ def make_random(
     for part in _FROM_SHIPPED:
         shutil.copytree(SHIPPED_CHECKPOINT / part, scratch / part)
     architecture = ARCHITECTURES[like]
-    _let_processor_see(scratch)
+    let_processor_see(scratch)
     for part, build in _builders(architecture, layers).items():
         report(part)
         with init_empty_weights():
@@ -104,7 +104,7 @@ def _randomise(model: nn.Module, device: str, dtype: torch.dtype) -> None:
             setattr(module, name, nn.Parameter(made, requires_grad=False))
 
 
-def _let_processor_see(folder: Path) -> None:
+def let_processor_see(folder: Path) -> None:
     """Give the picture processor the real limits instead of the small checkpoint's."""
     path = folder / "processor" / "processor_config.json"
     content = json.loads(path.read_text())

@@ -16,7 +16,7 @@ from transformers.models.qwen2_5_vl import modeling_qwen2_5_vl as qwen
 from transformers.vision_utils import get_vision_position_ids, get_vision_window_index
 
 from vtryon_services.engine.still_vae import StillVae
-from vtryon_services.engine.text_encoder import PREAMBLE_TOKENS
+from vtryon_services.engine.text_encoder import PREAMBLE_TOKENS, picture_tokens
 
 Tensors = dict[str, torch.Tensor]
 
@@ -140,6 +140,7 @@ class LanguageModel(nn.Module):
         self,
         tokens: torch.Tensor,
         attention: torch.Tensor,
+        positions: torch.Tensor,
         patches: torch.Tensor,
         places: torch.Tensor,
         window_index: torch.Tensor,
@@ -149,7 +150,8 @@ class LanguageModel(nn.Module):
         """Embed; as `TextEncoder.embed`. `vision_inputs` makes the last four inputs.
 
         Shapes:
-            tokens, attention: (prompts, tokens); patches: (patches of all pictures, values of one);
+            tokens, attention: (prompts, tokens); positions: (3, prompts, tokens), of
+            `text_positions`; patches: (patches of all pictures, values of one);
             places: (patches, 2), row and column; window_index: (patches / 4,); windows, pictures:
             (patches,), the window and the picture of each in the order of `window_index`;
             result: (prompts, tokens − 64, width): without the template's preamble.
@@ -173,6 +175,7 @@ class LanguageModel(nn.Module):
         hidden = model.language_model(
             inputs_embeds=embedded,
             attention_mask={"full_attention": mask},
+            position_ids=positions,
             use_cache=False,
         ).last_hidden_state
         return hidden[:, PREAMBLE_TOKENS:].float()
@@ -203,6 +206,25 @@ class _MaskedAttention(nn.Module):
 
 def _alike(numbers: torch.Tensor) -> torch.Tensor:
     return numbers[:, None] == numbers[None, :]
+
+
+def text_positions(
+    model: qwen.Qwen2_5_VLModel,
+    tokens: torch.Tensor,
+    attention: torch.Tensor,
+    grids: torch.Tensor,
+) -> torch.Tensor:
+    """Make the rotary positions of a prompt's tokens: time, row and column.
+
+    Shapes:
+        tokens, attention: (prompts, tokens); grids: (pictures, 3), in patches;
+        result: (3, prompts, tokens).
+    """
+    positions: torch.Tensor
+    positions, _ = model.get_rope_index(
+        tokens, picture_tokens(model, tokens), image_grid_thw=grids, attention_mask=attention
+    )
+    return positions
 
 
 def vision_inputs(grids: torch.Tensor, config: Any) -> Tensors:

@@ -31,14 +31,18 @@ async def pair(request, tmp_path_factory):
 def pictures(shape: str, references: int) -> list[Image.Image]:
     example = held_out(3)
     both = [example.person, example.garment][:references]
+    if shape == "mixed":
+        return [both[0], both[1].crop((0, 32, 96, 96))]
     if shape == "square":
         return [picture.crop((0, 16, 96, 112)) for picture in both]
     return both
 
 
 @pytest.mark.parametrize("guidance", [None, 4.0])
-@pytest.mark.parametrize("references", [1, 2])
-@pytest.mark.parametrize("shape", ["square", "portrait"])
+@pytest.mark.parametrize(
+    ("shape", "references"),
+    [("square", 1), ("square", 2), ("portrait", 1), ("portrait", 2), ("mixed", 2)],
+)
 async def test_the_mesh_draws_what_diffusers_draws(
     pair, shape: str, references: int, guidance: float | None
 ) -> None:

@@ -29,7 +29,7 @@ from vtryon_services.engine.still_vae import StillVae
 from vtryon_services.engine.text_encoder import TEMPLATE, TextEncoder
 from vtryon_services.models import onnx_export
 from vtryon_services.models.graphs import Graph, make_graph
-from vtryon_services.models.modules import vision_inputs
+from vtryon_services.models.modules import text_positions, vision_inputs
 from vtryon_services.models.onnx_export import export_onnx, trtexec
 
 PLACEMENT = Placement.of("cpu", "fp32")
@@ -132,7 +132,8 @@ def test_the_transformer_masks_what_a_row_has_not(checkpoint, repository) -> Non
 
 def test_the_language_model_with_its_vision_tower(checkpoint, repository) -> None:
     encoder = TextEncoder.load(checkpoint, PLACEMENT)
-    images = [Image.effect_noise((120, 200), 80).convert("RGB") for _ in range(2)]
+    sizes = [(120, 200), (200, 64)]
+    images = [Image.effect_noise(size, 80).convert("RGB") for size in sizes]
     prompts = ["a long red shirt with short sleeves", "blue"]
     asked = encoder.prepare(prompts, images, resolve(Numerics()))
     expected = encoder.embed(asked)
@@ -146,6 +147,7 @@ def test_the_language_model_with_its_vision_tower(checkpoint, repository) -> Non
         Stage.TEXT_ENCODER,
         tokens=given["input_ids"],
         attention=given["attention_mask"],
+        positions=text_positions(encoder.model, given["input_ids"], given["attention_mask"], grids),
         patches=torch.cat([seen.pixels, seen.pixels]),
         **vision_inputs(grids, encoder.model.config.vision_config),
     )
