@@ -148,15 +148,17 @@ async def _load(stage: Stage, settings: ServiceSettings) -> Service:
     loading = asyncio.ensure_future(KINDS[stage].make(settings))
     checkpoint = getattr(settings, "checkpoint", None)
     started, facts = time.monotonic(), {"stage": stage.value}
-    if checkpoint is not None:
-        size = await asyncio.to_thread(_bytes_of, checkpoint)
-        _log.info("loading", **facts, checkpoint=str(checkpoint), bytes=size)
     try:
+        if checkpoint is not None:
+            size = await asyncio.to_thread(_bytes_of, checkpoint)
+            _log.info("loading", **facts, checkpoint=str(checkpoint), bytes=size)
         while not (await asyncio.wait({loading}, timeout=_PROGRESS_SECONDS))[0]:
             _log.info("still loading", **facts, seconds=round(time.monotonic() - started))
         service = await loading
     finally:
         loading.cancel()
+        # Where another stage failed first, asyncio would print this one's error as a traceback.
+        await asyncio.gather(loading, return_exceptions=True)
     _log.info("loaded", **facts, seconds=round(time.monotonic() - started, 1))
     return service
 

@@ -32,8 +32,8 @@ from vtryon.cli.connection import (
 from vtryon.cli.console import PlainConsole, text_column
 from vtryon.cli.files import write_file
 from vtryon.cli.sheets import sheet
-from vtryon.cli.try_on import report_failure
-from vtryon.errors import RequestError, VtryonError
+from vtryon.cli.try_on import exit_code_of, report_failure
+from vtryon.errors import VtryonError
 from vtryon.types import ImageFormat, Profile
 
 _SHOWN = 24
@@ -105,7 +105,7 @@ def batch(
         report = _report(found, journal, out)
     except VtryonError as error:
         report_failure(error, console, as_json=as_json)
-        raise typer.Exit(2 if isinstance(error, RequestError) else 1) from None
+        raise typer.Exit(exit_code_of(error)) from None
     if as_json:
         typer.echo(json.dumps(report))
     else:

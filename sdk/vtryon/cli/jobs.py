@@ -14,7 +14,7 @@ from rich.progress import BarColumn, Progress
 from vtryon.cli.connection import Connection, EndpointOption, TlsCaOption, TlsOption
 from vtryon.cli.console import PlainConsole, text_column, whole_table
 from vtryon.cli.files import check_writable, save_picture
-from vtryon.cli.try_on import format_of, report_failure
+from vtryon.cli.try_on import exit_code_of, format_of, report_failure
 from vtryon.client import Client
 from vtryon.errors import RequestError, SettingsError, VtryonError
 from vtryon.events import StepFinished
@@ -230,4 +230,4 @@ def _run(
         asyncio.run(connected())
     except VtryonError as error:
         report_failure(error, PlainConsole(stderr=True), as_json=as_json)
-        raise typer.Exit(2 if isinstance(error, RequestError) else 1) from None
+        raise typer.Exit(exit_code_of(error)) from None

@@ -18,9 +18,9 @@ from vtryon.cli.connection import (
 )
 from vtryon.cli.console import PlainConsole
 from vtryon.cli.files import check_writable, load_tensors, save_picture, save_tensors
-from vtryon.cli.try_on import format_of, report_failure
+from vtryon.cli.try_on import exit_code_of, format_of, report_failure
 from vtryon.client import Client
-from vtryon.errors import RequestError, VtryonError
+from vtryon.errors import VtryonError
 from vtryon.events import Accepted, Preview, StepFinished
 from vtryon.options import DEFAULT_PROMPT
 from vtryon.tensor_files import conditioning, first_latents, name_embeddings, name_latents
@@ -162,7 +162,7 @@ def _run(work: Callable[[Client], Awaitable[None]], out: Path, connection: Conne
         asyncio.run(connected())
     except VtryonError as error:
         report_failure(error, console, as_json=False)
-        raise typer.Exit(2 if isinstance(error, RequestError) else 1) from None
+        raise typer.Exit(exit_code_of(error)) from None
     console.say(f"{out}: written")
 
 

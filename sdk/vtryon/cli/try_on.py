@@ -27,7 +27,7 @@ from vtryon.cli.progress import (
     live_progress,
 )
 from vtryon.cli.requests import RequestFile, read_request
-from vtryon.errors import RequestError, VtryonError
+from vtryon.errors import RequestError, SettingsError, VtryonError
 from vtryon.events import Event, Preview, StageStarted
 from vtryon.options import DEFAULT_PROMPT
 from vtryon.pictures import SUFFIXES, read_picture
@@ -149,7 +149,7 @@ def try_on(
             result = asyncio.run(_run(job, progress))
     except VtryonError as error:
         report_failure(error, console, as_json=as_json)
-        raise typer.Exit(2 if isinstance(error, RequestError) else 1) from None
+        raise typer.Exit(exit_code_of(error)) from None
     _report(result, job, console, as_json=as_json)
 
 
@@ -235,6 +235,11 @@ def _report(result: Result, job: Job, console: PlainConsole, *, as_json: bool) -
     console.print(f" {BESIDE_OTHERS}", style="dim")
     width, height = result.picture.size
     console.say(f"{job.out}: {width}×{height}, seed {result.seed}")
+
+
+def exit_code_of(error: VtryonError) -> int:
+    """Give 2 where the command or what it names is to be corrected, else 1."""
+    return 2 if isinstance(error, RequestError | SettingsError) else 1
 
 
 def report_failure(error: VtryonError, console: PlainConsole, *, as_json: bool) -> None:

@@ -12,8 +12,8 @@ from rich.table import Table
 from vtryon.cli.console import PlainConsole
 from vtryon.cli.files import check_writable, write_file
 from vtryon.cli.requests import describe
-from vtryon.cli.try_on import report_failure
-from vtryon.errors import RequestError, VtryonError
+from vtryon.cli.try_on import exit_code_of, report_failure
+from vtryon.errors import VtryonError
 from vtryon.plain import plain
 from vtryon.text_files import read_json
 from vtryon.workflow.graph import Graph
@@ -54,7 +54,7 @@ def import_graph(
         if reading is not None and not as_json:
             console.print(_table(reading.lines))
         report_failure(error, console, as_json=as_json)
-        raise typer.Exit(2 if isinstance(error, RequestError) else 1) from None
+        raise typer.Exit(exit_code_of(error)) from None
     notes = reading.notes
     if as_json:
         found = {"request": described, "nodes": plain(reading.lines), "notes": notes}
