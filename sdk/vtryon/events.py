@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from vtryon.messages import ProtoType
 from vtryon.pictures import Picture
-from vtryon.types import FitMethod, Numerics, Payload, Stage
+from vtryon.types import FitMethod, Numerics, Payload, ResumePoint, Stage
 from vtryon.v1 import image_pb2, stream_pb2, tensor_pb2
 
 
@@ -89,6 +89,13 @@ class ResumeChunk(ProtoType):
     offset: int
     byte_length: int
     data: bytes | bytearray | memoryview
+    model_digest: str = ""
+    encoders_digest: str = ""
+
+    @property
+    def point(self) -> ResumePoint:
+        """Where to go on with these latents: `resume` of a later request."""
+        return ResumePoint(self.step, self.model_digest, self.encoders_digest)
 
 
 @dataclass(frozen=True, slots=True)

@@ -185,10 +185,18 @@ class PreviewPolicy(ProtoType):
 
 @dataclass(frozen=True, slots=True)
 class ResumePoint(ProtoType):
-    """Where an earlier attempt stopped: the steps already done."""
+    """Where an earlier attempt stopped: `ResumeChunk.point` makes one.
+
+    Attributes:
+        step: steps already done.
+        model_digest: of the sampler that did them; another sampler refuses to go on.
+        encoders_digest: of the encoders before it; a pipeline with others refuses to go on.
+    """
 
     proto = sampling_pb2.ResumePoint
     step: int
+    model_digest: str = ""
+    encoders_digest: str = ""
 
 
 @dataclass(frozen=True, slots=True)

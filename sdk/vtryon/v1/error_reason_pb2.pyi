@@ -78,6 +78,8 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """Weights cut off, damaged, or not those of the digests."""
     ERROR_REASON_CHECKPOINT_UNSUPPORTED: _ErrorReason.ValueType  # 19
     """A model class or configuration that the engine can't compute."""
+    ERROR_REASON_MODEL_CHANGED: _ErrorReason.ValueType  # 27
+    """The resume point is of another model than the server's: begin anew, without it."""
     ERROR_REASON_UNAUTHENTICATED: _ErrorReason.ValueType  # 20
     """UNAUTHENTICATED and PERMISSION_DENIED."""
     ERROR_REASON_PERMISSION_DENIED: _ErrorReason.ValueType  # 21
@@ -157,6 +159,8 @@ ERROR_REASON_CHECKPOINT_CORRUPT: ErrorReason.ValueType  # 18
 """Weights cut off, damaged, or not those of the digests."""
 ERROR_REASON_CHECKPOINT_UNSUPPORTED: ErrorReason.ValueType  # 19
 """A model class or configuration that the engine can't compute."""
+ERROR_REASON_MODEL_CHANGED: ErrorReason.ValueType  # 27
+"""The resume point is of another model than the server's: begin anew, without it."""
 ERROR_REASON_UNAUTHENTICATED: ErrorReason.ValueType  # 20
 """UNAUTHENTICATED and PERMISSION_DENIED."""
 ERROR_REASON_PERMISSION_DENIED: ErrorReason.ValueType  # 21

@@ -146,16 +146,26 @@ class ResumePoint(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     STEP_FIELD_NUMBER: _builtins.int
+    MODEL_DIGEST_FIELD_NUMBER: _builtins.int
+    ENCODERS_DIGEST_FIELD_NUMBER: _builtins.int
     step: _builtins.int
     """Steps already done: 1 to steps − 1."""
+    model_digest: _builtins.str
+    """As the `resume_chunk` said: what computed the latents. A sampler of another digest answers
+    FAILED_PRECONDITION with ERROR_REASON_MODEL_CHANGED.
+    """
+    encoders_digest: _builtins.str
+    """In a `TryOnStart`: as the `resume_chunk` said. Checked by the pipeline as `model_digest` is."""
     def __init__(
         self,
         *,
         step: _builtins.int = ...,
+        model_digest: _builtins.str = ...,
+        encoders_digest: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["step", b"step"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["encoders_digest", b"encoders_digest", "model_digest", b"model_digest", "step", b"step"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

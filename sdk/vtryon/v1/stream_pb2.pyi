@@ -436,11 +436,17 @@ class ResumeChunk(_message.Message):
     OFFSET_FIELD_NUMBER: _builtins.int
     BYTE_LENGTH_FIELD_NUMBER: _builtins.int
     DATA_FIELD_NUMBER: _builtins.int
+    MODEL_DIGEST_FIELD_NUMBER: _builtins.int
+    ENCODERS_DIGEST_FIELD_NUMBER: _builtins.int
     step: _builtins.int
     """Steps done: 1 to steps − 1."""
     offset: _builtins.int
     byte_length: _builtins.int
     data: _builtins.bytes
+    model_digest: _builtins.str
+    """The sampler's `Accepted.model_digest`."""
+    encoders_digest: _builtins.str
+    """From the pipeline: stands for the `model_digest` of both encoders."""
     def __init__(
         self,
         *,
@@ -448,10 +454,12 @@ class ResumeChunk(_message.Message):
         offset: _builtins.int = ...,
         byte_length: _builtins.int = ...,
         data: _builtins.bytes = ...,
+        model_digest: _builtins.str = ...,
+        encoders_digest: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["byte_length", b"byte_length", "data", b"data", "offset", b"offset", "step", b"step"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["byte_length", b"byte_length", "data", b"data", "encoders_digest", b"encoders_digest", "model_digest", b"model_digest", "offset", b"offset", "step", b"step"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -363,9 +363,13 @@ class Ledger:
             update(jobs)
             .where(_held(leased))
             .values(
-                resume_step=resume.step,
+                resume_step=resume.point.step,
                 resume_artifact=resume.artifact,
-                resume_shape=list(resume.shape),
+                resume_shape={
+                    "shape": list(resume.shape),
+                    "model_digest": resume.point.model_digest,
+                    "encoders_digest": resume.point.encoders_digest,
+                },
             )
         )
         async with self._database.writing() as connection:

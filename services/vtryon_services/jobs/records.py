@@ -13,7 +13,7 @@ from sqlalchemy import Row
 
 from vtryon.errors import Reason, RequestError
 from vtryon.jobs import Job, JobError, JobState
-from vtryon.types import PayloadKind, TryOnOptions
+from vtryon.types import PayloadKind, ResumePoint, TryOnOptions
 from vtryon.v1 import job_pb2, pipeline_pb2
 
 
@@ -33,9 +33,9 @@ class NewJob:
 
 @dataclass(frozen=True, slots=True)
 class Resume:
-    """Latents from which an attempt goes on: steps done, where they are kept, their shape."""
+    """Latents from which an attempt goes on: where they are kept, their shape, whose they are."""
 
-    step: int
+    point: ResumePoint
     artifact: str
     shape: tuple[int, ...]
 
@@ -105,7 +105,9 @@ def leased_of(before: Row[Any]) -> Leased:
     """Give a row, as it was before, as the runner has it that has just taken it."""
     resume = None
     if before.resume_artifact is not None:
-        resume = Resume(before.resume_step, before.resume_artifact, tuple(before.resume_shape))
+        kept = before.resume_shape
+        point = ResumePoint(before.resume_step, kept["model_digest"], kept["encoders_digest"])
+        resume = Resume(point, before.resume_artifact, tuple(kept["shape"]))
     return Leased(
         id=before.id,
         tenant=before.tenant,

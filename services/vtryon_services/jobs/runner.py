@@ -15,6 +15,7 @@ from vtryon.client import Client
 from vtryon.errors import (
     DeadlineError,
     OverloadedError,
+    Reason,
     RunCancelledError,
     StageError,
     UnavailableError,
@@ -24,7 +25,7 @@ from vtryon.events import Event, Finished, Queued, ResumeChunk, StageStarted, St
 from vtryon.jobs import Job, JobState
 from vtryon.run import Result, Run
 from vtryon.tensors import Tensor
-from vtryon.types import DataType, Priority, ResumePoint, Stage, TensorSpec
+from vtryon.types import DataType, Priority, Stage, TensorSpec
 from vtryon_services.jobs.bell import OUTCOMES, WORK, Bell
 from vtryon_services.jobs.ledger import LeaseLostError, Ledger
 from vtryon_services.jobs.records import Leased, Outcome, Resume, failed, out_of_time
@@ -209,8 +210,19 @@ class Attempt:
         left = leased.deadline - time.time()
         if left <= 0:
             raise DeadlineError("out of time before it was done")
-        person, *garments = [await self._artifacts.get(name) for _, name in leased.pictures]
         latents = await self._resume_latents()
+        try:
+            return await self._try_on(left, latents)
+        except VtryonError as error:
+            if latents is None or error.reason is not Reason.MODEL_CHANGED:
+                raise
+        _log.info("begun anew: the models are others", job=leased.id)
+        return await self._try_on(leased.deadline - time.time(), None)
+
+    async def _try_on(self, left: float, latents: Tensor | None) -> Result:
+        """Draw, from the first step or from where an earlier attempt of the same models stopped."""
+        leased = self._leased
+        person, *garments = [await self._artifacts.get(name) for _, name in leased.pictures]
         options = leased.options
         plain = {one.name: getattr(options, one.name) for one in fields(options)}
         self._run = self._client.try_on(
@@ -221,9 +233,9 @@ class Attempt:
                 "previews": options.previews or False,
                 "priority": Priority.BATCH,
             },
-            timeout_seconds=min(left, _LONGEST_CALL_SECONDS),
+            timeout_seconds=min(max(0.001, left), _LONGEST_CALL_SECONDS),
             request_id=leased.request_id,
-            resume=ResumePoint(leased.resume.step) if leased.resume and latents else None,
+            resume=leased.resume.point if leased.resume and latents else None,
             resume_latents=latents,
             resume_every=self._settings.resume_every,
         )
@@ -282,7 +294,7 @@ class Attempt:
         shape = self._shape(self._latents)
         name = f"{self._leased.id}/{self._leased.fence}/resume-{piece.step}"
         artifact = await self._artifacts.put(name, self._latents)
-        before, self._kept = self._kept, Resume(piece.step, artifact, shape)
+        before, self._kept = self._kept, Resume(piece.point, artifact, shape)
         await self._ledger.keep_resume(self._leased, self._kept)
         await self._artifacts.erase([before.artifact] if before else [])
 

@@ -51,6 +51,7 @@ jobs = Table(
     Column("cancel_requested", Boolean, nullable=False, default=False),
     Column("resume_step", Integer, nullable=False, default=0),
     Column("resume_artifact", String(256)),
+    # The latents' shape, and the digests of the models that computed them.
     Column("resume_shape", JSON),
     # vtryon.v1.Job with error, picture, ledger and fits.
     Column("outcome", LargeBinary, nullable=False, default=b""),

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TypeVar
 
-from vtryon.errors import UnavailableError, VtryonError
+from vtryon.errors import Reason, UnavailableError, VtryonError
 from vtryon.events import ResumeChunk
 from vtryon.payloads import Outgoing
 from vtryon.retry import RetryBudget
@@ -41,14 +41,21 @@ class Attempts:
     number: int = 0
     _step: int = 0
     _latents: bytes = b""
+    _digest: str = ""
     _arriving: bytearray | None = None
 
     def may_go_on(self, error: VtryonError, remaining_seconds: float) -> bool:
-        """Tell whether another attempt follows a failed one, and count it."""
+        """Tell whether another attempt follows a failed one, and count it.
+
+        One follows at a server of another model too, from the first step.
+        """
         self._arriving = None
         self.number += 1
+        changed = error.reason is Reason.MODEL_CHANGED and bool(self._step)
+        if changed:
+            self._step, self._latents, self._digest = 0, b"", ""
         return (
-            isinstance(error, UnavailableError)
+            (isinstance(error, UnavailableError) or changed)
             and self.number < self.limit
             and remaining_seconds > self.pause_seconds
             and self.budget.spend()
@@ -71,12 +78,13 @@ class Attempts:
         self._arriving += chunk.data
         if len(self._arriving) == chunk.byte_length:
             self._step, self._latents, self._arriving = chunk.step, bytes(self._arriving), None
+            self._digest = chunk.model_digest
 
     def start(self, start: S) -> S:
         """Give the start message of the next attempt."""
         if not isinstance(start, SampleStart):
             return start
-        resume = ResumePoint(self._step) if self._step else start.resume
+        resume = ResumePoint(self._step, self._digest) if self._step else start.resume
         return replace(start, resume=resume)
 
     def payloads(self, start: Start, outgoing: Sequence[Outgoing]) -> list[Outgoing]:

@@ -14,7 +14,7 @@ from collections.abc import AsyncGenerator, Sequence
 from dataclasses import replace
 
 from vtryon.errors import VtryonError
-from vtryon.events import Chunk, Event, Finished, Fit, Output, Preview
+from vtryon.events import Chunk, Event, Finished, Fit, Output, Preview, ResumeChunk
 from vtryon.payloads import Outgoing
 from vtryon.types import (
     DecodeStart,
@@ -34,6 +34,7 @@ from vtryon_services.pipeline.relay import Fanout, Replay
 from vtryon_services.pipeline.stage_run import StageRun, as_kind
 from vtryon_services.runtime.call import Call, Incoming
 from vtryon_services.runtime.metrics import count_dropped_preview
+from vtryon_services.runtime.resuming import check_encoders, digest_of_encoders
 
 _EVENTS_HELD = 64
 
@@ -57,6 +58,7 @@ class Flow:
         self._call = call
         self._retries = retries
         self._runs: list[StageRun] = []
+        self._encoders_digest = ""
         self._events: asyncio.Queue[Event | None] = asyncio.Queue(_EVENTS_HELD)
 
     async def events(self) -> AsyncGenerator[Event, None]:
@@ -135,6 +137,8 @@ class Flow:
         group.create_task(self._pass_on(pictures))
         embeddings = await texts.output
         references = [as_kind(one, PayloadKind.REFERENCE_LATENTS) for one in await latents.output]
+        self._encoders_digest = digest_of_encoders(latents.model_digest, texts.model_digest)
+        check_encoders(self._start.resume, self._encoders_digest)
         return [*embeddings, *references]
 
     async def _pass_on(self, pictures: Fanout) -> None:
@@ -187,6 +191,8 @@ class Flow:
         if isinstance(event, Preview) and self._events.full():
             count_dropped_preview(Stage.PIPELINE.value)
             return  # a slow reader costs previews, never steps
+        if isinstance(event, ResumeChunk):
+            event = replace(event, encoders_digest=self._encoders_digest)
         await self._events.put(event)
 
     def _finished(self) -> Finished:

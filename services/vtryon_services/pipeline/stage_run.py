@@ -8,7 +8,7 @@ from dataclasses import replace
 
 import structlog
 
-from vtryon.errors import Reason, RunCancelledError, UnavailableError, VtryonError
+from vtryon.errors import Reason, RunCancelledError, StageError, UnavailableError, VtryonError
 from vtryon.events import (
     Accepted,
     Chunk,
@@ -40,6 +40,7 @@ class StageRun:
 
     Attributes:
         output: the result's payloads with their relays, as soon as the stage has declared them.
+        model_digest: what computes the result, by the server that is at it.
         fits: what the stage said about sizes.
     """
 
@@ -55,6 +56,7 @@ class StageRun:
         self.subject = ", ".join(subjects)
         self.output: asyncio.Future[list[Outgoing]] = asyncio.get_running_loop().create_future()
         self.fits: tuple[Fit, ...] = ()
+        self.model_digest = ""
         self._subjects = subjects
         self._request = request
         self._emit = emit
@@ -119,8 +121,10 @@ class StageRun:
 
     async def _take(self, event: Event) -> None:
         match event:
-            case Accepted() if not self._attempts.number:
-                await self._emit(StageStarted(self.stage, self.subject, event))
+            case Accepted() if not self._attempts.number or (
+                event.model_digest != self.model_digest
+            ):
+                await self._begin(event)
             case StepFinished() if event.step > self._steps_told:
                 self._steps_told = event.step
                 await self._emit(event)
@@ -144,6 +148,13 @@ class StageRun:
                 )
             case _:
                 pass
+
+    async def _begin(self, accepted: Accepted) -> None:
+        """Tell which model computes: once, and again where another attempt has another one."""
+        if self.output.done():
+            raise StageError(f"another attempt of {self.stage} computes with another model")
+        self.model_digest = accepted.model_digest
+        await self._emit(StageStarted(self.stage, self.subject, accepted))
 
     async def _declare(self, output: Output) -> None:
         self._output_at = self._request.elapsed_seconds

@@ -13,7 +13,7 @@ import pytest
 import vtryon
 from vtryon.events import StepFinished
 from vtryon.jobs import Job, JobState
-from vtryon.types import PayloadKind, TryOnOptions
+from vtryon.types import PayloadKind, ResumePoint, TryOnOptions
 from vtryon.v1 import job_pb2
 from vtryon_services.jobs.database import Database
 from vtryon_services.jobs.ledger import LeaseLostError, Ledger, Limits
@@ -97,15 +97,15 @@ async def test_who_lost_the_lease_can_write_nothing(ledger: Ledger) -> None:
     first = await ledger.lease("slow", 0.05)
     assert first is not None
     await ledger.record(first, [step(1), step(2)], 2, 9)
-    await ledger.keep_resume(first, Resume(2, "a/resume", (4, 2, 2)))
+    await ledger.keep_resume(first, Resume(ResumePoint(2, "a", "b"), "a/resume", (4, 2, 2)))
     await asyncio.sleep(0.1)
     second = await ledger.lease("quick", 60)
     assert second is not None
     assert (second.id, second.fence, second.attempts) == (job.id, 2, 2)
-    assert second.resume == Resume(2, "a/resume", (4, 2, 2))
+    assert second.resume == Resume(ResumePoint(2, "a", "b"), "a/resume", (4, 2, 2))
     for write in (
         ledger.record(first, [step(3)], 3, 9),
-        ledger.keep_resume(first, Resume(3, "a/other", (4, 2, 2))),
+        ledger.keep_resume(first, Resume(ResumePoint(3, "a", "b"), "a/other", (4, 2, 2))),
         ledger.finish(first, DONE),
         ledger.put_back(first, 0, counted=True),
     ):

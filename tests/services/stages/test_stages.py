@@ -11,6 +11,7 @@ from tests.support.pictures import png
 import vtryon
 from vtryon import Conditioning, Embeddings, SampleStart, Tensor
 from vtryon.embedded import embedded_mesh
+from vtryon.errors import Reason, RequestError
 from vtryon.events import ResumeChunk
 from vtryon.types import DataType, Profile, ResumePoint, TensorSpec
 from vtryon_services.engine.latent_encoder import LatentEncoder
@@ -65,10 +66,20 @@ async def test_resumed_equals_uninterrupted(client, example) -> None:
     assert len(data) == pieces[0].byte_length
     middle = Tensor(TensorSpec(DataType.FP32, whole.spec.shape), data)
     resumed = await client.sampling.sample(
-        replace(START, resume=ResumePoint(2)),
+        replace(START, resume=pieces[0].point),
         Conditioning(given.embeddings, given.references, resume_latents=middle),
     )
     np.testing.assert_array_equal(resumed.to_numpy(), whole.to_numpy())
+
+
+async def test_a_resume_point_of_another_model_is_refused(client, example) -> None:
+    given = await conditioning(client, example)
+    latents = Tensor.from_numpy(np.zeros((16, 16, 12), np.float32))
+    resumed = Conditioning(given.embeddings, given.references, resume_latents=latents)
+    for digest, reason in [("0" * 64, Reason.MODEL_CHANGED), ("", Reason.FIELD_INVALID)]:
+        with pytest.raises(RequestError, match="model_digest") as caught:
+            await client.sampling.sample(replace(START, resume=ResumePoint(2, digest)), resumed)
+        assert caught.value.reason is reason
 
 
 @pytest.mark.parametrize("profile", list(Profile))

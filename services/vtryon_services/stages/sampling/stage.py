@@ -23,6 +23,7 @@ from vtryon_services.runtime.ranges import (
     SizeRanges,
     check_ranges,
 )
+from vtryon_services.runtime.resuming import check_sampler
 from vtryon_services.stages.sampling.conditioning import check_declared, receive
 from vtryon_services.stages.sampling.settings import SamplingSettings
 
@@ -46,6 +47,7 @@ class SamplingStage:
         check_ranges(start, SamplingRanges, PreviewsRange, SizeRanges, ResumeRanges)
         plan = plan_of(start, self._backend)
         check_declared(start, self._backend, self._max_references)
+        check_sampler(start.resume, self._backend.digest)
         slot = self._backend.admit(_demand(start, plan, call))
         try:
             yield accepted(
@@ -73,7 +75,7 @@ class SamplingStage:
                     computed, latents = computed + item.compute_seconds, item.latents
                     told = {"step": item.step, "compute_seconds": item.compute_seconds}
                     call.span.add_event("step", told)
-                    for event in _events(item, plan):
+                    for event in self._events(item, plan):
                         yield event
         finally:
             slot.leave()
@@ -83,6 +85,21 @@ class SamplingStage:
         async for event in send_output([latents.outgoing(PayloadKind.LATENTS)]):
             yield event
         yield Finished(one_hop(STAGE, call, queued, computed))
+
+    def _events(self, done: StepDone, plan: Plan) -> list[Event]:
+        steps = plan.steps
+        events: list[Event] = [
+            StepFinished(done.step, steps, plan.sigmas[done.step], done.compute_seconds)
+        ]
+        if done.preview is not None:
+            events.append(Preview(done.step, steps, done.preview))
+        if done.latents is not None and done.step < steps:
+            data, digest = done.latents.data, self._backend.digest
+            events += [
+                ResumeChunk(done.step, at, len(data), bytes(piece), digest)
+                for at, piece in cut(data)
+            ]
+        return events
 
 
 def _demand(start: SampleStart, plan: Plan, call: Call) -> Demand:
@@ -99,17 +116,3 @@ def _demand(start: SampleStart, plan: Plan, call: Call) -> Demand:
         tenant=call.tenant,
         deadline=time.monotonic() + call.remaining_seconds,
     )
-
-
-def _events(done: StepDone, plan: Plan) -> list[Event]:
-    steps = plan.steps
-    events: list[Event] = [
-        StepFinished(done.step, steps, plan.sigmas[done.step], done.compute_seconds)
-    ]
-    if done.preview is not None:
-        events.append(Preview(done.step, steps, done.preview))
-    if done.latents is not None and done.step < steps:
-        data = done.latents.data
-        pieces = cut(data)
-        events += [ResumeChunk(done.step, at, len(data), bytes(piece)) for at, piece in pieces]
-    return events
