@@ -42,7 +42,10 @@ class LatentEncoderStage:
         self._places.check_room(call.tenant)
         pictures = await incoming.receive()
         keys = await asyncio.gather(
-            *(self._cache.key(call.tenant, [picture], numerics.resize) for picture in pictures)
+            *(
+                self._cache.key(call.tenant, [picture], self._backend.digest, numerics.resize)
+                for picture in pictures
+            )
         )
 
         async def encode(places: Sequence[int]) -> Sequence[Latents]:

@@ -43,7 +43,9 @@ class TextEncoderStage:
         self._places.check_room(call.tenant)
         images = await incoming.receive()
         prompts = (start.prompt, start.negative_prompt)
-        key = await self._cache.key(call.tenant, images, *prompts, numerics.resize)
+        key = await self._cache.key(
+            call.tenant, images, self._backend.digest, *prompts, numerics.resize
+        )
         yield accepted(
             STAGE,
             call,
