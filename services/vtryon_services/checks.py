@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from vtryon import extras
 from vtryon.checks import Finding
 from vtryon.errors import SettingsError
+from vtryon.types import Stage
 
 _CONNECT_SECONDS = 2.0
 
@@ -31,7 +32,7 @@ def backends() -> Iterator[Finding]:
     else:
         yield Finding("device cuda", False, "no GPU that torch can use", remedy="runs on the CPU")
     try:
-        digest = Checkpoint.open(SHIPPED_CHECKPOINT).digest("transformer", "vae")
+        digest = Checkpoint.open(SHIPPED_CHECKPOINT).digest(Stage.SAMPLING)
         yield Finding("checkpoint mannequin", True, f"sha256 {digest[:12]}", True)
     except SettingsError as error:
         yield Finding("checkpoint mannequin", False, str(error), True, "install vtryon again")

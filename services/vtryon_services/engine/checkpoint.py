@@ -2,39 +2,63 @@
 
 model_index.json  vae/  text_encoder/  tokenizer/  processor/  transformer/  scheduler/
 geometry.json     sizes and preview map (optional)
-digests.json      {"files": {path: sha256}}, checked where there is one
+digests.json      {"files": {path: sha256}}; weights that it lists are checked
+
+Every file, every field of a configuration and every tensor is used, known to change nothing, or
+refused by its name: see `layout`, `configs` and `weights`.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable
+from collections.abc import Collection, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeVar
 
+import structlog
 from diffusers.utils import logging as diffusers_logging
-from safetensors import SafetensorError, safe_open
+from torch import nn
 from transformers.utils import logging as transformers_logging
 
-from vtryon.errors import Reason, SettingsError
+from vtryon.types import Stage
+from vtryon_services.engine import layout
+from vtryon_services.engine.configs import Config, read_config, read_json
+from vtryon_services.engine.content import content_digest, sha256_of
 from vtryon_services.engine.geometry import Geometry
 from vtryon_services.engine.placement import Placement
+from vtryon_services.engine.refusals import corrupt, library_errors, not_found, unsupported
+from vtryon_services.engine.weights import Weights
 
 SHIPPED_CHECKPOINT = Path(__file__).parents[1] / "mannequin" / "checkpoint"
 DIGESTS_FILE = "digests.json"
-_PICKLES = {".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt"}
-_CLASSES = {
-    "vae": "AutoencoderKLQwenImage",
-    "text_encoder": "Qwen2_5_VLForConditionalGeneration",
-    "tokenizer": "Qwen2Tokenizer",
-    "processor": "Qwen2VLProcessor",
-    "transformer": "QwenImageTransformer2DModel",
-    "scheduler": "FlowMatchEulerDiscreteScheduler",
+# What each stage computes with.
+STAGE_PARTS: Mapping[Stage, tuple[str, ...]] = {
+    Stage.LATENT_ENCODER: ("vae",),
+    Stage.TEXT_ENCODER: ("processor", "text_encoder", "tokenizer"),
+    Stage.SAMPLING: ("scheduler", "transformer"),
+    Stage.DECODING: ("vae",),
 }
-M = TypeVar("M")
+_PIPELINE = "QwenImageEditPlusPipeline"
+_OTHER_PIPELINES = {
+    "QwenImageEditPipeline": "the first edit model, whose prompts and sizes are others",
+    "QwenImagePipeline": "a model that draws from text alone and edits nothing",
+}
+_CLASSES = {
+    "vae": ("AutoencoderKLQwenImage",),
+    "text_encoder": ("Qwen2_5_VLForConditionalGeneration",),
+    "tokenizer": ("Qwen2Tokenizer", "Qwen2TokenizerFast"),
+    "processor": ("Qwen2VLProcessor", "Qwen2_5_VLProcessor"),
+    "transformer": ("QwenImageTransformer2DModel",),
+    "scheduler": ("FlowMatchEulerDiscreteScheduler",),
+}
+_INDEX_FIELDS = {"_class_name", "_diffusers_version", "_name_or_path", *_CLASSES}
+_DIGESTS_AT_ONCE = 4
+_log = structlog.get_logger("vtryon.checkpoint")
+M = TypeVar("M", bound=nn.Module)
 
 # What they would report is reported by our own errors.
 for library in (diffusers_logging, transformers_logging):
@@ -55,13 +79,11 @@ class Checkpoint:
 
     @classmethod
     def open(cls, folder: Path) -> Checkpoint:
-        """Look at the layout."""
-        if not (folder / "model_index.json").is_file():
-            raise SettingsError(
-                f"no checkpoint in {folder.name or folder}: it has no model_index.json",
-                reason=Reason.CHECKPOINT_NOT_FOUND,
-            )
-        return cls(folder)
+        """Look at the layout, and at what the index says it is."""
+        layout.check_root(folder)
+        checkpoint = cls(folder)
+        checkpoint._check_index()
+        return checkpoint
 
     @cached_property
     def geometry(self) -> Geometry:
@@ -69,129 +91,125 @@ class Checkpoint:
         return Geometry.load(self.folder)
 
     def part(self, name: str) -> Path:
-        """Give a part's folder; its class must be one that the engine computes."""
+        """Give a part's folder: its class is one that the engine computes, its files are known."""
         listed = self._index.get(name)
         folder = self.folder / name
         if not listed or not folder.is_dir():
-            raise SettingsError(
-                f"the checkpoint has no {name}/", reason=Reason.CHECKPOINT_NOT_FOUND
+            raise not_found(f"the checkpoint has no {name}/")
+        if listed[-1] not in _CLASSES[name]:
+            raise unsupported(
+                f"{name} is a {listed[-1]}; the engine computes {' and '.join(_CLASSES[name])}"
             )
-        if listed[-1] != _CLASSES[name]:
-            raise SettingsError(
-                f"{name} is a {listed[-1]}; the engine computes {_CLASSES[name]}",
-                reason=Reason.CHECKPOINT_UNSUPPORTED,
-            )
+        layout.check_part(name, folder)
         return folder
 
-    def load_model(self, name: str, model: type[M], placement: Placement) -> M:
-        """Load a part with weights, whole: a missing tensor is an error, not a random one."""
-        folder = self.part(name)
-        self._check_weights(name, folder)
-        try:
+    def config(self, name: str) -> Config:
+        """Give a part's configuration, every field of it known."""
+        return read_config(name, self.part(name))
+
+    def weights(self, name: str) -> Weights:
+        """Give a part's tensors, those that digests.json lists compared with it."""
+        weights = Weights.find(name, self.part(name))
+        self._check_digests(name)
+        return weights
+
+    def load_model(
+        self, name: str, model: type[M], placement: Placement, keep: Collection[str] = ()
+    ) -> M:
+        """Load a part of diffusers, whole or some of its children; see `Weights.load`."""
+        return self.weights(name).load(model, self.config(name), placement, keep)
+
+    def load_text_encoder(self, model: type[M], placement: Placement) -> M:
+        """Load `text_encoder/` by transformers, which knows the older names of its weights."""
+        config, weights = self.config("text_encoder"), self.weights("text_encoder")
+        with library_errors("text_encoder"):
             loaded, info = model.from_pretrained(  # type: ignore[attr-defined]
-                folder,
+                self.folder / "text_encoder",
                 local_files_only=True,
                 use_safetensors=True,
                 output_loading_info=True,
-                **{_dtype_argument(model): placement.dtype},
+                dtype=placement.dtype,
             )
-        except (SafetensorError, OSError, ValueError, RuntimeError, KeyError, TypeError) as error:
-            raise _corrupt(f"{name} can't be loaded ({type(error).__name__})") from error
-        missing = sorted(info["missing_keys"]) + sorted(map(str, info["mismatched_keys"]))
-        if missing:
-            raise _corrupt(f"{name} lacks {len(missing)} tensors, such as {missing[0]}")
-        return loaded.eval().requires_grad_(False).to(placement.device)
+        unexpected = set(info["unexpected_keys"])
+        if config.get("tie_word_embeddings"):
+            unexpected.discard("lm_head.weight")  # the same as the embeddings
+        weights.check_names({*info["missing_keys"], *map(str, info["mismatched_keys"])}, unexpected)
+        with library_errors("text_encoder"):
+            made: M = loaded.eval().requires_grad_(False).to(placement.device)
+        return made
 
-    def digest(self, *names: str) -> str:
-        """Give the sha256 that stands for the weights and configurations of some parts."""
-        digest = hashlib.sha256()
-        for name in sorted(names):
-            for path in _files(self.folder / name):
-                label = path.relative_to(self.folder).as_posix()
-                digest.update(f"{label}:{self._file_digest(path)}\n".encode())
+    def digest(self, stage: Stage) -> str:
+        """Give the sha256 of what decides a stage's results, by the content of its files.
+
+        Weights, configurations, tokenizer and geometry are in it.
+        """
+        digest = hashlib.sha256(self.geometry.model_dump_json().encode())
+        paths = [
+            path
+            for name in STAGE_PARTS[stage]
+            for path in layout.used_files(name, self.folder / name)
+        ]
+        with ThreadPoolExecutor(_DIGESTS_AT_ONCE) as pool, library_errors("the checkpoint"):
+            for path, own in zip(paths, pool.map(content_digest, paths), strict=True):
+                digest.update(f"{self._label(path)}:{own}\n".encode())
         return digest.hexdigest()
 
     @cached_property
     def _index(self) -> dict[str, Any]:
-        return _read_json(self.folder / "model_index.json")
+        return read_json(self.folder / "model_index.json", "model_index.json")
+
+    def _check_index(self) -> None:
+        named = self._index.get("_class_name")
+        if named != _PIPELINE:
+            about = _OTHER_PIPELINES.get(str(named), "another pipeline")
+            raise unsupported(
+                f"model_index.json names {named or 'no pipeline class'} ({about}); "
+                f"the engine computes {_PIPELINE}"
+            )
+        for name, listed in self._index.items():
+            if name.startswith("_"):
+                known = name in _INDEX_FIELDS
+            elif not isinstance(listed, list) or not listed:
+                raise corrupt(f"model_index.json: {name} is no list of library and class")
+            else:
+                known = name in _INDEX_FIELDS or not any(listed)
+            if not known:
+                raise unsupported(
+                    f"model_index.json has {name} ({listed}), which would be passed over: "
+                    "take it out if the model does not need it"
+                )
 
     @cached_property
     def _listed_digests(self) -> dict[str, str]:
         path = self.folder / DIGESTS_FILE
-        return dict(_read_json(path).get("files", {})) if path.exists() else {}
+        if not path.exists():
+            return {}
+        listed = read_json(path, DIGESTS_FILE).get("files")
+        if not isinstance(listed, dict):
+            raise corrupt(f'{DIGESTS_FILE} has no "files"')
+        return listed
 
-    def _file_digest(self, path: Path) -> str:
-        listed = self._listed_digests.get(path.relative_to(self.folder).as_posix())
-        if listed:
-            return listed
-        if path.suffix == ".safetensors":  # its header names every tensor; the whole may be 40 GB
-            return hashlib.sha256(_header(path) + str(path.stat().st_size).encode()).hexdigest()
-        return sha256_of(path)
+    def _check_digests(self, name: str) -> None:
+        """Compare a part with digests.json: other weights are refused, other settings told."""
+        for path in layout.used_files(name, self.folder / name):
+            label = self._label(path)
+            listed = self._listed_digests.get(label)
+            if not listed or content_digest(path) == listed:
+                continue
+            if path.suffix == ".safetensors":
+                raise corrupt(f"{label} is not the file of {DIGESTS_FILE}: its sha256 differs")
+            _log.warning("a file differs from digests.json", file=label)
 
-    def _check_weights(self, name: str, folder: Path) -> None:
-        weights = sorted(folder.glob("*.safetensors"))
-        if not weights:
-            pickles = [path.name for path in _files(folder) if path.suffix in _PICKLES]
-            if pickles:
-                raise SettingsError(
-                    f"{name} has its weights in {pickles[0]}, a format that can run code; "
-                    "only safetensors are loaded: convert it",
-                    reason=Reason.CHECKPOINT_UNSAFE,
-                )
-            raise SettingsError(
-                f"{name} has no safetensors file", reason=Reason.CHECKPOINT_NOT_FOUND
-            )
-        for path in weights:
-            self._check_file(path)
-
-    def _check_file(self, path: Path) -> None:
-        label = path.relative_to(self.folder).as_posix()
-        try:
-            with safe_open(path, framework="pt"):
-                pass
-        except (SafetensorError, OSError) as error:
-            raise _corrupt(f"{label} is no whole safetensors file") from error
-        listed = self._listed_digests.get(label)
-        if listed and sha256_of(path) != listed:
-            raise _corrupt(f"{label} is not the file of {DIGESTS_FILE}: its sha256 differs")
-
-
-def sha256_of(path: Path) -> str:
-    """Digest a file."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    def _label(self, path: Path) -> str:
+        return path.relative_to(self.folder).as_posix()
 
 
 def write_digests(folder: Path) -> None:
     """Write digests.json for all files of a checkpoint, itself and its card left out."""
-    paths = [path for path in _files(folder) if path.name not in {DIGESTS_FILE, "README.md"}]
-    files = {path.relative_to(folder).as_posix(): sha256_of(path) for path in paths}
+    paths = sorted(path for path in folder.rglob("*") if path.is_file())
+    files = {
+        path.relative_to(folder).as_posix(): sha256_of(path)
+        for path in paths
+        if path.name not in {DIGESTS_FILE, "README.md"}
+    }
     (folder / DIGESTS_FILE).write_text(json.dumps({"files": files}, indent=2) + "\n")
-
-
-def _files(folder: Path) -> Iterable[Path]:
-    return sorted(path for path in folder.rglob("*") if path.is_file())
-
-
-def _header(path: Path) -> bytes:
-    with path.open("rb") as file:
-        length = int.from_bytes(file.read(8), "little")
-        return file.read(min(length, 64 * 1024 * 1024))
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(path.read_bytes())
-    except (OSError, ValueError) as error:
-        raise _corrupt(f"{path.name} is no JSON") from error
-    if not isinstance(content, dict):
-        raise _corrupt(f"{path.name} is no JSON object")
-    return content
-
-
-def _corrupt(message: str) -> SettingsError:
-    return SettingsError(f"the checkpoint is damaged: {message}", reason=Reason.CHECKPOINT_CORRUPT)
-
-
-def _dtype_argument(model: type) -> str:
-    return "torch_dtype" if model.__module__.startswith("diffusers") else "dtype"

@@ -6,9 +6,11 @@ from collections.abc import Sequence
 
 import torch
 
+from vtryon.types import Stage
 from vtryon_services.engine.checkpoint import Checkpoint
+from vtryon_services.engine.outputs import check_output
 from vtryon_services.engine.placement import Placement
-from vtryon_services.engine.still_vae import StillVae
+from vtryon_services.engine.still_vae import Half, StillVae
 
 
 class Decoder:
@@ -22,9 +24,9 @@ class Decoder:
 
     @classmethod
     def load(cls, checkpoint: Checkpoint, placement: Placement) -> Decoder:
-        """Load `vae/`."""
-        vae = StillVae.load(checkpoint, placement)
-        return cls(vae, checkpoint.geometry.max_target_area, checkpoint.digest("vae"))
+        """Load the decoder's half of `vae/`."""
+        vae = StillVae.load(checkpoint, placement, half=Half.DECODER)
+        return cls(vae, checkpoint.geometry.max_target_area, checkpoint.digest(Stage.DECODING))
 
     def decode(self, latents: Sequence[torch.Tensor]) -> Sequence[torch.Tensor]:
         """Decode latents of one size.
@@ -32,5 +34,10 @@ class Decoder:
         Shapes:
             latents: (channels, height / 8, width / 8) each, float32, normalised.
             result: (3, height, width) each, −1 to 1; `fitting.to_picture` makes pictures of them.
+
+        Raises:
+            StageError: the VAE gives NaN.
         """
-        return self._vae.decode(torch.stack(list(latents))).unbind()
+        pixels = self._vae.decode(torch.stack(list(latents)))
+        check_output(pixels, "VAE's decoder")
+        return pixels.unbind()

@@ -11,8 +11,8 @@ from typing import Literal, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from vtryon.errors import Reason, SettingsError
 from vtryon.types import Profile
+from vtryon_services.engine.refusals import corrupt
 
 FILE_NAME = "geometry.json"
 
@@ -71,11 +71,12 @@ class Geometry(BaseModel):
             return cls()
         try:
             return cls.model_validate_json(path.read_bytes())
-        except (OSError, ValidationError) as error:
-            raise SettingsError(
-                f"{FILE_NAME} of the checkpoint does not hold: {error}",
-                reason=Reason.CHECKPOINT_CORRUPT,
-            ) from error
+        except ValidationError as error:
+            first = error.errors()[0]
+            where = ".".join(map(str, first["loc"]))
+            raise corrupt(f"{FILE_NAME}: {where or 'it'}: {first['msg']}") from error
+        except OSError as error:
+            raise corrupt(f"{FILE_NAME} can't be read") from error
 
 
 def size_of_area(area: int, aspect: float, multiple: int) -> Size:

@@ -9,13 +9,14 @@ import torch
 from PIL import Image
 
 from vtryon.events import Fit
-from vtryon.types import ResizeFilter
+from vtryon.types import ResizeFilter, Stage
 from vtryon_services.engine import fitting
 from vtryon_services.engine.checkpoint import Checkpoint
 from vtryon_services.engine.geometry import Geometry
 from vtryon_services.engine.numerics import Resolved
+from vtryon_services.engine.outputs import check_output
 from vtryon_services.engine.placement import Placement
-from vtryon_services.engine.still_vae import StillVae
+from vtryon_services.engine.still_vae import Half, StillVae
 
 # ComfyUI rounds to 8, and some of its sizes then give odd latents, which packing can't take.
 _AREA_MULTIPLE = 16
@@ -38,9 +39,9 @@ class LatentEncoder:
 
     @classmethod
     def load(cls, checkpoint: Checkpoint, placement: Placement) -> LatentEncoder:
-        """Load `vae/`."""
-        vae = StillVae.load(checkpoint, placement)
-        return cls(vae, checkpoint.geometry, checkpoint.digest("vae"))
+        """Load the encoder's half of `vae/`."""
+        vae = StillVae.load(checkpoint, placement, half=Half.ENCODER)
+        return cls(vae, checkpoint.geometry, checkpoint.digest(Stage.LATENT_ENCODER))
 
     def fit(self, picture: Image.Image, numerics: Resolved) -> Fitted:
         """Bring a picture to size."""
@@ -59,5 +60,10 @@ class LatentEncoder:
 
         Shapes:
             result: (channels, height / 8, width / 8) each, float32, normalised.
+
+        Raises:
+            StageError: the VAE gives NaN.
         """
-        return self._vae.encode(torch.stack(list(pixels))).unbind()
+        latents = self._vae.encode(torch.stack(list(pixels)))
+        check_output(latents, "VAE's encoder")
+        return latents.unbind()

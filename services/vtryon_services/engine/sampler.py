@@ -12,16 +12,18 @@ import torch
 from diffusers import FlowMatchEulerDiscreteScheduler, QwenImageTransformer2DModel
 
 from vtryon.errors import Reason, RequestError, SettingsError
-from vtryon.types import RopeLayout
+from vtryon.types import RopeLayout, Stage
 from vtryon_services.engine import latents as packing
 from vtryon_services.engine.attention import install
 from vtryon_services.engine.checkpoint import Checkpoint
 from vtryon_services.engine.forward import Forward, Row, divide
 from vtryon_services.engine.geometry import Geometry, size_of_area
 from vtryon_services.engine.guidance import guide
+from vtryon_services.engine.outputs import not_finite
 from vtryon_services.engine.placement import Placement
 from vtryon_services.engine.plan import Plan
 from vtryon_services.engine.rope import Shape
+from vtryon_services.engine.sampler_parts import load_scheduler, load_transformer
 from vtryon_services.engine.schedule import Scheduled
 
 
@@ -125,7 +127,6 @@ class Sampler(Scheduled):
         geometry: Geometry,
         digest: str,
     ) -> None:
-        _check_supported(transformer, scheduler)
         install(transformer)
         self.transformer = transformer
         self.device: torch.device = transformer.device  # looked up by diffusers, at some cost
@@ -145,11 +146,9 @@ class Sampler(Scheduled):
         Raises:
             SettingsError: the checkpoint does not hold, or the blocks can't be compiled here.
         """
-        transformer = checkpoint.load_model("transformer", QwenImageTransformer2DModel, placement)
-        scheduler = FlowMatchEulerDiscreteScheduler.from_pretrained(
-            checkpoint.part("scheduler"), local_files_only=True
-        )
-        digest = checkpoint.digest("transformer", "scheduler")
+        scheduler = load_scheduler(checkpoint)
+        transformer = load_transformer(checkpoint, placement)
+        digest = checkpoint.digest(Stage.SAMPLING)
         sampler = cls(transformer, scheduler, checkpoint.geometry, digest)
         if compiled:
             sampler._compile()
@@ -238,6 +237,9 @@ class Sampler(Scheduled):
         """Do one step of each sample, whatever their sizes, prompts and step numbers.
 
         A sample's latents do not depend on the others, but for the rounding of sums.
+
+        Raises:
+            StageError: a prediction is not finite; no sample has been advanced then.
         """
         wanted = [sample.rows() for sample in samples]
         rows = [row for own in wanted for row in own]
@@ -245,9 +247,13 @@ class Sampler(Scheduled):
         passes = []
         for batch in divide(rows, rows_at_once):
             started = time.monotonic()
-            for index, velocity in zip(batch.rows, self._forward(rows, batch), strict=True):
+            predicted = self._forward(rows, batch)
+            # NaN and infinities show in a sum, which costs next to nothing beside the forward.
+            sums = torch.stack([velocity.sum() for velocity in predicted])
+            for index, velocity in zip(batch.rows, predicted, strict=True):
                 velocities[index] = velocity
             self._wait()
+            _check_finite(sums, [rows[index] for index in batch.rows])
             passes.append(Pass(len(batch.rows), batch.tokens, time.monotonic() - started))
         remaining = iter(velocities)
         for sample, own in zip(samples, wanted, strict=True):
@@ -281,21 +287,13 @@ class Sampler(Scheduled):
         return sigma * noise + (1 - sigma) * first
 
 
-def _check_supported(
-    transformer: QwenImageTransformer2DModel, scheduler: FlowMatchEulerDiscreteScheduler
-) -> None:
-    wanted = [
-        (
-            "transformer",
-            transformer.config,
-            ("guidance_embeds", "use_additional_t_cond", "use_layer3d_rope"),
-        ),
-        ("scheduler", scheduler.config, ("invert_sigmas", "stochastic_sampling")),
-    ]
-    for part, config, names in wanted:
-        for name in names:
-            if config.get(name):
-                raise SettingsError(
-                    f"{part} has {name} set, which the sampler does not compute",
-                    reason=Reason.CHECKPOINT_UNSUPPORTED,
-                )
+def _check_finite(sums: torch.Tensor, rows: Sequence[Row]) -> None:
+    """Look at the sums of a pass's predictions.
+
+    Raises:
+        StageError: one is not finite.
+    """
+    finite = sums.isfinite().tolist()
+    if not all(finite):
+        row = rows[finite.index(False)]
+        raise not_finite("transformer", f" at the noise level {row.sigma:.4g}")

@@ -7,6 +7,10 @@ the work.
 
 from __future__ import annotations
 
+import math
+from enum import Enum
+from typing import Any
+
 import torch
 from diffusers import AutoencoderKLQwenImage
 from diffusers.models.autoencoders.autoencoder_kl_qwenimage import (
@@ -16,9 +20,19 @@ from diffusers.models.autoencoders.autoencoder_kl_qwenimage import (
 from torch import nn
 
 from vtryon_services.engine.checkpoint import Checkpoint
+from vtryon_services.engine.configs import signature_defaults
 from vtryon_services.engine.placement import Placement
+from vtryon_services.engine.refusals import corrupt, unsupported
 
 DOWNSCALE = 8
+
+
+class Half(Enum):
+    """The part of the VAE that a stage needs: the other one is not loaded."""
+
+    ENCODER = ("encoder", "quant_conv")
+    DECODER = ("decoder", "post_quant_conv")
+    BOTH = ()
 
 
 class LastTapConv(QwenImageCausalConv3d):
@@ -78,10 +92,20 @@ class StillVae(nn.Module):
 
     @classmethod
     def load(
-        cls, checkpoint: Checkpoint, placement: Placement, *, tile_above_pixels: int = 2048 * 2048
+        cls,
+        checkpoint: Checkpoint,
+        placement: Placement,
+        *,
+        half: Half = Half.BOTH,
+        tile_above_pixels: int = 2048 * 2048,
     ) -> StillVae:
-        """Load `vae/`; pictures of more pixels are decoded in tiles."""
-        vae = checkpoint.load_model("vae", AutoencoderKLQwenImage, placement)
+        """Load `vae/`, or a half of it; pictures of more pixels are decoded in tiles.
+
+        Raises:
+            SettingsError: the checkpoint does not hold, or is of a VAE that is not computed.
+        """
+        _check_supported(checkpoint.config("vae"))
+        vae = checkpoint.load_model("vae", AutoencoderKLQwenImage, placement, half.value)
         return cls(vae, tile_above_pixels=tile_above_pixels)
 
     @torch.inference_mode()
@@ -122,6 +146,20 @@ class StillVae(nn.Module):
         else:
             frames = self._vae.decoder(self._vae.post_quant_conv(z))
         return frames[:, :, 0].float().clamp(-1, 1)
+
+
+def _check_supported(config: dict[str, Any]) -> None:
+    vae = {**signature_defaults(AutoencoderKLQwenImage), **config}
+    if 2 ** (len(vae["dim_mult"]) - 1) != DOWNSCALE or vae["input_channels"] != 3:
+        raise unsupported(
+            f"vae makes one latent of {2 ** (len(vae['dim_mult']) - 1)} pixels a side, from "
+            f"{vae['input_channels']} colours; the engine computes {DOWNSCALE} and 3"
+        )
+    for name in ("latents_mean", "latents_std"):
+        if len(vae[name]) != vae["z_dim"] or not all(map(math.isfinite, vae[name])):
+            raise corrupt(f"vae/config.json: {name} is not {vae['z_dim']} finite numbers")
+    if min(vae["latents_std"]) <= 0:
+        raise corrupt("vae/config.json: latents_std has a number that is not above 0")
 
 
 def flatten_(module: nn.Module) -> None:

@@ -8,29 +8,31 @@ from typing import NamedTuple
 
 import torch
 from PIL import Image
-from transformers import Qwen2_5_VLForConditionalGeneration, Qwen2_5_VLModel, Qwen2Tokenizer
+from transformers import (
+    Qwen2_5_VLConfig,
+    Qwen2_5_VLForConditionalGeneration,
+    Qwen2_5_VLModel,
+    Qwen2Tokenizer,
+)
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
-from vtryon.errors import Reason, RequestError, SettingsError
-from vtryon.types import ResizeFilter
+from vtryon.errors import RequestError
+from vtryon.types import ResizeFilter, Stage
 from vtryon_services.engine import fitting
 from vtryon_services.engine.checkpoint import Checkpoint
 from vtryon_services.engine.geometry import Geometry
 from vtryon_services.engine.numerics import Resolved
+from vtryon_services.engine.outputs import check_output
 from vtryon_services.engine.placement import Placement
-
-# Source: Qwen-Image-Edit's prompt template, as published with diffusers' QwenImageEditPlusPipeline;
-# the model was trained with exactly these words. The first 64 tokens are its fixed preamble.
-TEMPLATE = (
-    "<|im_start|>system\nDescribe the key features of the input image (color, shape, size, "
-    "texture, objects, background), then explain how the user's text instruction should alter or "
-    "modify the image. Generate a new image that meets the user's requirements while maintaining "
-    "consistency with the original input where appropriate.<|im_end|>\n"
-    "<|im_start|>user\n{}<|im_end|>\n<|im_start|>assistant\n"
+from vtryon_services.engine.prompt import (
+    PICTURE_TOKEN,
+    PREAMBLE_TOKENS,
+    TEMPLATE,
+    check_together,
 )
-PREAMBLE_TOKENS = 64
+from vtryon_services.engine.refusals import library_errors
+
 _PICTURE = "Picture {}: <|vision_start|>{}<|vision_end|>"
-_PAD = "<|image_pad|>"
 # Text may not switch the template's roles or fake a picture.
 _CONTROL_TOKEN = re.compile(r"<\|\w+\|>")
 
@@ -73,21 +75,21 @@ class TextEncoder:
     @classmethod
     def load(cls, checkpoint: Checkpoint, placement: Placement) -> TextEncoder:
         """Load `text_encoder/`, `tokenizer/` and the picture half of `processor/`."""
-        model = checkpoint.load_model("text_encoder", Qwen2_5_VLForConditionalGeneration, placement)
-        tokenizer = Qwen2Tokenizer.from_pretrained(
-            checkpoint.part("tokenizer"), local_files_only=True
-        )
-        processor = Qwen2VLImageProcessorPil.from_pretrained(
-            checkpoint.part("processor"), local_files_only=True
-        )
-        preamble = TEMPLATE.partition("{}")[0]
-        if (found := len(tokenizer(preamble)["input_ids"])) != PREAMBLE_TOKENS:
-            raise SettingsError(
-                f"the tokenizer makes {found} tokens of the template's preamble; "
-                f"the model family needs {PREAMBLE_TOKENS}",
-                reason=Reason.CHECKPOINT_UNSUPPORTED,
+        for part in ("tokenizer", "processor"):
+            checkpoint.config(part)
+        with library_errors("tokenizer"):
+            tokenizer = Qwen2Tokenizer.from_pretrained(
+                checkpoint.part("tokenizer"), local_files_only=True
             )
-        digest = checkpoint.digest("text_encoder", "tokenizer", "processor")
+        with library_errors("processor"):
+            processor = Qwen2VLImageProcessorPil.from_pretrained(
+                checkpoint.part("processor"), local_files_only=True
+            )
+        with library_errors("text_encoder/config.json"):
+            config = Qwen2_5_VLConfig.from_pretrained(checkpoint.part("text_encoder"))
+        check_together(checkpoint, config, tokenizer, processor)
+        model = checkpoint.load_text_encoder(Qwen2_5_VLForConditionalGeneration, placement)
+        digest = checkpoint.digest(Stage.TEXT_ENCODER)
         return cls(model, tokenizer, processor, checkpoint.geometry, digest)
 
     def prepare(
@@ -117,6 +119,9 @@ class TextEncoder:
 
         Shapes:
             result: (tokens, width) each, in the placement's element type, on the CPU.
+
+        Raises:
+            StageError: the model gives NaN.
         """
         texts = [TEMPLATE.format(self._introduce(one.seen.grids) + one.prompt) for one in asked]
         padded = len(texts) > 1
@@ -132,7 +137,10 @@ class TextEncoder:
             given["mm_token_type_ids"] = picture_tokens(self.model, ids)
         hidden = self.model(**given).last_hidden_state.cpu()
         lengths = mask.sum(1).tolist()
-        return [row[PREAMBLE_TOKENS:length] for row, length in zip(hidden, lengths, strict=True)]
+        found = [row[PREAMBLE_TOKENS:length] for row, length in zip(hidden, lengths, strict=True)]
+        for one in found:
+            check_output(one, "text encoder")
+        return found
 
     def _fit(self, image: Image.Image, resize: ResizeFilter) -> Image.Image:
         area = self._geometry.condition_area
@@ -143,7 +151,7 @@ class TextEncoder:
         merge = self._processor.merge_size**2
         counts = [int(grid.prod()) // merge for grid in grids]
         return "".join(
-            _PICTURE.format(number, _PAD * count) for number, count in enumerate(counts, 1)
+            _PICTURE.format(number, PICTURE_TOKEN * count) for number, count in enumerate(counts, 1)
         )
 
 

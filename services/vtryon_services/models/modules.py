@@ -15,8 +15,9 @@ from torch.nn.functional import scaled_dot_product_attention
 from transformers.models.qwen2_5_vl import modeling_qwen2_5_vl as qwen
 from transformers.vision_utils import get_vision_position_ids, get_vision_window_index
 
+from vtryon_services.engine.prompt import PREAMBLE_TOKENS
 from vtryon_services.engine.still_vae import StillVae
-from vtryon_services.engine.text_encoder import PREAMBLE_TOKENS, picture_tokens
+from vtryon_services.engine.text_encoder import picture_tokens
 
 Tensors = dict[str, torch.Tensor]
 

@@ -115,6 +115,7 @@ class LatentEncoderModel(_Batched[Fitted | None, torch.Tensor | None]):
 
     def _load(self, settings: ModelSettings) -> None:
         self._engine = LatentEncoder.load(settings.checkpoint, settings.placement)
+        settings.check_digest(self._engine.digest)
 
     def _prepare(self, request: Request) -> Fitted | None:
         picture = request.picture("PICTURE")
@@ -146,6 +147,7 @@ class TextEncoderModel(_Batched[list[Asked], list[torch.Tensor]]):
 
     def _load(self, settings: ModelSettings) -> None:
         self._engine = TextEncoder.load(settings.checkpoint, settings.placement)
+        settings.check_digest(self._engine.digest)
 
     def _prepare(self, request: Request) -> list[Asked]:
         given = [request.picture(f"PICTURE_{number}") for number in range(1, MAX_PICTURES + 1)]
@@ -184,6 +186,7 @@ class DecodingModel(_Batched[Wanted, torch.Tensor | None]):
 
     def _load(self, settings: ModelSettings) -> None:
         self._engine = Decoder.load(settings.checkpoint, settings.placement)
+        settings.check_digest(self._engine.digest)
 
     def _prepare(self, request: Request) -> Wanted:
         start = DecodeStart(

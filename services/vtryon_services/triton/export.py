@@ -9,10 +9,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from diffusers import QwenImageTransformer2DModel
 from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2
 
+from vtryon.types import Stage
 from vtryon_services.engine.checkpoint import SHIPPED_CHECKPOINT, Checkpoint
+from vtryon_services.engine.configs import signature_defaults
 from vtryon_services.engine.geometry import size_of_area
 from vtryon_services.triton.contract import Contract, Model, TensorOf, contracts
 
@@ -65,11 +68,11 @@ _WARM_UP: dict[Model, dict[str, bytes]] = {
     Model.TEXT_ENCODER: {"PROMPT": b"a person wearing a shirt", "PICTURE_1": _PICTURE},
     Model.DECODING: {"LATENTS": b""},
 }
-_PARTS = {
-    Model.LATENT_ENCODER: ("vae",),
-    Model.TEXT_ENCODER: ("text_encoder", "tokenizer", "processor"),
-    Model.SAMPLING: ("transformer", "scheduler"),
-    Model.DECODING: ("vae",),
+_STAGES = {
+    Model.LATENT_ENCODER: Stage.LATENT_ENCODER,
+    Model.TEXT_ENCODER: Stage.TEXT_ENCODER,
+    Model.SAMPLING: Stage.SAMPLING,
+    Model.DECODING: Stage.DECODING,
 }
 
 
@@ -157,7 +160,8 @@ def _describe_model(contract: Contract) -> str:
 
 def sizes_of(checkpoint: Checkpoint) -> tuple[int, int]:
     """Give the latent channels and the width of embeddings."""
-    config = json.loads((checkpoint.part("transformer") / "config.json").read_text())
+    given = checkpoint.config("transformer")
+    config = {**signature_defaults(QwenImageTransformer2DModel), **given}
     return config["in_channels"] // 4, config["joint_attention_dim"]
 
 
@@ -253,11 +257,11 @@ def _parameters(model: Model, checkpoint: Checkpoint, options: Options) -> dict[
         "device": options.device,
         "dtype": options.dtype,
         "threads": str(options.threads),
-        "digest": checkpoint.digest(*_PARTS[model]),
+        "digest": checkpoint.digest(_STAGES[model]),
         "geometry": checkpoint.geometry.model_dump_json(exclude={"preview"}),
     }
     if model is Model.SAMPLING:
-        scheduler = json.loads((checkpoint.part("scheduler") / "scheduler_config.json").read_text())
+        scheduler = checkpoint.config("scheduler")
         values |= {
             "slots": str(options.slots),
             "max_waiting": str(options.max_waiting),

@@ -15,7 +15,14 @@ from typing import Any, TypeVar
 import torch
 from PIL import Image
 
-from vtryon.errors import Reason, RequestError, RunCancelledError, StageError, VtryonError
+from vtryon.errors import (
+    Reason,
+    RequestError,
+    RunCancelledError,
+    SettingsError,
+    StageError,
+    VtryonError,
+)
 from vtryon.types import (
     MAX_PICTURE_BYTES,
     Numerics,
@@ -167,6 +174,19 @@ class ModelSettings:
         if device == "cuda":  # the GPU that Triton has given to this instance
             device = f"cuda:{arguments['model_instance_device_id']}"
         self.placement = Placement.of(device, self.values["dtype"])
+
+    def check_digest(self, found: str) -> None:
+        """Compare what was loaded with what was exported, by which callers know the model.
+
+        Raises:
+            SettingsError: the checkpoint has changed since the export.
+        """
+        if found != self.values["digest"]:
+            raise SettingsError(
+                "the checkpoint is another one than when the repository was exported: run "
+                "`vtryon models export-triton` again",
+                reason=Reason.CHECKPOINT_CORRUPT,
+            )
 
 
 def check_latents(name: str, latents: torch.Tensor, max_area: int) -> None:

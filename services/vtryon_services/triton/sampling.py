@@ -60,6 +60,7 @@ class SamplingModel:
         """Load, and start the batch."""
         settings = ModelSettings(arguments)
         self._engine = Sampler.load(settings.checkpoint, settings.placement)
+        settings.check_digest(self._engine.digest)
         if int(settings.values["warm_up"]):
             self._engine.warm_up()
         self._batcher = StepBatcher(

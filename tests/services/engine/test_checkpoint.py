@@ -1,16 +1,22 @@
 import json
 import shutil
+from pathlib import Path
 
 import pytest
 import torch
 from diffusers import QwenImageTransformer2DModel
 from safetensors.torch import load_file, save_file
+from tests.support.broken_checkpoints import shard
 
 from vtryon.errors import Reason, SettingsError
+from vtryon.types import Stage
 from vtryon_services.engine.checkpoint import SHIPPED_CHECKPOINT, Checkpoint, sha256_of
 from vtryon_services.engine.decoder import Decoder
+from vtryon_services.engine.latent_encoder import LatentEncoder
+from vtryon_services.engine.numerics import resolve
 from vtryon_services.engine.placement import Placement
 from vtryon_services.engine.sampler import Sampler
+from vtryon_services.engine.still_vae import Half, StillVae
 from vtryon_services.engine.text_encoder import TextEncoder
 
 CPU = Placement.of("cpu", "fp32")
@@ -127,8 +133,8 @@ def test_what_the_sampler_does_not_compute_is_refused(copy) -> None:
 def test_equal_weights_have_equal_digests_and_others_others(copy) -> None:
     checkpoint = Checkpoint.open(copy)
     shipped = Checkpoint.open(SHIPPED_CHECKPOINT)
-    assert checkpoint.digest("vae") == shipped.digest("vae")
-    assert checkpoint.digest("vae") != checkpoint.digest("transformer")
+    assert checkpoint.digest(Stage.DECODING) == shipped.digest(Stage.DECODING)
+    assert checkpoint.digest(Stage.DECODING) != checkpoint.digest(Stage.SAMPLING)
 
 
 def test_a_device_that_is_not_there_is_told() -> None:
@@ -144,3 +150,130 @@ def test_half_precision_loads_as_asked(dtype: str) -> None:
     checkpoint = Checkpoint.open(SHIPPED_CHECKPOINT)
     model = checkpoint.load_model("transformer", QwenImageTransformer2DModel, placement)
     assert model.dtype == placement.dtype
+
+
+def edit(path: Path, **fields: object) -> None:
+    content = {**json.loads(path.read_text()), **fields}
+    path.write_text(json.dumps(content))
+
+
+def load_all(folder: Path) -> None:
+    for stage in (LatentEncoder, TextEncoder, Sampler, Decoder):
+        assert stage.load(Checkpoint.open(folder), CPU).digest
+
+
+def test_equivalent_classes_and_known_files_and_fields_load(copy) -> None:
+    """What the published checkpoints and the hub's client have beside what is used."""
+    edit(
+        copy / "model_index.json",
+        tokenizer=["transformers", "Qwen2TokenizerFast"],
+        processor=["transformers", "Qwen2_5_VLProcessor"],
+        safety_checker=[None, None],
+        _name_or_path="somewhere",
+    )
+    edit(copy / "transformer" / "config.json", pooled_projection_dim=768)
+    processor = copy / "processor"
+    content = json.loads((processor / "processor_config.json").read_text())
+    (processor / "processor_config.json").unlink()
+    older = {"min_pixels": 3136, "max_pixels": 4704, "crop_size": None, "do_center_crop": None}
+    content["image_processor"] |= older | {"image_processor_type": "Qwen2VLImageProcessorFast"}
+    (processor / "preprocessor_config.json").write_text(json.dumps(content["image_processor"]))
+    for name in (".gitattributes", "LICENSE.md", "tokenizer/chat_template.jinja", "strip.png"):
+        (copy / name).write_text("")
+    (copy / ".cache").mkdir()
+    (processor / "video_preprocessor_config.json").write_text("{}")
+    load_all(copy)
+
+
+def test_the_text_encoders_older_layout_loads(copy) -> None:
+    """Text fields stand outside `text_config` too, as transformers 4 wrote them."""
+    path = copy / "text_encoder" / "config.json"
+    content = json.loads(path.read_text())
+    text, vision = content["text_config"], content["vision_config"]
+    text["rope_scaling"] = {**text.pop("rope_parameters"), "type": "mrope"}
+    text["rope_theta"] = text["rope_scaling"].pop("rope_theta")
+    vision |= {"in_chans": 3, "spatial_patch_size": 14, "model_type": "qwen2_5_vl"}
+    flat = {name: text[name] for name in ("hidden_size", "num_hidden_layers", "rms_norm_eps")}
+    more = {"sliding_window": 32768, "max_window_layers": 28, "vision_token_id": 7}
+    path.write_text(json.dumps({**content, **flat, **more, "torch_dtype": "bfloat16"}))
+    before = TextEncoder.load(Checkpoint.open(SHIPPED_CHECKPOINT), CPU)
+    [one], [other] = (
+        encoder.embed(encoder.prepare(["a red shirt"], [], resolve(None)))
+        for encoder in (before, TextEncoder.load(Checkpoint.open(copy), CPU))
+    )
+    assert torch.equal(one, other)
+
+
+def test_the_marker_of_2511_is_read_as_zero_cond_t(copy) -> None:
+    (copy / "digests.json").unlink()
+    config = json.loads((copy / "transformer" / "config.json").read_text())
+    del config["zero_cond_t"]
+    (copy / "transformer" / "config.json").write_text(json.dumps(config))
+    assert not Sampler.load(Checkpoint.open(copy), CPU).transformer.zero_cond_t
+    weights = load_file(copy / WEIGHTS)
+    weights["__index_timestep_zero__"] = torch.zeros(0)
+    save_file(weights, copy / WEIGHTS)
+    assert Sampler.load(Checkpoint.open(copy), CPU).transformer.zero_cond_t
+    edit(copy / "transformer" / "config.json", zero_cond_t=True)
+    assert Sampler.load(Checkpoint.open(copy), CPU).transformer.zero_cond_t
+
+
+def test_links_and_shards_load_the_same_weights(copy, tmp_path) -> None:
+    (copy / "digests.json").unlink()
+    shard(WEIGHTS)(copy)
+    shard("text_encoder/model.safetensors")(copy)
+    linked = tmp_path / "snapshots" / "abc"
+    for path in copy.rglob("*"):
+        if path.is_file():
+            link = linked / path.relative_to(copy)
+            link.parent.mkdir(parents=True, exist_ok=True)
+            link.symlink_to(path)
+    load_all(linked)
+    ours, shipped = (
+        Sampler.load(Checkpoint.open(folder), CPU).transformer.state_dict()
+        for folder in (linked, SHIPPED_CHECKPOINT)
+    )
+    assert ours.keys() == shipped.keys()
+    assert all(torch.equal(ours[name], shipped[name]) for name in ours)
+
+
+@pytest.mark.parametrize("dtype", ["fp32", "bf16"])
+def test_weights_are_those_that_the_library_loads(dtype: str) -> None:
+    placement = Placement.of("cpu", dtype)
+    ours = Sampler.load(Checkpoint.open(SHIPPED_CHECKPOINT), placement).transformer.state_dict()
+    theirs = QwenImageTransformer2DModel.from_pretrained(
+        SHIPPED_CHECKPOINT / "transformer", torch_dtype=placement.dtype
+    ).state_dict()
+    assert ours.keys() == theirs.keys()
+    assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+
+
+def test_encoder_and_decoder_hold_a_half_of_the_vae_each() -> None:
+    def count(*modules: torch.nn.Module) -> int:
+        return sum(one.numel() for module in modules for one in module.parameters())
+
+    checkpoint = Checkpoint.open(SHIPPED_CHECKPOINT)
+    whole = count(StillVae.load(checkpoint, CPU))
+    encoder, decoder = LatentEncoder.load(checkpoint, CPU), Decoder.load(checkpoint, CPU)
+    assert count(encoder._vae, decoder._vae) == whole
+    assert count(encoder._vae._vae.decoder) == count(decoder._vae._vae.encoder) == 0
+
+
+def test_large_pictures_are_decoded_in_tiles_by_the_decoders_half_alone() -> None:
+    checkpoint = Checkpoint.open(SHIPPED_CHECKPOINT)
+    latents = torch.randn(1, 16, 40, 40)
+    drawn = [
+        StillVae.load(checkpoint, CPU, half=half, tile_above_pixels=1).decode(latents)
+        for half in (Half.BOTH, Half.DECODER)
+    ]
+    assert torch.equal(*drawn)
+
+
+def test_weights_do_not_change_with_the_file_that_they_came_from(copy) -> None:
+    sampler = Sampler.load(Checkpoint.open(copy), Placement.of("cpu", "fp16"))  # as it is stored
+    before = {name: one.clone() for name, one in sampler.transformer.state_dict().items()}
+    data = (copy / WEIGHTS).read_bytes()
+    with (copy / WEIGHTS).open("r+b") as file:
+        file.write(data[: len(data) // 2] + bytes(len(data) - len(data) // 2))
+    after = sampler.transformer.state_dict()
+    assert all(torch.equal(before[name], after[name]) for name in before)

@@ -14,6 +14,7 @@ from vtryon_services.engine.checkpoint import Checkpoint
 from vtryon_services.engine.geometry import Geometry
 from vtryon_services.engine.numerics import resolve
 from vtryon_services.engine.placement import Placement
+from vtryon_services.engine.prompt import TEMPLATE
 from vtryon_services.engine.text_encoder import Asked, TextEncoder
 from vtryon_services.models.modules import text_positions
 
@@ -76,8 +77,6 @@ def language_model_calls(encoder: TextEncoder) -> Iterator[list[dict]]:
 
 
 def tokens_of(encoder: TextEncoder, items: list[Asked]) -> list[list[int]]:
-    from vtryon_services.engine.text_encoder import TEMPLATE
-
     texts = [TEMPLATE.format(encoder._introduce(one.seen.grids) + one.prompt) for one in items]
     return [encoder._tokenizer(text)["input_ids"] for text in texts]
 

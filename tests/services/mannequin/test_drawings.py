@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 import torch
 
+from vtryon.types import Stage
 from vtryon_services.engine.checkpoint import SHIPPED_CHECKPOINT, Checkpoint
 from vtryon_services.engine.placement import Placement
 from vtryon_services.engine.still_vae import StillVae
@@ -116,7 +117,7 @@ def test_packaging_again_gives_the_shipped_geometry(tmp_path) -> None:
     np.testing.assert_allclose(*weights, atol=1e-3)
     ours["preview"], shipped["preview"] = None, None
     assert ours == shipped
-    Checkpoint.open(copy).digest("vae")
+    Checkpoint.open(copy).digest(Stage.DECODING)
 
 
 def test_the_preview_map_explains_the_colours() -> None:

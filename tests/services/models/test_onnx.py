@@ -24,9 +24,10 @@ from vtryon_services.engine.forward import Forward, Row, divide
 from vtryon_services.engine.geometry import Geometry
 from vtryon_services.engine.numerics import resolve
 from vtryon_services.engine.placement import Placement
+from vtryon_services.engine.prompt import TEMPLATE
 from vtryon_services.engine.sampler import Sampler
 from vtryon_services.engine.still_vae import StillVae
-from vtryon_services.engine.text_encoder import TEMPLATE, TextEncoder
+from vtryon_services.engine.text_encoder import TextEncoder
 from vtryon_services.models import onnx_export
 from vtryon_services.models.graphs import Graph, make_graph
 from vtryon_services.models.modules import text_positions, vision_inputs

@@ -1,0 +1,164 @@
+"""Which files of a checkpoint are used, which are known to change nothing, and all others.
+
+Every file is one of the three. What is neither used nor known to change nothing is refused by its
+name: a file that is passed over in silence may be one that was meant to change the picture.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from fnmatch import fnmatch
+from pathlib import Path
+
+from vtryon.errors import SettingsError
+from vtryon_services.engine.refusals import not_found, unsafe, unsupported
+
+_PICKLES = {".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt"}
+_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+_MODEL = ("config.json", "*.safetensors", "*.safetensors.index.json")
+_TOKENIZER = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "vocab.json",
+    "merges.txt",
+    "added_tokens.json",
+    "special_tokens_map.json",
+)
+PART_FILES: Mapping[str, tuple[str, ...]] = {
+    "vae": _MODEL,
+    "text_encoder": _MODEL,
+    "tokenizer": _TOKENIZER,
+    "processor": ("preprocessor_config.json", "processor_config.json"),
+    "transformer": _MODEL,
+    "scheduler": ("scheduler_config.json",),
+}
+ROOT_FILES = ("model_index.json", "geometry.json", "digests.json")
+# Pattern: why such a file changes no result.
+_HARMLESS_ANYWHERE = {
+    ".*": "hidden files of git, of the hub's client and of file managers",
+    "README*": "a card",
+    "*.md": "a card",
+    "LICENSE*": "terms of use",
+    "NOTICE*": "terms of use",
+    "*.png": "an example",
+    "*.jpg": "an example",
+    "*.jpeg": "an example",
+    "*.webp": "an example",
+    "*.py": "code is never run; the classes are those of the libraries",
+}
+_HARMLESS_IN_PART = {
+    "text_encoder": {
+        "generation_config.json": "no text is generated",
+        "chat_template*": "the prompt's template is the engine's own",
+    },
+    "tokenizer": {"chat_template*": "the prompt's template is the engine's own"},
+    "processor": {
+        "chat_template*": "the prompt's template is the engine's own",
+        "video_preprocessor_config.json": "no videos are taken",
+        **dict.fromkeys(_TOKENIZER, "compared with tokenizer/, which is the one that is used"),
+    },
+}
+
+
+def check_root(folder: Path) -> None:
+    """Look at what is said to be a checkpoint, before anything in it is read.
+
+    Raises:
+        SettingsError: it is none, or holds what nothing would use.
+    """
+    if not folder.is_dir():
+        raise _no_folder(folder)
+    if not (folder / "model_index.json").is_file():
+        raise _no_index(folder)
+    for path in sorted(folder.iterdir()):
+        known = path.name in PART_FILES if path.is_dir() else path.name in ROOT_FILES
+        if not known and not is_harmless(path.name):
+            raise refuse_file(path, path.name + "/" * path.is_dir())
+
+
+def check_part(part: str, folder: Path) -> None:
+    """Look at the files of a part.
+
+    Raises:
+        SettingsError: one of them would be passed over.
+    """
+    for path in sorted(folder.iterdir()):
+        if is_harmless(path.name, part):
+            continue
+        if path.is_dir() or not _is_used(part, path.name):
+            raise refuse_file(path, f"{part}/{path.name}")
+
+
+def used_files(part: str, folder: Path) -> Iterator[Path]:
+    """Give the files of a part that decide a result, in the order of their names."""
+    for path in sorted(folder.iterdir()):
+        if path.is_file() and _is_used(part, path.name):
+            yield path
+
+
+def is_harmless(name: str, part: str | None = None) -> bool:
+    """Whether a file of this name is known to change no result."""
+    patterns = [*_HARMLESS_ANYWHERE, *_HARMLESS_IN_PART.get(part or "", ())]
+    return any(fnmatch(name, pattern) for pattern in patterns)
+
+
+def _is_used(part: str, name: str) -> bool:
+    return any(fnmatch(name, pattern) for pattern in PART_FILES[part])
+
+
+def refuse_file(path: Path, label: str) -> SettingsError:
+    """Make the error for a file that nothing would use; `label` is its name in the checkpoint."""
+    if path.suffix in _PICKLES:
+        return unsafe(
+            f"{label} is in a format that can run code; only safetensors are loaded: "
+            "convert it to safetensors, or move it out of the checkpoint"
+        )
+    if path.suffix == ".gguf":
+        return unsupported(
+            f"{label} is a GGUF file, which is not loaded: take the model's safetensors in "
+            "diffusers layout, or convert it"
+        )
+    if "lora" in path.name.lower() or path.name == "adapter_config.json":
+        return unsupported(
+            f"{label} looks like a LoRA, which would not be applied: merge it into the weights "
+            "(fuse_lora of diffusers), or move it out of the checkpoint"
+        )
+    return unsupported(
+        f"{label} is not a file that is used here, and would be passed over: "
+        "move it out of the checkpoint"
+    )
+
+
+def _no_folder(path: Path) -> SettingsError:
+    if path.is_file():
+        if path.suffix in _PICKLES or path.suffix == ".gguf":
+            return refuse_file(path, path.name)
+        kind = "ComfyUI's or another single file" if path.suffix == ".safetensors" else "a file"
+        return unsupported(
+            f"{path.name} is {kind}; a checkpoint is a folder in diffusers layout, with "
+            "model_index.json, transformer/, text_encoder/, vae/ and so on: name that folder, or "
+            "convert the file"
+        )
+    if _HUB_ID.fullmatch(str(path)):
+        return not_found(
+            f"no checkpoint in {path.name}: there is no folder {path} here. A name on a model hub "
+            f"is not downloaded: run `hf download {path} --local-dir {path.name}`, then name "
+            f"the folder {path.name}"
+        )
+    return not_found(f"no checkpoint in {path.name or path}: there is no such folder")
+
+
+def _no_index(folder: Path) -> SettingsError:
+    name = folder.name or str(folder)
+    start = f"no checkpoint in {name}: it has no model_index.json"
+    if snapshots := sorted((folder / "snapshots").glob("*/model_index.json")):
+        return not_found(f"{start}; name its snapshots/{snapshots[-1].parent.name}")
+    if models := sorted(path.name for path in folder.glob("*") if path.suffix == ".gguf"):
+        return unsupported(f"{start}; {models[0]} is a GGUF file, which is not loaded")
+    if models := sorted(path.name for path in folder.rglob("*.safetensors")):
+        return not_found(
+            f"{start}. {models[0]} alone is not enough (a single file, a LoRA or one part): "
+            "name the folder in diffusers layout that holds all parts"
+        )
+    return not_found(start)
