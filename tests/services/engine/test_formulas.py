@@ -43,6 +43,26 @@ def test_the_x0_norm_clamps_per_latent_pixel_over_channels(velocities) -> None:
     torch.testing.assert_close(x0(guided), raw * scale)
 
 
+def test_the_x0_norm_shortens_and_never_lengthens() -> None:
+    """Half of the tokens have an x0 twice as long as the conditional one, half one half as long."""
+    latents = torch.ones(TOKENS, 64)
+    latents[1::2] = -1.0
+    positive = torch.zeros(TOKENS, 64)  # its x0 is the latents
+    factor = torch.tensor([2.0, 0.5]).repeat(TOKENS // 2)[:, None]
+    wanted = latents * factor
+    guided = (latents - wanted) / SIGMA
+    negative = guided / (1 - SCALE)
+    found = guide(positive, negative, latents, SIGMA, SCALE, GuidanceNorm.X0)
+    torch.testing.assert_close(latents - SIGMA * found, latents * factor.clamp(max=1.0))
+
+
+def test_the_x0_norm_takes_an_x0_of_nothing() -> None:
+    latents = torch.ones(TOKENS, 64)
+    negative = -latents  # guided to 2, half of which is all of the latents
+    found = guide(torch.zeros(TOKENS, 64), negative, latents, 0.5, 3.0, GuidanceNorm.X0)
+    torch.testing.assert_close(found, 2 * latents)
+
+
 def test_the_two_norms_are_not_interchangeable(velocities) -> None:
     positive, negative, latents = velocities
     one, other = (
