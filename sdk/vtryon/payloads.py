@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import mmap
 from collections.abc import AsyncIterable, AsyncIterator, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from vtryon.events import Chunk
 from vtryon.grammar import DEFAULT_CHUNK_BYTES
@@ -19,7 +19,7 @@ class Outgoing:
     """A payload to send: its declaration, and its bytes, whole or as they come."""
 
     payload: Payload
-    data: Buffer | AsyncIterable[Buffer]
+    data: Buffer | AsyncIterable[Buffer] = field(repr=False)
 
 
 def outgoing_image(kind: PayloadKind, data: Buffer, image: EncodedImage | None = None) -> Outgoing:

@@ -49,6 +49,21 @@ class Picture(ProtoType):
     image: EncodedImage | None
     data: bytes
 
+    def __repr__(self) -> str:
+        width, height = self.size
+        kind = self.format.upper() if self.format else "picture"
+        size = f"{width}×{height}, " if width else ""
+        return f"<Picture: {kind}, {size}{len(self.data)} bytes>"
+
+    def _repr_mimebundle_(self, **_: object) -> dict[str, bytes]:
+        """Show the picture in a notebook."""
+        kind = self.format or ImageFormat.PNG
+        return {f"image/{kind.value}": self.data}
+
+    def _repr_png_(self) -> bytes | None:
+        """Show the picture where a notebook takes PNG alone; None for other formats."""
+        return self.data if self.data.startswith(b"\x89PNG") else None
+
     @property
     def format(self) -> ImageFormat | None:
         """The encoding, where it was declared."""

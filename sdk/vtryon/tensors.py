@@ -29,6 +29,9 @@ class Tensor:
     spec: TensorSpec
     data: Buffer
 
+    def __repr__(self) -> str:
+        return f"<Tensor: {self.spec.data_type} {self.spec.shape}, {len(self.data)} bytes>"
+
     @classmethod
     def from_numpy(cls, array: np.ndarray) -> Tensor:
         """Take an array; float32, float16, int64, uint8 and bool have a place on the wire.
