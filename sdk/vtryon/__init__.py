@@ -33,6 +33,7 @@ from vtryon.events import (
     StageFinished,
     StageStarted,
     StepFinished,
+    UnusedOption,
 )
 from vtryon.jobs import Job, JobError, JobPage, Jobs, JobState, JobUpdate
 from vtryon.pictures import Picture
@@ -118,6 +119,7 @@ __all__ = [
     "TextEncoder",
     "Tls",
     "UnavailableError",
+    "UnusedOption",
     "Violation",
     "VtryonError",
 ]

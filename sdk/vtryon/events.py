@@ -2,12 +2,21 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from vtryon.messages import ProtoType
 from vtryon.pictures import Picture
 from vtryon.types import FitMethod, Numerics, Payload, ResumePoint, Stage
 from vtryon.v1 import image_pb2, stream_pb2, tensor_pb2
+
+
+@dataclass(frozen=True, slots=True)
+class UnusedOption(ProtoType):
+    """An option that was given and changes nothing, and what it would take."""
+
+    proto = stream_pb2.UnusedOption
+    field: str
+    reason: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,6 +36,7 @@ class Accepted(ProtoType):
     width: int | None = None
     height: int | None = None
     cached: bool | None = None
+    unused_options: tuple[UnusedOption, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,7 +98,7 @@ class ResumeChunk(ProtoType):
     step: int
     offset: int
     byte_length: int
-    data: bytes | bytearray | memoryview
+    data: bytes | bytearray | memoryview = field(repr=False)
     model_digest: str = ""
     encoders_digest: str = ""
 
@@ -113,7 +123,7 @@ class Chunk(ProtoType):
     proto = tensor_pb2.Chunk
     payload: int
     offset: int
-    data: bytes | bytearray | memoryview
+    data: bytes | bytearray | memoryview = field(repr=False)
 
 
 @dataclass(frozen=True, slots=True)

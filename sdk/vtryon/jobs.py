@@ -22,7 +22,7 @@ from vtryon import events
 from vtryon.arguments import check_timeout
 from vtryon.channel import Channel
 from vtryon.errors import DeadlineError, ProtocolError, Reason, UnavailableError
-from vtryon.events import Chunk, Event, Fit, Ledger, Output
+from vtryon.events import Chunk, Event, Fit, Ledger, Output, UnusedOption
 from vtryon.framing import REQUEST_TAG, write_chunk
 from vtryon.grammar import Responses
 from vtryon.headers import check_request_id
@@ -90,6 +90,7 @@ class Job(ProtoType):
     fits: tuple[Fit, ...] = ()
     erased: bool = False
     labels: dict[str, str] = field(default_factory=dict)
+    unused_options: tuple[UnusedOption, ...] = ()
 
     @property
     def ended(self) -> bool:

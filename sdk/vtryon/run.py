@@ -14,7 +14,7 @@ from collections.abc import (
     Sequence,
 )
 from contextlib import aclosing
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Self, TypeVar
 from weakref import WeakKeyDictionary
 
@@ -28,6 +28,7 @@ from vtryon.events import (
     Ledger,
     Output,
     StageStarted,
+    UnusedOption,
 )
 from vtryon.outcome import is_being_cancelled
 from vtryon.payloads import Assembler
@@ -45,7 +46,7 @@ class Received:
 
     accepted: Accepted
     payloads: Sequence[Payload]
-    buffers: Sequence[bytearray | memoryview]
+    buffers: Sequence[bytearray | memoryview] = field(repr=False)
     finished: Finished
     stages: Mapping[Stage, Accepted]
 
@@ -79,6 +80,19 @@ class Result:
     stages: Mapping[Stage, Accepted]
     ledger: Ledger
     fits: tuple[Fit, ...]
+
+    def __repr__(self) -> str:
+        return f"<Result: {self.picture!r}, seed {self.seed}, {self.ledger.wall_seconds:.2f} s>"
+
+    def _repr_png_(self) -> bytes | None:
+        """Show the picture in a notebook."""
+        return self.picture._repr_png_()
+
+    @property
+    def unused_options(self) -> tuple[UnusedOption, ...]:
+        """Options that were given and changed nothing, as the pipeline and the stages say."""
+        said = (self.accepted, *self.stages.values())
+        return tuple({one.field: one for own in said for one in own.unused_options}.values())
 
 
 OpenCall = Callable[[float | None], Awaitable[StreamCall]]

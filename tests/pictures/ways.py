@@ -16,12 +16,11 @@ import numpy as np
 import pytest
 from PIL import Image
 from tests.conformance.doors import Asked, ByKafka, Door, Form, Grpc, Inline, Job, Json
+from tests.support.commands import invoke
 from tests.support.kafka import Kafka
 from tests.support.pictures import png
-from typer.testing import CliRunner
 
 import vtryon
-from vtryon.cli.app import app
 from vtryon.errors import VtryonError
 from vtryon.payloads import Buffer
 from vtryon.types import Stage
@@ -173,8 +172,8 @@ class Batch(Way):
         return paths
 
     async def run(self, *words: object) -> dict[str, Any]:
-        command = [*map(str, words), "--endpoint", self._target, "--json"]
-        ran = await asyncio.to_thread(CliRunner().invoke, app, command)
+        command = (*words, "--endpoint", self._target, "--json")
+        ran = await asyncio.to_thread(invoke, *command)
         found: dict[str, Any] = json.loads(ran.stdout.splitlines()[-1])  # behind the mesh's log
         return found
 

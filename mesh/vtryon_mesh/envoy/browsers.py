@@ -33,6 +33,7 @@ RESPONSE_HEADERS = (
     "x-vtryon-ignored",
     "x-vtryon-job",
     "x-vtryon-seed",
+    "x-vtryon-unused-options",
 )
 
 

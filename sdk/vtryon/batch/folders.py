@@ -114,7 +114,7 @@ def _entry(folder: Path, group: _Group, *, loose: bool) -> tuple[Entry, list[Pat
         options = {}
         if "prompt" in parts:
             prompt = inside(folder, parts["prompt"])
-            options["prompt"] = read_text(prompt, MAX_PROMPT_BYTES).rstrip("\n")
+            options["prompt"] = read_text(prompt, MAX_PROMPT_BYTES).removesuffix("\n")
     except RequestError as error:
         return Entry(name, None, problem=error.message), left
     return Entry(name, person, tuple(rest), options), left

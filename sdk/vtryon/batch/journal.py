@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Self
@@ -20,6 +20,7 @@ class Line:
 
     Attributes:
         digests: of the model that each stage computed with.
+        unused_options: `field` and `reason` of each option that changed nothing.
     """
 
     name: str
@@ -30,6 +31,7 @@ class Line:
     reason: str = ""
     message: str = ""
     digests: Mapping[str, str] = field(default_factory=dict)
+    unused_options: Sequence[Mapping[str, str]] = ()
 
     @property
     def failed(self) -> bool:

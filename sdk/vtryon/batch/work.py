@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -123,7 +123,11 @@ class Batch:
         except OSError as error:
             raise SettingsError(f"can't write {name}: {error.strerror}") from error
         seconds = round(time.monotonic() - started, 3)
-        return Line(entry.name, key, name, result.seed, seconds, digests=_digests(result))
+        return Line(
+            *(entry.name, key, name, result.seed, seconds),
+            digests=_digests(result),
+            unused_options=[asdict(one) for one in result.unused_options],
+        )
 
     async def _try_on(self, entry: Entry, **other: Any) -> Result:
         assert entry.person is not None, "its key was made"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import io
 import json
+from collections import Counter
 from collections.abc import AsyncIterator, Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -31,9 +32,11 @@ from vtryon.cli.connection import (
 )
 from vtryon.cli.console import PlainConsole, text_column
 from vtryon.cli.files import write_file
+from vtryon.cli.progress import describe_unused
 from vtryon.cli.sheets import sheet
 from vtryon.cli.try_on import exit_code_of, report_failure
 from vtryon.errors import VtryonError
+from vtryon.events import UnusedOption
 from vtryon.types import ImageFormat, Profile
 
 _SHOWN = 24
@@ -218,4 +221,9 @@ def _print(report: dict[str, Any], out: Path, console: PlainConsole) -> None:
         shown = ", ".join(report["unused"][:_SHOWN_UNUSED])
         more = " and more" if len(report["unused"]) > _SHOWN_UNUSED else ""
         console.say(f"note: not used: {shown}{more}")
+    unused = Counter(
+        UnusedOption(**one) for line in report["results"] for one in line["unused_options"]
+    )
+    for option, count in unused.items():
+        console.say(f"note: {describe_unused(option)} ({count} of {report['entries']} entries)")
     console.say(f"{said}; {out}/report.json, {out}/contact-sheet.png")

@@ -20,6 +20,7 @@ from vtryon.events import (
     StageFinished,
     StageStarted,
     StepFinished,
+    UnusedOption,
 )
 from vtryon.types import Stage
 
@@ -103,6 +104,11 @@ def describe_fit(fit: Fit) -> str:
         f"{fit.to_width}×{fit.to_height}, {how}"
     )
     return f"{said}; {fit.note}" if fit.note else said
+
+
+def describe_unused(unused: UnusedOption) -> str:
+    """Say that an option changed nothing, and what it would take."""
+    return f"{unused.field} has no effect: {unused.reason}"
 
 
 def _row(hop: Hop) -> tuple[str, ...]:

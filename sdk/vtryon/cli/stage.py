@@ -18,6 +18,7 @@ from vtryon.cli.connection import (
 )
 from vtryon.cli.console import PlainConsole
 from vtryon.cli.files import check_writable, load_tensors, save_picture, save_tensors
+from vtryon.cli.progress import describe_unused
 from vtryon.cli.try_on import exit_code_of, format_of, report_failure
 from vtryon.client import Client
 from vtryon.errors import VtryonError
@@ -117,7 +118,9 @@ def sample(
         with PlainConsole(stderr=True).status("sampling") as status:
             async for event in run:
                 match event:
-                    case Accepted(seed=drawn, sigmas=sigmas):
+                    case Accepted(seed=drawn, sigmas=sigmas, unused_options=unused):
+                        for one in unused:
+                            status.console.print(f"note: {describe_unused(one)}", soft_wrap=True)
                         facts |= {"seed": str(drawn), "sigmas": ", ".join(map(str, sigmas))}
                     case StepFinished(step, of):
                         status.update(f"step {step} of {of}")

@@ -23,6 +23,7 @@ from vtryon.cli.progress import (
     BESIDE_OTHERS,
     LiveProgress,
     describe_fit,
+    describe_unused,
     ledger_table,
     live_progress,
 )
@@ -72,7 +73,8 @@ def try_on(
         typer.Option(help=f'What to do with the pictures.  [default: "{DEFAULT_PROMPT}"]'),
     ] = None,
     negative_prompt: Annotated[
-        str | None, typer.Option(help="What to keep away from; turns guidance on.")
+        str | None,
+        typer.Option(help="What to keep away from; with --true-cfg-scale above 1, guidance is on."),
     ] = None,
     steps: Annotated[int | None, typer.Option(help="Denoise steps, 1 to 200.")] = None,
     true_cfg_scale: Annotated[float | None, typer.Option(help="Strength of guidance.")] = None,
@@ -222,6 +224,7 @@ def _report(result: Result, job: Job, console: PlainConsole, *, as_json: bool) -
             "height": result.picture.size[1],
             "seed": result.seed,
             "fits": [asdict(fit) for fit in result.fits],
+            "unused_options": [asdict(one) for one in result.unused_options],
             "stages": {stage: asdict(accepted) for stage, accepted in result.stages.items()},
             "ledger": asdict(result.ledger),
             "notes": job.notes,
@@ -229,7 +232,8 @@ def _report(result: Result, job: Job, console: PlainConsole, *, as_json: bool) -
         typer.echo(json.dumps(described))
         return
     fits = [describe_fit(fit) for fit in result.fits if fit.changed]
-    for note in (*job.notes, *fits):
+    unused = [describe_unused(one) for one in result.unused_options]
+    for note in (*job.notes, *fits, *unused):
         console.say(f"note: {note}")
     console.print(ledger_table(result.ledger))
     console.print(f" {BESIDE_OTHERS}", style="dim")

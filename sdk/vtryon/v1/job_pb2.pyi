@@ -91,6 +91,7 @@ class Job(_message.Message):
     FITS_FIELD_NUMBER: _builtins.int
     ERASED_FIELD_NUMBER: _builtins.int
     LABELS_FIELD_NUMBER: _builtins.int
+    UNUSED_OPTIONS_FIELD_NUMBER: _builtins.int
     id: _builtins.str
     request_id: _builtins.str
     state: Global___JobState.ValueType
@@ -133,6 +134,10 @@ class Job(_message.Message):
     def labels(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
         """As they were given."""
 
+    @_builtins.property
+    def unused_options(self) -> _containers.RepeatedCompositeFieldContainer[_stream_pb2.UnusedOption]:
+        """Where it succeeded: options that changed nothing."""
+
     def __init__(
         self,
         *,
@@ -154,10 +159,11 @@ class Job(_message.Message):
         fits: _abc.Iterable[_image_pb2.Fit] | None = ...,
         erased: _builtins.bool = ...,
         labels: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
+        unused_options: _abc.Iterable[_stream_pb2.UnusedOption] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["created_at", b"created_at", "ended_at", b"ended_at", "error", b"error", "expires_at", b"expires_at", "ledger", b"ledger", "options", b"options", "picture", b"picture", "started_at", b"started_at"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempts", b"attempts", "created_at", b"created_at", "ended_at", b"ended_at", "erased", b"erased", "error", b"error", "expires_at", b"expires_at", "fits", b"fits", "id", b"id", "labels", b"labels", "ledger", b"ledger", "options", b"options", "picture", b"picture", "request_id", b"request_id", "sequence", b"sequence", "started_at", b"started_at", "state", b"state", "step", b"step", "steps", b"steps"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempts", b"attempts", "created_at", b"created_at", "ended_at", b"ended_at", "erased", b"erased", "error", b"error", "expires_at", b"expires_at", "fits", b"fits", "id", b"id", "labels", b"labels", "ledger", b"ledger", "options", b"options", "picture", b"picture", "request_id", b"request_id", "sequence", b"sequence", "started_at", b"started_at", "state", b"state", "step", b"step", "steps", b"steps", "unused_options", b"unused_options"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -27,43 +27,45 @@ from vtryon.v1 import numerics_pb2 as vtryon_dot_v1_dot_numerics__pb2
 from vtryon.v1 import tensor_pb2 as vtryon_dot_v1_dot_tensor__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x16vtryon/v1/stream.proto\x12\tvtryon.v1\x1a\x15vtryon/v1/image.proto\x1a\x18vtryon/v1/numerics.proto\x1a\x16vtryon/v1/tensor.proto\"\xcf\x02\n\x05\x45vent\x12\'\n\x08\x61\x63\x63\x65pted\x18\x01 \x01(\x0b\x32\x13.vtryon.v1.AcceptedH\x00\x12#\n\x06queued\x18\x02 \x01(\x0b\x32\x11.vtryon.v1.QueuedH\x00\x12\'\n\x08progress\x18\x03 \x01(\x0b\x32\x13.vtryon.v1.ProgressH\x00\x12%\n\x07preview\x18\x04 \x01(\x0b\x32\x12.vtryon.v1.PreviewH\x00\x12#\n\x06output\x18\x05 \x01(\x0b\x32\x11.vtryon.v1.OutputH\x00\x12!\n\x05\x63hunk\x18\x06 \x01(\x0b\x32\x10.vtryon.v1.ChunkH\x00\x12\'\n\x08\x66inished\x18\x07 \x01(\x0b\x32\x13.vtryon.v1.FinishedH\x00\x12.\n\x0cresume_chunk\x18\x08 \x01(\x0b\x32\x16.vtryon.v1.ResumeChunkH\x00\x42\x07\n\x05\x65vent\"\xf5\x02\n\x08\x41\x63\x63\x65pted\x12\x1f\n\x05stage\x18\x01 \x01(\x0e\x32\x10.vtryon.v1.Stage\x12\x14\n\x0cmodel_digest\x18\x02 \x01(\t\x12%\n\x08numerics\x18\x03 \x01(\x0b\x32\x13.vtryon.v1.Numerics\x12\x17\n\x0ftimeout_seconds\x18\x04 \x01(\x01\x12\x1a\n\x12timeout_is_default\x18\x05 \x01(\x08\x12\x11\n\x04seed\x18\x06 \x01(\x04H\x00\x88\x01\x01\x12\x12\n\x05steps\x18\x07 \x01(\rH\x01\x88\x01\x01\x12\x1b\n\x0etrue_cfg_scale\x18\x08 \x01(\x01H\x02\x88\x01\x01\x12\x0e\n\x06sigmas\x18\t \x03(\x01\x12\x12\n\x05width\x18\n \x01(\rH\x03\x88\x01\x01\x12\x13\n\x06height\x18\x0b \x01(\rH\x04\x88\x01\x01\x12\x13\n\x06\x63\x61\x63hed\x18\x0c \x01(\x08H\x05\x88\x01\x01\x42\x07\n\x05_seedB\x08\n\x06_stepsB\x11\n\x0f_true_cfg_scaleB\x08\n\x06_widthB\t\n\x07_heightB\t\n\x07_cached\"o\n\x06Queued\x12\x1f\n\x05stage\x18\x01 \x01(\x0e\x32\x10.vtryon.v1.Stage\x12\x10\n\x08position\x18\x02 \x01(\r\x12\x1d\n\x10\x65xpected_seconds\x18\x03 \x01(\x01H\x00\x88\x01\x01\x42\x13\n\x11_expected_seconds\"\xac\x01\n\x08Progress\x12\x30\n\rstage_started\x18\x01 \x01(\x0b\x32\x17.vtryon.v1.StageStartedH\x00\x12\x30\n\rstep_finished\x18\x02 \x01(\x0b\x32\x17.vtryon.v1.StepFinishedH\x00\x12\x32\n\x0estage_finished\x18\x03 \x01(\x0b\x32\x18.vtryon.v1.StageFinishedH\x00\x42\x08\n\x06update\"g\n\x0cStageStarted\x12\x1f\n\x05stage\x18\x01 \x01(\x0e\x32\x10.vtryon.v1.Stage\x12\x0f\n\x07subject\x18\x02 \x01(\t\x12%\n\x08\x61\x63\x63\x65pted\x18\x03 \x01(\x0b\x32\x13.vtryon.v1.Accepted\"S\n\x0cStepFinished\x12\x0c\n\x04step\x18\x01 \x01(\r\x12\r\n\x05steps\x18\x02 \x01(\r\x12\r\n\x05sigma\x18\x03 \x01(\x01\x12\x17\n\x0f\x63ompute_seconds\x18\x04 \x01(\x01\"Z\n\rStageFinished\x12\x1f\n\x05stage\x18\x01 \x01(\x0e\x32\x10.vtryon.v1.Stage\x12\x0f\n\x07subject\x18\x02 \x01(\t\x12\x17\n\x0f\x65lapsed_seconds\x18\x03 \x01(\x01\"O\n\x07Preview\x12\x0c\n\x04step\x18\x01 \x01(\r\x12\r\n\x05steps\x18\x02 \x01(\r\x12\'\n\x07picture\x18\x03 \x01(\x0b\x32\x16.vtryon.v1.InlineImage\"8\n\rPreviewPolicy\x12\x13\n\x0b\x65very_steps\x18\x01 \x01(\r\x12\x12\n\nmax_pixels\x18\x02 \x01(\r\"}\n\x0bResumeChunk\x12\x0c\n\x04step\x18\x01 \x01(\r\x12\x0e\n\x06offset\x18\x02 \x01(\x04\x12\x13\n\x0b\x62yte_length\x18\x03 \x01(\x04\x12\x0c\n\x04\x64\x61ta\x18\x04 \x01(\x0c\x12\x14\n\x0cmodel_digest\x18\x05 \x01(\t\x12\x17\n\x0f\x65ncoders_digest\x18\x06 \x01(\t\".\n\x06Output\x12$\n\x08payloads\x18\x01 \x03(\x0b\x32\x12.vtryon.v1.Payload\"K\n\x08\x46inished\x12!\n\x06ledger\x18\x01 \x01(\x0b\x32\x11.vtryon.v1.Ledger\x12\x1c\n\x04\x66its\x18\x02 \x03(\x0b\x32\x0e.vtryon.v1.Fit\"<\n\x06Ledger\x12\x14\n\x0cwall_seconds\x18\x01 \x01(\x01\x12\x1c\n\x04hops\x18\x02 \x03(\x0b\x32\x0e.vtryon.v1.Hop\"\xaa\x01\n\x03Hop\x12\x1f\n\x05stage\x18\x01 \x01(\x0e\x32\x10.vtryon.v1.Stage\x12\x0f\n\x07subject\x18\x02 \x01(\t\x12\x15\n\rstart_seconds\x18\x03 \x01(\x01\x12\x15\n\rqueue_seconds\x18\x04 \x01(\x01\x12\x18\n\x10transfer_seconds\x18\x05 \x01(\x01\x12\x17\n\x0f\x63ompute_seconds\x18\x06 \x01(\x01\x12\x10\n\x08\x63ritical\x18\x07 \x01(\x08*\x8c\x01\n\x05Stage\x12\x15\n\x11STAGE_UNSPECIFIED\x10\x00\x12\x18\n\x14STAGE_LATENT_ENCODER\x10\x01\x12\x16\n\x12STAGE_TEXT_ENCODER\x10\x02\x12\x12\n\x0eSTAGE_SAMPLING\x10\x03\x12\x12\n\x0eSTAGE_DECODING\x10\x04\x12\x12\n\x0eSTAGE_PIPELINE\x10\x05*R\n\x08Priority\x12\x18\n\x14PRIORITY_UNSPECIFIED\x10\x00\x12\x18\n\x14PRIORITY_INTERACTIVE\x10\x01\x12\x12\n\x0ePRIORITY_BATCH\x10\x02\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x16vtryon/v1/stream.proto\x12\tvtryon.v1\x1a\x15vtryon/v1/image.proto\x1a\x18vtryon/v1/numerics.proto\x1a\x16vtryon/v1/tensor.proto\"\xcf\x02\n\x05\x45vent\x12\'\n\x08\x61\x63\x63\x65pted\x18\x01 \x01(\x0b\x32\x13.vtryon.v1.AcceptedH\x00\x12#\n\x06queued\x18\x02 \x01(\x0b\x32\x11.vtryon.v1.QueuedH\x00\x12\'\n\x08progress\x18\x03 \x01(\x0b\x32\x13.vtryon.v1.ProgressH\x00\x12%\n\x07preview\x18\x04 \x01(\x0b\x32\x12.vtryon.v1.PreviewH\x00\x12#\n\x06output\x18\x05 \x01(\x0b\x32\x11.vtryon.v1.OutputH\x00\x12!\n\x05\x63hunk\x18\x06 \x01(\x0b\x32\x10.vtryon.v1.ChunkH\x00\x12\'\n\x08\x66inished\x18\x07 \x01(\x0b\x32\x13.vtryon.v1.FinishedH\x00\x12.\n\x0cresume_chunk\x18\x08 \x01(\x0b\x32\x16.vtryon.v1.ResumeChunkH\x00\x42\x07\n\x05\x65vent\"\xa6\x03\n\x08\x41\x63\x63\x65pted\x12\x1f\n\x05stage\x18\x01 \x01(\x0e\x32\x10.vtryon.v1.Stage\x12\x14\n\x0cmodel_digest\x18\x02 \x01(\t\x12%\n\x08numerics\x18\x03 \x01(\x0b\x32\x13.vtryon.v1.Numerics\x12\x17\n\x0ftimeout_seconds\x18\x04 \x01(\x01\x12\x1a\n\x12timeout_is_default\x18\x05 \x01(\x08\x12\x11\n\x04seed\x18\x06 \x01(\x04H\x00\x88\x01\x01\x12\x12\n\x05steps\x18\x07 \x01(\rH\x01\x88\x01\x01\x12\x1b\n\x0etrue_cfg_scale\x18\x08 \x01(\x01H\x02\x88\x01\x01\x12\x0e\n\x06sigmas\x18\t \x03(\x01\x12\x12\n\x05width\x18\n \x01(\rH\x03\x88\x01\x01\x12\x13\n\x06height\x18\x0b \x01(\rH\x04\x88\x01\x01\x12\x13\n\x06\x63\x61\x63hed\x18\x0c \x01(\x08H\x05\x88\x01\x01\x12/\n\x0eunused_options\x18\r \x03(\x0b\x32\x17.vtryon.v1.UnusedOptionB\x07\n\x05_seedB\x08\n\x06_stepsB\x11\n\x0f_true_cfg_scaleB\x08\n\x06_widthB\t\n\x07_heightB\t\n\x07_cached\"-\n\x0cUnusedOption\x12\r\n\x05\x66ield\x18\x01 \x01(\t\x12\x0e\n\x06reason\x18\x02 \x01(\t\"o\n\x06Queued\x12\x1f\n\x05stage\x18\x01 \x01(\x0e\x32\x10.vtryon.v1.Stage\x12\x10\n\x08position\x18\x02 \x01(\r\x12\x1d\n\x10\x65xpected_seconds\x18\x03 \x01(\x01H\x00\x88\x01\x01\x42\x13\n\x11_expected_seconds\"\xac\x01\n\x08Progress\x12\x30\n\rstage_started\x18\x01 \x01(\x0b\x32\x17.vtryon.v1.StageStartedH\x00\x12\x30\n\rstep_finished\x18\x02 \x01(\x0b\x32\x17.vtryon.v1.StepFinishedH\x00\x12\x32\n\x0estage_finished\x18\x03 \x01(\x0b\x32\x18.vtryon.v1.StageFinishedH\x00\x42\x08\n\x06update\"g\n\x0cStageStarted\x12\x1f\n\x05stage\x18\x01 \x01(\x0e\x32\x10.vtryon.v1.Stage\x12\x0f\n\x07subject\x18\x02 \x01(\t\x12%\n\x08\x61\x63\x63\x65pted\x18\x03 \x01(\x0b\x32\x13.vtryon.v1.Accepted\"S\n\x0cStepFinished\x12\x0c\n\x04step\x18\x01 \x01(\r\x12\r\n\x05steps\x18\x02 \x01(\r\x12\r\n\x05sigma\x18\x03 \x01(\x01\x12\x17\n\x0f\x63ompute_seconds\x18\x04 \x01(\x01\"Z\n\rStageFinished\x12\x1f\n\x05stage\x18\x01 \x01(\x0e\x32\x10.vtryon.v1.Stage\x12\x0f\n\x07subject\x18\x02 \x01(\t\x12\x17\n\x0f\x65lapsed_seconds\x18\x03 \x01(\x01\"O\n\x07Preview\x12\x0c\n\x04step\x18\x01 \x01(\r\x12\r\n\x05steps\x18\x02 \x01(\r\x12\'\n\x07picture\x18\x03 \x01(\x0b\x32\x16.vtryon.v1.InlineImage\"8\n\rPreviewPolicy\x12\x13\n\x0b\x65very_steps\x18\x01 \x01(\r\x12\x12\n\nmax_pixels\x18\x02 \x01(\r\"}\n\x0bResumeChunk\x12\x0c\n\x04step\x18\x01 \x01(\r\x12\x0e\n\x06offset\x18\x02 \x01(\x04\x12\x13\n\x0b\x62yte_length\x18\x03 \x01(\x04\x12\x0c\n\x04\x64\x61ta\x18\x04 \x01(\x0c\x12\x14\n\x0cmodel_digest\x18\x05 \x01(\t\x12\x17\n\x0f\x65ncoders_digest\x18\x06 \x01(\t\".\n\x06Output\x12$\n\x08payloads\x18\x01 \x03(\x0b\x32\x12.vtryon.v1.Payload\"K\n\x08\x46inished\x12!\n\x06ledger\x18\x01 \x01(\x0b\x32\x11.vtryon.v1.Ledger\x12\x1c\n\x04\x66its\x18\x02 \x03(\x0b\x32\x0e.vtryon.v1.Fit\"<\n\x06Ledger\x12\x14\n\x0cwall_seconds\x18\x01 \x01(\x01\x12\x1c\n\x04hops\x18\x02 \x03(\x0b\x32\x0e.vtryon.v1.Hop\"\xaa\x01\n\x03Hop\x12\x1f\n\x05stage\x18\x01 \x01(\x0e\x32\x10.vtryon.v1.Stage\x12\x0f\n\x07subject\x18\x02 \x01(\t\x12\x15\n\rstart_seconds\x18\x03 \x01(\x01\x12\x15\n\rqueue_seconds\x18\x04 \x01(\x01\x12\x18\n\x10transfer_seconds\x18\x05 \x01(\x01\x12\x17\n\x0f\x63ompute_seconds\x18\x06 \x01(\x01\x12\x10\n\x08\x63ritical\x18\x07 \x01(\x08*\x8c\x01\n\x05Stage\x12\x15\n\x11STAGE_UNSPECIFIED\x10\x00\x12\x18\n\x14STAGE_LATENT_ENCODER\x10\x01\x12\x16\n\x12STAGE_TEXT_ENCODER\x10\x02\x12\x12\n\x0eSTAGE_SAMPLING\x10\x03\x12\x12\n\x0eSTAGE_DECODING\x10\x04\x12\x12\n\x0eSTAGE_PIPELINE\x10\x05*R\n\x08Priority\x12\x18\n\x14PRIORITY_UNSPECIFIED\x10\x00\x12\x18\n\x14PRIORITY_INTERACTIVE\x10\x01\x12\x12\n\x0ePRIORITY_BATCH\x10\x02\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'vtryon.v1.stream_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_STAGE']._serialized_start=2021
-  _globals['_STAGE']._serialized_end=2161
-  _globals['_PRIORITY']._serialized_start=2163
-  _globals['_PRIORITY']._serialized_end=2245
+  _globals['_STAGE']._serialized_start=2117
+  _globals['_STAGE']._serialized_end=2257
+  _globals['_PRIORITY']._serialized_start=2259
+  _globals['_PRIORITY']._serialized_end=2341
   _globals['_EVENT']._serialized_start=111
   _globals['_EVENT']._serialized_end=446
   _globals['_ACCEPTED']._serialized_start=449
-  _globals['_ACCEPTED']._serialized_end=822
-  _globals['_QUEUED']._serialized_start=824
-  _globals['_QUEUED']._serialized_end=935
-  _globals['_PROGRESS']._serialized_start=938
-  _globals['_PROGRESS']._serialized_end=1110
-  _globals['_STAGESTARTED']._serialized_start=1112
-  _globals['_STAGESTARTED']._serialized_end=1215
-  _globals['_STEPFINISHED']._serialized_start=1217
-  _globals['_STEPFINISHED']._serialized_end=1300
-  _globals['_STAGEFINISHED']._serialized_start=1302
-  _globals['_STAGEFINISHED']._serialized_end=1392
-  _globals['_PREVIEW']._serialized_start=1394
-  _globals['_PREVIEW']._serialized_end=1473
-  _globals['_PREVIEWPOLICY']._serialized_start=1475
-  _globals['_PREVIEWPOLICY']._serialized_end=1531
-  _globals['_RESUMECHUNK']._serialized_start=1533
-  _globals['_RESUMECHUNK']._serialized_end=1658
-  _globals['_OUTPUT']._serialized_start=1660
-  _globals['_OUTPUT']._serialized_end=1706
-  _globals['_FINISHED']._serialized_start=1708
-  _globals['_FINISHED']._serialized_end=1783
-  _globals['_LEDGER']._serialized_start=1785
-  _globals['_LEDGER']._serialized_end=1845
-  _globals['_HOP']._serialized_start=1848
-  _globals['_HOP']._serialized_end=2018
+  _globals['_ACCEPTED']._serialized_end=871
+  _globals['_UNUSEDOPTION']._serialized_start=873
+  _globals['_UNUSEDOPTION']._serialized_end=918
+  _globals['_QUEUED']._serialized_start=920
+  _globals['_QUEUED']._serialized_end=1031
+  _globals['_PROGRESS']._serialized_start=1034
+  _globals['_PROGRESS']._serialized_end=1206
+  _globals['_STAGESTARTED']._serialized_start=1208
+  _globals['_STAGESTARTED']._serialized_end=1311
+  _globals['_STEPFINISHED']._serialized_start=1313
+  _globals['_STEPFINISHED']._serialized_end=1396
+  _globals['_STAGEFINISHED']._serialized_start=1398
+  _globals['_STAGEFINISHED']._serialized_end=1488
+  _globals['_PREVIEW']._serialized_start=1490
+  _globals['_PREVIEW']._serialized_end=1569
+  _globals['_PREVIEWPOLICY']._serialized_start=1571
+  _globals['_PREVIEWPOLICY']._serialized_end=1627
+  _globals['_RESUMECHUNK']._serialized_start=1629
+  _globals['_RESUMECHUNK']._serialized_end=1754
+  _globals['_OUTPUT']._serialized_start=1756
+  _globals['_OUTPUT']._serialized_end=1802
+  _globals['_FINISHED']._serialized_start=1804
+  _globals['_FINISHED']._serialized_end=1879
+  _globals['_LEDGER']._serialized_start=1881
+  _globals['_LEDGER']._serialized_end=1941
+  _globals['_HOP']._serialized_start=1944
+  _globals['_HOP']._serialized_end=2114
 # @@protoc_insertion_point(module_scope)

@@ -145,6 +145,7 @@ class Accepted(_message.Message):
     WIDTH_FIELD_NUMBER: _builtins.int
     HEIGHT_FIELD_NUMBER: _builtins.int
     CACHED_FIELD_NUMBER: _builtins.int
+    UNUSED_OPTIONS_FIELD_NUMBER: _builtins.int
     stage: Global___Stage.ValueType
     model_digest: _builtins.str
     """sha256 of the checkpoint's parts that this stage computes with."""
@@ -169,6 +170,12 @@ class Accepted(_message.Message):
     def sigmas(self) -> _containers.RepeatedScalarFieldContainer[_builtins.float]:
         """Sampling only: noise levels from first to last, steps + 1 of them, the last one 0."""
 
+    @_builtins.property
+    def unused_options(self) -> _containers.RepeatedCompositeFieldContainer[Global___UnusedOption]:
+        """Sampling and pipeline only: options of the request that change nothing. The pipeline names those
+        that it can tell without the checkpoint, the sampler names all; a result takes both together.
+        """
+
     def __init__(
         self,
         *,
@@ -184,10 +191,11 @@ class Accepted(_message.Message):
         width: _builtins.int | None = ...,
         height: _builtins.int | None = ...,
         cached: _builtins.bool | None = ...,
+        unused_options: _abc.Iterable[Global___UnusedOption] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_cached", b"_cached", "_height", b"_height", "_seed", b"_seed", "_steps", b"_steps", "_true_cfg_scale", b"_true_cfg_scale", "_width", b"_width", "cached", b"cached", "height", b"height", "numerics", b"numerics", "seed", b"seed", "steps", b"steps", "true_cfg_scale", b"true_cfg_scale", "width", b"width"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_cached", b"_cached", "_height", b"_height", "_seed", b"_seed", "_steps", b"_steps", "_true_cfg_scale", b"_true_cfg_scale", "_width", b"_width", "cached", b"cached", "height", b"height", "model_digest", b"model_digest", "numerics", b"numerics", "seed", b"seed", "sigmas", b"sigmas", "stage", b"stage", "steps", b"steps", "timeout_is_default", b"timeout_is_default", "timeout_seconds", b"timeout_seconds", "true_cfg_scale", b"true_cfg_scale", "width", b"width"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_cached", b"_cached", "_height", b"_height", "_seed", b"_seed", "_steps", b"_steps", "_true_cfg_scale", b"_true_cfg_scale", "_width", b"_width", "cached", b"cached", "height", b"height", "model_digest", b"model_digest", "numerics", b"numerics", "seed", b"seed", "sigmas", b"sigmas", "stage", b"stage", "steps", b"steps", "timeout_is_default", b"timeout_is_default", "timeout_seconds", b"timeout_seconds", "true_cfg_scale", b"true_cfg_scale", "unused_options", b"unused_options", "width", b"width"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__cached: _TypeAlias = _typing.Literal["cached"]  # noqa: Y015
     _WhichOneofArgType__cached: _TypeAlias = _typing.Literal["_cached", b"_cached"]  # noqa: Y015
@@ -215,6 +223,32 @@ class Accepted(_message.Message):
     def WhichOneof(self, oneof_group: _WhichOneofArgType__width) -> _WhichOneofReturnType__width | None: ...
 
 Global___Accepted: _TypeAlias = Accepted  # noqa: Y015
+
+@_typing.final
+class UnusedOption(_message.Message):
+    """An option that was given and changes nothing."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    FIELD_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    field: _builtins.str
+    """As in TryOnOptions: "negative_prompt", "numerics.shift"."""
+    reason: _builtins.str
+    """What it would take."""
+    def __init__(
+        self,
+        *,
+        field: _builtins.str = ...,
+        reason: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["field", b"field", "reason", b"reason"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___UnusedOption: _TypeAlias = UnusedOption  # noqa: Y015
 
 @_typing.final
 class Queued(_message.Message):

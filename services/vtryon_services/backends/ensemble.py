@@ -11,7 +11,7 @@ from typing import Self
 import numpy as np
 from google.protobuf import json_format
 
-from vtryon.errors import SettingsError, StageError
+from vtryon.errors import Reason, RequestError, SettingsError, StageError
 from vtryon.events import Fit
 from vtryon.payloads import Buffer
 from vtryon.pictures import Picture
@@ -25,7 +25,7 @@ from vtryon_services.backends.triton import (
     resize_array,
 )
 from vtryon_services.engine.geometry import Geometry
-from vtryon_services.engine.numerics import resolve
+from vtryon_services.engine.numerics import DEFAULTS, resolve
 from vtryon_services.engine.plan import Standing
 from vtryon_services.triton.client import TritonPool
 from vtryon_services.triton.contract import GARMENTS, Model, seed_parameter
@@ -76,6 +76,13 @@ class TritonTryOn:
         described = await pool.parameters(Model.LATENT_ENCODER)
         return cls(pool, Geometry.model_validate_json(described["geometry"]))
 
+    def scale(self, options: TryOnOptions) -> float:
+        """Give the scale of guidance that a request comes to."""
+        if options.true_cfg_scale is not None:
+            return options.true_cfg_scale
+        profile = resolve(options.numerics).profile
+        return (self._geometry.defaults.get(profile) or DEFAULTS[profile]).true_cfg_scale
+
     async def is_ready(self) -> bool:
         """Whether a server can serve the model now."""
         return await self._pool.is_ready(Model.TRYON)
@@ -99,6 +106,12 @@ class TritonTryOn:
         Raises:
             VtryonError: it failed; the metadata names the stage.
         """
+        if options.negative_prompt == "":  # an empty tensor stands for none
+            raise RequestError(
+                "negative_prompt is empty, which the topology `ensemble` can't tell from none; "
+                "use a blank",
+                reason=Reason.NUMERICS_UNSUPPORTED,
+            )
         key = uuid.uuid4().hex
         answers = self._pool.stream(
             Model.TRYON,

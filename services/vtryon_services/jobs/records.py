@@ -98,6 +98,7 @@ def job_of(row: Row[Any]) -> Job:
         fits=told.fits,
         erased=row.erased,
         labels=row.labels,
+        unused_options=told.unused_options,
     )
 
 

@@ -202,6 +202,7 @@ class Attempt:
             picture=result.picture.image,
             ledger=result.ledger,
             fits=result.fits,
+            unused_options=result.unused_options,
         )
         await self._finish(Outcome(JobState.SUCCEEDED, detail, artifact))
 

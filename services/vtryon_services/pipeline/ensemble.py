@@ -13,6 +13,7 @@ from dataclasses import replace
 
 from vtryon.errors import VtryonError
 from vtryon.events import (
+    Accepted,
     Event,
     Finished,
     Fit,
@@ -30,6 +31,7 @@ from vtryon_services.engine.plan import Standing
 from vtryon_services.pipeline.attempts import Attempts, Retries
 from vtryon_services.pipeline.ledger import name_subjects, with_own_share
 from vtryon_services.runtime.call import Call, Incoming, send_output
+from vtryon_services.runtime.unused import unused_options
 
 
 class EnsembleFlow:
@@ -115,7 +117,10 @@ class EnsembleFlow:
             self._fits = answer.fits
             took = self._encoded_at - self._sent_at
             events += [StageFinished(stage, subject, took) for stage, subject in self._encoders]
-            events.append(StageStarted(Stage.SAMPLING))
+            scale, negative = self._ensemble.scale(self._options), self._options.negative_prompt
+            unused = unused_options(self._options, scale, negative=negative is not None)
+            chosen = Accepted(Stage.SAMPLING, true_cfg_scale=scale, unused_options=unused)
+            events.append(StageStarted(Stage.SAMPLING, "", chosen))
         self._steps_told = answer.step
         self._call.facts["completed_steps"] = str(answer.step)
         self._compute_seconds += answer.compute_seconds

@@ -29,6 +29,7 @@ from vtryon_services.runtime.call import Call, Incoming, accepted
 from vtryon_services.runtime.declarations import check_pictures
 from vtryon_services.runtime.places import Places
 from vtryon_services.runtime.ranges import ResumeRanges, check_options, check_ranges
+from vtryon_services.runtime.unused import unused_options
 
 STAGE = Stage.PIPELINE
 
@@ -86,7 +87,8 @@ class Pipeline:
     async def _flow(
         self, start: TryOnStart, incoming: Incoming, call: Call
     ) -> AsyncGenerator[Event, None]:
-        chosen = _choose(start.options or TryOnOptions())
+        given = start.options or TryOnOptions()
+        chosen = _choose(given)
         with self._places.enter(call.tenant) as ticket:
             yield accepted(
                 STAGE,
@@ -97,6 +99,9 @@ class Pipeline:
                 true_cfg_scale=chosen.true_cfg_scale,
                 width=chosen.width,
                 height=chosen.height,
+                unused_options=unused_options(
+                    given, given.true_cfg_scale, negative=given.negative_prompt is not None
+                ),
             )
             async for position in ticket:
                 yield Queued(STAGE, position)

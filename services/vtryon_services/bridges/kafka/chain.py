@@ -22,6 +22,7 @@ from vtryon_services.bridges.kafka.settings import KafkaSettings
 from vtryon_services.bridges.kafka.topics import Names
 from vtryon_services.runtime.ranges import check_options
 from vtryon_services.runtime.settings import JOBS
+from vtryon_services.runtime.unused import unused_options
 
 STAGE_REQUEST = "stage_request"
 # Of a job's events, which are no more than these three.
@@ -79,6 +80,7 @@ class Chain:
             wall_seconds=None if picture is None else wall_seconds,
             hops=record["hops"],
             labels=record["labels"],
+            unused_options=record["unused_options"],
         )
         value = self._codec.encode(RESPONSE, response)
         answer = Message(self.names.responses, record["request_id"].encode(), value, headers)
@@ -104,7 +106,11 @@ class ChainedJobs(JobRequests):
         asked = await self.read(received)
         check_options(asked.options)
         name = hashlib.sha256(f"{received.tenant}\0{asked.request_id}".encode())
-        options = settled(asked.options, derive_seed(name.digest()))
+        given = asked.options
+        unused = unused_options(
+            given, given.true_cfg_scale, negative=given.negative_prompt is not None
+        )
+        options = settled(given, derive_seed(name.digest()))
         kinds = [PayloadKind.PERSON_IMAGE, *[PayloadKind.GARMENT_IMAGE] * (len(asked.pictures) - 1)]
         contents = await self._claims.pack(asked.pictures)
         record = {
@@ -118,6 +124,7 @@ class ChainedJobs(JobRequests):
             "job_id": name.hexdigest()[:32],
             "hops": [],
             "labels": dict(asked.labels),
+            "unused_options": plain(unused),
         }
         headers, key = received.passed_on(), asked.request_id.encode()
         if asked.timeout_seconds is not None:

@@ -16,6 +16,7 @@ from vtryon.client import Client
 from vtryon.errors import DeadlineError, ProtocolError, RequestError, VtryonError
 from vtryon.jobs import Job, JobState
 from vtryon.outcomes import JobOutcome, Outcomes
+from vtryon.plain import plain
 from vtryon.types import MAX_GARMENTS, MAX_PICTURE_BYTES, TryOnOptions
 from vtryon_services.bridges.kafka.claims import Claims
 from vtryon_services.bridges.kafka.messages import (
@@ -226,4 +227,5 @@ class Relay:
             wall_seconds=job.ledger.wall_seconds if job.ledger else None,
             hops=hop_records(job.ledger.hops if job.ledger else ()),
             labels=labels,
+            unused_options=plain(job.unused_options),
         )

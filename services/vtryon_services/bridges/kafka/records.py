@@ -123,6 +123,7 @@ def response_record(
     wall_seconds: float | None = None,
     hops: Sequence[Mapping[str, Any]] = (),
     labels: Mapping[str, str] | None = None,
+    unused_options: Sequence[Mapping[str, Any]] = (),
 ) -> dict[str, Any]:
     """Make the record of how a job ended."""
     return {
@@ -136,6 +137,7 @@ def response_record(
         "wall_seconds": wall_seconds,
         "hops": list(hops),
         "labels": dict(labels or {}),
+        "unused_options": list(unused_options),
     }
 
 

@@ -16,6 +16,7 @@ from vtryon.errors import DeadlineError, ProtocolError, RequestError, VtryonErro
 from vtryon.jobs import JobState
 from vtryon.payloads import Outgoing
 from vtryon.pictures import digest
+from vtryon.plain import plain
 from vtryon.run import Received as Result
 from vtryon.run import Run
 from vtryon.stream import StreamCall
@@ -83,6 +84,9 @@ class StageWork:
         result = await self._call(received, record, given, left)
         hops = result.finished.ledger.hops if result.finished.ledger else ()
         record["hops"] = [*record["hops"], *hop_records(hops)]
+        said = {one["field"]: one for one in plain(result.accepted.unused_options)}
+        said |= {one["field"]: one for one in record["unused_options"]}
+        record["unused_options"] = list(said.values())
         return await self._passed_on(record, result, headers)
 
     async def _given(self, payloads: Sequence[Mapping[str, Any]]) -> list[Outgoing]:

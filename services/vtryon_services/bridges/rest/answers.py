@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import json
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from typing import Any, TypeVar
 
@@ -22,6 +22,7 @@ from vtryon.events import (
     Output,
     Preview,
     ResumeChunk,
+    UnusedOption,
     field_of,
 )
 from vtryon.pictures import Picture
@@ -29,6 +30,7 @@ from vtryon.plain import plain
 from vtryon.run import Result, Run
 from vtryon.types import EncodedImage, ImageFormat
 from vtryon_services.bridges.rest.accept import EVENT_STREAM, MEDIA_TYPES, Answer
+from vtryon_services.bridges.rest.documents import UNUSED
 from vtryon_services.bridges.rest.problems import problem_of
 from vtryon_services.engine import pictures
 
@@ -87,7 +89,12 @@ def result_answer(result: Result, answer: Answer) -> Response:
     if answer is Answer.JSON:
         return JSONResponse(described(result))
     headers = {"x-vtryon-seed": str(result.seed), "server-timing": server_timing(result.ledger)}
-    return picture_answer(result.picture, **headers)
+    return picture_answer(result.picture, **headers, **unused_header(result.unused_options))
+
+
+def unused_header(unused: Sequence[UnusedOption]) -> dict[str, str]:
+    """Name the options that changed nothing, where there are any."""
+    return {UNUSED: ", ".join(one.field for one in unused)} if unused else {}
 
 
 def described(result: Result) -> dict[str, Any]:
@@ -97,6 +104,7 @@ def described(result: Result) -> dict[str, Any]:
         "seed": result.seed,
         "ledger": plain(result.ledger),
         "fits": plain(result.fits),
+        "unused_options": plain(result.unused_options),
     }
 
 

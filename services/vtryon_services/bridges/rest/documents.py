@@ -32,6 +32,7 @@ _REFUSALS = {
 }
 
 IGNORED = "x-vtryon-ignored"
+UNUSED = "x-vtryon-unused-options"
 _HEADERS = {
     "x-request-id": "What logs and traces call the request.",
     "retry-after": "Seconds after which there may be room.",
@@ -40,6 +41,7 @@ _HEADERS = {
     "server-timing": "Milliseconds of each stage.",
     "x-vtryon-seed": "The seed that the picture was drawn with.",
     "x-vtryon-job": "The job that the picture is of.",
+    UNUSED: "Options that were given and changed nothing; JSON and events have the reasons.",
     IGNORED: "Parameters that were given and change nothing here.",
 }
 
@@ -75,7 +77,7 @@ RESULTS: Responses = {
     200: {
         "description": "What `Accept` asks for. An event stream that does not end with `finished` "
         "or `error` was cut off.",
-        "headers": headers_of("x-vtryon-seed", "x-vtryon-job", "server-timing"),
+        "headers": headers_of("x-vtryon-seed", "x-vtryon-job", "server-timing", UNUSED),
         "content": {
             **_PICTURES,
             "application/json": {"schema": {"type": "object"}},

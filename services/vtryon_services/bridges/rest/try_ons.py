@@ -18,6 +18,7 @@ from vtryon_services.bridges.rest.answers import (
     result_answer,
     result_frame,
     stream,
+    unused_header,
     wait_for,
 )
 from vtryon_services.bridges.rest.bodies import (
@@ -103,4 +104,5 @@ async def _job_answer(
     if answer is Answer.JSON:
         return JSONResponse({**plain(job), "seed": seed, "picture": picture_json(picture)})
     picture = await in_format(picture, accepted_format)
-    return picture_answer(picture, **{"x-vtryon-seed": str(seed), "x-vtryon-job": job.id})
+    headers = {"x-vtryon-seed": str(seed), "x-vtryon-job": job.id}
+    return picture_answer(picture, **headers, **unused_header(job.unused_options))

@@ -8,7 +8,7 @@ from collections.abc import AsyncGenerator
 from contextlib import aclosing
 
 from vtryon.errors import StageError
-from vtryon.events import Event, Finished, Preview, Queued, ResumeChunk, StepFinished
+from vtryon.events import Event, Finished, Preview, Queued, ResumeChunk, StepFinished, UnusedOption
 from vtryon.payloads import cut
 from vtryon.types import PayloadKind, Priority, SampleStart, Stage
 from vtryon_services.backends.protocols import SamplingBackend, StepDone, Wanted
@@ -24,6 +24,7 @@ from vtryon_services.runtime.ranges import (
     check_ranges,
 )
 from vtryon_services.runtime.resuming import check_sampler
+from vtryon_services.runtime.unused import unused_options
 from vtryon_services.stages.sampling.conditioning import check_declared, receive
 from vtryon_services.stages.sampling.settings import SamplingSettings
 
@@ -61,6 +62,7 @@ class SamplingStage:
                 sigmas=plan.sigmas,
                 width=plan.width,
                 height=plan.height,
+                unused_options=_unused(start, plan),
             )
             given = await receive(incoming)
             received = time.monotonic()
@@ -100,6 +102,12 @@ class SamplingStage:
                 for at, piece in cut(data)
             ]
         return events
+
+
+def _unused(start: SampleStart, plan: Plan) -> tuple[UnusedOption, ...]:
+    kinds = {payload.kind for payload in start.payloads}
+    negative = PayloadKind.NEGATIVE_EMBEDDINGS in kinds
+    return unused_options(start, plan.true_cfg_scale, negative=negative)
 
 
 def _demand(start: SampleStart, plan: Plan, call: Call) -> Demand:

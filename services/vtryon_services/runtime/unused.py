@@ -1,0 +1,62 @@
+"""Options that were given and change nothing, said back to the caller."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from vtryon.events import UnusedOption
+from vtryon.types import SampleStart, TryOnOptions
+
+
+def unused_options(
+    given: TryOnOptions | SampleStart, scale: float | None, *, negative: bool
+) -> tuple[UnusedOption, ...]:
+    """Name the options of a request that don't change its picture.
+
+    Args:
+        given: the options as the caller gave them.
+        scale: the scale of guidance that counts; None where the sampler is still to choose it.
+        negative: whether there is a negative prompt.
+    """
+    return (
+        *_of_guidance(given, scale, negative=negative),
+        *_of_schedule(given),
+        *_of_previews(given),
+    )
+
+
+def _of_guidance(
+    given: TryOnOptions | SampleStart, scale: float | None, *, negative: bool
+) -> Iterator[UnusedOption]:
+    """Guidance takes a scale above 1 and a negative prompt."""
+    wanted = given.true_cfg_scale is not None and given.true_cfg_scale > 1
+    off = not negative or (scale is not None and scale <= 1)
+    if wanted and not negative:
+        yield UnusedOption(
+            "true_cfg_scale", "guidance needs a negative_prompt as well, and there is none"
+        )
+    if negative and scale is not None and scale <= 1:
+        whose = "it is" if given.true_cfg_scale is not None else "by default it is"
+        yield UnusedOption(
+            "negative_prompt",
+            f"guidance needs a true_cfg_scale above 1 as well, and {whose} {scale:g}",
+        )
+    if off and given.numerics is not None and given.numerics.guidance_norm is not None:
+        yield UnusedOption(
+            "numerics.guidance_norm",
+            "guidance is off: it needs a true_cfg_scale above 1 and a negative_prompt",
+        )
+
+
+def _of_schedule(given: TryOnOptions | SampleStart) -> Iterator[UnusedOption]:
+    if not given.sigmas or given.numerics is None:
+        return
+    for name in ("schedule", "shift"):
+        if getattr(given.numerics, name) is not None:
+            yield UnusedOption(f"numerics.{name}", "sigmas are given in place of a schedule")
+
+
+def _of_previews(given: TryOnOptions | SampleStart) -> Iterator[UnusedOption]:
+    previews = given.previews
+    if previews is not None and previews.max_pixels and not previews.every_steps:
+        yield UnusedOption("previews.max_pixels", "previews.every_steps is 0, so there are none")
