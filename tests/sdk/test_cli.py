@@ -193,3 +193,10 @@ def test_help_names_every_subcommand(tmp_path) -> None:
     done = vtryon("--help", cwd=tmp_path)
     for word in ("try-on", "serve", "doctor", "example-pair", "contact-sheet"):
         assert word in done.stdout
+
+
+@pytest.mark.parametrize("words", ["list", "show x", "watch x", "cancel x", "fetch x -o r.png"])
+def test_commands_of_jobs_want_a_server(words: str, tmp_path) -> None:
+    done = vtryon("jobs", *words.split(), cwd=tmp_path)
+    assert done.returncode == 2
+    assert "give --endpoint host:port" in done.stderr

@@ -20,6 +20,10 @@ EndpointOption = Annotated[
     str | None,
     typer.Option(help="host:port of a mesh; without it, the mesh runs inside this command."),
 ]
+ServerOption = Annotated[
+    str | None,
+    typer.Option("--endpoint", help="host:port of a server of jobs (`vtryon serve all jobs`)."),
+]
 TlsOption = Annotated[bool, typer.Option("--tls", help="Speak TLS to the endpoint.")]
 TlsCaOption = Annotated[
     Path | None, typer.Option(help="PEM of who signs the endpoint's certificate.")
@@ -62,3 +66,17 @@ class Connection:
         given = {"checkpoint": self.checkpoint} if self.checkpoint else {}
         async with embedded_mesh(**given) as target:
             yield target
+
+
+def server(endpoint: str | None, tls: bool, tls_ca: Path | None) -> Connection:
+    """Connect to a server that outlives this command, as jobs do.
+
+    Raises:
+        SettingsError: no endpoint is given.
+    """
+    if endpoint is None:
+        raise SettingsError(
+            "jobs live in a server: start one (`vtryon serve all jobs`) and give --endpoint "
+            "host:port, such as --endpoint 127.0.0.1:50050"
+        )
+    return Connection(endpoint, tls, tls_ca, None)

@@ -11,7 +11,7 @@ from typing import Annotated
 import typer
 from rich.progress import BarColumn, Progress
 
-from vtryon.cli.connection import Connection, EndpointOption, TlsCaOption, TlsOption
+from vtryon.cli.connection import Connection, ServerOption, TlsCaOption, TlsOption, server
 from vtryon.cli.console import PlainConsole, text_column, whole_table
 from vtryon.cli.files import check_writable, save_picture
 from vtryon.cli.try_on import exit_code_of, format_of, report_failure
@@ -46,7 +46,7 @@ def submit(
     profile: Annotated[Profile | None, typer.Option(help="A named set of numerics.")] = None,
     format: Annotated[ImageFormat | None, typer.Option(help="Of the result.")] = None,  # noqa: A002
     timeout: Annotated[float | None, typer.Option(help="Seconds until it is given up.")] = None,
-    endpoint: EndpointOption = None,
+    endpoint: ServerOption = None,
     tls: TlsOption = False,
     tls_ca: TlsCaOption = None,
     as_json: _Json = False,
@@ -70,19 +70,19 @@ def submit(
         )
         typer.echo(json.dumps(plain(job)) if as_json else job.id)
 
-    _run(work, Connection(endpoint, tls, tls_ca, None), as_json=as_json)
+    _run(work, server(endpoint, tls, tls_ca), as_json=as_json)
 
 
 @app.command()
 def show(
     job: _Id,
-    endpoint: EndpointOption = None,
+    endpoint: ServerOption = None,
     tls: TlsOption = False,
     tls_ca: TlsCaOption = None,
     as_json: _Json = False,
 ) -> None:
     """Show a job as it is now."""
-    connection = Connection(endpoint, tls, tls_ca, None)
+    connection = server(endpoint, tls, tls_ca)
     _run_one(lambda jobs: jobs.get(job), connection, as_json=as_json)
 
 
@@ -90,7 +90,7 @@ def show(
 def list_jobs(
     state: Annotated[list[JobState] | None, typer.Option(help="These alone.")] = None,
     limit: Annotated[int, typer.Option(min=1, help="At most so many, the newest first.")] = 20,
-    endpoint: EndpointOption = None,
+    endpoint: ServerOption = None,
     tls: TlsOption = False,
     tls_ca: TlsCaOption = None,
     as_json: _Json = False,
@@ -105,14 +105,14 @@ def list_jobs(
                 break
         _print(found, as_json=as_json)
 
-    _run(work, Connection(endpoint, tls, tls_ca, None), as_json=as_json)
+    _run(work, server(endpoint, tls, tls_ca), as_json=as_json)
 
 
 @app.command()
 def watch(
     job: _Id,
     from_sequence: Annotated[int, typer.Option(min=0, help="The first update to show.")] = 0,
-    endpoint: EndpointOption = None,
+    endpoint: ServerOption = None,
     tls: TlsOption = False,
     tls_ca: TlsCaOption = None,
     as_json: Annotated[bool, typer.Option("--json", help="A line of JSON per update.")] = False,
@@ -140,7 +140,7 @@ def watch(
                     done, steps = update.event.step, update.event.steps
                     progress.update(task, completed=done, total=steps, step=f"{done} of {steps}")
 
-    _run(work, Connection(endpoint, tls, tls_ca, None), as_json=as_json)
+    _run(work, server(endpoint, tls, tls_ca), as_json=as_json)
     if ended != [JobState.SUCCEEDED]:
         raise typer.Exit(1)
 
@@ -148,26 +148,26 @@ def watch(
 @app.command()
 def cancel(
     job: _Id,
-    endpoint: EndpointOption = None,
+    endpoint: ServerOption = None,
     tls: TlsOption = False,
     tls_ca: TlsCaOption = None,
     as_json: _Json = False,
 ) -> None:
     """Cancel a job; one that has ended stays as it is."""
-    connection = Connection(endpoint, tls, tls_ca, None)
+    connection = server(endpoint, tls, tls_ca)
     _run_one(lambda jobs: jobs.cancel(job), connection, as_json=as_json)
 
 
 @app.command()
 def erase(
     job: _Id,
-    endpoint: EndpointOption = None,
+    endpoint: ServerOption = None,
     tls: TlsOption = False,
     tls_ca: TlsCaOption = None,
     as_json: _Json = False,
 ) -> None:
     """Cancel a job, and erase its pictures and prompts."""
-    connection = Connection(endpoint, tls, tls_ca, None)
+    connection = server(endpoint, tls, tls_ca)
     _run_one(lambda jobs: jobs.erase(job), connection, as_json=as_json)
 
 
@@ -176,7 +176,7 @@ def fetch(
     job: _Id,
     out: Annotated[Path, typer.Option("--out", "-o", help=".png, .jpg or .webp.")],
     wait: Annotated[bool, typer.Option("--wait", help="Until it has ended.")] = False,
-    endpoint: EndpointOption = None,
+    endpoint: ServerOption = None,
     tls: TlsOption = False,
     tls_ca: TlsCaOption = None,
 ) -> None:
@@ -191,7 +191,7 @@ def fetch(
         save_picture(await client.jobs.picture(job), out)
         PlainConsole(stderr=True).say(f"{out}: written")
 
-    _run(work, Connection(endpoint, tls, tls_ca, None), as_json=False)
+    _run(work, server(endpoint, tls, tls_ca), as_json=False)
 
 
 def _run_one(
