@@ -15,6 +15,7 @@ from tests.support.processes import VTRYON
 
 import vtryon
 from vtryon.jobs import JobState
+from vtryon_services.backends.scripted import ScriptedSampling, ScriptedTextEncoder
 from vtryon_services.bridges.rest.server import begin
 from vtryon_services.bridges.rest.settings import RestSettings
 from vtryon_services.host import host
@@ -233,6 +234,41 @@ async def test_a_restart_loses_nothing(database_url: str, tmp_path: Path) -> Non
     steps = [one.event.step for one in updates if isinstance(one.event, vtryon.StepFinished)]
     assert steps[-1] == 12
     assert steps.count(1) == 1  # not from the beginning
+
+
+@pytest.mark.parametrize("changed", [ScriptedSampling, ScriptedTextEncoder])
+async def test_a_job_begins_anew_where_a_model_has_changed(
+    database_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, changed: type
+) -> None:
+    """No picture is begun by one model and finished by another."""
+    given = {
+        "backend": "scripted",
+        "scripted_seconds": 0.05,
+        "database_url": database_url,
+        "artifacts_url": str(tmp_path / "artifacts"),
+        "resume_every": 2,
+        "drain_grace_seconds": 0.2,
+        "log_level": "error",
+    }
+    settings, names = JobsSettings.load_from(given), [*vtryon.Stage, "jobs"]
+    async with (
+        host(settings, names, "127.0.0.1:0", **given) as serving,
+        vtryon.Client(serving.address) as client,
+    ):
+        job = await client.jobs.create(PICTURE, steps=12, request_id="long")
+        async for update in client.jobs.watch(job.id):
+            if isinstance(update.event, vtryon.StepFinished) and update.event.step == 5:
+                break
+    monkeypatch.setattr(changed, "digest", "1" * 64)
+    async with (
+        host(settings, names, "127.0.0.1:0", **given) as serving,
+        vtryon.Client(serving.address) as client,
+    ):
+        updates = [update async for update in client.jobs.watch(job.id)]
+        assert (await client.jobs.get(job.id)).state is JobState.SUCCEEDED
+    steps = [one.event.step for one in updates if isinstance(one.event, vtryon.StepFinished)]
+    assert steps[-12:] == list(range(1, 13))
+    assert steps.count(1) == 2
 
 
 def test_a_database_that_is_none_is_said(tmp_path: Path) -> None:
