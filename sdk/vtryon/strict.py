@@ -8,9 +8,21 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable, Mapping
-from typing import Any
+from dataclasses import replace
+from enum import StrEnum
+from typing import Any, TypeVar
 
-from vtryon.types import Profile
+from vtryon.types import (
+    GuidanceNorm,
+    Numerics,
+    Priority,
+    Profile,
+    ResizeFilter,
+    RopeLayout,
+    SigmaSchedule,
+)
+
+E = TypeVar("E", bound=StrEnum)
 
 _WHOLE = re.compile(r"[+-]?[0-9]+", re.ASCII)
 _NUMBER = re.compile(r"[+-]?([0-9]+(\.[0-9]*)?|\.[0-9]+)([eE][+-]?[0-9]+)?", re.ASCII)
@@ -75,6 +87,23 @@ def profile(value: Any) -> Profile:
     return Profile(value)
 
 
+def _name_of(kind: type[E]) -> Callable[[Any], E]:
+    def take(value: Any) -> E:
+        if not isinstance(value, str) or value not in {*kind}:
+            raise ValueError(f"{_shown(value)} is none of {', '.join(kind)}")
+        return kind(value)
+
+    return take
+
+
+NUMERICS: Mapping[str, Callable[[Any], Any]] = {
+    "schedule": _name_of(SigmaSchedule),
+    "shift": number,
+    "guidance_norm": _name_of(GuidanceNorm),
+    "resize": _name_of(ResizeFilter),
+    "rope_layout": _name_of(RopeLayout),
+}
+# Every option of a try-on by the name that files and commands have for it.
 OPTIONS: Mapping[str, Callable[[Any], Any]] = {
     "prompt": text,
     "negative_prompt": text,
@@ -86,7 +115,24 @@ OPTIONS: Mapping[str, Callable[[Any], Any]] = {
     "profile": profile,
     "strength": number,
     "sigmas": numbers,
+    "priority": _name_of(Priority),
+    "quality": whole,
+    **NUMERICS,
 }
+
+
+def arguments(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Give options as arguments of `Client.try_on`, the numerics among them put together.
+
+    Args:
+        options: by the names of `OPTIONS`; `numerics` is what the others depart from.
+    """
+    numerics = {"profile", *NUMERICS}
+    own = {name: value for name, value in options.items() if name in numerics and value is not None}
+    others = {name: value for name, value in options.items() if name not in numerics}
+    if own:
+        others["numerics"] = replace(options.get("numerics") or Numerics(), **own)
+    return others
 
 
 def from_cell(name: str, cell: str, *, decimal_comma: bool = False) -> Any:

@@ -11,6 +11,7 @@ from typing import Any
 
 from tenacity import AsyncRetrying, RetryCallState, retry_if_exception_type, stop_after_attempt
 
+from vtryon import strict
 from vtryon.batch.entries import Entry
 from vtryon.batch.journal import Journal, Line
 from vtryon.client import Client
@@ -138,10 +139,11 @@ class Batch:
             reraise=True,
         ):
             with attempt:
+                options = {"priority": Priority.BATCH, **self.options, **entry.options, **other}
                 return await self.client.try_on(
                     entry.person,
                     list(entry.garments),
-                    **{"priority": Priority.BATCH, **self.options, **entry.options, **other},
+                    **strict.arguments(options),
                     previews=False,
                     format=self.format,
                 )

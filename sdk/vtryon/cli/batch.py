@@ -6,7 +6,7 @@ import asyncio
 import io
 import json
 from collections import Counter
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Iterable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -32,6 +32,7 @@ from vtryon.cli.connection import (
 )
 from vtryon.cli.console import PlainConsole, text_column
 from vtryon.cli.files import write_file
+from vtryon.cli.options import ALL, with_options
 from vtryon.cli.progress import describe_unused
 from vtryon.cli.sheets import sheet
 from vtryon.cli.try_on import exit_code_of, report_failure
@@ -44,6 +45,7 @@ _LOOK_SECONDS = 1.0
 _SHOWN_UNUSED = 20
 
 
+@with_options("width", "height", *ALL)
 def batch(
     source: Annotated[
         Path,
@@ -70,6 +72,8 @@ def batch(
     tls_ca: TlsCaOption = None,
     checkpoint: CheckpointOption = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the report, no progress.")] = False,
+    *,
+    more: Mapping[str, Any],
 ) -> None:
     """Do many try-ons, from files to files.
 
@@ -85,6 +89,7 @@ def batch(
         "true_cfg_scale": true_cfg_scale,
         "seed": seed,
         "profile": profile,
+        **more,
     }
     options = {name: value for name, value in given.items() if value is not None}
     connection = Connection(endpoint, tls, tls_ca, checkpoint)

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rich.progress import BarColumn, Progress
 
+from vtryon import strict
 from vtryon.cli.connection import Connection, ServerOption, TlsCaOption, TlsOption, server
 from vtryon.cli.console import PlainConsole, text_column, whole_table
 from vtryon.cli.files import check_writable, save_picture
+from vtryon.cli.options import ALL, with_options
 from vtryon.cli.try_on import exit_code_of, format_of, report_failure
 from vtryon.client import Client
 from vtryon.errors import RequestError, SettingsError, VtryonError
@@ -32,6 +34,7 @@ _Json = Annotated[bool, typer.Option("--json", help="Print JSON, and no progress
 
 
 @app.command()
+@with_options("width", "height", *ALL)
 def submit(
     person: Annotated[Path, typer.Argument(help="Picture of the person: PNG, JPEG or WebP.")],
     garment: Annotated[list[Path], typer.Argument(help="Picture of the garment; up to three.")],
@@ -50,6 +53,8 @@ def submit(
     tls: TlsOption = False,
     tls_ca: TlsCaOption = None,
     as_json: _Json = False,
+    *,
+    more: Mapping[str, Any],
 ) -> None:
     """Submit a job, and print its id."""
 
@@ -64,9 +69,9 @@ def submit(
             steps=steps,
             seed=seed,
             true_cfg_scale=true_cfg_scale,
-            profile=profile,
             format=format,
             previews=False,
+            **strict.arguments({"profile": profile, **more}),
         )
         typer.echo(json.dumps(plain(job)) if as_json else job.id)
 

@@ -12,25 +12,13 @@ from vtryon.errors import RequestError
 from vtryon.plain import plain
 from vtryon.text_files import read_json
 from vtryon.types import (
-    GuidanceNorm,
     Numerics,
-    Profile,
-    ResizeFilter,
-    RopeLayout,
-    SigmaSchedule,
     Stage,
 )
 from vtryon.workflow.request import Lora, Request
 
-_OPTIONS = {name: kind for name, kind in strict.OPTIONS.items() if name != "profile"}
-_NUMERICS: dict[str, Callable[[Any], Any]] = {
-    "profile": Profile,
-    "schedule": SigmaSchedule,
-    "shift": strict.number,
-    "guidance_norm": GuidanceNorm,
-    "resize": ResizeFilter,
-    "rope_layout": RopeLayout,
-}
+_NUMERICS = {"profile": strict.profile, **strict.NUMERICS}
+_OPTIONS = {name: kind for name, kind in strict.OPTIONS.items() if name not in _NUMERICS}
 _WEIGHTS = ("transformer", "text_encoder", "vae", "weight_dtype")
 _CHECKPOINT = {*_WEIGHTS, "loras", "zero_cond_t", "digests"}
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
-from typing import Annotated, TypeVar
+from typing import Annotated, Any, TypeVar
 
 import typer
 
+from vtryon import strict
 from vtryon.cli.connection import (
     CheckpointOption,
     Connection,
@@ -18,6 +19,7 @@ from vtryon.cli.connection import (
 )
 from vtryon.cli.console import PlainConsole
 from vtryon.cli.files import check_writable, load_tensors, save_picture, save_tensors
+from vtryon.cli.options import SAMPLING, with_options
 from vtryon.cli.progress import describe_unused
 from vtryon.cli.try_on import exit_code_of, format_of, report_failure
 from vtryon.client import Client
@@ -25,7 +27,7 @@ from vtryon.errors import VtryonError
 from vtryon.events import Accepted, Preview, StepFinished
 from vtryon.options import DEFAULT_PROMPT
 from vtryon.tensor_files import conditioning, first_latents, name_embeddings, name_latents
-from vtryon.types import Numerics, PreviewPolicy, Profile, SampleStart
+from vtryon.types import PreviewPolicy, Profile, SampleStart
 
 R = TypeVar("R")
 app = typer.Typer(
@@ -38,6 +40,7 @@ _Profile = Annotated[Profile | None, typer.Option(help="A named set of numerics.
 
 
 @app.command()
+@with_options("resize")
 def encode_image(
     pictures: _Pictures,
     out: _Out,
@@ -46,17 +49,21 @@ def encode_image(
     tls: TlsOption = False,
     tls_ca: TlsCaOption = None,
     checkpoint: CheckpointOption = None,
+    *,
+    more: Mapping[str, Any],
 ) -> None:
     """Encode pictures: tensors `latents_1`, `latents_2` and so on."""
 
     async def work(client: Client) -> None:
-        found = await client.latent_encoder.encode(pictures, numerics=_numerics(profile))
+        numerics = strict.arguments({"profile": profile, **more})
+        found = await client.latent_encoder.encode(pictures, **numerics)
         save_tensors(name_latents(found), out, {})
 
     _run(work, out, Connection(endpoint, tls, tls_ca, checkpoint))
 
 
 @app.command()
+@with_options("resize")
 def encode_text(
     pictures: _Pictures,
     out: _Out,
@@ -67,12 +74,15 @@ def encode_text(
     tls: TlsOption = False,
     tls_ca: TlsCaOption = None,
     checkpoint: CheckpointOption = None,
+    *,
+    more: Mapping[str, Any],
 ) -> None:
     """Encode a prompt: tensors `embeddings` and, where one is given, `negative_embeddings`."""
 
     async def work(client: Client) -> None:
+        numerics = strict.arguments({"profile": profile, **more})
         found = await client.text_encoder.encode(
-            prompt, pictures, negative_prompt=negative_prompt, numerics=_numerics(profile)
+            prompt, pictures, negative_prompt=negative_prompt, **numerics
         )
         save_tensors(name_embeddings(found), out, {})
 
@@ -80,6 +90,7 @@ def encode_text(
 
 
 @app.command()
+@with_options(*SAMPLING)
 def sample(
     embeddings: Annotated[Path, typer.Argument(help="From `encode-text`.")],
     latents: Annotated[Path, typer.Argument(help="From `encode-image`.")],
@@ -97,6 +108,8 @@ def sample(
     tls: TlsOption = False,
     tls_ca: TlsCaOption = None,
     checkpoint: CheckpointOption = None,
+    *,
+    more: Mapping[str, Any],
 ) -> None:
     """Denoise: the tensor `latents`, with seed and noise levels in the file's header."""
 
@@ -104,14 +117,15 @@ def sample(
         texts, pictures = load_tensors(embeddings), load_tensors(latents)
         given = conditioning(texts, pictures)
         _, rows, columns = given.references[0].spec.shape
+        options = strict.arguments({"profile": profile, **more})
         start = SampleStart(
-            numerics=_numerics(profile),
             width=width or 8 * columns,
             height=height or 8 * rows,
             steps=steps,
             true_cfg_scale=true_cfg_scale,
             seed=seed,
             previews=PreviewPolicy() if previews else None,
+            **options,
         )
         facts: dict[str, str] = {}
         run = client.sampling.sample(start, given)
@@ -167,7 +181,3 @@ def _run(work: Callable[[Client], Awaitable[None]], out: Path, connection: Conne
         report_failure(error, console, as_json=False)
         raise typer.Exit(exit_code_of(error)) from None
     console.say(f"{out}: written")
-
-
-def _numerics(profile: Profile | None) -> Numerics | None:
-    return None if profile is None else Numerics(profile=profile)

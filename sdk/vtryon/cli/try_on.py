@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import json
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
+from vtryon import strict as strict_options
 from vtryon.cli.connection import (
     CheckpointOption,
     Connection,
@@ -19,6 +21,7 @@ from vtryon.cli.connection import (
 )
 from vtryon.cli.console import PlainConsole
 from vtryon.cli.files import check_writable, save_picture
+from vtryon.cli.options import ALL, with_options
 from vtryon.cli.progress import (
     BESIDE_OTHERS,
     LiveProgress,
@@ -62,6 +65,7 @@ class Job:
             self.notes.append(departure)
 
 
+@with_options(*ALL)
 def try_on(
     person: Annotated[Path, typer.Argument(help="Picture of the person: PNG, JPEG or WebP.")],
     garment: Annotated[list[Path], typer.Argument(help="Picture of the garment; up to three.")],
@@ -114,6 +118,8 @@ def try_on(
     as_json: Annotated[
         bool, typer.Option("--json", help="Print one JSON object, and no progress.")
     ] = False,
+    *,
+    more: Mapping[str, Any],
 ) -> None:
     """Put a garment on a person.
 
@@ -130,6 +136,7 @@ def try_on(
         "height": height,
         "profile": profile,
         "timeout_seconds": timeout,
+        **more,
     }
     try:
         asked = _read_request(request, strict=strict, ignore_loras=ignore_loras)
@@ -182,7 +189,7 @@ async def _run(job: Job, progress: LiveProgress) -> Result:
             pictures[0],
             pictures[1:],
             previews=job.previews is not None,
-            **job.options,
+            **strict_options.arguments(job.options),
         )
         async with run:
             async for event in run:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import base64
 import json
-from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +16,7 @@ from tests.support.rest import events_of
 
 import vtryon
 from vtryon.options import make_options
-from vtryon.types import Numerics, PreviewPolicy, Profile, SigmaSchedule, Stage
-from vtryon_services.bridges.rest.server import begin
-from vtryon_services.bridges.rest.settings import RestSettings
-from vtryon_services.host import host
-from vtryon_services.jobs.settings import JobsSettings
+from vtryon.types import Numerics, PreviewPolicy, Profile, SigmaSchedule
 from vtryon_services.runtime.unused import unused_options
 
 PICTURE = png()
@@ -65,25 +60,6 @@ def test_an_option_that_changes_nothing_is_named(
 def test_the_pipeline_leaves_to_the_sampler_what_the_checkpoint_decides() -> None:
     given = make_options(negative_prompt="tucked in")
     assert unused_options(given, None, negative=True) == ()
-
-
-@pytest.fixture(scope="module")
-async def mesh_and_rest(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[tuple[str, str]]:
-    """The scripted mesh, whose default scale is 1, with jobs and REST."""
-    folder = tmp_path_factory.mktemp("unused")
-    given = {
-        "backend": "scripted",
-        "scripted_seconds": 0.0,
-        "database_url": f"sqlite+aiosqlite:///{folder / 'jobs.sqlite'}",
-        "artifacts_url": str(folder / "artifacts"),
-        "log_level": "error",
-        "drain_grace_seconds": 1.0,
-    }
-    settings = JobsSettings.load_from(given)
-    async with host(settings, [*Stage, "jobs"], "127.0.0.1:0", **given) as serving:
-        rest = RestSettings.load(listen="127.0.0.1:0", pipeline_target=serving.address)
-        async with begin(rest) as began:
-            yield serving.address, f"http://{began.address}"
 
 
 async def test_a_result_and_a_job_have_what_pipeline_and_sampler_say(mesh_and_rest) -> None:

@@ -1,0 +1,67 @@
+"""Options of a try-on that commands have alike: a command names those that it takes."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Callable
+from typing import Annotated, Any, TypeVar
+
+import typer
+
+from vtryon import strict
+from vtryon.types import GuidanceNorm, Priority, ResizeFilter, RopeLayout, SigmaSchedule
+
+C = TypeVar("C", bound=Callable[..., None])
+
+_HELP: dict[str, tuple[Any, str]] = {
+    "width": (int, "Of the result; a multiple of 16."),
+    "height": (int, "Of the result; a multiple of 16."),
+    "strength": (float, "Part of the noise levels that is run, above 0 to 1."),
+    "sigmas": (Any, "Noise levels in place of a schedule, from first to last: '1.0 0.6 0.3'."),
+    "schedule": (SigmaSchedule, "How noise levels are spread, in place of the profile's."),
+    "shift": (float, "Shift of the noise levels, 0.01 to 100, in place of the profile's."),
+    "guidance_norm": (GuidanceNorm, "Norm of guided predictions, in place of the profile's."),
+    "resize": (ResizeFilter, "How pictures are scaled, in place of the profile's."),
+    "rope_layout": (RopeLayout, "Layout of rotary positions, in place of the profile's."),
+    "priority": (Priority, "Who goes first where requests wait."),
+    "quality": (int, "Of a JPEG or WebP result, 1 to 100."),
+}
+SAMPLING = ("strength", "sigmas", "schedule", "shift", "guidance_norm", "rope_layout", "priority")
+ALL = (*SAMPLING, "resize", "quality")
+
+
+def with_options(*names: str) -> Callable[[C], C]:
+    """Add options to a command, which gets those that were given as the mapping `more`."""
+
+    def decorate(command: C) -> C:
+        @functools.wraps(command)
+        def run(**values: Any) -> None:
+            own = {name: values.pop(name) for name in names}
+            command(**values, more={name: one for name, one in own.items() if one is not None})
+
+        signature = inspect.signature(command, eval_str=True)
+        kept = [one for one in signature.parameters.values() if one.name != "more"]
+        added = [_parameter(name) for name in names]
+        run.__signature__ = signature.replace(parameters=[*kept, *added])  # type: ignore[attr-defined]
+        run.__annotations__ = {one.name: one.annotation for one in (*kept, *added)}
+        return run  # type: ignore[return-value]
+
+    return decorate
+
+
+def _parameter(name: str) -> inspect.Parameter:
+    kind, text = _HELP[name]
+    option = typer.Option(help=text)
+    if name == "sigmas":
+        option = typer.Option(help=text, parser=_sigmas, metavar="NUMBERS")
+    wanted = kind if kind is Any else kind | None
+    annotation = Annotated[wanted, option]  # type: ignore[valid-type]
+    return inspect.Parameter(
+        name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=annotation
+    )
+
+
+def _sigmas(text: str) -> tuple[float, ...]:
+    found: tuple[float, ...] = strict.from_cell("sigmas", text.replace(",", " "))
+    return found
