@@ -161,6 +161,9 @@ def test_the_area_filter_is_the_mean_of_what_it_covers() -> None:
     assert fitted.size == (32, 32)
     assert fitted.getpixel((5, 5)) == (0, 0, 0)
     assert fitted.getpixel((5, 25)) == (200, 200, 200)
+    fine = Image.fromarray(np.tile(np.array([[0, 100], [200, 120]], np.uint8), (32, 32)))
+    fitted = fitting.bring_to_size(fine.convert("RGB"), 32 * 32, 32, Geometry(), ResizeFilter.AREA)
+    assert (np.asarray(fitted) == 105).all()
 
 
 async def test_comfys_references_are_rounded_to_sixteen(tmp_path) -> None:
