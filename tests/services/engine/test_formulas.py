@@ -56,11 +56,12 @@ def test_the_x0_norm_shortens_and_never_lengthens() -> None:
     torch.testing.assert_close(latents - SIGMA * found, latents * factor.clamp(max=1.0))
 
 
-def test_the_x0_norm_takes_an_x0_of_nothing() -> None:
+def test_the_x0_norm_takes_two_x0_of_nothing() -> None:
+    """Their lengths are both 0, and 0 divided by 0 would be NaN."""
     latents = torch.ones(TOKENS, 64)
-    negative = -latents  # guided to 2, half of which is all of the latents
-    found = guide(torch.zeros(TOKENS, 64), negative, latents, 0.5, 3.0, GuidanceNorm.X0)
-    torch.testing.assert_close(found, 2 * latents)
+    velocity = 2 * latents  # half of it is all of the latents
+    found = guide(velocity, velocity, latents, 0.5, 3.0, GuidanceNorm.X0)
+    torch.testing.assert_close(found, velocity)
 
 
 def test_the_two_norms_are_not_interchangeable(velocities) -> None:
