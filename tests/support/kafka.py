@@ -41,7 +41,7 @@ class Process:
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
         )
-        until = time.monotonic() + 20
+        until = time.monotonic() + 90
         while True:
             with suppress(OSError), socket.create_connection(("127.0.0.1", self.port), 0.2):
                 return
@@ -104,7 +104,6 @@ class Kafka:
             "bootstrap_servers": self.servers,
             "registry_url": self.url,
             "prefix": self.prefix,
-            "idempotent": "false",
             "session_seconds": "2",
             "request_timeout_seconds": "6",
             "retry_seconds": "[0.2, 0.4]",

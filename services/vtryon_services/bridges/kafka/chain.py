@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime, timedelta
@@ -9,13 +10,17 @@ from typing import Any
 
 from vtryon.errors import VtryonError
 from vtryon.jobs import JobState
-from vtryon.plain import plain
 from vtryon.seeds import derive_seed
-from vtryon.types import PayloadKind, settled
+from vtryon.types import PayloadKind, TryOnOptions, settled
 from vtryon_services.bridges.kafka.claims import Claims
 from vtryon_services.bridges.kafka.jobs import EVENT, RESPONSE, JobRequests
 from vtryon_services.bridges.kafka.messages import DEADLINE, Message, Received
-from vtryon_services.bridges.kafka.records import event_record, response_record
+from vtryon_services.bridges.kafka.records import (
+    event_record,
+    options_record,
+    read_options,
+    response_record,
+)
 from vtryon_services.bridges.kafka.route import ROUTE
 from vtryon_services.bridges.kafka.schemas import Codec
 from vtryon_services.bridges.kafka.settings import KafkaSettings
@@ -75,7 +80,7 @@ class Chain:
             state,
             picture=picture,
             error=error,
-            seed=record["options"]["seed"],
+            seed=read_options(record["options"]).seed,
             attempts=1,
             wall_seconds=None if picture is None else wall_seconds,
             hops=record["hops"],
@@ -93,7 +98,8 @@ class ChainedJobs(JobRequests):
     """Puts a request on the first stage's topic.
 
     Its id and its seed follow from tenant and request id, so that twice the same request is the
-    same picture twice, under one id.
+    same picture twice, under one id. What an id stands for is kept in the claim store for as long
+    as claims are: until then, another request of the same id is refused as ALREADY_EXISTS.
     """
 
     def __init__(self, settings: KafkaSettings, codec: Codec, claims: Claims) -> None:
@@ -112,16 +118,19 @@ class ChainedJobs(JobRequests):
         )
         options = settled(given, derive_seed(name.digest()))
         kinds = [PayloadKind.PERSON_IMAGE, *[PayloadKind.GARMENT_IMAGE] * (len(asked.pictures) - 1)]
+        job_id = name.hexdigest()[:32]
+        digest = await asyncio.to_thread(_digest, asked.options, asked.pictures)
+        await self._claims.reserve(job_id, digest)
         contents = await self._claims.pack(asked.pictures)
         record = {
             "request_id": asked.request_id,
-            "options": plain(options),
+            "options": options_record(options),
             "payloads": [
                 {"kind": kind.value, "tensor": None, "image": {"format": None}, "content": content}
                 for kind, content in zip(kinds, contents, strict=True)
             ],
             "route": list(ROUTE[1:]),
-            "job_id": name.hexdigest()[:32],
+            "job_id": job_id,
             "hops": [],
             "labels": dict(asked.labels),
             "unused_options": plain(unused),
@@ -135,3 +144,12 @@ class ChainedJobs(JobRequests):
             self._chain.event(record, JobState.QUEUED, headers),
             Message(self._first.requests, key, request, headers),
         ]
+
+
+def _digest(options: TryOnOptions, pictures: Sequence[bytes]) -> str:
+    """Stand for everything that decides what is drawn."""
+    whole = hashlib.sha256(options.to_proto().SerializeToString(deterministic=True))
+    for picture in pictures:
+        whole.update(len(picture).to_bytes(8, "big"))
+        whole.update(picture)
+    return whole.hexdigest()

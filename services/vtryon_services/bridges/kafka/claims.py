@@ -16,6 +16,8 @@ from vtryon_services.runtime.artifacts import Artifacts
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}(/[A-Za-z0-9][A-Za-z0-9._-]{0,127}){0,7}")
 
+_RESULTS = "results"
+
 
 class Claims:
     """Turns bytes into a record's `Content`, and back.
@@ -29,13 +31,14 @@ class Claims:
         self._limit_bytes = limit_bytes
 
     async def pack(
-        self, several: Sequence[Buffer], *, taken_bytes: int = 0
+        self, several: Sequence[Buffer], *, taken_bytes: int = 0, job_id: str = ""
     ) -> list[dict[str, Any]]:
         """Keep in the message what fits together, the small ones first, and the rest elsewhere.
 
         Args:
             several: what is to be kept.
             taken_bytes: what the message holds already.
+            job_id: the job of the ledger that they belong to: erased with it.
 
         Raises:
             UnavailableError: the claim store can't be written to.
@@ -48,15 +51,42 @@ class Claims:
                 room -= len(data)
                 packed[index] = {"inline": bytes(data), "claim": None}
             else:
-                packed[index] = {"inline": None, "claim": await self._keep(data)}
+                packed[index] = {"inline": None, "claim": await self._keep(data, job_id)}
         return packed
 
-    async def _keep(self, data: Buffer) -> dict[str, Any]:
-        # By hour, so that what is old is found without looking at the rest.
-        name = f"{time.strftime('%Y%m%dT%H', time.gmtime())}/{uuid.uuid4().hex}"
+    async def _keep(self, data: Buffer, job_id: str) -> dict[str, Any]:
+        # By job, or by hour, so that what is old is found without looking at the rest.
+        hour = time.strftime("%Y%m%dT%H", time.gmtime())
+        folder = f"{_RESULTS}/{job_id}" if job_id else hour
+        name = f"{folder}/{uuid.uuid4().hex}"
         digest = await asyncio.to_thread(_sha256, data)
         await self._artifacts.put(name, data)
         return {"name": name, "sha256": digest, "byte_length": len(data)}
+
+    async def reserve(self, job_id: str, digest: str) -> None:
+        """Have a job's id stand for one request, of whichever bridge.
+
+        Raises:
+            RequestError: ALREADY_EXISTS; it stands for another.
+            UnavailableError: the claim store can't be used.
+        """
+        name = f"requests/{job_id}"
+        if await self._artifacts.put_new(name, digest.encode()):
+            return
+        if (await self._artifacts.get(name)).decode() != digest:
+            raise RequestError(
+                "this request id stands for another request already",
+                reason=Reason.ALREADY_EXISTS,
+                metadata={"job_id": job_id},
+            )
+
+    async def erase(self, job_id: str) -> None:
+        """Delete what was kept of a job's results.
+
+        Raises:
+            UnavailableError: the claim store can't be used.
+        """
+        await self._artifacts.erase_folders([f"{_RESULTS}/{job_id}"])
 
     async def unpack(self, field: str, content: dict[str, Any], limit_bytes: int) -> bytes:
         """Give the bytes of a record's `Content`.

@@ -13,7 +13,6 @@ from aiokafka.errors import KafkaError
 from vtryon.errors import Reason, RequestError, SettingsError, VtryonError
 from vtryon_services.bridges.kafka.chain import STAGE_REQUEST
 from vtryon_services.bridges.kafka.messages import (
-    ATTEMPT,
     FAILED_AT,
     FROM_OFFSET,
     FROM_PARTITION,
@@ -58,7 +57,7 @@ class DeadLetter:
             tenant=received.tenant,
             request=(received.key or b"").decode("utf-8", "replace"),
             place="/".join(received.header(name) for name in places),
-            attempts=int(received.header(ATTEMPT) or 0),
+            attempts=received.attempt,
             byte_length=len(received.value or b""),
         )
 
@@ -115,8 +114,8 @@ class DeadLetters:
         codec, sender, sent = Codec(self._settings), Sender(self._settings), 0
         if from_stage is not None:
             await codec.register(self._settings)
-        await sender.start()
         try:
+            await sender.start()
             async with self._consumer() as (consumer, place):
                 first = 0 if offsets else await consumer.committed(place) or 0
                 async for received in _all(consumer, place, first):
@@ -133,10 +132,16 @@ class DeadLetters:
                         await consumer.commit({place: received.offset + 1})
                     told(letter, message.topic, None)
                     sent += 1
+        except KafkaError as error:
+            raise self._unusable(error) from None
         finally:
             await sender.stop()
             await codec.close()
         return sent
+
+    def _unusable(self, error: KafkaError) -> SettingsError:
+        servers = self._settings.bootstrap_servers
+        return SettingsError(f"the broker at {servers} can't be used: {error}")
 
     async def _revived(self, received: Received, from_stage: str | None, codec: Codec) -> Message:
         if from_stage is None:
@@ -163,8 +168,7 @@ class DeadLetters:
             consumer.assign([place])
             yield consumer, place
         except KafkaError as error:
-            servers = self._settings.bootstrap_servers
-            raise SettingsError(f"the broker at {servers} can't be used: {error}") from error
+            raise self._unusable(error) from None
         finally:
             await consumer.stop()
 

@@ -15,6 +15,7 @@ from vtryon.channel import TENANT_KEY
 from vtryon.client import Client
 from vtryon.errors import DeadlineError, ProtocolError, RequestError, VtryonError
 from vtryon.jobs import Job, JobState
+from vtryon.outcome import is_being_cancelled
 from vtryon.outcomes import JobOutcome, Outcomes
 from vtryon.plain import plain
 from vtryon.types import MAX_GARMENTS, MAX_PICTURE_BYTES, TryOnOptions
@@ -28,6 +29,7 @@ from vtryon_services.bridges.kafka.messages import (
     Received,
 )
 from vtryon_services.bridges.kafka.records import (
+    answerable,
     event_of,
     hop_records,
     picture_record,
@@ -38,7 +40,7 @@ from vtryon_services.bridges.kafka.schemas import Codec
 from vtryon_services.bridges.kafka.sender import Sender
 from vtryon_services.bridges.kafka.topics import Names
 from vtryon_services.runtime.declarations import payload_invalid
-from vtryon_services.runtime.ranges import check_request_id
+from vtryon_services.runtime.ranges import check_labels, check_options, check_request_id
 
 _log = structlog.get_logger("vtryon.kafka")
 _PAUSE_SECONDS = 0.5
@@ -73,7 +75,9 @@ class JobRequests:
             VtryonError: it does not hold, or its time is over.
         """
         record = await self._codec.decode(REQUEST, received.value)
+        received.check_headers()
         check_request_id(record["request_id"])
+        check_labels(record["labels"])
         garments = record["garments"]
         if len(garments) > MAX_GARMENTS:
             raise payload_invalid(f"garments: {len(garments)}, and {MAX_GARMENTS} are the most")
@@ -95,6 +99,7 @@ class JobRequests:
             record = await self._codec.decode(REQUEST, received.value)
         except ProtocolError:
             return []
+        record = answerable(record)
         response = response_record(
             record["request_id"], "", JobState.FAILED, error=error, labels=record["labels"]
         )
@@ -113,6 +118,7 @@ class LedgerJobs(JobRequests):
     async def handle(self, received: Received) -> Sequence[Message]:
         """Make the job; twice the same request is one job."""
         asked = await self.read(received)
+        check_options(asked.options)
         labels = dict(asked.labels)
         if correlation := received.header(CORRELATION):
             labels[CORRELATION] = correlation
@@ -170,11 +176,16 @@ class Relay:
                 published = []
                 messages = await asyncio.gather(*map(self._messages, taken))
                 await self._sender.send([message for several in messages for message in several])
+                for one in taken:  # behind what was packed of the same job
+                    if (job := one.update.job if one.update else None) and job.erased:
+                        await self._claims.erase(job.id)
                 published = [one.id for one in taken]
             except VtryonError as error:
                 _log.warning("outcomes could not be published", reason=error.reason)
                 await asyncio.sleep(_PAUSE_SECONDS)
-            except Exception:
+            except (Exception, asyncio.CancelledError) as error:
+                if isinstance(error, asyncio.CancelledError) and is_being_cancelled():
+                    raise
                 _log.exception("outcomes could not be published")
                 await asyncio.sleep(_PAUSE_SECONDS)
 
@@ -183,6 +194,8 @@ class Relay:
         assert update is not None
         job = update.job
         assert job is not None
+        if job.erased:
+            return []  # what was kept of it is deleted, and its end was published before
         context.attach(propagate.extract({TRACEPARENT: outcome.traceparent}))  # this task's own
         labels = dict(job.labels)
         correlation = labels.pop(CORRELATION, "") or job.request_id
@@ -212,7 +225,7 @@ class Relay:
             seed = now.options.seed if now.options else None
             if job.state is JobState.SUCCEEDED:
                 found = await jobs.picture(job.id)
-                [content] = await self._claims.pack([found.data])
+                [content] = await self._claims.pack([found.data], job_id=job.id)
                 picture = picture_record(found.image, content)
         except RequestError as error:  # erased in the meantime
             _log.info("a picture is gone", job=job.id, reason=error.reason)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -27,6 +28,8 @@ FROM_TOPIC, FROM_PARTITION, FROM_OFFSET = "from-topic", "from-partition", "from-
 FAILED_AT, MESSAGE = "failed-at", "message"
 _OWN = {ATTEMPT, NOT_BEFORE, REASON, FROM_TOPIC, FROM_PARTITION, FROM_OFFSET, FAILED_AT, MESSAGE}
 _LONGEST_VALUE = 1024
+_PASSED_ON = (CORRELATION, DEADLINE, PRIORITY, TENANT_KEY)
+_TENANT = re.compile(r"[\x21-\x7e]([\x20-\x7e]{0,126}[\x21-\x7e])?")
 D = TypeVar("D", float, None)
 
 
@@ -99,10 +102,27 @@ class Received:
             deadline = deadline.replace(tzinfo=UTC)
         return deadline.timestamp() - time.time()
 
+    def check_headers(self) -> None:
+        """Check the headers that are passed on.
+
+        Raises:
+            RequestError: one is too long, or names no tenant.
+        """
+        for name in _PASSED_ON:
+            if (size := len(self.headers.get(name, b""))) > _LONGEST_VALUE:
+                words = f"has {size} bytes, and takes at most {_LONGEST_VALUE}"
+                raise RequestError(f"header {name}: {words}")
+        if self.tenant and not _TENANT.fullmatch(self.tenant):
+            words = "takes 1 to 128 printable ASCII characters, without a space at its ends"
+            raise RequestError(f"header {TENANT_KEY}: {words}")
+
     def passed_on(self) -> dict[str, bytes]:
-        """Give the headers for what this message causes."""
-        kept = {CORRELATION, DEADLINE, PRIORITY, TENANT_KEY}
-        found = {name: self.headers[name] for name in kept if name in self.headers}
+        """Give the headers for what this message causes; without those that are too long."""
+        found = {
+            name: self.headers[name]
+            for name in _PASSED_ON
+            if 0 < len(self.headers.get(name, b"")) <= _LONGEST_VALUE
+        }
         carrier: dict[str, str] = {}
         propagate.inject(carrier)
         traced = {name: value.encode() for name, value in carrier.items()}

@@ -13,9 +13,12 @@ from vtryon.events import Hop
 from vtryon.jobs import JobError, JobState, JobUpdate
 from vtryon.plain import plain
 from vtryon.types import EncodedImage, Payload, PayloadKind, TensorSpec, TryOnOptions
-from vtryon_services.runtime.ranges import violation_of
+from vtryon_services.runtime.ranges import check_labels, field_error, violation_of
 
 T = TypeVar("T")
+_MOST_VIOLATIONS, _LONGEST_MESSAGE, _MOST_FACTS = 20, 2000, 32
+_LONGEST_FACT, _LONGEST_ID = 256, 128
+_LARGEST_LONG, _DIGITS = 2**63 - 1, 20
 _OPTIONS = TypeAdapter(TryOnOptions)
 _TENSOR, _IMAGE = TypeAdapter(TensorSpec), TypeAdapter(EncodedImage)
 _KIND = TypeAdapter(PayloadKind)
@@ -25,9 +28,24 @@ def read_options(record: Mapping[str, Any]) -> TryOnOptions:
     """Read a record's options; their ranges are checked by who takes them.
 
     Raises:
-        RequestError: a word that nobody knows.
+        RequestError: a word that nobody knows, or a seed that is no number.
     """
-    return _read(_OPTIONS, record)
+    given = dict(record)
+    if isinstance(seed := given.get("seed"), str):
+        if not (seed.isascii() and seed.isdecimal() and len(seed) <= _DIGITS):
+            raise field_error("seed", "takes a number, or one's decimal digits where it is large")
+        given["seed"] = int(seed)
+    return _read(_OPTIONS, given)
+
+
+def options_record(options: TryOnOptions) -> dict[str, Any]:
+    """Make the record of options."""
+    return {**plain(options), "seed": seed_record(options.seed)}
+
+
+def seed_record(seed: int | None) -> int | str | None:
+    """Give a seed as Avro holds it: a long, or digits where it is larger than that."""
+    return str(seed) if seed is not None and seed > _LARGEST_LONG else seed
 
 
 def read_payload(record: Mapping[str, Any]) -> Payload:
@@ -49,7 +67,8 @@ def _read(adapter: TypeAdapter[T], record: object) -> T:
     try:
         return adapter.validate_python(record)
     except ValidationError as error:
-        violations = tuple(violation_of(dict(one)) for one in error.errors())
+        problems = error.errors()[:_MOST_VIOLATIONS]
+        violations = tuple(violation_of(dict(one)) for one in problems)
         listed = "; ".join(f"{one.field}: {one.description}" for one in violations)
         raise RequestError(listed, violations=violations) from None
 
@@ -59,10 +78,25 @@ def payload_record(payload: Payload, content: Mapping[str, Any]) -> dict[str, An
     return {**plain(payload), "content": content}
 
 
+def answerable(record: Mapping[str, Any]) -> dict[str, Any]:
+    """Give a request whose id and labels fit into an answer, whatever it was refused for."""
+    labels = record["labels"]
+    try:
+        check_labels(labels)
+    except RequestError:
+        labels = {}
+    return {**record, "request_id": record["request_id"][:_LONGEST_ID], "labels": labels}
+
+
 def error_record(error: VtryonError | JobError) -> dict[str, Any]:
     """Make the record of a failure."""
     reason = error.reason or Reason.STAGE_FAILED
-    return {"reason": reason.value, "message": error.message, "metadata": dict(error.metadata)}
+    facts = list(error.metadata.items())[:_MOST_FACTS]
+    return {
+        "reason": reason.value,
+        "message": error.message[:_LONGEST_MESSAGE],
+        "metadata": {key[:_LONGEST_FACT]: value[:_LONGEST_FACT] for key, value in facts},
+    }
 
 
 def hop_records(hops: Sequence[Hop]) -> list[dict[str, Any]]:
@@ -132,7 +166,7 @@ def response_record(
         "state": state.name,
         "picture": picture,
         "error": None if error is None else error_record(error),
-        "seed": seed,
+        "seed": seed_record(seed),
         "attempts": attempts,
         "wall_seconds": wall_seconds,
         "hops": list(hops),

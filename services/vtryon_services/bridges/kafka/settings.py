@@ -69,8 +69,11 @@ class KafkaSettings(TargetSettings, ServiceSettings):
     max_message_bytes: int = Field(
         default=1024 * 1024, ge=640 * 1024, description="Of each topic, and of what is sent."
     )
-    idempotent: bool = Field(
-        default=True, description="Whether the producer is; turn it off where a broker can't."
+    idempotent: bool | None = Field(
+        default=None,
+        description="Whether the producer is idempotent: the broker then drops what a repeated "
+        "request brings twice. Unset: where the broker has it, and the log says where not. true: "
+        "the start fails where the broker has not. false: never.",
     )
     request_timeout_seconds: float = Field(default=40.0, gt=5, description="Of a broker's answer.")
     session_seconds: float = Field(

@@ -25,6 +25,7 @@ from vtryon_services.bridges.kafka.chain import STAGE_REQUEST, Chain
 from vtryon_services.bridges.kafka.claims import Claims
 from vtryon_services.bridges.kafka.messages import PRIORITY, Message, Received
 from vtryon_services.bridges.kafka.records import (
+    answerable,
     error_record,
     hop_records,
     payload_record,
@@ -37,7 +38,7 @@ from vtryon_services.bridges.kafka.schemas import Codec
 from vtryon_services.bridges.kafka.sender import Sender
 from vtryon_services.bridges.kafka.settings import KafkaSettings
 from vtryon_services.bridges.kafka.topics import Names
-from vtryon_services.runtime.ranges import check_request_id
+from vtryon_services.runtime.ranges import check_labels, check_request_id
 from vtryon_services.runtime.settings import JOBS
 
 STAGE_RESPONSE = "stage_response"
@@ -72,7 +73,9 @@ class StageWork:
             VtryonError: it failed.
         """
         record = await self._codec.decode(STAGE_REQUEST, received.value)
+        received.check_headers()
         check_request_id(record["request_id"])
+        check_labels(record["labels"])
         check_route(self._stage, record["route"])
         left = received.left_seconds(self._settings.work_timeout_seconds)
         if left <= 0:
@@ -158,7 +161,7 @@ class StageWork:
             record = await self._codec.decode(STAGE_REQUEST, received.value)
         except ProtocolError:
             return []
-        headers = received.refused(error)
+        record, headers = answerable(record), received.refused(error)
         if record["route"][-1:] == [JOBS]:
             return self._chain.end(record, headers, error=error)
         value = self._stage_response(record, error=error)

@@ -17,15 +17,18 @@ from typing import Protocol
 
 import structlog
 from aiokafka import AIOKafkaConsumer, ConsumerRebalanceListener, TopicPartition
-from aiokafka.errors import KafkaError
+from aiokafka.errors import KafkaError, MessageSizeTooLargeError
 from opentelemetry import metrics, propagate, trace
 
 from vtryon.errors import (
     OverloadedError,
+    Reason,
+    RequestError,
     StageError,
     UnavailableError,
     VtryonError,
 )
+from vtryon.outcome import is_being_cancelled
 from vtryon_services.bridges.kafka.messages import TRACEPARENT, Message, Received, again, dead
 from vtryon_services.bridges.kafka.sender import Sender
 from vtryon_services.bridges.kafka.settings import KafkaSettings
@@ -169,7 +172,7 @@ class Worker(ConsumerRebalanceListener):
         if partition is None or partition.tasks.get(received.offset) is not task:
             return  # it is another's by now
         if task.cancelled():
-            return
+            return  # only by `_leave`: every other cancellation is handled as a failure
         if error := task.exception():
             # Not done, and not to be lost: it is held, and seen in the group's lag.
             self._stuck = True
@@ -201,8 +204,14 @@ class Worker(ConsumerRebalanceListener):
         ):
             async with self._slots:
                 caused, outcome = await self._do(received)
+            try:
+                await self._sender.send(caused)
+            except MessageSizeTooLargeError:
+                words = "what the message causes is larger than the topics take"
+                error = RequestError(words, reason=Reason.PAYLOAD_TOO_LARGE)
+                outcome = "dead"
+                await self._sender.send([dead(received, self._names.dead_letters, error)])
             span.set_attribute("vtryon.outcome", outcome)
-            await self._sender.send(caused)
         _done.add(1, {"topic": self._names.requests, "outcome": outcome})
 
     async def _do(self, received: Received) -> tuple[Sequence[Message], str]:
@@ -224,7 +233,9 @@ class Worker(ConsumerRebalanceListener):
             raise
         except VtryonError as error:
             return await self._give_up(received, error)
-        except Exception:
+        except (Exception, asyncio.CancelledError) as error:
+            if isinstance(error, asyncio.CancelledError) and is_being_cancelled():
+                raise  # the worker leaves the message to others
             _log.exception("the bridge failed")
             words = f"the bridge failed; its log has the cause under message {received.id}"
             return await self._give_up(received, StageError(words))

@@ -305,6 +305,18 @@ class TestDocument:
             assert payload["schema"] == schema(name)
 
 
+async def test_a_broker_without_idempotent_producers_is_served_all_the_same(
+    kafka_servers: Kafka, capsys: pytest.CaptureFixture[str]
+) -> None:
+    sender = Sender(KafkaSettings.load(bootstrap_servers=kafka_servers.servers))
+    await sender.start()
+    await sender.stop()
+    assert "refuses idempotent producers" in "".join(capsys.readouterr())
+    demanding = KafkaSettings.load(bootstrap_servers=kafka_servers.servers, idempotent=True)
+    with pytest.raises(vtryon.SettingsError, match="VTRYON_KAFKA_IDEMPOTENT"):
+        await Sender(demanding).start()
+
+
 async def test_a_producer_with_idempotence_and_groups_on_librdkafka_s_broker() -> None:
     """The local broker can't; this one is a mock of librdkafka's, of three brokers."""
     from confluent_kafka import Producer

@@ -163,6 +163,37 @@ async def test_tenants_have_jobs_of_their_own(kafka: Kafka, office: ServedMesh) 
         assert (await client.acting_for("acme").jobs.get(job_id)).ended
 
 
+async def test_options_out_of_range_are_answered_and_what_follows_is_done(kafka: Kafka) -> None:
+    """One after the other of one key, so that a message that gets stuck is seen."""
+    before, minus, long, behind = name(), name(), name(), name()
+    asked = schema("job_request")
+    schema_id = await asyncio.to_thread(kafka.register, "jobs.requests", asked)
+    requests = {
+        before: job_request(before, PICTURE, PICTURE, steps=1),
+        minus: job_request(minus, PICTURE, PICTURE, steps=1, seed=-1),
+        long: {**job_request(long, PICTURE, PICTURE), "labels": {"k": "x" * 500_000}},
+        behind: job_request(behind, PICTURE, PICTURE, steps=1),
+    }
+    values = [written(asked, schema_id, one) for one in requests.values()]
+    await kafka.send_raw("jobs.requests", *((b"in order", value) for value in values))
+    answers = await kafka.answers("jobs.responses", *requests)
+    said = [kafka.read(one.value) for one in answers]
+    assert [one["state"] for one in said] == ["SUCCEEDED", "FAILED", "FAILED", "SUCCEEDED"]
+    assert [said[index]["error"]["reason"] for index in (1, 2)] == ["FIELD_INVALID"] * 2
+    assert said[2]["labels"] == {}  # not repeated
+    letters = await kafka.messages("jobs.dlq", 10**6, seconds=1)
+    assert [one.value for one in letters if one.key == b"in order"] == values[1:3]
+
+
+async def test_a_header_that_is_too_long_is_refused(kafka: Kafka) -> None:
+    one = name()
+    request = job_request(one, PICTURE, PICTURE, steps=1)
+    await kafka.send("jobs.requests", "job_request", request, correlation_id="c" * 300_000)
+    [answer] = await kafka.answers("jobs.responses", one)
+    assert kafka.read(answer.value)["error"]["reason"] == "FIELD_INVALID"
+    assert "correlation-id" not in dict(answer.headers)
+
+
 async def test_deadlines(kafka: Kafka) -> None:
     late, none, soon = name(), name(), name()
     request = lambda one: job_request(one, PICTURE, PICTURE, steps=200)  # noqa: E731
@@ -267,6 +298,7 @@ async def test_what_cannot_be_read_is_kept_as_it_was(kafka: Kafka) -> None:
                         assert headers["from-topic"] == kafka.topic("jobs.requests").encode()
                         expected = b"FIELD_INVALID" if b"id" in one.key else b"MESSAGE_MALFORMED"
                         assert headers["reason"] == expected, one.key
+                        assert headers["attempt"] == b"1", one.key  # it was never tried again
     assert letters == {**poison, b"nothing": None, b"bad id with spaces": request[0]}
 
 

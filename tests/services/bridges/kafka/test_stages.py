@@ -24,6 +24,7 @@ from vtryon.stream import DECODE, StreamCall
 from vtryon.types import DecodeStart, Stage
 from vtryon.v1 import decoding_pb2
 from vtryon_services.bridges.kafka.bridge import begin
+from vtryon_services.bridges.kafka.messages import CORRELATION
 from vtryon_services.bridges.kafka.route import ROUTE
 from vtryon_services.bridges.kafka.settings import KafkaSettings
 from vtryon_services.runtime.adapter import Service
@@ -75,13 +76,57 @@ async def test_a_try_on_goes_from_topic_to_topic(chain: Kafka, office: ServedMes
 
 
 async def test_a_seed_that_is_not_given_is_the_same_for_the_same_request(chain: Kafka) -> None:
-    one, other = name(), name()
+    """Also where it is sent again; another tenant's of the same id has another."""
+    one = name()
     asked = job_request(one, PICTURE, PICTURE, steps=1)
-    another = job_request(other, PICTURE, PICTURE, steps=1)
-    await chain.send("jobs.requests", "job_request", asked, another)
-    [first, second] = await chain.answers("jobs.responses", one, other)
-    assert chain.read(first.value)["seed"] != chain.read(second.value)["seed"]
-    assert 0 <= chain.read(first.value)["seed"] < 2**53
+    await chain.send("jobs.requests", "job_request", asked, asked)
+    await chain.send("jobs.requests", "job_request", asked, x_vtryon_tenant="acme")
+    seeds: dict[bytes, list[int]] = {}
+    async with chain.reader("jobs.responses") as reader, asyncio.timeout(60):
+        while sum(map(len, seeds.values())) < 3:
+            for records in (await reader.getmany(timeout_ms=100)).values():
+                for answer in records:
+                    if answer.key == one.encode():
+                        tenant = dict(answer.headers).get("x-vtryon-tenant", b"")
+                        seeds.setdefault(tenant, []).append(chain.read(answer.value)["seed"])
+    assert len(seeds[b""]) == 2
+    assert len(set(seeds[b""])) == 1
+    assert seeds[b"acme"][0] not in seeds[b""]
+    assert 0 <= seeds[b""][0] < 2**53
+
+
+async def test_one_id_is_not_two_requests(chain: Kafka) -> None:
+    one = name()
+    await chain.send("jobs.requests", "job_request", job_request(one, PICTURE, PICTURE, steps=1))
+    [answer] = await chain.answers("jobs.responses", one)
+    assert chain.read(answer.value)["state"] == "SUCCEEDED"
+    other = job_request(one, PICTURE, png(colour="red"), steps=1)
+    await chain.send("jobs.requests", "job_request", other, correlation_id="other")
+    async with chain.reader("jobs.responses") as reader, asyncio.timeout(60):
+        found: list[Any] = []
+        while not found:
+            for records in (await reader.getmany(timeout_ms=100)).values():
+                found += [
+                    one for one in records if (CORRELATION, b"other") in [*map(tuple, one.headers)]
+                ]
+    assert chain.read(found[0].value)["error"]["reason"] == "ALREADY_EXISTS"
+
+
+async def test_a_deadline_goes_with_a_try_on_from_topic_to_topic(chain: Kafka) -> None:
+    one = name()
+    asked = {**job_request(one, PICTURE, PICTURE, steps=1), "timeout_seconds": 300.0}
+    await chain.send("jobs.requests", "job_request", asked)
+    await chain.answers("jobs.responses", one)
+    deadlines = set()
+    for stage in ROUTE[:-1]:
+        async with chain.reader(f"{stage}.requests") as reader, asyncio.timeout(60):
+            found = None
+            while found is None:
+                for records in (await reader.getmany(timeout_ms=100)).values():
+                    found = next((one_ for one_ in records if one_.key == one.encode()), found)
+        deadlines.add(dict(found.headers).get("deadline"))
+    assert len(deadlines) == 1
+    assert deadlines != {None}
 
 
 async def test_each_stage_alone(chain: Kafka, office: ServedMesh) -> None:
@@ -198,7 +243,6 @@ async def frail(office: ServedMesh, kafka_servers: Kafka, tmp_path: Path):
         "bootstrap_servers": kafka.servers,
         "registry_url": kafka.url,
         "prefix": kafka.prefix,
-        "idempotent": False,
         "retry_seconds": (0.2, 0.4),
         "pipeline_target": office.target,
         "decoding_target": address,
