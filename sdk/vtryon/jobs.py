@@ -90,6 +90,7 @@ class Job(ProtoType):
     fits: tuple[Fit, ...] = ()
     erased: bool = False
     labels: dict[str, str] = field(default_factory=dict)
+    erasing: bool = False
     unused_options: tuple[UnusedOption, ...] = ()
 
     @property
@@ -282,7 +283,7 @@ class Jobs:
                 return
 
     async def cancel(self, job_id: str) -> Job:
-        """Cancel a job; a job that has ended stays as it is.
+        """Cancel a job, and erase its pictures and prompts; one that has ended stays as it is.
 
         Raises:
             RequestError: NOT_FOUND.
@@ -291,6 +292,9 @@ class Jobs:
 
     async def erase(self, job_id: str) -> Job:
         """Cancel a job, and erase its pictures and prompts.
+
+        The job that comes back is `erased`, or still `erasing` where it has not ended yet or the
+        storage is away; the server goes on by itself.
 
         Raises:
             RequestError: NOT_FOUND.

@@ -62,8 +62,9 @@ def to_rpc(error: VtryonError) -> RpcStatus:
     details: list[Message] = [
         error_details_pb2.ErrorInfo(reason=reason.value, domain=DOMAIN, metadata=metadata)
     ]
-    if isinstance(error, OverloadedError):
-        details.append(_retry_info(error.retry_after_seconds))
+    wait: float | None = getattr(error, "retry_after_seconds", None)
+    if wait is not None:
+        details.append(_retry_info(wait))
     status = status_pb2.Status(code=code.value[0], message=message)
     for detail in details:
         status.details.append(_packed(detail))

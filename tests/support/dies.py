@@ -15,16 +15,29 @@ from vtryon.jobs import Jobs
 from vtryon.outcomes import Outcomes
 from vtryon_services.bridges.kafka.schemas import Codec
 from vtryon_services.bridges.kafka.sender import Sender
+from vtryon_services.jobs.erasures import Erasures
+from vtryon_services.jobs.leases import Leases
 from vtryon_services.jobs.ledger import Ledger
+from vtryon_services.runtime.artifacts import Artifacts
 
 # Where the process dies: behind a call, or before it.
 JOBS = {
     "created": (Ledger, "create", "behind"),
-    "leased": (Ledger, "lease", "behind"),
-    "steps told": (Ledger, "record", "behind"),
-    "resume point kept": (Ledger, "keep_resume", "behind"),
-    "picture kept": (Ledger, "finish", "before"),
-    "finished": (Ledger, "finish", "behind"),
+    "leased": (Leases, "lease", "behind"),
+    "steps told": (Leases, "record", "behind"),
+    "resume point kept": (Leases, "keep_resume", "behind"),
+    "picture kept": (Leases, "finish", "before"),
+    "finished": (Leases, "finish", "behind"),
+}
+ERASING = {
+    "marked": (Ledger, "erase", "behind"),
+    "deleted": (Erasures, "confirm", "before"),
+    "confirmed": (Erasures, "confirm", "behind"),
+}
+MAKING = {
+    "folder noted": (Erasures, "expect", "behind"),
+    "picture stored": (Artifacts, "put", "behind"),
+    "not named yet": (Ledger, "create", "before"),
 }
 BRIDGE = {
     "request read": (Codec, "decode", "behind"),
@@ -34,7 +47,7 @@ BRIDGE = {
     "picture fetched": (Jobs, "picture", "behind"),
     "published": (Sender, "send", "behind"),
 }
-POINTS = {**JOBS, **BRIDGE}
+POINTS = {**JOBS, **ERASING, **MAKING, **BRIDGE}
 
 
 def arrange(point: str, times: int) -> None:

@@ -91,6 +91,7 @@ class Job(_message.Message):
     FITS_FIELD_NUMBER: _builtins.int
     ERASED_FIELD_NUMBER: _builtins.int
     LABELS_FIELD_NUMBER: _builtins.int
+    ERASING_FIELD_NUMBER: _builtins.int
     UNUSED_OPTIONS_FIELD_NUMBER: _builtins.int
     id: _builtins.str
     request_id: _builtins.str
@@ -103,7 +104,9 @@ class Job(_message.Message):
     sequence: _builtins.int
     """Of the last update."""
     erased: _builtins.bool
-    """True once its pictures are gone."""
+    """True once its pictures, prompts, previews and latents are gone."""
+    erasing: _builtins.bool
+    """True from when it is to be erased until it is `erased`; prompts are not given any more."""
     @_builtins.property
     def options(self) -> _pipeline_pb2.TryOnOptions:
         """Of this try-on: the seed is drawn when the job is made, so that every attempt draws the same."""
@@ -116,7 +119,7 @@ class Job(_message.Message):
     def ended_at(self) -> _timestamp_pb2.Timestamp: ...
     @_builtins.property
     def expires_at(self) -> _timestamp_pb2.Timestamp:
-        """When its pictures are erased."""
+        """When its pictures and prompts are erased."""
 
     @_builtins.property
     def error(self) -> Global___JobError:
@@ -159,11 +162,12 @@ class Job(_message.Message):
         fits: _abc.Iterable[_image_pb2.Fit] | None = ...,
         erased: _builtins.bool = ...,
         labels: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
+        erasing: _builtins.bool = ...,
         unused_options: _abc.Iterable[_stream_pb2.UnusedOption] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["created_at", b"created_at", "ended_at", b"ended_at", "error", b"error", "expires_at", b"expires_at", "ledger", b"ledger", "options", b"options", "picture", b"picture", "started_at", b"started_at"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempts", b"attempts", "created_at", b"created_at", "ended_at", b"ended_at", "erased", b"erased", "error", b"error", "expires_at", b"expires_at", "fits", b"fits", "id", b"id", "labels", b"labels", "ledger", b"ledger", "options", b"options", "picture", b"picture", "request_id", b"request_id", "sequence", b"sequence", "started_at", b"started_at", "state", b"state", "step", b"step", "steps", b"steps", "unused_options", b"unused_options"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempts", b"attempts", "created_at", b"created_at", "ended_at", b"ended_at", "erased", b"erased", "erasing", b"erasing", "error", b"error", "expires_at", b"expires_at", "fits", b"fits", "id", b"id", "labels", b"labels", "ledger", b"ledger", "options", b"options", "picture", b"picture", "request_id", b"request_id", "sequence", b"sequence", "started_at", b"started_at", "state", b"state", "step", b"step", "steps", b"steps", "unused_options", b"unused_options"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -426,7 +430,7 @@ class WatchJobRequest(_message.Message):
     FROM_SEQUENCE_FIELD_NUMBER: _builtins.int
     id: _builtins.str
     from_sequence: _builtins.int
-    """The first update to send: 1 is the job's first; 0 for all."""
+    """The first update to send: 1 is the job's first; 0 for all; at most 2^63 - 1."""
     def __init__(
         self,
         *,

@@ -99,7 +99,7 @@ class JobServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def ListJobs(self, request, context):
-        """The newest first.
+        """The newest first. A page may end before `page_size` jobs, when it is large.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -107,14 +107,15 @@ class JobServiceServicer:
 
     def CancelJob(self, request, context):
         """Cancel a job that has not ended; answers when no step of it runs any more, or after five
-        seconds. A job that has ended stays as it is.
+        seconds. Its pictures and prompts are erased. A job that has ended stays as it is.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def EraseJob(self, request, context):
-        """Cancel a job, and erase its pictures and its prompts.
+        """Cancel a job, and erase its pictures, prompts, previews and latents. The answer has `erased`
+        where they are gone, else `erasing`: the server goes on until they are.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

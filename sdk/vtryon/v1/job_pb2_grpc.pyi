@@ -46,13 +46,15 @@ class JobServiceStub:
     GetJob: _grpc.UnaryUnaryMultiCallable[_job_pb2.GetJobRequest, _job_pb2.Job]
     """NOT_FOUND where there is none of that id."""
     ListJobs: _grpc.UnaryUnaryMultiCallable[_job_pb2.ListJobsRequest, _job_pb2.ListJobsResponse]
-    """The newest first."""
+    """The newest first. A page may end before `page_size` jobs, when it is large."""
     CancelJob: _grpc.UnaryUnaryMultiCallable[_job_pb2.CancelJobRequest, _job_pb2.Job]
     """Cancel a job that has not ended; answers when no step of it runs any more, or after five
-    seconds. A job that has ended stays as it is.
+    seconds. Its pictures and prompts are erased. A job that has ended stays as it is.
     """
     EraseJob: _grpc.UnaryUnaryMultiCallable[_job_pb2.EraseJobRequest, _job_pb2.Job]
-    """Cancel a job, and erase its pictures and its prompts."""
+    """Cancel a job, and erase its pictures, prompts, previews and latents. The answer has `erased`
+    where they are gone, else `erasing`: the server goes on until they are.
+    """
     WatchJob: _grpc.UnaryStreamMultiCallable[_job_pb2.WatchJobRequest, _job_pb2.JobUpdate]
     """What happened to a job, from a sequence number on, and then what happens, until it has ended.
     Sequence numbers have no gap.
@@ -77,13 +79,15 @@ class JobServiceAsyncStub(JobServiceStub):
     GetJob: _aio.UnaryUnaryMultiCallable[_job_pb2.GetJobRequest, _job_pb2.Job]  # type: ignore[assignment]
     """NOT_FOUND where there is none of that id."""
     ListJobs: _aio.UnaryUnaryMultiCallable[_job_pb2.ListJobsRequest, _job_pb2.ListJobsResponse]  # type: ignore[assignment]
-    """The newest first."""
+    """The newest first. A page may end before `page_size` jobs, when it is large."""
     CancelJob: _aio.UnaryUnaryMultiCallable[_job_pb2.CancelJobRequest, _job_pb2.Job]  # type: ignore[assignment]
     """Cancel a job that has not ended; answers when no step of it runs any more, or after five
-    seconds. A job that has ended stays as it is.
+    seconds. Its pictures and prompts are erased. A job that has ended stays as it is.
     """
     EraseJob: _aio.UnaryUnaryMultiCallable[_job_pb2.EraseJobRequest, _job_pb2.Job]  # type: ignore[assignment]
-    """Cancel a job, and erase its pictures and its prompts."""
+    """Cancel a job, and erase its pictures, prompts, previews and latents. The answer has `erased`
+    where they are gone, else `erasing`: the server goes on until they are.
+    """
     WatchJob: _aio.UnaryStreamMultiCallable[_job_pb2.WatchJobRequest, _job_pb2.JobUpdate]  # type: ignore[assignment]
     """What happened to a job, from a sequence number on, and then what happens, until it has ended.
     Sequence numbers have no gap.
@@ -123,7 +127,7 @@ class JobServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _job_pb2.ListJobsRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_job_pb2.ListJobsResponse, _abc.Awaitable[_job_pb2.ListJobsResponse]]:
-        """The newest first."""
+        """The newest first. A page may end before `page_size` jobs, when it is large."""
 
     @_abc_1.abstractmethod
     def CancelJob(
@@ -132,7 +136,7 @@ class JobServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_job_pb2.Job, _abc.Awaitable[_job_pb2.Job]]:
         """Cancel a job that has not ended; answers when no step of it runs any more, or after five
-        seconds. A job that has ended stays as it is.
+        seconds. Its pictures and prompts are erased. A job that has ended stays as it is.
         """
 
     @_abc_1.abstractmethod
@@ -141,7 +145,9 @@ class JobServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _job_pb2.EraseJobRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_job_pb2.Job, _abc.Awaitable[_job_pb2.Job]]:
-        """Cancel a job, and erase its pictures and its prompts."""
+        """Cancel a job, and erase its pictures, prompts, previews and latents. The answer has `erased`
+        where they are gone, else `erasing`: the server goes on until they are.
+        """
 
     @_abc_1.abstractmethod
     def WatchJob(

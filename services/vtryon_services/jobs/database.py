@@ -3,26 +3,40 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import sqlite3
 import time
-from collections.abc import AsyncIterator
-from contextlib import AbstractAsyncContextManager, asynccontextmanager, closing, nullcontext
+from collections.abc import AsyncIterator, Iterator
+from contextlib import (
+    AbstractAsyncContextManager,
+    asynccontextmanager,
+    closing,
+    contextmanager,
+    nullcontext,
+    suppress,
+)
 from pathlib import Path
 from typing import Any
 
 from alembic import command
 from alembic.config import Config
-from sqlalchemy import Connection, event, text
-from sqlalchemy.exc import ArgumentError, SQLAlchemyError
+from sqlalchemy import Connection, event, make_url, text
+from sqlalchemy.exc import ArgumentError, IntegrityError, SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 
 from vtryon.errors import SettingsError
+from vtryon_services.runtime.storage import StorageError
 
 _MIGRATIONS = Path(__file__).with_name("migrations")
 # One more than that waits for one: made and closed each time, they cost more than they do.
 _POOL: dict[str, Any] = {"pool_size": 16, "max_overflow": 0}
 _PATIENCE = 50  # tenths of a second
+_THERE_ALREADY = {"SQLITE_CONSTRAINT_UNIQUE", "SQLITE_CONSTRAINT_PRIMARYKEY", "23505"}
 _ONE_AT_A_TIME = 0x76747279  # an advisory lock of PostgreSQL's: "vtry"
+
+
+class ConflictError(Exception):
+    """A row of the same key is there already."""
 
 
 class Database:
@@ -44,7 +58,12 @@ class Database:
         try:
             # A server may have gone away in between; a file has not.
             pinged = not url.startswith("sqlite")
-            engine = create_async_engine(url, pool_pre_ping=pinged, **_POOL)
+            engine = create_async_engine(
+                url,
+                pool_pre_ping=pinged,
+                hide_parameters=True,  # errors are logged, and never hold what callers said
+                **_POOL,
+            )
         except (ArgumentError, ModuleNotFoundError) as error:
             raise SettingsError(f"the jobs' database can't be used: {error}") from error
         try:
@@ -65,20 +84,56 @@ class Database:
 
     @asynccontextmanager
     async def reading(self) -> AsyncIterator[AsyncConnection]:
-        """Read, without keeping anybody from writing."""
-        async with self._engine.connect() as connection:
-            await connection.execution_options(vtryon_reading=True)
-            yield connection
+        """Read, without keeping anybody from writing.
+
+        Raises:
+            StorageError: the database failed.
+        """
+        with _named_failures():
+            async with self._engine.connect() as connection:
+                await connection.execution_options(vtryon_reading=True)
+                yield connection
 
     @asynccontextmanager
     async def writing(self) -> AsyncIterator[AsyncConnection]:
-        """Read and write in one transaction; an error takes all of it back."""
-        async with self._turn, self._engine.begin() as connection:
-            yield connection
+        """Read and write in one transaction; an error takes all of it back.
+
+        Raises:
+            ConflictError: a row of the same key is there already.
+            StorageError: the database failed.
+        """
+        with _named_failures():
+            async with self._turn, self._engine.begin() as connection:
+                yield connection
 
     async def close(self) -> None:
         """Let go of connections."""
         await self._engine.dispose()
+
+
+def located(url: str, folder: Path) -> str:
+    """Give the URL of a database; a relative path of SQLite's is looked for in the folder."""
+    with suppress(ArgumentError):
+        parts = make_url(url)
+        path = parts.database
+        if parts.get_backend_name() == "sqlite" and path and path != ":memory:":
+            parts = parts.set(database=str(folder / path))
+            return parts.render_as_string(hide_password=False)
+    return url
+
+
+@contextmanager
+def _named_failures() -> Iterator[None]:
+    """Give what goes wrong one of our names; neither statements nor values are repeated."""
+    try:
+        yield
+    except (SQLAlchemyError, OSError) as error:
+        cause = getattr(error, "orig", None) or error
+        code = getattr(cause, "sqlite_errorname", None) or getattr(cause, "sqlstate", None)
+        if isinstance(error, IntegrityError) and code in _THERE_ALREADY:
+            raise ConflictError from None
+        words = f"{type(cause).__name__} {code}" if code else type(cause).__name__
+        raise StorageError(f"the jobs' database failed: {words}") from None
 
 
 def _upgrade(connection: Connection) -> None:
@@ -91,8 +146,11 @@ def _upgrade(connection: Connection) -> None:
 def _write_ahead(path: str) -> None:
     """Have readers and the writer not wait for one another; the file remembers that.
 
-    SQLite does not wait for the lock that this takes, where two begin at once.
+    SQLite does not wait for the lock that this takes, where two begin at once. A new file is its
+    owner's alone, and so are the journals that SQLite makes beside it.
     """
+    if path and path != ":memory:":
+        os.close(os.open(path, os.O_CREAT | os.O_RDWR, 0o600))
     for patience in range(_PATIENCE, -1, -1):
         with closing(sqlite3.connect(path)) as connection:
             try:
@@ -115,6 +173,8 @@ def _set_up_sqlite(engine: AsyncEngine) -> None:
             "busy_timeout=30000",
             "synchronous=FULL",
             "foreign_keys=ON",
+            "secure_delete=ON",
+            "temp_store=MEMORY",
         ):
             cursor.execute(f"PRAGMA {pragma}")
         cursor.close()

@@ -17,6 +17,7 @@ from vtryon_services.runtime.ranges import field_error
 from vtryon_services.runtime.settings import JOBS
 
 _MOST, _LONGEST_WAIT_SECONDS, _LONGEST_OWNER = 1000, 30.0, 64
+_LAST_ID = 2**63 - 1
 
 
 def outcome_service(outbox: Outbox, bell: Bell, settings: JobsSettings) -> Service:
@@ -54,5 +55,7 @@ def _check(asked: TakeOutcomes) -> None:
         raise field_error("owner", f"takes 1 to {_LONGEST_OWNER} characters")
     if asked.max_outcomes > _MOST:
         raise field_error("max_outcomes", f"takes at most {_MOST}")
+    if len(asked.published) > _MOST or any(one > _LAST_ID for one in asked.published):
+        raise field_error("published", f"takes at most {_MOST} ids, each at most {_LAST_ID}")
     if not 0 <= asked.wait_seconds <= _LONGEST_WAIT_SECONDS:
         raise field_error("wait_seconds", f"takes 0 to {_LONGEST_WAIT_SECONDS:g}")

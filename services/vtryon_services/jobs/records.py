@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import base64
 import binascii
+import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -11,20 +13,30 @@ from typing import Any
 
 from sqlalchemy import Row
 
-from vtryon.errors import Reason, RequestError
+from vtryon.errors import Reason
 from vtryon.jobs import Job, JobError, JobState
 from vtryon.types import PayloadKind, ResumePoint, TryOnOptions
 from vtryon.v1 import job_pb2, pipeline_pb2
+from vtryon_services.runtime.ranges import field_error
+
+_JOB_ID = re.compile(r"[0-9a-f]{32}")
 
 
 @dataclass(frozen=True, slots=True)
 class NewJob:
-    """A job as it is asked for; `digest` stands for everything in it."""
+    """A job as it is asked for; `digest` stands for everything in it.
 
+    Attributes:
+        options: without prompts.
+        sealed: the prompts, encrypted.
+    """
+
+    id: str
     tenant: str
     request_id: str
     digest: str
     options: TryOnOptions
+    sealed: bytes
     pictures: Sequence[tuple[PayloadKind, str]]
     timeout_seconds: float
     traceparent: str = ""
@@ -42,7 +54,7 @@ class Resume:
 
 @dataclass(frozen=True, slots=True)
 class Leased:
-    """A job in a runner's hands."""
+    """A job in a runner's hands; its prompts are encrypted in `sealed`."""
 
     id: str
     tenant: str
@@ -50,6 +62,7 @@ class Leased:
     fence: int
     attempts: int
     options: TryOnOptions
+    sealed: bytes
     pictures: Sequence[tuple[PayloadKind, str]]
     deadline: float
     resume: Resume | None
@@ -76,30 +89,33 @@ def out_of_time(job_id: str) -> Job:
     return failed(job_id, Reason.DEADLINE_PASSED, "out of time before it was done", {})
 
 
-def job_of(row: Row[Any]) -> Job:
-    """Give a row as callers see it."""
-    told = Job.from_proto(job_pb2.Job.FromString(row.outcome))
-    return Job(
-        id=row.id,
-        request_id=row.request_id,
-        state=JobState(row.state),
-        options=TryOnOptions.from_proto(pipeline_pb2.TryOnOptions.FromString(row.options)),
-        created_at=_moment(row.created_at),
-        started_at=_moment(row.started_at),
-        ended_at=_moment(row.ended_at),
-        expires_at=_moment(row.expires_at),
-        attempts=row.attempts,
-        step=row.step,
-        steps=row.steps,
-        sequence=row.sequence,
-        error=told.error,
-        picture=told.picture,
-        ledger=told.ledger,
-        fits=told.fits,
-        erased=row.erased,
-        labels=row.labels,
-        unused_options=told.unused_options,
-    )
+@dataclass(frozen=True, slots=True)
+class Kept:
+    """A job as the ledger has it: its prompts are encrypted in `sealed`."""
+
+    message: job_pb2.Job
+    sealed: bytes
+
+    @property
+    def job(self) -> Job:
+        """The job, without prompts."""
+        return Job.from_proto(self.message)
+
+
+def kept_of(row: Row[Any]) -> Kept:
+    """Give a row as callers see it, but for the prompts."""
+    message = job_pb2.Job.FromString(row.outcome)
+    message.id = row.id
+    message.request_id = row.request_id
+    message.state = job_pb2.JobState.Value(f"JOB_STATE_{JobState(row.state).name}")
+    message.options.ParseFromString(row.options)
+    for name in ("created_at", "started_at", "ended_at", "expires_at"):
+        if (seconds := getattr(row, name)) is not None:
+            getattr(message, name).FromDatetime(datetime.fromtimestamp(seconds, UTC))
+    for name in ("attempts", "step", "steps", "sequence", "erased", "erasing"):
+        setattr(message, name, getattr(row, name))
+    message.labels.update(row.labels)
+    return Kept(message, b"" if row.erasing or row.erased else row.sealed)
 
 
 def leased_of(before: Row[Any]) -> Leased:
@@ -116,15 +132,12 @@ def leased_of(before: Row[Any]) -> Leased:
         fence=before.fence + 1,
         attempts=before.attempts + 1,
         options=TryOnOptions.from_proto(pipeline_pb2.TryOnOptions.FromString(before.options)),
+        sealed=before.sealed,
         pictures=[(PayloadKind(kind), artifact) for kind, artifact in before.pictures],
         deadline=before.deadline,
         resume=resume,
         traceparent=before.traceparent,
     )
-
-
-def _moment(seconds: float | None) -> datetime | None:
-    return None if seconds is None else datetime.fromtimestamp(seconds, UTC)
 
 
 def token_of(row: Row[Any]) -> str:
@@ -140,6 +153,14 @@ def read_token(token: str) -> tuple[float, str]:
     """
     try:
         created_at, _, job_id = base64.urlsafe_b64decode(token.encode()).decode().partition("/")
-        return float(created_at), job_id
+        moment = float(created_at)
     except (ValueError, binascii.Error):
-        raise RequestError("page_token: is none that was given out") from None
+        moment, job_id = math.nan, ""
+    if not math.isfinite(moment) or not is_job_id(job_id):
+        raise field_error("page_token", "is not a token that an earlier page gave")
+    return moment, job_id
+
+
+def is_job_id(text: str) -> bool:
+    """Tell whether a text could be the id of a job; other texts never reach the database."""
+    return _JOB_ID.fullmatch(text) is not None

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import asyncio
-import hashlib
-import uuid
-from collections.abc import AsyncGenerator, Sequence
-from contextlib import suppress
-from dataclasses import replace
+from collections import Counter
+from collections.abc import AsyncGenerator, Iterator
+from contextlib import contextmanager, suppress
 from typing import Any
 
-from opentelemetry import propagate
+import structlog
 
 from vtryon import events
 from vtryon.client import Client
+from vtryon.errors import OverloadedError
 from vtryon.events import Event, Finished
 from vtryon.jobs import (
     CancelJob,
@@ -21,25 +20,27 @@ from vtryon.jobs import (
     EraseJob,
     FetchPicture,
     GetJob,
-    Job,
-    JobPage,
     ListJobs,
     WatchJob,
 )
-from vtryon.payloads import Buffer, outgoing_image
+from vtryon.payloads import outgoing_image
 from vtryon.retry import FOR_SERVICES
-from vtryon.seeds import draw_seed
 from vtryon.types import MAX_GARMENTS, PayloadKind, Stage, TryOnOptions
 from vtryon.v1 import job_pb2
 from vtryon_services.jobs.bell import OUTCOMES, WORK, Bell
 from vtryon_services.jobs.database import Database
+from vtryon_services.jobs.database import located as database_located
+from vtryon_services.jobs.eraser import Eraser
 from vtryon_services.jobs.ledger import Ledger, Limits
+from vtryon_services.jobs.making import Maker
 from vtryon_services.jobs.outcomes import outcome_service
-from vtryon_services.jobs.records import NewJob
+from vtryon_services.jobs.records import Kept
 from vtryon_services.jobs.runner import Runner
+from vtryon_services.jobs.seals import Seals
 from vtryon_services.jobs.settings import JobsSettings
 from vtryon_services.runtime.adapter import Service
 from vtryon_services.runtime.artifacts import Artifacts
+from vtryon_services.runtime.artifacts import located as artifacts_located
 from vtryon_services.runtime.call import Call, Incoming, accepted, send_output
 from vtryon_services.runtime.declarations import check_pictures
 from vtryon_services.runtime.method import Method, Replies, Serve
@@ -51,10 +52,13 @@ from vtryon_services.runtime.ranges import (
 )
 from vtryon_services.runtime.settings import JOBS
 
+_log = structlog.get_logger("vtryon.jobs")
 _NAME = "vtryon.v1.JobService"
 _LONGEST_SECONDS = 30 * 86_400.0
 _CANCEL_SECONDS = 5.0
-_PAGE, _LARGEST_PAGE = 100, 1000
+_WATCH_AGAIN_SECONDS = 1.0
+_PAGE, _LARGEST_PAGE, _LISTS_AT_ONCE = 100, 1000, 4
+_LAST_SEQUENCE = 2**63 - 1
 
 
 async def make_services(settings: JobsSettings) -> list[Service]:
@@ -63,16 +67,28 @@ async def make_services(settings: JobsSettings) -> list[Service]:
     Raises:
         SettingsError: one of them can't be used.
     """
-    artifacts = Artifacts.open(settings.artifacts_url)
-    database = await Database.open(settings.database_url)
-    limits = Limits(settings.max_waiting, settings.max_attempts, settings.keep_seconds)
+    folder = settings.data_folder.expanduser().absolute()
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    artifacts = Artifacts.open(artifacts_located(settings.artifacts_url, folder))
+    database = await Database.open(database_located(settings.database_url, folder))
+    _log.info("jobs are kept", data_folder=str(folder))
+    limits = Limits(
+        settings.max_waiting,
+        settings.max_attempts,
+        settings.keep_seconds,
+        settings.leftover_seconds,
+    )
     ledger, bell = Ledger(database, limits, published=settings.outbox), Bell()
+    seals = Seals(artifacts)
+    eraser = Eraser(ledger, artifacts, seals)
+    maker = Maker(ledger, artifacts, seals, eraser, settings.job_timeout_seconds)
     client = await Client(settings.pipeline_target, retry=FOR_SERVICES).__aenter__()
-    runner = Runner(ledger, artifacts, client, bell, settings)
+    runner = Runner(ledger, artifacts, seals, eraser, client, bell, settings)
     runner.start()
-    jobs = Jobs(ledger, artifacts, runner, bell, settings)
+    jobs = Jobs(ledger, artifacts, seals, eraser, maker, runner, bell, settings)
 
     async def close() -> None:
+        await maker.finish()
         await client.__aexit__(None, None, None)
         await database.close()
 
@@ -89,15 +105,23 @@ class Jobs:
         self,
         ledger: Ledger,
         artifacts: Artifacts,
+        seals: Seals,
+        eraser: Eraser,
+        maker: Maker,
         runner: Runner,
         bell: Bell,
         settings: JobsSettings,
     ) -> None:
         self._ledger = ledger
         self._artifacts = artifacts
+        self._seals = seals
+        self._eraser = eraser
+        self._maker = maker
         self._runner = runner
         self._bell = bell
         self._settings = settings
+        self._lists = asyncio.Semaphore(_LISTS_AT_ONCE)
+        self._watches: Counter[str] = Counter()
 
     def methods(self) -> tuple[Method[Any], ...]:
         """Name the calls."""
@@ -144,98 +168,115 @@ class Jobs:
 
     async def create(
         self, start: CreateJobStart, incoming: Incoming, call: Call
-    ) -> AsyncGenerator[Job, None]:
+    ) -> AsyncGenerator[bytes, None]:
         """Serve `CreateJob`."""
-        options = start.options or TryOnOptions()
-        _check(start, options)
-        pictures = await incoming.receive()
-        kinds = [payload.kind for payload in start.payloads]
-        digest = await asyncio.to_thread(_digest, options, pictures)
-        if options.seed is None:
-            options = replace(options, seed=draw_seed())
-        carrier: dict[str, str] = {}
-        propagate.inject(carrier)
-        folder = uuid.uuid4().hex
-        names = [
-            await self._artifacts.put(f"{folder}/{index}", picture)
-            for index, picture in enumerate(pictures)
-        ]
-        new = NewJob(
-            tenant=call.tenant,
-            request_id=start.request_id or uuid.uuid4().hex,
-            digest=digest,
-            options=options,
-            pictures=[(kind, name) for kind, name in zip(kinds, names, strict=True) if kind],
-            timeout_seconds=start.timeout_seconds or self._settings.job_timeout_seconds,
-            traceparent=carrier.get("traceparent", ""),
-            labels=start.labels,
-        )
-        # A caller that leaves now may leave a job behind, but none without its pictures.
-        yield await asyncio.shield(self._keep(new))
+        _check(start)
+        kept, is_new = await self._maker.make(start, await incoming.receive(), call)
+        if is_new:
+            self._bell.ring(WORK, OUTCOMES)
+        yield await self._shown(kept)
 
-    async def _keep(self, new: NewJob) -> Job:
-        """Make the job, or forget the pictures that it was asked for with."""
-        kept = False
-        try:
-            job, kept = await self._ledger.create(new)
-        finally:
-            if not kept:
-                await self._artifacts.erase([name for _, name in new.pictures])
-        self._bell.ring(WORK, OUTCOMES)
-        return job
+    async def _shown(self, kept: Kept) -> bytes:
+        return (await self._seals.opened(kept)).SerializeToString()
 
-    async def get(self, asked: GetJob, _: Incoming, call: Call) -> AsyncGenerator[Job, None]:
+    async def get(self, asked: GetJob, _: Incoming, call: Call) -> AsyncGenerator[bytes, None]:
         """Serve `GetJob`."""
-        yield await self._ledger.get(call.tenant, asked.id)
+        yield await self._shown(await self._ledger.get(call.tenant, asked.id))
 
-    async def list(self, asked: ListJobs, _: Incoming, call: Call) -> AsyncGenerator[JobPage, None]:
-        """Serve `ListJobs`."""
-        size = min(asked.page_size or _PAGE, _LARGEST_PAGE)
-        yield await self._ledger.page(call.tenant, asked.states, size, asked.page_token)
+    async def list(self, asked: ListJobs, _: Incoming, call: Call) -> AsyncGenerator[bytes, None]:
+        """Serve `ListJobs`: a few at a time, so that the memory of pages is bounded."""
+        if asked.page_size > _LARGEST_PAGE:
+            raise field_error("page_size", f"takes at most {_LARGEST_PAGE}; 0 for {_PAGE}")
+        size, most = asked.page_size or _PAGE, self._settings.page_bytes
+        async with self._lists:
+            found, token = await self._ledger.page(
+                call.tenant, asked.states, size, asked.page_token, most
+            )
+            page = job_pb2.ListJobsResponse(next_page_token=token)
+            for kept in found:
+                page.jobs.append(await self._seals.opened(kept))
+            yield page.SerializeToString()
 
-    async def cancel(self, asked: CancelJob, _: Incoming, call: Call) -> AsyncGenerator[Job, None]:
+    async def cancel(
+        self, asked: CancelJob, _: Incoming, call: Call
+    ) -> AsyncGenerator[bytes, None]:
         """Serve `CancelJob`."""
-        yield await self._cancel(call.tenant, asked.id)
+        kept = await self._ledger.cancel(call.tenant, asked.id)
+        yield await self._shown(await self._ended(call.tenant, kept))
 
-    async def _cancel(self, tenant: str, job_id: str) -> Job:
-        job = await self._ledger.cancel(tenant, job_id)
+    async def erase(self, asked: EraseJob, _: Incoming, call: Call) -> AsyncGenerator[bytes, None]:
+        """Serve `EraseJob`."""
+        kept = await self._ledger.erase(call.tenant, asked.id)
+        yield await self._shown(await self._ended(call.tenant, kept))
+
+    async def _ended(self, tenant: str, kept: Kept) -> Kept:
+        """Wait for the end of a job that is cancelled, and erase it if that is asked for."""
+        job_id = kept.message.id
         self._runner.cancel(job_id)
         self._bell.ring(job_id, OUTCOMES)
         with self._bell.listen(job_id) as news, suppress(TimeoutError):
             async with asyncio.timeout(_CANCEL_SECONDS):
-                while not job.ended:
+                while kept.message.state not in _ENDED:
                     await news.wait(self._settings.poll_seconds)
-                    job = await self._ledger.get(tenant, job_id)
-        return job
-
-    async def erase(self, asked: EraseJob, _: Incoming, call: Call) -> AsyncGenerator[Job, None]:
-        """Serve `EraseJob`."""
-        await self._cancel(call.tenant, asked.id)
-        job, folders = await self._ledger.erase(call.tenant, asked.id)
-        await self._artifacts.erase_folders(folders)
-        yield job
+                    kept = await self._ledger.get(tenant, job_id)
+        if kept.message.erasing and await self._eraser.erase(job_id):
+            self._bell.ring(OUTCOMES)
+            kept = await self._ledger.get(tenant, job_id)
+        return kept
 
     async def watch(self, asked: WatchJob, _: Incoming, call: Call) -> AsyncGenerator[bytes, None]:
-        """Serve `WatchJob`: the ledger's rows, as they are."""
-        job = await self._ledger.get(call.tenant, asked.id)
+        """Serve `WatchJob`: the ledger's rows, as they are but for previews."""
+        if asked.from_sequence > _LAST_SEQUENCE:
+            raise field_error("from_sequence", f"takes at most {_LAST_SEQUENCE}")
+        job = (await self._ledger.get(call.tenant, asked.id)).message
         following = max(1, asked.from_sequence)
-        if job.ended and following > job.sequence:
+        if job.state in _ENDED and following > job.sequence:
             return  # asked for what is behind the end
-        with self._bell.listen(asked.id) as news:
+        with self._one_more_watch(call.tenant), self._bell.listen(asked.id) as news:
             while True:
                 for body in await self._ledger.updates_of(asked.id, following):
                     update = job_pb2.JobUpdate.FromString(body)
                     following = update.sequence + 1
-                    yield body
+                    yield await self._readable(job, update, body)
                     if update.job.state in _ENDED:
                         return
                 await news.wait(self._settings.poll_seconds)
+
+    @contextmanager
+    def _one_more_watch(self, tenant: str) -> Iterator[None]:
+        most = self._settings.max_watches_per_tenant
+        if self._watches[tenant] >= most:
+            raise OverloadedError(
+                f"this tenant has {most} WatchJob calls open, and {most} is the limit; "
+                "end one of them, or ask by GetJob",
+                retry_after_seconds=_WATCH_AGAIN_SECONDS,
+            )
+        self._watches[tenant] += 1
+        try:
+            yield
+        finally:
+            self._watches[tenant] -= 1
+            if not self._watches[tenant]:
+                del self._watches[tenant]
+
+    async def _readable(self, job: job_pb2.Job, update: job_pb2.JobUpdate, body: bytes) -> bytes:
+        """Give an update with its preview, or without it where that is erased."""
+        if not update.event.preview.picture.data:
+            return body
+        gone = job.erasing or job.erased
+        picture = update.event.preview.picture
+        if not gone and (seal := await self._seals.of(job.id)) is not None:
+            picture.data = seal.open(picture.data)
+        else:
+            update.event.preview.ClearField("picture")
+        return update.SerializeToString()
 
     async def fetch(
         self, asked: FetchPicture, _: Incoming, call: Call
     ) -> AsyncGenerator[Event, None]:
         """Serve `FetchPicture`."""
-        job, artifact = await self._ledger.picture(call.tenant, asked.id)
+        kept, artifact = await self._ledger.picture(call.tenant, asked.id)
+        job = kept.job
         data = await self._artifacts.get(artifact)
         yield accepted(Stage.PIPELINE, call)
         async for event in send_output([outgoing_image(PayloadKind.IMAGE, data, job.picture)]):
@@ -250,9 +291,9 @@ _ENDED = {
 }
 
 
-def _check(start: CreateJobStart, options: TryOnOptions) -> None:
+def _check(start: CreateJobStart) -> None:
     """Refuse what the pipeline would refuse, before it is kept."""
-    check_options(options)
+    check_options(start.options or TryOnOptions())
     if start.request_id:
         check_request_id(start.request_id)
     check_labels(start.labels)
@@ -260,13 +301,3 @@ def _check(start: CreateJobStart, options: TryOnOptions) -> None:
     if seconds is not None and not 0 < seconds <= _LONGEST_SECONDS:
         raise field_error("timeout_seconds", f"takes more than 0 and at most {_LONGEST_SECONDS:g}")
     check_pictures(start.payloads, MAX_GARMENTS)
-
-
-def _digest(options: TryOnOptions, pictures: Sequence[Buffer]) -> str:
-    """Stand for everything that decides what is drawn: previews don't."""
-    asked = replace(options, previews=None).to_proto().SerializeToString(deterministic=True)
-    whole = hashlib.blake2b(asked, digest_size=32)
-    for picture in pictures:
-        whole.update(len(picture).to_bytes(8, "big"))
-        whole.update(picture)
-    return whole.hexdigest()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import ClassVar
 
 from pydantic import Field
@@ -19,6 +20,12 @@ class JobsSettings(ServiceSettings):
 
     listen: str = "127.0.0.1:50055"
     pipeline_target: Target = Field(default="127.0.0.1:50050", description="host:port.")
+    data_folder: Path = Field(
+        default=Path(),
+        description="Folder of what relative paths in database_url and artifacts_url name; made "
+        "where it is missing, readable by its owner alone. By default the current folder. Its "
+        "absolute path is logged at the start.",
+    )
     database_url: str = Field(
         default="sqlite+aiosqlite:///vtryon-jobs.sqlite",
         description="SQLAlchemy's; in production postgresql+asyncpg://…",
@@ -51,8 +58,28 @@ class JobsSettings(ServiceSettings):
     keep_seconds: float = Field(
         default=7 * _DAY, gt=0, description="After its end, until a job's pictures are erased."
     )
+    leftover_seconds: float = Field(
+        default=3600.0,
+        ge=1,
+        description="Pictures of a job that was never made, since the process or its caller ended "
+        "first, are deleted after so many seconds; longer than an upload to the artifact store "
+        "takes.",
+    )
     outbox: bool = Field(
         default=False,
         description="Keep every change of state until a bridge has published it.",
     )
     max_waiting: int = Field(default=10_000, ge=1, description="Jobs queued before refusal.")
+    page_bytes: int = Field(
+        default=1024 * 1024,
+        ge=64 * 1024,
+        le=3 * 1024 * 1024,
+        description="Bytes after which a page of ListJobs ends, with a token for the next, even if "
+        "fewer jobs are on it than were asked for.",
+    )
+    max_watches_per_tenant: int = Field(
+        default=64,
+        ge=1,
+        description="WatchJob calls that one tenant may have open in this process; more are "
+        "refused as QUEUE_FULL with a time to come back.",
+    )

@@ -29,8 +29,10 @@ jobs = Table(
     # Of the request, to tell a repetition from another request of the same id.
     Column("digest", String(64), nullable=False),
     Column("state", String(16), nullable=False),
-    # vtryon.v1.TryOnOptions; and kind and artifact of each picture.
+    # vtryon.v1.TryOnOptions without prompts; the prompts, encrypted with the key that is kept
+    # beside the pictures; and kind and artifact of each picture.
     Column("options", LargeBinary, nullable=False),
+    Column("sealed", LargeBinary, nullable=False, default=b""),
     Column("pictures", JSON, nullable=False),
     # W3C's, of who made it: its attempts are part of that trace.
     Column("traceparent", String(64), nullable=False, default=""),
@@ -56,11 +58,15 @@ jobs = Table(
     # vtryon.v1.Job with error, picture, ledger and fits.
     Column("outcome", LargeBinary, nullable=False, default=b""),
     Column("picture_artifact", String(256)),
+    # Erasing: to be deleted from the artifact store; erased: deleted.
+    Column("erasing", Boolean, nullable=False, default=False),
     Column("erased", Boolean, nullable=False, default=False),
     Column("labels", JSON, nullable=False, default=dict),
     UniqueConstraint("tenant", "request_id", name="uq_jobs_request"),
     Index("ix_jobs_waiting", "state", "not_before"),
     Index("ix_jobs_tenant", "tenant", "created_at", "id"),
+    Index("ix_jobs_erasing", "erasing", "id"),
+    Index("ix_jobs_expires", "erased", "expires_at"),
 )
 
 updates = Table(
@@ -68,8 +74,17 @@ updates = Table(
     metadata,
     Column("job_id", String(32), ForeignKey("jobs.id", ondelete="CASCADE"), primary_key=True),
     Column("sequence", BigInteger, primary_key=True),
-    # vtryon.v1.JobUpdate.
+    # vtryon.v1.JobUpdate; the picture of a preview is encrypted.
     Column("body", LargeBinary, nullable=False),
+)
+
+# Folders of the artifact store that are deleted when they are due: of uploads whose job was never
+# made; of erased jobs a second time, for what a runner wrote that did not know of it yet.
+leftovers = Table(
+    "leftovers",
+    metadata,
+    Column("folder", String(64), primary_key=True),
+    Column("due", Double, nullable=False, index=True),
 )
 
 # Changes of state that are to be published, in the order in which each job had them.

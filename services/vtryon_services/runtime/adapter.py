@@ -22,7 +22,6 @@ from vtryon.errors import RequestError, StageError, UnavailableError, VtryonErro
 from vtryon.events import Chunk, Event
 from vtryon.framing import EVENT_TAG, write_chunk
 from vtryon.grammar import Responses
-from vtryon.messages import ProtoType
 from vtryon_services.runtime.call import Call, Incoming
 from vtryon_services.runtime.declarations import check_payloads
 from vtryon_services.runtime.failures import CallerLeftError, named_failures
@@ -167,10 +166,9 @@ class _Exchange:
                     grammar.event(reply)
                     await self._write(_encode(reply))
                 elif self._method.replies is Replies.MESSAGES:
-                    plain = isinstance(reply, bytes)
-                    await self._write(reply if plain else reply.to_proto().SerializeToString())
+                    await self._write(_serialize(reply))
                 else:
-                    # A page of jobs takes long; the event loop goes on meanwhile.
+                    # A large answer takes long; the event loop goes on meanwhile.
                     self._reply = await asyncio.to_thread(_serialize, reply)
         if self._method.replies is Replies.EVENTS and not grammar.ended:
             raise StageError(f"{self._service.stage} ended its stream before `finished`")
@@ -200,8 +198,9 @@ class _Exchange:
             raise asyncio.CancelledError from None  # as in `_write`
 
 
-def _serialize(reply: ProtoType) -> bytes:
-    return reply.to_proto().SerializeToString()
+def _serialize(reply: Any) -> bytes:
+    """Give a message's bytes; who serves may have made them already."""
+    return reply if isinstance(reply, bytes) else reply.to_proto().SerializeToString()
 
 
 def _encode(event: Event) -> bytes:

@@ -3,21 +3,35 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from datetime import datetime
+from datetime import datetime, timedelta
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import obstore
-from obstore.exceptions import BaseError, NotFoundError
+from obstore.exceptions import AlreadyExistsError, BaseError, NotFoundError
 from obstore.store import LocalStore, ObjectStore, from_url
 
-from vtryon.errors import Reason, RequestError, SettingsError, UnavailableError
+from vtryon.errors import Reason, RequestError, SettingsError
+from vtryon_services.runtime.storage import StorageError
+
+if TYPE_CHECKING:
+    from obstore.store import ClientConfig, RetryConfig
+
+# A store that is away is said to be so within the time that a caller waits.
+_CLIENT: ClientConfig = {"timeout": timedelta(seconds=60), "connect_timeout": timedelta(seconds=5)}
+_RETRIES: RetryConfig = {"max_retries": 3, "retry_timeout": timedelta(seconds=10)}
 
 
 class Artifacts:
-    """Bytes by name; what is written is there whole, or not at all."""
+    """Bytes by name; what is written is there whole, or not at all.
 
-    def __init__(self, store: ObjectStore) -> None:
+    Args:
+        folder: where the bytes are, if they are in a folder: its files are their owner's alone.
+    """
+
+    def __init__(self, store: ObjectStore, folder: Path | None = None) -> None:
         self._store = store
+        self._folder = folder
 
     @classmethod
     def open(cls, url: str) -> Artifacts:
@@ -28,8 +42,10 @@ class Artifacts:
         """
         try:
             if "://" in url:
-                return cls(from_url(url))
-            return cls(LocalStore(str(Path(url).absolute()), mkdir=True))
+                return cls(from_url(url, client_options=_CLIENT, retry_config=_RETRIES))
+            folder = Path(url).absolute()
+            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            return cls(LocalStore(str(folder), automatic_cleanup=True), folder)
         except (BaseError, ValueError, OSError) as error:
             raise SettingsError(f"artifacts can't be kept at {url}: {error}") from None
 
@@ -37,20 +53,38 @@ class Artifacts:
         """Write, and give the name.
 
         Raises:
-            UnavailableError: the storage can't be written to.
+            StorageError: the storage can't be written to.
         """
         try:
             await obstore.put_async(self._store, name, bytes(data))
+            if self._folder is not None:
+                (self._folder / name).chmod(0o600)
         except (BaseError, OSError) as error:
-            raise UnavailableError(_failure(error)) from None
+            raise StorageError(_failure(error)) from None
         return name
+
+    async def put_new(self, name: str, data: bytes) -> bool:
+        """Write, unless there is something of that name; false where there is.
+
+        Raises:
+            StorageError: the storage can't be written to.
+        """
+        try:
+            await obstore.put_async(self._store, name, data, mode="create")
+            if self._folder is not None:
+                (self._folder / name).chmod(0o600)
+        except AlreadyExistsError:
+            return False
+        except (BaseError, OSError) as error:
+            raise StorageError(_failure(error)) from None
+        return True
 
     async def get(self, name: str) -> bytes:
         """Read.
 
         Raises:
             RequestError: NOT_FOUND; it was erased.
-            UnavailableError: the storage can't be read.
+            StorageError: the storage can't be read.
         """
         try:
             found = await obstore.get_async(self._store, name)
@@ -58,27 +92,27 @@ class Artifacts:
         except (NotFoundError, FileNotFoundError):
             raise RequestError("the bytes are gone", reason=Reason.NOT_FOUND) from None
         except (BaseError, OSError) as error:
-            raise UnavailableError(_failure(error)) from None
+            raise StorageError(_failure(error)) from None
 
     async def size(self, name: str) -> int:
         """Tell how many bytes there are of that name.
 
         Raises:
             RequestError: NOT_FOUND; it was erased.
-            UnavailableError: the storage can't be read.
+            StorageError: the storage can't be read.
         """
         try:
             return int((await obstore.head_async(self._store, name))["size"])
         except (NotFoundError, FileNotFoundError):
             raise RequestError("the bytes are gone", reason=Reason.NOT_FOUND) from None
         except (BaseError, OSError) as error:
-            raise UnavailableError(_failure(error)) from None
+            raise StorageError(_failure(error)) from None
 
     async def erase(self, names: Iterable[str]) -> None:
         """Delete what is there of these.
 
         Raises:
-            UnavailableError: the storage can't be written to.
+            StorageError: the storage can't be written to.
         """
         for name in names:
             try:
@@ -86,18 +120,18 @@ class Artifacts:
             except (NotFoundError, FileNotFoundError):
                 continue
             except (BaseError, OSError) as error:
-                raise UnavailableError(_failure(error)) from None
+                raise StorageError(_failure(error)) from None
 
     async def erase_before(self, moment: datetime) -> int:
         """Delete what was written earlier, and tell how much that was.
 
         Raises:
-            UnavailableError: the storage can't be used.
+            StorageError: the storage can't be used.
         """
         try:
             everything = [one async for batch in self._store.list() for one in batch]
         except (BaseError, OSError) as error:
-            raise UnavailableError(_failure(error)) from None
+            raise StorageError(_failure(error)) from None
         old = [one["path"] for one in everything if one["last_modified"] < moment]
         await self.erase(old)
         return len(old)
@@ -106,14 +140,19 @@ class Artifacts:
         """Delete all that is in these, also what an attempt left that died.
 
         Raises:
-            UnavailableError: the storage can't be used.
+            StorageError: the storage can't be used.
         """
         for folder in folders:
             try:
                 found = [one["path"] async for batch in self._store.list(folder) for one in batch]
             except (BaseError, OSError) as error:
-                raise UnavailableError(_failure(error)) from None
+                raise StorageError(_failure(error)) from None
             await self.erase(found)
+
+
+def located(url: str, folder: Path) -> str:
+    """Give where artifacts are kept; a relative path is looked for in the folder."""
+    return url if "://" in url else str(folder / url)
 
 
 def _failure(error: Exception) -> str:

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import time
+import uuid
 from collections.abc import AsyncIterator
 from dataclasses import replace
 from datetime import UTC, datetime
+from typing import Any
 
 import pytest
 
@@ -15,18 +18,29 @@ from vtryon.events import StepFinished
 from vtryon.jobs import Job, JobState
 from vtryon.types import PayloadKind, ResumePoint, TryOnOptions
 from vtryon.v1 import job_pb2
+from vtryon_services.jobs.changes import LeaseLostError
 from vtryon_services.jobs.database import Database
-from vtryon_services.jobs.ledger import LeaseLostError, Ledger, Limits
+from vtryon_services.jobs.ledger import Ledger, Limits
 from vtryon_services.jobs.records import NewJob, Outcome, Resume
 
+MIB = 1024 * 1024
 NEW = NewJob(
+    id="",
     tenant="acme",
     request_id="one",
     digest="d",
-    options=TryOnOptions(prompt="a secret wish", seed=1),
+    options=TryOnOptions(seed=1),
+    sealed=b"noise",
     pictures=[(PayloadKind.PERSON_IMAGE, "a/0"), (PayloadKind.GARMENT_IMAGE, "a/1")],
     timeout_seconds=60,
 )
+
+
+async def create(ledger: Ledger, **changes: Any) -> tuple[Job, bool]:
+    kept, fresh = await ledger.create(replace(NEW, id=uuid.uuid4().hex, **changes))
+    return kept.job, fresh
+
+
 DONE = Outcome(JobState.SUCCEEDED, Job("", picture=vtryon.types.EncodedImage(width=3)), "a/result")
 
 
@@ -47,176 +61,216 @@ async def sequence(ledger: Ledger, job_id: str) -> list[int]:
 
 
 async def test_one_request_id_is_one_job(ledger: Ledger) -> None:
-    made = await asyncio.gather(*(ledger.create(NEW) for _ in range(20)))
+    made = await asyncio.gather(*(create(ledger) for _ in range(20)))
     assert len({job.id for job, _ in made}) == 1
     assert [fresh for _, fresh in made].count(True) == 1
     with pytest.raises(vtryon.RequestError) as caught:
-        await ledger.create(replace(NEW, digest="another"))
+        await create(ledger, digest="another")
     assert caught.value.reason is vtryon.Reason.ALREADY_EXISTS
-    other, fresh = await ledger.create(replace(NEW, tenant="other", digest="another"))
+    other, fresh = await create(ledger, tenant="other", digest="another")
     assert fresh
     assert other.state is JobState.QUEUED
 
 
 async def test_a_job_of_one_tenant_is_not_found_by_another(ledger: Ledger) -> None:
-    job, _ = await ledger.create(NEW)
+    job, _ = await create(ledger)
     for call in (ledger.get, ledger.cancel, ledger.picture, ledger.erase):
         with pytest.raises(vtryon.RequestError) as caught:
             await call("eve", job.id)
         assert caught.value.reason is vtryon.Reason.NOT_FOUND
-    assert (await ledger.page("eve", (), 10, "")).jobs == ()
+    assert await ledger.page("eve", (), 10, "", MIB) == ([], "")
 
 
 async def test_every_job_is_leased_once(ledger: Ledger) -> None:
     for number in range(30):
-        await ledger.create(replace(NEW, request_id=str(number)))
+        await create(ledger, request_id=str(number))
     taken: list[str] = []
 
     async def runner(owner: str) -> None:
-        while (leased := await ledger.lease(owner, 60)) is not None:
+        while (leased := await ledger.leases.lease(owner, 60)) is not None:
             taken.append(leased.id)
-            await ledger.finish(leased, DONE)
+            await ledger.leases.finish(leased, DONE)
 
     await asyncio.gather(*(runner(str(number)) for number in range(6)))
-    while (leased := await ledger.lease("last", 60)) is not None:  # skipped where others looked
+    while (leased := await ledger.leases.lease("last", 60)) is not None:
         taken.append(leased.id)
     assert len(taken) == len(set(taken)) == 30
 
 
 async def test_tenants_take_turns(ledger: Ledger) -> None:
     for number in range(6):
-        await ledger.create(replace(NEW, tenant="many", request_id=str(number)))
+        await create(ledger, tenant="many", request_id=str(number))
     for number in range(2):
-        await ledger.create(replace(NEW, tenant="few", request_id=str(number)))
-    taken = [await ledger.lease("me", 60) for _ in range(4)]
+        await create(ledger, tenant="few", request_id=str(number))
+    taken = [await ledger.leases.lease("me", 60) for _ in range(4)]
     assert [one.tenant for one in taken if one] == ["many", "few", "many", "few"]
 
 
 async def test_who_lost_the_lease_can_write_nothing(ledger: Ledger) -> None:
-    job, _ = await ledger.create(NEW)
-    first = await ledger.lease("slow", 0.05)
+    job, _ = await create(ledger)
+    first = await ledger.leases.lease("slow", 0.05)
     assert first is not None
-    await ledger.record(first, [step(1), step(2)], 2, 9)
-    await ledger.keep_resume(first, Resume(ResumePoint(2, "a", "b"), "a/resume", (4, 2, 2)))
+    await ledger.leases.record(first, [step(1), step(2)], 2, 9)
+    await ledger.leases.keep_resume(first, Resume(ResumePoint(2, "a", "b"), "a/resume", (4, 2, 2)))
     await asyncio.sleep(0.1)
-    second = await ledger.lease("quick", 60)
+    second = await ledger.leases.lease("quick", 60)
     assert second is not None
     assert (second.id, second.fence, second.attempts) == (job.id, 2, 2)
     assert second.resume == Resume(ResumePoint(2, "a", "b"), "a/resume", (4, 2, 2))
     for write in (
-        ledger.record(first, [step(3)], 3, 9),
-        ledger.keep_resume(first, Resume(ResumePoint(3, "a", "b"), "a/other", (4, 2, 2))),
-        ledger.finish(first, DONE),
-        ledger.put_back(first, 0, counted=True),
+        ledger.leases.record(first, [step(3)], 3, 9),
+        ledger.leases.keep_resume(first, Resume(ResumePoint(3, "a", "b"), "a/other", (4, 2, 2))),
+        ledger.leases.finish(first, DONE),
+        ledger.leases.put_back(first, 0, counted=True),
     ):
         with pytest.raises(LeaseLostError):
             await write
-    await ledger.record(second, [step(3)], 3, 9)
-    ended = await ledger.finish(second, DONE)
+    await ledger.leases.record(second, [step(3)], 3, 9)
+    ended = (await ledger.leases.finish(second, DONE)).job
     assert (ended.state, ended.step, ended.picture.width) == (JobState.SUCCEEDED, 3, 3)
     assert await sequence(ledger, job.id) == list(range(1, ended.sequence + 1))
 
 
 async def test_writers_at_once_leave_no_gap(ledger: Ledger) -> None:
-    job, _ = await ledger.create(NEW)
-    leased = await ledger.lease("me", 60)
+    job, _ = await create(ledger)
+    leased = await ledger.leases.lease("me", 60)
     assert leased is not None
     await asyncio.gather(
-        *(ledger.record(leased, [step(1)] * 3, 1, 9) for _ in range(10)),
-        ledger.renew("me", 60),
+        *(ledger.leases.record(leased, [step(1)] * 3, 1, 9) for _ in range(10)),
+        ledger.leases.renew("me", 60),
         ledger.cancel("acme", job.id),
     )
     assert await sequence(ledger, job.id) == list(range(1, 33))
-    assert await ledger.cancelled("me") == [job.id]
+    assert await ledger.leases.cancelled("me") == [job.id]
 
 
 async def test_a_job_that_ends_its_runners_is_given_up(ledger: Ledger) -> None:
-    job, _ = await ledger.create(NEW)
+    job, _ = await create(ledger)
     for _ in range(3):
-        assert await ledger.lease("dies", -1) is not None
-    assert await ledger.lease("dies", 60) is None
-    ended = await ledger.get("acme", job.id)
+        assert await ledger.leases.lease("dies", -1) is not None
+    assert await ledger.leases.lease("dies", 60) is None
+    ended = (await ledger.get("acme", job.id)).job
     assert (ended.state, ended.error.reason) == (JobState.FAILED, vtryon.Reason.STAGE_FAILED)
 
 
 async def test_what_waits_can_be_cancelled_and_what_is_late_is_failed(ledger: Ledger) -> None:
-    waiting, _ = await ledger.create(NEW)
-    assert (await ledger.cancel("acme", waiting.id)).state is JobState.CANCELLED
-    assert (await ledger.cancel("acme", waiting.id)).state is JobState.CANCELLED
-    late, _ = await ledger.create(replace(NEW, request_id="late", timeout_seconds=0.01))
+    waiting, _ = await create(ledger)
+    assert (await ledger.cancel("acme", waiting.id)).job.state is JobState.CANCELLED
+    assert (await ledger.cancel("acme", waiting.id)).job.state is JobState.CANCELLED
+    late, _ = await create(ledger, request_id="late", timeout_seconds=0.01)
     await asyncio.sleep(0.05)
-    await ledger.expired()
-    ended = await ledger.get("acme", late.id)
+    await ledger.erasures.expire()
+    ended = (await ledger.get("acme", late.id)).job
     assert (ended.state, ended.error.reason) == (JobState.FAILED, vtryon.Reason.DEADLINE_PASSED)
 
 
 async def test_a_job_put_back_waits_its_time(ledger: Ledger) -> None:
-    await ledger.create(NEW)
-    leased = await ledger.lease("me", 60)
-    await ledger.put_back(leased, 0.2, counted=False)
-    assert await ledger.lease("me", 60) is None
+    await create(ledger)
+    leased = await ledger.leases.lease("me", 60)
+    await ledger.leases.put_back(leased, 0.2, counted=False)
+    assert await ledger.leases.lease("me", 60) is None
     await asyncio.sleep(0.25)
-    again = await ledger.lease("me", 60)
+    again = await ledger.leases.lease("me", 60)
     assert (again.attempts, again.fence) == (1, 2)
 
 
-async def test_what_is_erased_is_gone(database_url: str) -> None:
-    database = await Database.open(database_url)
-    ledger = Ledger(database, Limits(max_waiting=10, max_attempts=3, keep_seconds=0.01))
-    job, _ = await ledger.create(NEW)
-    with pytest.raises(vtryon.RequestError):  # it has not ended
-        await ledger.erase("acme", job.id)
-    leased = await ledger.lease("me", 60)
-    await ledger.finish(leased, DONE)
-    await asyncio.sleep(0.05)
-    assert set(await ledger.expired()) == {"a", job.id}
-    gone = await ledger.get("acme", job.id)
-    assert gone.erased
-    assert gone.options.prompt == ""
+async def test_a_job_names_its_folders_until_they_are_confirmed_to_be_gone(ledger: Ledger) -> None:
+    job, _ = await create(ledger)
+    leased = await ledger.leases.lease("me", 60)
+    marked = await ledger.erase("acme", job.id)
+    assert (marked.job.erasing, marked.job.erased, marked.sealed) == (True, False, b"")
+    assert await ledger.erasures.due("") == []  # it has not ended
+    assert await ledger.leases.cancelled("me") == [job.id]
+    await ledger.leases.finish(leased, DONE)
+    for _ in range(2):
+        assert await ledger.erasures.due("") == [(job.id, sorted({"a", job.id}))]
     with pytest.raises(vtryon.RequestError, match="erased"):
         await ledger.picture("acme", job.id)
-    async with database.reading() as connection:
-        from sqlalchemy import select
+    await ledger.erasures.confirm(job.id)
+    gone = (await ledger.get("acme", job.id)).job
+    assert (gone.erasing, gone.erased) == (False, True)
+    assert await ledger.erasures.due("") == []
 
-        from vtryon_services.jobs.tables import jobs, updates
 
-        everything = [*(await connection.execute(select(jobs))).all()]
-        everything += (await connection.execute(select(updates))).all()
-    assert "secret" not in repr(everything)
+async def test_a_job_is_marked_when_its_time_to_be_kept_is_over(database_url: str) -> None:
+    database = await Database.open(database_url)
+    ledger = Ledger(database, Limits(max_waiting=10, max_attempts=3, keep_seconds=-1))
+    job, _ = await create(ledger)
+    await ledger.leases.finish(await ledger.leases.lease("me", 60), DONE)
+    await ledger.erasures.expire()
+    assert [one for one, _ in await ledger.erasures.due("")] == [job.id]
     await database.close()
+
+
+async def test_a_folder_is_named_before_it_is_written_to(database_url: str) -> None:
+    database = await Database.open(database_url)
+    ledger = Ledger(database, Limits(10, 3, 100, leftover_seconds=-1))
+    await ledger.erasures.expect("nobody")
+    new = replace(NEW, id=uuid.uuid4().hex)
+    await ledger.erasures.expect(new.id)
+    await ledger.create(new)
+    assert await ledger.erasures.leftover() == ["nobody"]
+    await ledger.erasures.postpone("nobody", 60)
+    assert await ledger.erasures.leftover() == []
+    await database.close()
+
+
+@pytest.mark.parametrize("seed", [2**63 - 1, 2**63, 2**64 - 1])
+async def test_a_seed_of_64_bits_is_kept_as_it_is(ledger: Ledger, seed: int) -> None:
+    job, _ = await create(ledger, options=TryOnOptions(seed=seed))
+    assert (await ledger.get("acme", job.id)).job.options.seed == seed
+    assert (await ledger.leases.lease("me", 60)).options.seed == seed
 
 
 async def test_pages_follow_one_another(ledger: Ledger) -> None:
     for number in range(7):
-        await ledger.create(replace(NEW, request_id=str(number)))
+        await create(ledger, request_id=str(number))
     seen, token = [], ""
     for size in (3, 3, 1):
-        page = await ledger.page("acme", (JobState.QUEUED,), 3, token)
-        seen += [job.request_id for job in page.jobs]
-        assert len(page.jobs) == size
-        token = page.next_page_token
+        page, token = await ledger.page("acme", (JobState.QUEUED,), 3, token, MIB)
+        seen += [kept.message.request_id for kept in page]
+        assert len(page) == size
     assert seen == list("6543210")
     assert not token
-    for bad in ("!", "bm90aGluZw=="):
+    texts = ("nothing", "nan/x", "inf/x", "1e999/x", "-1/", "1/\0", "1/" + "x" * 100_000)
+    for bad in ("!", *(base64.urlsafe_b64encode(text.encode()).decode() for text in texts)):
         with pytest.raises(vtryon.RequestError, match="page_token"):
-            await ledger.page("acme", (), 3, bad)
+            await ledger.page("acme", (), 3, bad, MIB)
+
+
+async def test_a_page_ends_when_it_is_large(ledger: Ledger) -> None:
+    for number in range(5):
+        await create(ledger, request_id=str(number), sealed=b"x" * 1000)
+    seen, token, pages = [], "", 0
+    while True:
+        page, token = await ledger.page("acme", (), 100, token, 2500)
+        seen += [kept.message.request_id for kept in page]
+        pages += 1
+        if not token:
+            break
+    assert seen == list("43210")
+    assert pages == 3  # of two jobs, and the last of one
+    [first], token = await ledger.page("acme", (), 100, "", 10)
+    assert first.message.request_id == "4"  # never a page of none, which would have no end
+    assert token
 
 
 async def test_too_many_are_refused(database_url: str) -> None:
     database = await Database.open(database_url)
     ledger = Ledger(database, Limits(max_waiting=1, max_attempts=3, keep_seconds=1))
-    await ledger.create(NEW)
+    await create(ledger)
     with pytest.raises(vtryon.OverloadedError):
-        await ledger.create(replace(NEW, request_id="two"))
-    await ledger.create(NEW)  # it is there already
+        await create(ledger, request_id="two")
+    await create(ledger)  # it is there already
     await database.close()
 
 
 async def test_a_second_start_finds_the_tables_as_they_are(database_url: str) -> None:
     first, second = await asyncio.gather(Database.open(database_url), Database.open(database_url))
     started = time.monotonic()
-    await Ledger(first, Limits(10, 3, 1)).create(NEW)
-    assert len((await Ledger(second, Limits(10, 3, 1)).page("acme", (), 5, "")).jobs) == 1
+    await create(Ledger(first, Limits(10, 3, 1)))
+    page, _ = await Ledger(second, Limits(10, 3, 1)).page("acme", (), 5, "", MIB)
+    assert len(page) == 1
     assert time.monotonic() - started < 5
     await first.close()
     await second.close()

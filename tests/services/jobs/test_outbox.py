@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
-from dataclasses import replace
 
 import pytest
-from tests.services.jobs.test_ledger import DONE, NEW
+from tests.services.jobs.test_ledger import DONE, create
 
 from vtryon.jobs import JobState
 from vtryon_services.jobs import outbox as module
+from vtryon_services.jobs.changes import LeaseLostError
 from vtryon_services.jobs.database import Database
-from vtryon_services.jobs.ledger import LeaseLostError, Ledger, Limits
+from vtryon_services.jobs.ledger import Ledger, Limits
 from vtryon_services.jobs.outbox import Outbox
 
 
@@ -32,9 +32,9 @@ def outbox(ledger: Ledger) -> Outbox:
 async def test_each_job_s_changes_come_in_their_order(ledger: Ledger, outbox: Outbox) -> None:
     async def draw(number: int) -> None:
         labels = {"order": str(number)}
-        await ledger.create(replace(NEW, request_id=str(number), labels=labels))
-        while (leased := await ledger.lease("me", 60)) is not None:
-            await ledger.finish(leased, DONE)
+        await create(ledger, request_id=str(number), labels=labels)
+        while (leased := await ledger.leases.lease("me", 60)) is not None:
+            await ledger.leases.finish(leased, DONE)
 
     await asyncio.gather(*(draw(number) for number in range(8)))
     taken = await outbox.take("one", (), 1000)
@@ -50,7 +50,7 @@ async def test_each_job_s_changes_come_in_their_order(ledger: Ledger, outbox: Ou
 
 async def test_what_is_not_published_is_given_again(ledger: Ledger, outbox: Outbox) -> None:
     for number in range(3):
-        await ledger.create(replace(NEW, request_id=str(number)))
+        await create(ledger, request_id=str(number))
     first = await outbox.take("one", (), 2)
     assert [one.id for one in await outbox.take("one", (), 2)] == [one.id for one in first]
     rest = await outbox.take("one", [one.id for one in first], 10)
@@ -60,7 +60,7 @@ async def test_what_is_not_published_is_given_again(ledger: Ledger, outbox: Outb
 
 
 async def test_one_owner_at_a_time(ledger: Ledger, outbox: Outbox, monkeypatch) -> None:
-    await ledger.create(NEW)
+    await create(ledger)
     assert await outbox.take("one", (), 10)
     assert await outbox.take("two", (), 10) == []
     await outbox.take("one", (), 0)
@@ -72,10 +72,10 @@ async def test_one_owner_at_a_time(ledger: Ledger, outbox: Outbox, monkeypatch) 
 
 
 async def test_a_change_that_is_taken_back_is_not_told(ledger: Ledger, outbox: Outbox) -> None:
-    await ledger.create(NEW)
-    leased = await ledger.lease("me", -1)
-    assert await ledger.lease("you", 60) is not None
+    await create(ledger)
+    leased = await ledger.leases.lease("me", -1)
+    assert await ledger.leases.lease("you", 60) is not None
     with pytest.raises(LeaseLostError):
-        await ledger.finish(leased, DONE)
+        await ledger.leases.finish(leased, DONE)
     states = [one.update.job.state for one in await outbox.take("one", (), 10)]
     assert states == [JobState.QUEUED, JobState.RUNNING, JobState.RUNNING]

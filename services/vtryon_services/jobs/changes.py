@@ -1,0 +1,113 @@
+"""Changes of jobs: each takes the job's next sequence numbers, and leaves an update for each."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+from datetime import UTC, datetime
+from typing import Any
+
+from sqlalchemy import Row, insert, update
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from vtryon.events import Event
+from vtryon.jobs import Job, JobState, JobUpdate
+from vtryon_services.jobs.outbox import keep
+from vtryon_services.jobs.records import Kept, kept_of
+from vtryon_services.jobs.tables import jobs, updates
+
+
+class LeaseLostError(Exception):
+    """Somebody else has the job by now; what this runner knows of it is worth nothing."""
+
+
+class Changes:
+    """Writes changes, each in the transaction of its connection.
+
+    Args:
+        keep_seconds: from a job's end until its pictures are erased.
+        published: whether changes of state go to the outbox as well.
+    """
+
+    def __init__(self, keep_seconds: float, *, published: bool) -> None:
+        self._keep_seconds = keep_seconds
+        self._published = published
+
+    async def change(self, connection: AsyncConnection, where: Any, values: dict[str, Any]) -> Kept:
+        """Change a job's state, and tell it.
+
+        Raises:
+            LeaseLostError: there is no such job.
+        """
+        row = await self.advance(connection, where, values, [])
+        kept = kept_of(row)
+        told = replace(kept.job, options=None)  # updates hold no options
+        change = JobUpdate(told.sequence, datetime.now(UTC), told)
+        await _tell(connection, row.id, [change])
+        await self.publish(connection, row, change)
+        return kept
+
+    async def publish(self, connection: AsyncConnection, row: Row[Any], change: JobUpdate) -> None:
+        """Have a bridge tell others of a change, where there are bridges."""
+        if self._published:
+            await keep(connection, row.tenant, row.traceparent, change)
+
+    async def advance(
+        self,
+        connection: AsyncConnection,
+        where: Any,
+        values: dict[str, Any],
+        happened: Sequence[tuple[datetime, Event]],
+    ) -> Row[Any]:
+        """Take the next sequence numbers, one for each event, or one for a change.
+
+        Raises:
+            LeaseLostError: there is no such job.
+        """
+        count = len(happened) or 1
+        changed = (
+            update(jobs)
+            .where(where)
+            .values(sequence=jobs.c.sequence + count, **values)
+            .returning(jobs)
+        )
+        row: Row[Any] | None = (await connection.execute(changed)).one_or_none()
+        if row is None:
+            raise LeaseLostError
+        first = row.sequence - count + 1
+        told = [
+            JobUpdate(first + index, at, event=event) for index, (at, event) in enumerate(happened)
+        ]
+        await _tell(connection, row.id, told)
+        return row
+
+    def ending(self, state: JobState, detail: Job | None = None) -> dict[str, Any]:
+        """Give the columns of a job that ends; what a cancelled one was about is erased at once."""
+        now = time.time()
+        values = {
+            "state": state.value,
+            "ended_at": now,
+            "expires_at": now + self._keep_seconds,
+            "owner": None,
+            "lease_until": None,
+            "outcome": b"" if detail is None else detail.to_proto().SerializeToString(),
+        }
+        return values | (FORGET if state is JobState.CANCELLED else {})
+
+
+# The columns of a job whose folder is to be deleted.
+FORGET: dict[str, Any] = {"erasing": True, "sealed": b""}
+
+
+async def _tell(connection: AsyncConnection, job_id: str, told: Sequence[JobUpdate]) -> None:
+    if told:
+        rows = [
+            {
+                "job_id": job_id,
+                "sequence": one.sequence,
+                "body": one.to_proto().SerializeToString(),
+            }
+            for one in told
+        ]
+        await connection.execute(insert(updates), rows)
