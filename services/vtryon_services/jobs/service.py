@@ -9,6 +9,7 @@ from contextlib import contextmanager, suppress
 from typing import Any
 
 import structlog
+from opentelemetry import metrics
 
 from vtryon import events
 from vtryon.client import Client
@@ -53,6 +54,9 @@ from vtryon_services.runtime.ranges import (
 from vtryon_services.runtime.settings import JOBS
 
 _log = structlog.get_logger("vtryon.jobs")
+_watches = metrics.get_meter("vtryon").create_up_down_counter(
+    "vtryon.jobs.watches", description="WatchJob calls that are open."
+)
 _NAME = "vtryon.v1.JobService"
 _LONGEST_SECONDS = 30 * 86_400.0
 _CANCEL_SECONDS = 5.0
@@ -252,9 +256,11 @@ class Jobs:
                 retry_after_seconds=_WATCH_AGAIN_SECONDS,
             )
         self._watches[tenant] += 1
+        _watches.add(1)
         try:
             yield
         finally:
+            _watches.add(-1)
             self._watches[tenant] -= 1
             if not self._watches[tenant]:
                 del self._watches[tenant]
