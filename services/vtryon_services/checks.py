@@ -60,10 +60,12 @@ def jobs() -> Iterator[Finding]:
     from sqlalchemy.engine import make_url
     from sqlalchemy.exc import ArgumentError
 
+    from vtryon_services.jobs.database import located
     from vtryon_services.jobs.settings import JobsSettings
 
     try:
-        url = make_url(JobsSettings.load().database_url)
+        settings = JobsSettings.load()
+        url = make_url(located(settings.database_url, settings.folder))
     except (SettingsError, ArgumentError) as error:
         remedy = "set VTRYON_JOBS_DATABASE_URL"
         yield Finding("jobs database", False, str(error), remedy=remedy)

@@ -69,8 +69,8 @@ def problems(mutants: list[Mutant]) -> Iterator[str]:
             yield f"{one.file}: {one.line!r} occurs {found} times, and must once"
         if bool(one.test) == bool(one.escapes):
             yield f"{one.why}: give either a test or why none catches it"
-        path, _, name = one.test.partition("::")
-        if one.test and f"def {name.partition('[')[0]}(" not in (ROOT / path).read_text():
+        path, *_, name = one.test.partition("[")[0].split("::")
+        if one.test and f"def {name}(" not in (ROOT / path).read_text():
             yield f"{one.test} is no test"
 
 

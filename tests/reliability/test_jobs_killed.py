@@ -13,7 +13,7 @@ from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import pytest
-from tests.support.dies import JOBS
+from tests.support.dies import ERASING, JOBS, MAKING
 from tests.support.pictures import png
 from tests.support.processes import ServedMesh, free_port, served
 
@@ -43,6 +43,7 @@ class Office:
             "VTRYON_JOBS_RETRY_SECONDS": "0.1",
             "VTRYON_JOBS_MAX_ATTEMPTS": "50",
             "VTRYON_JOBS_RESUME_EVERY": "3",
+            "VTRYON_JOBS_LEFTOVER_SECONDS": "3",
         }
         self.folder = folder
 
@@ -117,3 +118,61 @@ async def test_no_job_is_lost_and_none_ends_twice(
             assert steps[-1] == STEPS
             if point == "resume point kept":
                 assert steps.count(1) == 1  # it went on behind step 3
+
+
+def folders(office: Office) -> set[str]:
+    """What is in the artifact store."""
+    files = [one for one in (office.folder / "artifacts").rglob("*") if one.is_file()]
+    return {one.relative_to(office.folder / "artifacts").parts[0] for one in files}
+
+
+@pytest.mark.parametrize("point", ERASING)
+@pytest.mark.timeout(300)
+async def test_erasure_goes_on_after_a_kill(mesh: ServedMesh, tmp_path: Path, point: str) -> None:
+    office = Office(tmp_path, mesh.target)
+    async with vtryon.Client(office.target) as client:
+        process = office.run(point)
+        job = await submit(client, 1)
+        assert [one async for one in watch(client, job.id)]
+        assert folders(office) == {job.id}
+        erasing = asyncio.create_task(client.jobs.erase(job.id))
+        assert await asyncio.to_thread(process.wait, 60) == -9
+        erasing.cancel()  # nobody asks again
+        await asyncio.gather(erasing, return_exceptions=True)
+        alive = office.run(None)
+        try:
+            while not (await found(client, job.id)).erased or folders(office):
+                await asyncio.sleep(0.1)
+        finally:
+            alive.terminate()
+            await asyncio.to_thread(alive.wait, 60)
+
+
+@pytest.mark.parametrize("point", MAKING)
+@pytest.mark.timeout(300)
+async def test_a_job_that_was_never_made_leaves_no_pictures_after_a_kill(
+    mesh: ServedMesh, tmp_path: Path, point: str
+) -> None:
+    office = Office(tmp_path, mesh.target)
+    async with vtryon.Client(office.target) as client:
+        process = office.run(point)
+        submitting = asyncio.create_task(submit(client, 1))
+        assert await asyncio.to_thread(process.wait, 60) == -9
+        alive = office.run(None)
+        try:
+            job = await submitting
+            while folders(office) != {job.id}:
+                await asyncio.sleep(0.1)
+            assert len([one async for one in client.jobs.list()]) == 1
+        finally:
+            alive.terminate()
+            await asyncio.to_thread(alive.wait, 60)
+
+
+async def found(client: vtryon.Client, job_id: str) -> vtryon.Job:
+    """Ask until there is an answer."""
+    while True:
+        try:
+            return await client.jobs.get(job_id)
+        except vtryon.UnavailableError:
+            await asyncio.sleep(0.1)

@@ -71,7 +71,7 @@ async def make_services(settings: JobsSettings) -> list[Service]:
     Raises:
         SettingsError: one of them can't be used.
     """
-    folder = settings.data_folder.expanduser().absolute()
+    folder = settings.folder
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     artifacts = Artifacts.open(artifacts_located(settings.artifacts_url, folder))
     database = await Database.open(database_located(settings.database_url, folder))

@@ -83,3 +83,8 @@ class JobsSettings(ServiceSettings):
         description="WatchJob calls that one tenant may have open in this process; more are "
         "refused as QUEUE_FULL with a time to come back.",
     )
+
+    @property
+    def folder(self) -> Path:
+        """The absolute path of `data_folder`."""
+        return self.data_folder.expanduser().absolute()

@@ -10,11 +10,15 @@ from pathlib import Path
 
 import httpx
 import pytest
+from sqlalchemy import text
+from sqlalchemy.ext.asyncio import create_async_engine
 from tests.support.bad_input import OPTIONS, PICTURE
+from tests.support.pictures import png
 from tests.support.processes import VTRYON
 
 import vtryon
-from vtryon.jobs import JobState
+from vtryon.jobs import JobState, JobUpdate, WatchJob
+from vtryon.unary import listen
 from vtryon_services.backends.scripted import ScriptedSampling, ScriptedTextEncoder
 from vtryon_services.bridges.rest.server import begin
 from vtryon_services.bridges.rest.settings import RestSettings
@@ -22,6 +26,9 @@ from vtryon_services.host import host
 from vtryon_services.jobs.ledger import Ledger
 from vtryon_services.jobs.records import NewJob
 from vtryon_services.jobs.settings import JobsSettings
+from vtryon_services.runtime.artifacts import Artifacts
+
+WATCH = "/vtryon.v1.JobService/WatchJob"
 
 
 @pytest.fixture
@@ -61,6 +68,85 @@ async def test_the_same_request_is_the_same_job(caller: vtryon.Client) -> None:
         await caller.jobs.create(PICTURE, PICTURE, steps=3, request_id="twice")
     assert caught.value.reason is vtryon.Reason.ALREADY_EXISTS
     assert caught.value.metadata["job_id"] == first.id
+
+
+async def test_other_pictures_are_another_request(caller: vtryon.Client) -> None:
+    first = await caller.jobs.create(PICTURE, PICTURE, steps=2, request_id="pictures")
+    for pictures in ((png(colour="red"), PICTURE), (PICTURE, png(colour="red")), (PICTURE, None)):
+        with pytest.raises(vtryon.RequestError) as caught:
+            await caller.jobs.create(*pictures, steps=2, request_id="pictures")
+        assert caught.value.reason is vtryon.Reason.ALREADY_EXISTS
+    assert (await caller.jobs.wait(first.id)).state is JobState.SUCCEEDED
+
+
+async def test_numbers_out_of_range_are_refused_by_name(caller: vtryon.Client) -> None:
+    job = await caller.jobs.create(PICTURE, steps=1)
+    await caller.jobs.wait(job.id)
+    assert [one async for one in caller.jobs.watch(job.id, from_sequence=2**63 - 1)] == []
+    for first in (2**63, 2**64 - 1):
+        with pytest.raises(vtryon.RequestError, match="from_sequence"):
+            await anext(caller.jobs.watch(job.id, from_sequence=first))
+    with pytest.raises(vtryon.RequestError, match="page_size"):
+        await caller.jobs.page(size=1001)
+    for job_id in ("", "x" * 6000, "a\0", "f" * 33):
+        with pytest.raises(vtryon.RequestError) as caught:
+            await caller.jobs.get(job_id)
+        assert caught.value.reason is vtryon.Reason.NOT_FOUND
+
+
+async def test_watches_of_a_tenant_have_a_limit(
+    caller: vtryon.Client,
+) -> None:
+    job = await caller.jobs.create(PICTURE, steps=200)
+    watches = [caller.jobs.watch(job.id) for _ in range(64)]
+    for watch in watches:
+        await anext(watch)
+    call = listen(caller.channel, WATCH, WatchJob(job.id), JobUpdate)
+    with pytest.raises(vtryon.OverloadedError, match="64 WatchJob calls"):
+        await anext(call)
+    other = caller.acting_for("other")
+    beside = await other.jobs.create(PICTURE, steps=1)
+    assert (await other.jobs.wait(beside.id)).state is JobState.SUCCEEDED  # its own limit
+    for watch in watches:
+        await watch.aclose()
+    await caller.jobs.cancel(job.id)
+
+
+async def test_a_failing_database_says_nothing_of_the_caller(
+    caller: vtryon.Client, database_url: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    full = (
+        "CREATE TRIGGER full BEFORE INSERT ON jobs BEGIN SELECT RAISE(ABORT, 'disk is full'); END",
+        "DROP TRIGGER full",
+    )
+    if database_url.startswith("postgresql"):
+        function = "CREATE FUNCTION full_() RETURNS trigger AS $$ BEGIN RAISE disk_full; END $$"
+        trigger = "CREATE TRIGGER t BEFORE INSERT ON jobs FOR EACH ROW EXECUTE FUNCTION full_()"
+        full = (f"{function} LANGUAGE plpgsql; {trigger}", "DROP TRIGGER t ON jobs")
+    await execute(database_url, full[0])
+    said = {
+        "prompt": "promptcanary",
+        "negative_prompt": "negativecanary",
+        "labels": {"k": "labelcanary"},
+        "request_id": "idcanary",
+    }
+    with pytest.raises(vtryon.UnavailableError) as caught:
+        await caller.acting_for("tenantcanary").jobs.create(PICTURE, steps=1, **said)
+    assert "database failed" in caught.value.message
+    await execute(database_url, full[1])
+    written = "".join(capfd.readouterr())
+    assert "canary" not in written.replace("request_id=idcanary", "") + caught.value.message
+    job = await caller.jobs.create(PICTURE, steps=1)
+    assert (await caller.jobs.wait(job.id)).state is JobState.SUCCEEDED
+
+
+async def execute(url: str, statements: str) -> None:
+    engine = create_async_engine(url)
+    async with engine.begin() as connection:
+        for one in statements.split("; CREATE") if "LANGUAGE" in statements else [statements]:
+            words = one if one.startswith(("CREATE", "DROP")) else f"CREATE{one}"
+            await connection.execute(text(words))
+    await engine.dispose()
 
 
 async def test_no_step_follows_a_cancel(caller: vtryon.Client) -> None:
@@ -128,7 +214,8 @@ async def test_by_rest(http: httpx.AsyncClient, caller: vtryon.Client) -> None:
     assert where == f"/v1/jobs/{made.json()['id']}"
     events = await http.get(f"{where}/events")
     assert "event: step_finished" in events.text
-    assert events.text.rstrip().splitlines()[-1].startswith("id: ") or '"succeeded"' in events.text
+    *_, last_event = events.text.rstrip().split("\n\n")
+    assert '"state":"succeeded"' in last_event.replace(" ", "")
     last = max(int(line[4:]) for line in events.text.splitlines() if line.startswith("id: "))
     tail = await http.get(f"{where}/events", headers={"last-event-id": str(last - 1)})
     assert tail.text.count("event: ") == 1
@@ -291,6 +378,31 @@ def test_a_database_that_is_none_is_said(tmp_path: Path) -> None:
         assert done.returncode == 2
         assert "database" in done.stderr
         assert "secret" not in done.stderr
+
+
+async def test_a_caller_that_leaves_early_leaves_no_pictures(
+    caller: vtryon.Client, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    put, putting, go_on = Artifacts.put, asyncio.Event(), asyncio.Event()
+
+    async def slowly(artifacts: Artifacts, name: str, data: bytes) -> str:
+        putting.set()
+        await go_on.wait()
+        return await put(artifacts, name, data)
+
+    monkeypatch.setattr(Artifacts, "put", slowly)
+    asking = asyncio.create_task(caller.jobs.create(PICTURE, PICTURE, request_id="left-early"))
+    await putting.wait()
+    asking.cancel()
+    await asyncio.gather(asking, return_exceptions=True)
+    monkeypatch.setattr(Artifacts, "put", put)
+    job = await caller.jobs.create(PICTURE, steps=1)  # the server has seen the other leave
+    go_on.set()
+    await caller.jobs.wait(job.id)
+    async with asyncio.timeout(30):
+        while {one.name for one in (tmp_path / "artifacts").iterdir()} != {job.id}:
+            await asyncio.sleep(0.05)
+    assert [one.id async for one in caller.jobs.list()] == [job.id]
 
 
 async def test_a_caller_that_leaves_leaves_no_job_without_pictures(
