@@ -296,7 +296,7 @@ async def test_a_restart_loses_nothing(database_url: str, tmp_path: Path) -> Non
         "database_url": database_url,
         "artifacts_url": str(tmp_path / "artifacts"),
         "resume_every": 2,
-        "drain_grace_seconds": 0.2,
+        "drain_grace_seconds": 20.0,
         "log_level": "error",
     }
     settings = JobsSettings.load_from(given)

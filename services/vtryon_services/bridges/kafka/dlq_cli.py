@@ -145,12 +145,18 @@ def _run(
     as_json: bool,
 ) -> T:
     from vtryon_services.bridges.kafka.settings import WORKS, KafkaSettings
+    from vtryon_services.runtime.telemetry import set_up_logs
 
     given = {} if bootstrap_servers is None else {"bootstrap_servers": bootstrap_servers}
     try:
         if name not in WORKS:
             raise RequestError(f"there are dead letters of {', '.join(WORKS)}")
-        return asyncio.run(work(KafkaSettings.load(**given)))
+        settings = KafkaSettings.load(**given)
+        flush_logs = set_up_logs(settings)  # standard output is for what was asked for
+        try:
+            return asyncio.run(work(settings))
+        finally:
+            flush_logs()
     except VtryonError as error:
         report_failure(error, PlainConsole(stderr=True), as_json=as_json)
         raise typer.Exit(2 if isinstance(error, RequestError) else 1) from None

@@ -53,7 +53,7 @@ class Sender:
                     f"{settings.bootstrap_servers} refuses idempotent producers ({refusal}); "
                     "unset it, or set it to false"
                 )
-            _log.warning("the broker refuses idempotent producers", cause=refusal)
+            _log.warning("no idempotent producers: messages may arrive twice", cause=refusal)
             idempotent = False
         producer = AIOKafkaProducer(
             **settings.connection(),
