@@ -183,3 +183,38 @@ def test_istio_and_envoy_let_in_the_same_callers(mode: str) -> None:
                 "refused-stream",
                 "reset-before-request",
             }
+
+
+@pytest.mark.parametrize("mode", ["sidecar", "ambient"])
+def test_istio_takes_mutual_tls_alone_from_everybody(mode: str) -> None:
+    """No manifest of the mesh takes plain text, or asks for it, for any workload or port."""
+    manifests = [one for many in render_istio(MESH, mode).values() for one in many]
+    [mutual] = [one for one in manifests if one["kind"] == "PeerAuthentication"]
+    assert mutual["metadata"]["namespace"] == MESH.namespace
+    assert mutual["spec"] == {"mtls": {"mode": "STRICT"}}  # no selector: of the whole namespace
+    rules = [one for one in manifests if one["kind"] == "DestinationRule"]
+    assert not [one for one in rules if "tls" in one["spec"]["trafficPolicy"]]
+
+
+@pytest.mark.parametrize("mode", ["sidecar", "ambient"])
+def test_istio_sends_nothing_to_a_new_version_before_somebody_asks(mode: str) -> None:
+    manifests = render_istio(MESH, mode)["traffic.yaml"]
+    tracks = {
+        one["spec"]["host"]: {each["name"]: each["labels"] for each in one["spec"]["subsets"]}
+        for one in manifests
+        if one["kind"] == "DestinationRule"
+    }
+    assert tracks.keys() == MESH.services.keys()
+    seen = set()
+    for manifest in manifests:
+        for http in manifest["spec"].get("http", ()):
+            shares = {
+                tracks[one["destination"]["host"]][one["destination"]["subset"]][
+                    "vtryon.io/track"
+                ]: one["weight"]
+                for one in http["route"]
+            }
+            assert shares == {"stable": 100, "canary": 0}
+            assert http["mirrorPercentage"] == {"value": 0.0}
+            seen |= {one["destination"]["host"] for one in http["route"]}
+    assert seen == MESH.services.keys()

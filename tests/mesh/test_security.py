@@ -123,6 +123,20 @@ def test_the_expectation_names_every_service_and_identity() -> None:
     assert callers <= set(MESH.identities)
 
 
+def test_the_description_lets_in_whom_the_expectation_does() -> None:
+    """As above without a mesh; what Envoy makes of it is asked of every identity."""
+    for name, service in MESH.services.items():
+        for path in [*METHODS, *PATHS, *OTHERS]:
+            described = {
+                caller
+                for starts, callers in service.allowed.values()
+                for caller in callers
+                if path.startswith(tuple(starts))
+            }
+            expected = {one for one in MESH.identities if may_call(one, name, path)}
+            assert described == expected, (name, path)
+
+
 def test_what_is_private_is_for_bridges_alone() -> None:
     assert MESH.services["jobs"].allowed["callers-of-outcomeservice"] == (
         ["/vtryon.v1.OutcomeService/"],
