@@ -21,6 +21,19 @@ def test_importing_the_sdk_imports_nothing_heavy() -> None:
     assert done.stdout.strip() == "[]"
 
 
+def test_services_without_a_model_import_no_torch() -> None:
+    program = (
+        "import sys, vtryon_services.host, vtryon_services.backends.scripted, "
+        "vtryon_services.jobs.service, vtryon_services.bridges.rest.server, "
+        "vtryon_services.bridges.kafka.bridge; "
+        "print([name for name in ('torch', 'diffusers', 'transformers') if name in sys.modules])"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=True
+    )
+    assert done.stdout.strip() == "[]"
+
+
 def test_the_public_names_are_sorted_and_all_there() -> None:
     import vtryon
 

@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-import torch
-
 from vtryon.errors import Reason, SettingsError, VtryonError
 
 
@@ -47,11 +45,12 @@ def library_errors(name: str) -> Iterator[None]:
             f"{name} needs a package that is not installed ({package}): install it, or take a "
             "checkpoint without what needs it"
         ) from error
-    except (MemoryError, torch.OutOfMemoryError) as error:
-        raise SettingsError(
-            f"there is not enough memory for {name}: choose another device, or a smaller dtype"
-        ) from error
     except Exception as error:
+        # torch's own class is known by its name: the pipeline reads geometry without torch.
+        if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+            raise SettingsError(
+                f"there is not enough memory for {name}: choose another device, or a smaller dtype"
+            ) from error
         raise corrupt(f"{name} can't be loaded ({type(error).__name__})") from error
 
 
