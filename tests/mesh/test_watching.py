@@ -94,5 +94,5 @@ async def test_every_metric_in_them_exists(town: Town, caller, example) -> None:
         bare = re.sub(r"vtryon:\w+:\w+|\([\w, ]+\)", "", expression)
         used |= set(re.findall(r"\b((?:vtryon|rpc|envoy|http)_\w+)", bare))
     labels = {"rpc_service", "rpc_grpc_status_code", "envoy_cluster_name"}
-    labels |= {"http_status_code", "http_target"}
+    labels |= {"http_response_status_code", "http_route"}
     assert used - labels - known == set()
