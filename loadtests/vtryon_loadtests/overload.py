@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
+import math
 import platform
 import random
 import tempfile
@@ -31,11 +32,11 @@ from vtryon_loadtests.throughput import STEPS, Pictures, one_process
 
 @dataclass(slots=True)
 class Phase:
-    """One load: what was offered, and what became of it; seconds."""
+    """One load: what was offered, the time until the last answer, and every latency; seconds."""
 
     name: str
     offered_per_second: float
-    seconds: float
+    seconds: float = math.nan
     finished: list[float] = field(default_factory=list)
     refused: list[float] = field(default_factory=list)
     other: list[str] = field(default_factory=list)
@@ -70,27 +71,30 @@ class Load:
 
     async def peak(self, seconds: float, callers: int = 16) -> Phase:
         """Let callers ask one request after another."""
-        phase = Phase("peak", float("inf"), seconds)
-        until = time.perf_counter() + seconds
+        phase = Phase("peak", float("inf"))
+        started = time.perf_counter()
+        until = started + seconds
 
         async def call() -> None:
             while time.perf_counter() < until:
                 await self._ask(phase, *self._pictures.fresh())
 
         await asyncio.gather(*(call() for _ in range(callers)))
+        phase.seconds = time.perf_counter() - started
         return phase
 
     async def offer(self, name: str, per_second: float, seconds: float) -> Phase:
         """Ask at random moments, so many times a second on average, whatever is still open."""
-        phase, dice = Phase(name, per_second, seconds), random.Random(1)
+        phase, dice = Phase(name, per_second), random.Random(1)
         pauses = [dice.expovariate(per_second) for _ in range(round(per_second * seconds))]
         given = await asyncio.to_thread(lambda: [self._pictures.fresh() for _ in pauses])
-        due = time.perf_counter()
+        started = due = time.perf_counter()
         async with asyncio.TaskGroup() as group:
             for pause, pictures in zip(pauses, given, strict=True):
                 group.create_task(self._ask(phase, *pictures))
                 due += pause
                 await asyncio.sleep(max(0.0, due - time.perf_counter()))
+        phase.seconds = time.perf_counter() - started
         return phase
 
     async def _ask(self, phase: Phase, person: bytes, garment: bytes) -> None:
@@ -113,7 +117,7 @@ async def measure(target: str | None, seconds: float) -> list[Phase]:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         pictures = await asyncio.to_thread(Pictures, folder)
         client = await stack.enter_async_context(
-            one_process() if target is None else vtryon.Client(target, retry=False)
+            one_process(retry=False) if target is None else vtryon.Client(target, retry=False)
         )
         load = Load(client, pictures)
         await load.peak(min(5.0, seconds))

@@ -180,10 +180,10 @@ async def draw_with_mesh(
 
 
 @asynccontextmanager
-async def one_process() -> AsyncIterator[vtryon.Client]:
+async def one_process(*, retry: bool = True) -> AsyncIterator[vtryon.Client]:
     """Serve everything in one process, and connect to it."""
     with running("vtryon", "serve", "all", "--listen", "127.0.0.1:0") as target:
-        async with vtryon.Client(target) as client:
+        async with vtryon.Client(target, retry=retry) as client:
             yield client
 
 
