@@ -32,10 +32,13 @@ class Town:
     def door(self) -> str:
         return str(self.layout.door)
 
+    @property
+    def tls(self) -> vtryon.Tls:
+        return vtryon.Tls(ca_path=self.layout.certificates / "ca.crt")
+
     def client(self, token: str | None = None) -> vtryon.Client:
-        tls = vtryon.Tls(ca_path=self.layout.certificates / "ca.crt")
         given = self.issuer.token("acme") if token is None else token
-        return vtryon.Client(self.door, tls=tls, token=given)
+        return vtryon.Client(self.door, tls=self.tls, token=given)
 
     def inbound(self, name: str) -> str:
         """Where the mesh reaches the first replica of a service."""

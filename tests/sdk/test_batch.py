@@ -409,7 +409,7 @@ def test_a_full_disk_is_said_and_loses_nothing(tmp_path: Path, endpoint: str) ->
         resource.setrlimit(resource.RLIMIT_FSIZE, (30, 30))
 
     full = batch(manifest, out, "--steps", 1, "--endpoint", endpoint, preexec_fn=small_files)
-    assert full.returncode == 1
+    assert full.returncode == 2
     assert "can't write" in full.stderr
     assert not list(out.glob("n*.png"))
     done = batch(manifest, out, "--steps", 1, "--endpoint", endpoint)
