@@ -138,7 +138,7 @@ async def test_the_same_reason_through_every_door(doors, reasons, door: str) -> 
     bad |= {name: Asked(data, (PICTURE,), {"steps": 1}) for name, (data, _) in PICTURES.items()}
     taken = {name: one for name, one in bad.items() if doors[door].takes(one)}
     if door == "files":  # a process each: some of every kind will do
-        some = ["zero steps", "a huge seed", "a long prompt", "width alone", *PICTURES]
+        some = ["zero steps", "a NaN scale", "a long prompt", "width alone", *PICTURES]
         taken = {name: taken[name] for name in some}
     assert all(reasons[name] for name in taken)
     found = await asyncio.gather(*(doors[door].draw(one) for one in taken.values()))

@@ -10,6 +10,7 @@ import tomllib
 import zipfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from fnmatch import fnmatch
 from pathlib import Path
 
 import compose_spec
@@ -208,6 +209,7 @@ def copied(folder: Path) -> None:
     for line in re.findall(r"^COPY (.*)$", stage, re.MULTILINE):
         *sources, target = line.split()
         for source in sources:
+            assert in_context(source), f".dockerignore keeps {source} out of the build"
             if (ROOT / source).is_dir():
                 shutil.copytree(ROOT / source, folder / target, ignore=BYTECODE)
             else:
@@ -215,6 +217,26 @@ def copied(folder: Path) -> None:
 
 
 BYTECODE = shutil.ignore_patterns("__pycache__")
+
+
+def in_context(path: str) -> bool:
+    """Tell whether .dockerignore lets a file of the root into the build: its last match counts."""
+    kept = True
+    for line in (ROOT / ".dockerignore").read_text().splitlines():
+        pattern = line.strip()
+        if pattern and not pattern.startswith("#") and fnmatch(path, pattern.lstrip("!")):
+            kept = pattern.startswith("!")
+    return kept
+
+
+def test_every_file_that_the_dockerfile_copies_is_in_the_build_context() -> None:
+    text = (ROOT / "services" / "Dockerfile").read_text()
+    lines = [line.split() for line in re.findall(r"^COPY (?!--from)(.*)$", text, re.MULTILINE)]
+    sources = {source for *sources, _ in lines for source in sources}
+    assert {"protos", "constraints.txt"} <= sources
+    assert [source for source in sorted(sources) if not in_context(source)] == []
+    assert not in_context(".git")
+    assert not in_context("tests")
 
 
 def test_the_image_has_all_that_its_wheel_is_made_of(tmp_path: Path) -> None:
