@@ -72,7 +72,7 @@ class SampleStart(_message.Message):
     true_cfg_scale: _builtins.float
     """0 to 30; guidance is on above 1, and only with negative embeddings."""
     seed: _builtins.int
-    """0 to 2^63 − 1; unset: the server draws one and says so in `accepted`. Not with a NOISE payload."""
+    """0 to 2^64 − 1; unset: the server draws one and says so in `accepted`. Not with a NOISE payload."""
     strength: _builtins.float
     """The share of the schedule to run, above 0 to 1; below 1 the first reference, noised, is the
     starting point and must have the target's size.
