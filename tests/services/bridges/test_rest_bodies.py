@@ -9,10 +9,19 @@ from typing import Any
 
 import httpx
 import pytest
+from google.protobuf.message import Message
 from tests.support.bad_input import PICTURE
+from tests.support.rest import events_of
 
 from vtryon.errors import RequestError
+from vtryon.v1.numerics_pb2 import Numerics
+from vtryon.v1.pipeline_pb2 import TryOnOptions
+from vtryon.v1.sampling_pb2 import SampleStart
+from vtryon.v1.stream_pb2 import PreviewPolicy
+from vtryon_services.bridges.rest.bodies import NumericsBody, PreviewsBody, TryOnFields
+from vtryon_services.bridges.rest.images import ImageEdit
 from vtryon_services.bridges.rest.json_text import MAX_DEPTH, read_json_text
+from vtryon_services.bridges.rest.stages import Sample
 
 B64 = base64.b64encode(PICTURE).decode()
 EDGE = "----test"
@@ -255,3 +264,87 @@ async def test_a_compressed_body_is_refused_by_name(http: httpx.AsyncClient) -> 
     answer = await http.post("/v1/try-ons", content=b"\x1f\x8b", headers=headers)
     assert answer.status_code == 400
     assert "Content-Encoding" in answer.json()["detail"]
+
+
+def field_names(message: type[Message]) -> set[str]:
+    """Give the fields of a protobuf message."""
+    return {one.name for one in message.DESCRIPTOR.fields}
+
+
+def test_try_ons_edits_and_previews_have_every_field_of_the_protos() -> None:
+    wanted = field_names(TryOnOptions)
+    assert wanted <= {*TryOnFields.model_fields}
+    # By OpenAI's names: output_format, output_compression, partial_images.
+    assert wanted - {"format", "quality", "previews"} <= {*ImageEdit.model_fields}
+    assert field_names(PreviewPolicy) == {*PreviewsBody.model_fields}
+    assert field_names(Numerics) - {"profile"} == {*NumericsBody.model_fields}
+
+
+def test_the_sampling_route_has_every_field_of_the_sampler() -> None:
+    # One file of tensors is the answer: it has no place for previews or resume points.
+    elsewhere = {"payloads", "previews", "resume", "resume_every"}
+    assert field_names(SampleStart) - elsewhere <= {*Sample.model_fields}
+
+
+@pytest.mark.parametrize("name", ["previews", "resume", "resume_every"])
+async def test_the_sampling_route_refuses_by_name_what_it_has_no_place_for(
+    http: httpx.AsyncClient, name: str
+) -> None:
+    files = {"embeddings": b"", "latents": b""}
+    answer = await http.post("/v1/stages/sampling", files=files, data={name: "1"})
+    assert answer.status_code == 400
+    assert name in [one["field"] for one in answer.json()["violations"]]
+
+
+@pytest.mark.parametrize("how", ["json", "form"])
+async def test_previews_are_as_many_as_the_body_asks_for(http: httpx.AsyncClient, how: str) -> None:
+    wanted = {"steps": 4, "priority": "batch", "previews": {"every_steps": 2}}
+    body: dict[str, Any] = {"json": {"person": B64, **wanted}}
+    if how == "form":
+        data = {**wanted, "previews": json.dumps(wanted["previews"])}
+        body = {"files": {"person": PICTURE}, "data": data}
+    answer = await http.post("/v1/try-ons", **body, headers={"accept": "text/event-stream"})
+    shown = [told["step"] for name, told in events_of(answer.text) if name == "preview"]
+    assert shown == [2, 4]
+    refused = await http.post("/v1/try-ons", **body, headers={"accept": "application/json"})
+    assert refused.status_code == 400
+    assert [one["field"] for one in refused.json()["violations"]] == ["previews"]
+
+
+async def test_edits_tell_seed_fits_and_unused_options_as_try_ons_do(
+    http: httpx.AsyncClient,
+) -> None:
+    how = {"steps": 2, "seed": 7, "numerics": json.dumps({"shift": 2.0, "schedule": "simple"})}
+    how |= {"true_cfg_scale": 1.0, "negative_prompt": "tucked in"}
+    tried = await http.post("/v1/try-ons", files={"person": PICTURE}, data=how)
+    assert tried.headers["x-vtryon-unused-options"]
+    edit = {**how, "prompt": "wear it", "n": 2}
+    edited = await http.post("/v1/images/edits", files={"image": PICTURE}, data=edit)
+    assert edited.status_code == 200, edited.text
+    for name in ("x-vtryon-seed", "x-vtryon-unused-options"):
+        assert edited.headers[name] == tried.headers[name]
+    assert "sampling;dur=" in edited.headers["server-timing"]
+    assert [one["seed"] for one in edited.json()["data"]] == [7, 8]
+    for one in edited.json()["data"]:
+        unused = ", ".join(option["field"] for option in one["unused_options"])
+        assert unused == tried.headers["x-vtryon-unused-options"]
+        assert one["fits"]
+    streamed = await http.post(
+        "/v1/images/edits", files={"image": PICTURE}, data={**edit, "n": 1, "stream": "true"}
+    )
+    name, last = events_of(streamed.text)[-1]
+    assert (name, last["seed"]) == ("image_edit.completed", 7)
+    assert last["unused_options"] == edited.json()["data"][0]["unused_options"]
+
+
+async def test_the_sampling_route_tells_its_unused_options(drawing_http: httpx.AsyncClient) -> None:
+    post, pictures = drawing_http.post, [("pictures", PICTURE)]
+    texts = await post("/v1/stages/text-encoder", files=pictures, data={"prompt": "wear it"})
+    latents = await post("/v1/stages/latent-encoder", files=pictures)
+    files = [("embeddings", texts.content), ("latents", latents.content)]
+    numerics = json.dumps({"schedule": "simple"})
+    data = {"sigmas": ["1.0", "0.5"], "seed": 7, "numerics": numerics, "priority": "batch"}
+    sampled = await post("/v1/stages/sampling", files=files, data=data)
+    assert sampled.status_code == 200, sampled.text
+    assert sampled.headers["x-vtryon-seed"] == "7"
+    assert sampled.headers["x-vtryon-unused-options"] == "numerics.schedule"

@@ -88,8 +88,16 @@ def result_answer(result: Result, answer: Answer) -> Response:
     """Answer with a finished try-on."""
     if answer is Answer.JSON:
         return JSONResponse(described(result))
-    headers = {"x-vtryon-seed": str(result.seed), "server-timing": server_timing(result.ledger)}
-    return picture_answer(result.picture, **headers, **unused_header(result.unused_options))
+    return picture_answer(result.picture, **result_headers(result))
+
+
+def result_headers(result: Result) -> dict[str, str]:
+    """Say in headers how a picture was made."""
+    return {
+        "x-vtryon-seed": str(result.seed),
+        "server-timing": server_timing(result.ledger),
+        **unused_header(result.unused_options),
+    }
 
 
 def unused_header(unused: Sequence[UnusedOption]) -> dict[str, str]:

@@ -13,7 +13,6 @@ from pydantic import (
     ConfigDict,
     Field,
     WithJsonSchema,
-    field_validator,
 )
 
 from vtryon.errors import Reason, RequestError
@@ -23,6 +22,7 @@ from vtryon.types import (
     GuidanceNorm,
     ImageFormat,
     Numerics,
+    PreviewPolicy,
     Priority,
     Profile,
     ResizeFilter,
@@ -34,8 +34,10 @@ from vtryon_services.bridges.rest.forms import read_form
 from vtryon_services.bridges.rest.json_text import read_json_text
 from vtryon_services.runtime.ranges import (
     EncodingRanges,
+    PreviewRanges,
     PromptRanges,
     SamplingRanges,
+    field_error,
 )
 
 B = TypeVar("B", bound=BaseModel)
@@ -80,6 +82,25 @@ class NumericsBody(BaseModel):
     rope_layout: RopeLayout | None = None
 
 
+class PreviewsBody(PreviewRanges):
+    """Which previews an event stream or a job has; see PreviewPolicy in stream.proto."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    every_steps: int = Field(default=1, ge=0, le=200)
+    max_pixels: int = Field(default=0, ge=0, le=1024 * 1024)
+
+
+def _object_in_a_field(value: object) -> object:
+    """Read an object that a form has as JSON text."""
+    if not isinstance(value, str):
+        return value
+    try:
+        return read_json_text(value.encode("utf-8", "surrogatepass"))
+    except RequestError as error:
+        raise ValueError(error.message) from None
+
+
 class Timed(BaseModel):
     """What every request can be told; fields that are not known are refused."""
 
@@ -94,19 +115,9 @@ class Profiled(Timed):
     """What requests to every stage that has numerics can be told."""
 
     profile: Profile | None = Field(default=None, description="A named set of numerics.")
-    numerics: NumericsBody | None = Field(
+    numerics: Annotated[NumericsBody | None, BeforeValidator(_object_in_a_field)] = Field(
         default=None, description="What departs from the profile; in a form, as JSON."
     )
-
-    @field_validator("numerics", mode="before")
-    @classmethod
-    def _from_text(cls, value: object) -> object:
-        if not isinstance(value, str):
-            return value
-        try:
-            return read_json_text(value.encode("utf-8", "surrogatepass"))
-        except RequestError as error:
-            raise ValueError(error.message) from None
 
     def own_numerics(self) -> Numerics | None:
         """Give profile and departures together."""
@@ -117,10 +128,13 @@ class Profiled(Timed):
 
 
 class Sampled(SamplingRanges, Profiled):
-    """What decides how is drawn."""
+    """What decides how and when is drawn."""
 
     width: int | None = Field(default=None, ge=16, multiple_of=16)
     height: int | None = Field(default=None, ge=16, multiple_of=16)
+    priority: Priority | None = Field(
+        default=None, description="`batch` runs behind everything that is not."
+    )
 
 
 class TryOnFields(PromptRanges, Sampled, EncodingRanges):
@@ -131,14 +145,38 @@ class TryOnFields(PromptRanges, Sampled, EncodingRanges):
         max_length=PromptRanges.model_fields["prompt"].metadata[0].max_length,
         description='It speaks of "picture 1", the person, and "picture 2", the garment.',
     )
-    priority: Priority | None = None
+    previews: Annotated[PreviewsBody | None, BeforeValidator(_object_in_a_field)] = Field(
+        default=None,
+        description="Of an event stream or a job, a preview after every step by default; "
+        "in a form, as JSON.",
+    )
 
-    def options(self, accepted_format: ImageFormat | None) -> dict[str, Any]:
-        """Give the arguments of `vtryon.Client.try_on`; the format is the caller's next choice."""
-        own = set(TryOnFields.model_fields) - {"profile", "numerics"}
-        plain = self.model_dump(include=own)
-        chosen = self.format or accepted_format
-        return {**plain, "numerics": self.own_numerics(), "format": chosen}
+    def options(
+        self, accepted_format: ImageFormat | None, *, previews: bool = True, shown: bool = True
+    ) -> dict[str, Any]:
+        """Give the arguments of `vtryon.Client.try_on`.
+
+        Args:
+            accepted_format: the format where the fields name none.
+            previews: whether there are previews where the fields do not say.
+            shown: whether the answer has a place for previews.
+
+        Raises:
+            RequestError: the fields ask for previews that the answer has no place for.
+        """
+        own = set(TryOnFields.model_fields) - {"profile", "numerics", "previews"}
+        wanted: PreviewPolicy | bool = previews
+        if self.previews is not None:
+            wanted = PreviewPolicy(self.previews.every_steps, self.previews.max_pixels)
+            if wanted.every_steps and not shown:
+                words = "takes an answer with events, `Accept: text/event-stream`, or a job"
+                raise field_error("previews", words)
+        return {
+            **self.model_dump(include=own),
+            "numerics": self.own_numerics(),
+            "format": self.format or accepted_format,
+            "previews": wanted,
+        }
 
 
 class TryOnForm(TryOnFields):

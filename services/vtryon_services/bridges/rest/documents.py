@@ -31,6 +31,7 @@ _REFUSALS = {
     503: "A stage can't be reached, or is going away.",
 }
 
+_SEED = "x-vtryon-seed"
 IGNORED = "x-vtryon-ignored"
 UNUSED = "x-vtryon-unused-options"
 _HEADERS = {
@@ -39,7 +40,7 @@ _HEADERS = {
     "location": "Where the job is.",
     "preference-applied": "The preference that was honoured.",
     "server-timing": "Milliseconds of each stage.",
-    "x-vtryon-seed": "The seed that the picture was drawn with.",
+    _SEED: "The seed that the picture was drawn with.",
     "x-vtryon-job": "The job that the picture is of.",
     UNUSED: "Options that were given and changed nothing; JSON and events have the reasons.",
     IGNORED: "Parameters that were given and change nothing here.",
@@ -73,11 +74,12 @@ TENSORS: Responses = {
     200: {"description": "Tensors, as a safetensors file.", "content": {SAFETENSORS: _BYTES}},
     **PROBLEMS,
 }
+SAMPLED: Responses = {**TENSORS, 200: {**TENSORS[200], "headers": headers_of(_SEED, UNUSED)}}
 RESULTS: Responses = {
     200: {
         "description": "What `Accept` asks for. An event stream that does not end with `finished` "
         "or `error` was cut off.",
-        "headers": headers_of("x-vtryon-seed", "x-vtryon-job", "server-timing", UNUSED),
+        "headers": headers_of(_SEED, "x-vtryon-job", "server-timing", UNUSED),
         "content": {
             **_PICTURES,
             "application/json": {"schema": {"type": "object"}},

@@ -19,11 +19,19 @@ from pydantic import Field
 from vtryon.client import Client
 from vtryon.events import Event, Preview
 from vtryon.pictures import Picture
+from vtryon.plain import plain
 from vtryon.run import Result, Run
 from vtryon.types import ImageFormat, PreviewPolicy, Stage
-from vtryon_services.bridges.rest.answers import frame, left_with, stream
+from vtryon_services.bridges.rest.answers import frame, left_with, result_headers, stream
 from vtryon_services.bridges.rest.bodies import Sampled
-from vtryon_services.bridges.rest.documents import IGNORED, PROBLEMS, Responses, body_of, headers_of
+from vtryon_services.bridges.rest.documents import (
+    IGNORED,
+    PROBLEMS,
+    UNUSED,
+    Responses,
+    body_of,
+    headers_of,
+)
 from vtryon_services.bridges.rest.doors import DoorsOf, SettingsOf
 from vtryon_services.bridges.rest.forms import FORM, read_form
 from vtryon_services.bridges.rest.problems import request_id_of
@@ -34,7 +42,7 @@ _IGNORED = ("model", "user", "quality", "input_fidelity", "moderation")
 _ANSWERS: Responses = {
     200: {
         "description": "`data[].b64_json`; with `stream`, events `image_edit.…`.",
-        "headers": headers_of(IGNORED),
+        "headers": headers_of("x-vtryon-seed", "server-timing", UNUSED, IGNORED),
         "content": {
             "application/json": {"schema": {"type": "object"}},
             "text/event-stream": {"schema": {"type": "string"}},
@@ -100,6 +108,7 @@ class ImageEdit(PromptRanges, Sampled):
             "width": width,
             "height": height,
             "numerics": self.own_numerics(),
+            "priority": self.priority,
             "format": self.output_format,
             # Their range begins at 0, the encoders' at 1.
             "quality": None if quality is None else max(1, quality),
@@ -134,7 +143,8 @@ async def edit(request: Request, doors: DoorsOf, settings: SettingsOf) -> Respon
     )
 
     def last(result: Result) -> bytes:
-        return frame("image_edit.completed", _named(result.picture, "image_edit.completed"))
+        own = _named(result.picture, "image_edit.completed")
+        return frame("image_edit.completed", {**own, **_how(result)})
 
     return await stream(
         request,
@@ -180,8 +190,19 @@ async def _wait(
     ]
     async with left_with(request, *runs):
         results = await asyncio.gather(*runs)
-    data = [{"b64_json": _base64(result.picture)} for result in results]
-    return JSONResponse({**_common(results[0].picture), "data": data}, headers=fields.ignored)
+    data = [{"b64_json": _base64(result.picture), **_how(result)} for result in results]
+    # Of several pictures, headers tell of the first; `data` tells of each.
+    headers = {**fields.ignored, **result_headers(results[0])}
+    return JSONResponse({**_common(results[0].picture), "data": data}, headers=headers)
+
+
+def _how(result: Result) -> dict[str, Any]:
+    """Say how a picture was made, beside what OpenAI's clients read."""
+    return {
+        "seed": result.seed,
+        "fits": plain(result.fits),
+        "unused_options": plain(result.unused_options),
+    }
 
 
 def _named(picture: Picture, kind: str, **facts: int) -> dict[str, Any]:

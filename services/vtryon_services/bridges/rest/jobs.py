@@ -92,8 +92,7 @@ async def make(
         pictures[0],
         pictures[1:],
         request_id=key or "",
-        previews=previews,
-        **fields.options(None),
+        **fields.options(None, previews=previews),
     )
 
 

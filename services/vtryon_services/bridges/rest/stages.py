@@ -21,9 +21,14 @@ from vtryon.tensor_files import (
 )
 from vtryon.tensors import Tensor
 from vtryon.types import SampleStart, Stage
-from vtryon_services.bridges.rest.answers import left_with, picture_answer, wait_for
+from vtryon_services.bridges.rest.answers import (
+    left_with,
+    picture_answer,
+    unused_header,
+    wait_for,
+)
 from vtryon_services.bridges.rest.bodies import Profiled, Sampled, Timed
-from vtryon_services.bridges.rest.documents import PICTURE, SAFETENSORS, TENSORS, body_of
+from vtryon_services.bridges.rest.documents import PICTURE, SAFETENSORS, SAMPLED, TENSORS, body_of
 from vtryon_services.bridges.rest.doors import DoorsOf
 from vtryon_services.bridges.rest.forms import FORM, read_form
 from vtryon_services.runtime.ranges import EncodingRanges, PromptRanges
@@ -99,7 +104,7 @@ async def encode_text(request: Request, doors: DoorsOf) -> Response:
 
 @router.post(
     "/sampling",
-    responses=TENSORS,
+    responses=SAMPLED,
     openapi_extra=body_of({FORM: Sample}),
     response_class=Response,
 )
@@ -119,15 +124,18 @@ async def sample(request: Request, doors: DoorsOf) -> Response:
         seed=fields.seed,
         strength=fields.strength,
         sigmas=fields.sigmas,
+        priority=fields.priority,
     )
     sampling = doors.to(Stage.SAMPLING, request).sampling
     run = sampling.sample(start, given, timeout_seconds=fields.timeout_seconds)
     facts: dict[str, str] = {}
+    headers: dict[str, str] = {}
     async with left_with(request, run):
         async for event in run:
             if isinstance(event, Accepted):
                 facts = {"seed": str(event.seed), "sigmas": ", ".join(map(str, event.sigmas))}
-        return await _tensors({"latents": await run}, facts)
+                headers = {"x-vtryon-seed": facts["seed"], **unused_header(event.unused_options)}
+        return await _tensors({"latents": await run}, facts, headers)
 
 
 @router.post(
@@ -152,7 +160,9 @@ async def decode(request: Request, doors: DoorsOf) -> Response:
 
 
 async def _tensors(
-    tensors: Mapping[str, Tensor], facts: Mapping[str, str] | None = None
+    tensors: Mapping[str, Tensor],
+    facts: Mapping[str, str] | None = None,
+    headers: Mapping[str, str] | None = None,
 ) -> Response:
     data = await asyncio.to_thread(dump, tensors, facts or {})
-    return Response(data, media_type=SAFETENSORS)
+    return Response(data, media_type=SAFETENSORS, headers=dict(headers or {}))

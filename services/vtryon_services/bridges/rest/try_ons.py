@@ -77,14 +77,14 @@ async def try_on(
             return stream_updates(request, jobs, job.id, 1, settings.keepalive_seconds)
         return await _job_answer(await finished(jobs, job), jobs, answer, accepted_format)
     fields, pictures = await read_try_on(request)
+    events = answer is Answer.EVENTS
     run = doors.to(Stage.PIPELINE, request).try_on(
         pictures[0],
         pictures[1:],
-        **fields.options(accepted_format),
-        previews=answer is Answer.EVENTS,
+        **fields.options(accepted_format, previews=events, shown=events),
         request_id=request_id_of(request),
     )
-    if answer is Answer.EVENTS:
+    if events:
         seconds = settings.keepalive_seconds
         return await stream(request, run, result_frame, keepalive_seconds=seconds)
     return result_answer(await wait_for(request, run), answer)
