@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 import base64
 import json
+import re
 import subprocess
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Protocol
@@ -82,6 +84,13 @@ class Door(Protocol):
         ...
 
 
+async def draw_all(door: Door, asked: Sequence[Asked]) -> list[Went]:
+    """Make many requests at once, and wait for their ends."""
+    if isinstance(door, Files):  # one process for all of them
+        return await door.draw_all(asked)
+    return await asyncio.gather(*(door.draw(one) for one in asked))
+
+
 class Grpc:
     """The SDK's try-on."""
 
@@ -146,7 +155,7 @@ class Form:
         self.url = url
 
     def takes(self, asked: Asked) -> bool:
-        return "previews" not in asked.options
+        return True
 
     async def draw(self, asked: Asked) -> Went:
         async with httpx.AsyncClient(base_url=self.url, timeout=60, verify=False) as http:
@@ -204,42 +213,60 @@ class RestJob(Form):
 
 
 class Files:
-    """The shell's batch, from files to files."""
+    """The shell's batch, from files to files; a manifest has a row for each request.
 
-    _words: ClassVar[set[str]] = {
-        *("prompt", "negative_prompt", "steps", "true_cfg_scale", "seed", "width", "height"),
-        *("profile", "strength"),
-    }
+    A manifest that has an invalid line is refused whole, by the line: the others are tried again.
+    """
 
     def __init__(self, target: str, folder: Path) -> None:
         self._target = target
         self._folder = folder
 
     def takes(self, asked: Asked) -> bool:
-        return set(asked.options) <= self._words
+        """Whether rows have columns for all of it: one format is for all, previews are not kept."""
+        return not {"previews", "format"} & {*asked.options}
 
     async def draw(self, asked: Asked) -> Went:
+        [went] = await self.draw_all([asked])
+        return went
+
+    async def draw_all(self, asked: Sequence[Asked]) -> list[Went]:
         folder = self._folder / str(next(_numbers))
         folder.mkdir(parents=True)
-        names = []
-        for number, data in enumerate((asked.person, *asked.garments)):
-            names.append(f"picture-{number}")
-            (folder / names[-1]).write_bytes(data)
-        options = {name: plainly(value) for name, value in asked.options.items()}
-        row = {"name": "one", "person": names[0], "garments": names[1:], **options}
-        (folder / "work.jsonl").write_text(json.dumps(row))
+        rows = [self._row(folder, f"row-{number}", one) for number, one in enumerate(asked)]
+        (folder / "work.jsonl").write_text("\n".join(map(json.dumps, rows)))
         command = [VTRYON, "batch", folder / "work.jsonl", folder / "out", "--json"]
         done = await asyncio.to_thread(
             subprocess.run,
             [*command, "--endpoint", self._target],
             capture_output=True,
             text=True,
-            timeout=60,
+            timeout=120,
         )
         report = json.loads(done.stdout)
-        if "error" in report:
-            return Went(reason=report["error"]["reason"])
-        [line] = report["results"]
+        if "error" not in report:
+            return [self._read(folder, line) for line in report["results"]]
+        [line] = re.findall(r"^line (\d+): ", report["error"]["message"])
+        others = [one for number, one in enumerate(asked, 1) if number != int(line)]
+        went = await self.draw_all(others) if others else []
+        return [
+            *went[: int(line) - 1],
+            Went(reason=report["error"]["reason"]),
+            *went[int(line) - 1 :],
+        ]
+
+    def _row(self, folder: Path, name: str, asked: Asked) -> dict[str, object]:
+        names = []
+        for number, data in enumerate((asked.person, *asked.garments)):
+            names.append(f"{name}-{number}")
+            (folder / names[-1]).write_bytes(data)
+        options = {key: plainly(value) for key, value in asked.options.items()}
+        numerics = options.pop("numerics", {})
+        assert isinstance(numerics, dict)
+        row = {"name": name, "person": names[0], "garments": names[1:]}
+        return {**row, **options, **numerics}
+
+    def _read(self, folder: Path, line: dict[str, str]) -> Went:
         if line["reason"]:
             return Went(reason=line["reason"])
         return Went(decoded((folder / "out" / line["out"]).read_bytes()))
