@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager
 from importlib.metadata import entry_points
@@ -21,10 +20,9 @@ def embedded_mesh(**settings: Any) -> AbstractAsyncContextManager[str]:
     Raises:
         SettingsError: the server package is not installed, or something is set up wrongly.
     """
-    backend = settings.get("backend") or os.environ.get("VTRYON_BACKEND")
     extras.require(
         "running without --endpoint (the services inside this process)",
-        extras.of_service("all", backend),
+        extras.of_services(["all"], settings.get("backend")),
     )
     for entry in entry_points(group="vtryon.embedded"):
         start: Callable[..., AbstractAsyncContextManager[str]] = entry.load()

@@ -13,6 +13,7 @@ from functools import cache
 from importlib.metadata import PackageNotFoundError, distribution
 
 from vtryon.errors import SettingsError
+from vtryon.types import Stage
 
 PACKAGE = "vtryon"
 _NAMED = 5
@@ -31,6 +32,7 @@ COMMANDS: dict[str, tuple[str, ...]] = {
     "models": ("server",),
     "models check": ("server", "triton"),
     "models export-onnx": ("onnx",),
+    "models export-triton": ("server", "triton"),
     "triton": ("server", "triton"),
     "kafka": ("kafka",),
     "kafka broker": ("broker",),
@@ -59,19 +61,37 @@ def needed(words: Sequence[str]) -> tuple[str, ...]:
     command = max(known, key=len)
     extras = set(COMMANDS[command])
     if command == "serve":
-        extras.update(*(of_service(name, backend_of(words)) for name in plain[1:]))
+        extras.update(of_services(plain[1:], backend_of(words)))
     elif command == "up" and "--kafka" in words:
         extras.update(("broker", *SERVICES["kafka"]))
     elif command in _EMBEDDED and not any(word.startswith("--endpoint") for word in words):
-        extras.update(of_service("all", os.environ.get("VTRYON_BACKEND")))
+        extras.update(of_services(["all"], None))
     return tuple(sorted(extras))
+
+
+def of_services(words: Iterable[str], backend: str | None = None) -> set[str]:
+    """Name the extras of the services among some words of a command line.
+
+    Args:
+        words: names of services, and `all`; others are left alone, they may be values of options.
+        backend: of all stages; without it, each has its own by its variables.
+    """
+    named = {name for word in words for name in (Stage if word == "all" else [word])}
+    known = named & {*Stage, *SERVICES}
+    return {extra for name in known for extra in of_service(name, backend or _set_backend(name))}
+
+
+def _set_backend(service: str) -> str | None:
+    """Read a service's backend as its settings do: from its own variable, or the shared one."""
+    own = f"VTRYON_{service.upper().replace('-', '_')}_BACKEND"
+    return os.environ.get(own) or os.environ.get("VTRYON_BACKEND")
 
 
 def of_service(name: str, backend: str | None = None) -> tuple[str, ...]:
     """Name the extras that a service needs, by the name that `vtryon serve` takes.
 
     Args:
-        name: a stage, `pipeline`, `all`, `jobs`, `rest` or `kafka`.
+        name: a stage, `pipeline`, `jobs`, `rest` or `kafka`.
         backend: `torch` (the default), `triton` or `scripted`; of stages.
     """
     if name in SERVICES:
@@ -80,12 +100,12 @@ def of_service(name: str, backend: str | None = None) -> tuple[str, ...]:
 
 
 def backend_of(words: Sequence[str]) -> str | None:
-    """Find the backend on a command line, or else in VTRYON_BACKEND."""
+    """Find the backend on a command line."""
     for word, following in zip(words, [*words[1:], ""], strict=True):
         name, equals, value = word.partition("=")
         if name == "--backend":
             return value if equals else following
-    return os.environ.get("VTRYON_BACKEND")
+    return None
 
 
 def missing(extras: Iterable[str]) -> dict[str, tuple[str, ...]]:

@@ -36,7 +36,7 @@ def test_the_packages_of_an_extra_are_those_of_its_metadata(extra: str) -> None:
         ("serve sampling --backend=triton", {"base", "server", "triton"}),
         ("serve rest", {"base", "rest"}),
         ("serve kafka", {"base", "kafka"}),
-        ("try-on a.png b.png -o c.png", {"cli", "server"}),
+        ("try-on a.png b.png -o c.png", {"base", "cli", "server"}),
         ("try-on a.png b.png -o c.png --endpoint host:1", {"cli"}),
         ("batch in out --endpoint=host:1", {"cli"}),
         ("jobs list", {"cli"}),
@@ -45,10 +45,48 @@ def test_the_packages_of_an_extra_are_those_of_its_metadata(extra: str) -> None:
         ("up --kafka", {"broker", "kafka", "mesh"}),
         ("models export-onnx all out", {"onnx"}),
         ("models show", {"server"}),
+        ("models export-triton out", {"server", "triton"}),
+        ("serve rest --listen 127.0.0.1:8080", {"base", "rest"}),
+        ("serve jobs --listen 127.0.0.1:1 --checkpoint nowhere", {"base", "jobs"}),
     ],
 )
 def test_a_command_line_needs_the_extras_of_what_it_starts(line: str, wanted: set[str]) -> None:
     assert set(extras.needed(line.split())) == wanted
+
+
+@pytest.mark.parametrize(
+    ("line", "variables", "extra"),
+    [
+        ("serve rest --listen 127.0.0.1:8080", {}, "rest"),
+        ("serve kafka --topology hybrid", {"VTRYON_BACKEND": "torch"}, "kafka"),
+        ("serve --listen 127.0.0.1:0 sampling --backend scripted", {}, "base"),
+        ("serve sampling", {"VTRYON_SAMPLING_BACKEND": "scripted"}, "base"),
+        ("serve latent-encoder", {"VTRYON_LATENT_ENCODER_BACKEND": "scripted"}, "base"),
+        (
+            "serve all --listen 127.0.0.1:0",
+            {"VTRYON_BACKEND": "scripted", "VTRYON_JOBS_BACKEND": "torch"},
+            "base",
+        ),
+    ],
+)
+def test_a_service_starts_where_its_own_extra_alone_is_installed(
+    line: str, variables: dict[str, str], extra: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    present = {"cli", "base", extra}
+    monkeypatch.setattr(extras, "absent_packages", lambda one: ("torch",) * (one not in present))
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    assert extras.missing(extras.needed(line.split())) == {}
+
+
+def test_a_stage_whose_own_backend_is_torch_needs_it_beside_scripted_ones(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("VTRYON_BACKEND", "scripted")
+    monkeypatch.setenv("VTRYON_DECODING_BACKEND", "torch")
+    assert set(extras.needed(["serve", "all"])) == {"base", "server"}
+    assert set(extras.needed(["serve", "sampling"])) == {"base"}
+    assert "server" in extras.needed(["try-on", "a.png", "b.png"])
 
 
 def test_what_is_missing_is_said_with_the_command_that_installs_it(
