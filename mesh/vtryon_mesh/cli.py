@@ -120,4 +120,4 @@ def certificates(
 
 def _exit(error: SettingsError) -> typer.Exit:
     PlainConsole(stderr=True).say_error(str(error))
-    return typer.Exit(1)
+    return typer.Exit(2)

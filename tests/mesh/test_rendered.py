@@ -68,7 +68,7 @@ def test_what_envoy_does_not_take_is_said(tmp_path: Path) -> None:
     path.write_text(yaml.safe_dump(described))
     command = [VTRYON, "mesh", "check", "--description", path]
     done = subprocess.run(command, capture_output=True, text=True)
-    assert done.returncode == 1
+    assert done.returncode == 2
     assert "unclosed" in done.stderr
 
 

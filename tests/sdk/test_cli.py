@@ -83,11 +83,11 @@ def test_try_on_against_an_endpoint_as_json(pair: Path, tmp_path, served_mesh) -
     [
         (["nobody.png", "nothing.png", "-o", "r.png"], 2, ["nobody.png", "PICTURE_UNREADABLE"]),
         (["{person}", "{garment}", "-o", "r.gif"], 2, [".png, .jpg, .jpeg, .webp"]),
-        (["{person}", "{garment}", "-o", "{person}/r.png"], 1, ["can't write", "person.png"]),
+        (["{person}", "{garment}", "-o", "{person}/r.png"], 2, ["can't write", "person.png"]),
         (["{person}", "{garment}", "-o", "r.png", "--steps", "0"], 2, ["steps", "it is 0"]),
         (
             ["{person}", "{garment}", "-o", "r.png", "--checkpoint", "nowhere"],
-            1,
+            2,
             ["no checkpoint in nowhere", "CHECKPOINT_NOT_FOUND"],
         ),
         (
@@ -97,7 +97,7 @@ def test_try_on_against_an_endpoint_as_json(pair: Path, tmp_path, served_mesh) -
         ),
         (
             ["{person}", "{garment}", "-o", "r.png", "--endpoint", "a:1", "--checkpoint", "b"],
-            1,
+            2,
             ["--checkpoint is for the embedded mesh"],
         ),
     ],
@@ -114,6 +114,23 @@ def test_what_goes_wrong_is_said_in_a_line_and_no_file_is_left(
     for word in ["error:", *words]:
         assert word in done.stderr
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("words", "variables"),
+    [
+        (["dlq", "list", "jobs"], {"VTRYON_KAFKA_SERVES": "film"}),
+        (["kafka", "topics", "check"], {"VTRYON_KAFKA_SERVES": "film"}),
+        (["models", "export-onnx", "all", "out", "--checkpoint", "nowhere"], {}),
+        (["mesh", "render", "out", "--description", "empty.yaml"], {}),
+    ],
+)
+def test_settings_that_do_not_hold_are_exit_code_2_of_every_command(
+    tmp_path, words: list[str], variables: dict[str, str]
+) -> None:
+    (tmp_path / "empty.yaml").write_text("{}")
+    done = vtryon(*words, cwd=tmp_path, **variables)
+    assert (done.returncode, "error:" in done.stderr) == (2, True), done.stderr
 
 
 def test_a_failure_as_json_is_json(pair: Path, tmp_path) -> None:

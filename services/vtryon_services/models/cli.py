@@ -135,7 +135,7 @@ def check(
             running.wait_until_ready(timeout)
     except SettingsError as error:
         console.say_error(str(error))
-        raise typer.Exit(1) from None
+        raise typer.Exit(2) from None
     names = sorted(path.name for path in repository.iterdir() if path.is_dir())
     PlainConsole().say(f"{repository}: {', '.join(names)} load")
 
@@ -194,4 +194,4 @@ def export_onnx(
         raise typer.BadParameter(str(error), param_hint="OUT") from error
     except SettingsError as error:
         console.say_error(str(error))
-        raise typer.Exit(1) from None
+        raise typer.Exit(2) from None

@@ -12,7 +12,7 @@ import typer
 
 from vtryon.cli.console import PlainConsole, whole_table
 from vtryon.cli.files import check_writable, write_file
-from vtryon.cli.try_on import report_failure
+from vtryon.cli.try_on import exit_code_of, report_failure
 from vtryon.errors import RequestError, VtryonError
 from vtryon.plain import plain
 
@@ -159,7 +159,7 @@ def _run(
             flush_logs()
     except VtryonError as error:
         report_failure(error, PlainConsole(stderr=True), as_json=as_json)
-        raise typer.Exit(2 if isinstance(error, RequestError) else 1) from None
+        raise typer.Exit(exit_code_of(error)) from None
 
 
 def _without_bytes(value: Any) -> Any:
