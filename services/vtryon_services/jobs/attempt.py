@@ -179,7 +179,7 @@ class Attempt:
             **{
                 **plain,
                 "previews": options.previews or False,
-                "priority": Priority.BATCH,
+                "priority": options.priority or Priority.BATCH,
             },
             timeout_seconds=min(max(0.001, left), _LONGEST_CALL_SECONDS),
             request_id=leased.request_id,

@@ -1,4 +1,4 @@
-"""Takes jobs from the ledger and has the pipeline draw them, at the priority BATCH."""
+"""Takes jobs from the ledger and has the pipeline draw them, at their priority: BATCH by default."""
 
 from __future__ import annotations
 

@@ -26,6 +26,7 @@ from vtryon_services.host import host
 from vtryon_services.jobs.ledger import Ledger
 from vtryon_services.jobs.records import NewJob
 from vtryon_services.jobs.settings import JobsSettings
+from vtryon_services.pipeline import flow
 from vtryon_services.runtime.artifacts import Artifacts
 
 WATCH = "/vtryon.v1.JobService/WatchJob"
@@ -58,6 +59,23 @@ async def test_a_job_is_made_watched_and_fetched(caller: vtryon.Client) -> None:
     late = [one.sequence async for one in caller.jobs.watch(job.id, from_sequence=5)]
     assert late == list(range(5, len(updates) + 1))
     assert [one async for one in caller.jobs.watch(job.id, from_sequence=999)] == []
+
+
+@pytest.mark.parametrize("given", [None, vtryon.Priority.INTERACTIVE, vtryon.Priority.BATCH])
+async def test_a_job_is_drawn_at_its_priority(
+    caller: vtryon.Client, monkeypatch: pytest.MonkeyPatch, given: vtryon.Priority | None
+) -> None:
+    seen: list[vtryon.Priority] = []
+    sample_start = flow.sample_start
+
+    def noted(options: vtryon.TryOnOptions, *rest: object) -> object:
+        seen.append(options.priority)
+        return sample_start(options, *rest)
+
+    monkeypatch.setattr(flow, "sample_start", noted)
+    job = await caller.jobs.create(PICTURE, PICTURE, steps=1, priority=given)
+    assert (await caller.jobs.wait(job.id)).state is JobState.SUCCEEDED
+    assert seen == [given or vtryon.Priority.BATCH]
 
 
 async def test_the_same_request_is_the_same_job(caller: vtryon.Client) -> None:

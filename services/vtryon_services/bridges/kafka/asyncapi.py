@@ -35,7 +35,7 @@ _HEADERS = {
     TRACEPARENT: "W3C trace context.",
     TENANT_KEY: "Whose it is.",
     DEADLINE: "ISO 8601; behind it the request fails.",
-    PRIORITY: "interactive or batch; of stages.",
+    PRIORITY: "interactive or batch, which is the default.",
 }
 _OF_RETRIES = {
     ATTEMPT: "Attempts before this one.",

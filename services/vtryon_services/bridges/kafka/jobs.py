@@ -129,7 +129,7 @@ class LedgerJobs(JobRequests):
             request_id=asked.request_id,
             timeout_seconds=asked.timeout_seconds,
             labels=labels,
-            **{**options, "previews": False},
+            **{**options, "previews": False, "priority": received.priority},
         )
         return []
 

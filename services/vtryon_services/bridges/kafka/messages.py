@@ -14,6 +14,7 @@ from opentelemetry import propagate
 
 from vtryon.channel import TENANT_KEY
 from vtryon.errors import RequestError, VtryonError
+from vtryon.types import Priority
 
 CORRELATION, CAUSATION, DEADLINE, PRIORITY = (
     "correlation-id",
@@ -101,6 +102,20 @@ class Received:
         if deadline.tzinfo is None:
             deadline = deadline.replace(tzinfo=UTC)
         return deadline.timestamp() - time.time()
+
+    @property
+    def priority(self) -> Priority | None:
+        """Who goes first where requests wait; None where the message does not say.
+
+        Raises:
+            RequestError: the header is no priority.
+        """
+        if not (text := self.header(PRIORITY)):
+            return None
+        try:
+            return Priority(text)
+        except ValueError:
+            raise RequestError(f"header {PRIORITY}: takes {' or '.join(Priority)}") from None
 
     def check_headers(self) -> None:
         """Check the headers that are passed on.

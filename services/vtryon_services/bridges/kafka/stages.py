@@ -12,7 +12,7 @@ from dataclasses import replace
 from typing import Any
 
 from vtryon.client import Client
-from vtryon.errors import DeadlineError, ProtocolError, RequestError, VtryonError
+from vtryon.errors import DeadlineError, ProtocolError, VtryonError
 from vtryon.jobs import JobState
 from vtryon.payloads import Outgoing
 from vtryon.pictures import digest
@@ -23,7 +23,7 @@ from vtryon.stream import StreamCall
 from vtryon.types import PayloadKind, Priority
 from vtryon_services.bridges.kafka.chain import STAGE_REQUEST, Chain
 from vtryon_services.bridges.kafka.claims import Claims
-from vtryon_services.bridges.kafka.messages import PRIORITY, Message, Received
+from vtryon_services.bridges.kafka.messages import Message, Received
 from vtryon_services.bridges.kafka.records import (
     answerable,
     error_record,
@@ -112,7 +112,7 @@ class StageWork:
         left_seconds: float,
     ) -> Result:
         options = read_options(record["options"])
-        options = replace(options, priority=_priority(received))
+        options = replace(options, priority=received.priority or Priority.BATCH)
         said = given[:2][-1].data if given and self._kind.takes == PICTURES else b""
         assert isinstance(said, bytes)
         content = await asyncio.to_thread(digest, said) if said else ""
@@ -183,10 +183,3 @@ class StageWork:
             "labels": record["labels"],
         }
         return self._codec.encode(STAGE_RESPONSE, response)
-
-
-def _priority(received: Received) -> Priority:
-    try:
-        return Priority(received.header(PRIORITY) or Priority.BATCH)
-    except ValueError:
-        raise RequestError(f"header {PRIORITY}: takes {' or '.join(Priority)}") from None
