@@ -142,6 +142,7 @@ class CreateJobStart(ProtoType):
     request_id: str = ""
     timeout_seconds: float | None = None
     labels: Mapping[str, str] = field(default_factory=dict)
+    correlation_id: bytes = b""
 
 
 @dataclass(frozen=True, slots=True)
@@ -218,6 +219,7 @@ class Jobs:
         request_id: str = "",
         timeout_seconds: float | None = None,
         labels: Mapping[str, str] | None = None,
+        correlation_id: bytes = b"",
         **options: Any,
     ) -> Job:
         """Make a job, or find the one that was made with the same id before.
@@ -229,6 +231,7 @@ class Jobs:
             request_id: what makes it idempotent.
             timeout_seconds: until it is given up, queueing and all attempts included.
             labels: whatever is to be found again with the job.
+            correlation_id: of your own system: Kafka's messages about the job carry it.
             options: as of `vtryon.Client.try_on`.
 
         Raises:
@@ -246,6 +249,7 @@ class Jobs:
             request_id=request_id,
             timeout_seconds=timeout_seconds,
             labels=labels or {},
+            correlation_id=correlation_id,
         )
         first: Any = request_message(start)
         message = job_pb2.CreateJobRequest(start=first)

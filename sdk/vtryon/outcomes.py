@@ -23,6 +23,9 @@ class JobOutcome(ProtoType):
     tenant: str
     update: JobUpdate | None
     traceparent: str = ""
+    tracestate: str = ""
+    baggage: str = ""
+    correlation_id: bytes = b""
 
 
 @dataclass(frozen=True, slots=True)

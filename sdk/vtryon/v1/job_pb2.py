@@ -30,7 +30,7 @@ from vtryon.v1 import stream_pb2 as vtryon_dot_v1_dot_stream__pb2
 from vtryon.v1 import tensor_pb2 as vtryon_dot_v1_dot_tensor__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x13vtryon/v1/job.proto\x12\tvtryon.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x1cvtryon/v1/error_reason.proto\x1a\x15vtryon/v1/image.proto\x1a\x18vtryon/v1/pipeline.proto\x1a\x16vtryon/v1/stream.proto\x1a\x16vtryon/v1/tensor.proto\"\xae\x05\n\x03Job\x12\n\n\x02id\x18\x01 \x01(\t\x12\x12\n\nrequest_id\x18\x02 \x01(\t\x12\"\n\x05state\x18\x03 \x01(\x0e\x32\x13.vtryon.v1.JobState\x12(\n\x07options\x18\x04 \x01(\x0b\x32\x17.vtryon.v1.TryOnOptions\x12.\n\ncreated_at\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12.\n\nstarted_at\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12,\n\x08\x65nded_at\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12.\n\nexpires_at\x18\x08 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x10\n\x08\x61ttempts\x18\t \x01(\r\x12\x0c\n\x04step\x18\n \x01(\r\x12\r\n\x05steps\x18\x0b \x01(\r\x12\x10\n\x08sequence\x18\x0c \x01(\x04\x12\"\n\x05\x65rror\x18\r \x01(\x0b\x32\x13.vtryon.v1.JobError\x12(\n\x07picture\x18\x0e \x01(\x0b\x32\x17.vtryon.v1.EncodedImage\x12!\n\x06ledger\x18\x0f \x01(\x0b\x32\x11.vtryon.v1.Ledger\x12\x1c\n\x04\x66its\x18\x10 \x03(\x0b\x32\x0e.vtryon.v1.Fit\x12\x0e\n\x06\x65rased\x18\x11 \x01(\x08\x12*\n\x06labels\x18\x12 \x03(\x0b\x32\x1a.vtryon.v1.Job.LabelsEntry\x12\x0f\n\x07\x65rasing\x18\x13 \x01(\x08\x12/\n\x0eunused_options\x18\x14 \x03(\x0b\x32\x17.vtryon.v1.UnusedOption\x1a-\n\x0bLabelsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"\xa9\x01\n\x08JobError\x12&\n\x06reason\x18\x01 \x01(\x0e\x32\x16.vtryon.v1.ErrorReason\x12\x0f\n\x07message\x18\x02 \x01(\t\x12\x33\n\x08metadata\x18\x03 \x03(\x0b\x32!.vtryon.v1.JobError.MetadataEntry\x1a/\n\rMetadataEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"l\n\x10\x43reateJobRequest\x12*\n\x05start\x18\x01 \x01(\x0b\x32\x19.vtryon.v1.CreateJobStartH\x00\x12!\n\x05\x63hunk\x18\x02 \x01(\x0b\x32\x10.vtryon.v1.ChunkH\x00\x42\t\n\x07request\"\x8c\x02\n\x0e\x43reateJobStart\x12$\n\x08payloads\x18\x01 \x03(\x0b\x32\x12.vtryon.v1.Payload\x12(\n\x07options\x18\x02 \x01(\x0b\x32\x17.vtryon.v1.TryOnOptions\x12\x12\n\nrequest_id\x18\x03 \x01(\t\x12\x1c\n\x0ftimeout_seconds\x18\x04 \x01(\x01H\x00\x88\x01\x01\x12\x35\n\x06labels\x18\x05 \x03(\x0b\x32%.vtryon.v1.CreateJobStart.LabelsEntry\x1a-\n\x0bLabelsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\x42\x12\n\x10_timeout_seconds\"\x1b\n\rGetJobRequest\x12\n\n\x02id\x18\x01 \x01(\t\"]\n\x0fListJobsRequest\x12#\n\x06states\x18\x01 \x03(\x0e\x32\x13.vtryon.v1.JobState\x12\x11\n\tpage_size\x18\x02 \x01(\r\x12\x12\n\npage_token\x18\x03 \x01(\t\"I\n\x10ListJobsResponse\x12\x1c\n\x04jobs\x18\x01 \x03(\x0b\x32\x0e.vtryon.v1.Job\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"\x1e\n\x10\x43\x61ncelJobRequest\x12\n\n\x02id\x18\x01 \x01(\t\"\x1d\n\x0f\x45raseJobRequest\x12\n\n\x02id\x18\x01 \x01(\t\"4\n\x0fWatchJobRequest\x12\n\n\x02id\x18\x01 \x01(\t\x12\x15\n\rfrom_sequence\x18\x02 \x01(\x04\"\x91\x01\n\tJobUpdate\x12\x10\n\x08sequence\x18\x01 \x01(\x04\x12&\n\x02\x61t\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x1d\n\x03job\x18\x03 \x01(\x0b\x32\x0e.vtryon.v1.JobH\x00\x12!\n\x05\x65vent\x18\x04 \x01(\x0b\x32\x10.vtryon.v1.EventH\x00\x42\x08\n\x06update\"!\n\x13\x46\x65tchPictureRequest\x12\n\n\x02id\x18\x01 \x01(\t*\x9a\x01\n\x08JobState\x12\x19\n\x15JOB_STATE_UNSPECIFIED\x10\x00\x12\x14\n\x10JOB_STATE_QUEUED\x10\x01\x12\x15\n\x11JOB_STATE_RUNNING\x10\x02\x12\x17\n\x13JOB_STATE_SUCCEEDED\x10\x03\x12\x14\n\x10JOB_STATE_FAILED\x10\x04\x12\x17\n\x13JOB_STATE_CANCELLED\x10\x05\x32\xb7\x03\n\nJobService\x12:\n\tCreateJob\x12\x1b.vtryon.v1.CreateJobRequest\x1a\x0e.vtryon.v1.Job(\x01\x12\x32\n\x06GetJob\x12\x18.vtryon.v1.GetJobRequest\x1a\x0e.vtryon.v1.Job\x12\x43\n\x08ListJobs\x12\x1a.vtryon.v1.ListJobsRequest\x1a\x1b.vtryon.v1.ListJobsResponse\x12\x38\n\tCancelJob\x12\x1b.vtryon.v1.CancelJobRequest\x1a\x0e.vtryon.v1.Job\x12\x36\n\x08\x45raseJob\x12\x1a.vtryon.v1.EraseJobRequest\x1a\x0e.vtryon.v1.Job\x12>\n\x08WatchJob\x12\x1a.vtryon.v1.WatchJobRequest\x1a\x14.vtryon.v1.JobUpdate0\x01\x12\x42\n\x0c\x46\x65tchPicture\x12\x1e.vtryon.v1.FetchPictureRequest\x1a\x10.vtryon.v1.Event0\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x13vtryon/v1/job.proto\x12\tvtryon.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x1cvtryon/v1/error_reason.proto\x1a\x15vtryon/v1/image.proto\x1a\x18vtryon/v1/pipeline.proto\x1a\x16vtryon/v1/stream.proto\x1a\x16vtryon/v1/tensor.proto\"\xae\x05\n\x03Job\x12\n\n\x02id\x18\x01 \x01(\t\x12\x12\n\nrequest_id\x18\x02 \x01(\t\x12\"\n\x05state\x18\x03 \x01(\x0e\x32\x13.vtryon.v1.JobState\x12(\n\x07options\x18\x04 \x01(\x0b\x32\x17.vtryon.v1.TryOnOptions\x12.\n\ncreated_at\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12.\n\nstarted_at\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12,\n\x08\x65nded_at\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12.\n\nexpires_at\x18\x08 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x10\n\x08\x61ttempts\x18\t \x01(\r\x12\x0c\n\x04step\x18\n \x01(\r\x12\r\n\x05steps\x18\x0b \x01(\r\x12\x10\n\x08sequence\x18\x0c \x01(\x04\x12\"\n\x05\x65rror\x18\r \x01(\x0b\x32\x13.vtryon.v1.JobError\x12(\n\x07picture\x18\x0e \x01(\x0b\x32\x17.vtryon.v1.EncodedImage\x12!\n\x06ledger\x18\x0f \x01(\x0b\x32\x11.vtryon.v1.Ledger\x12\x1c\n\x04\x66its\x18\x10 \x03(\x0b\x32\x0e.vtryon.v1.Fit\x12\x0e\n\x06\x65rased\x18\x11 \x01(\x08\x12*\n\x06labels\x18\x12 \x03(\x0b\x32\x1a.vtryon.v1.Job.LabelsEntry\x12\x0f\n\x07\x65rasing\x18\x13 \x01(\x08\x12/\n\x0eunused_options\x18\x14 \x03(\x0b\x32\x17.vtryon.v1.UnusedOption\x1a-\n\x0bLabelsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"\xa9\x01\n\x08JobError\x12&\n\x06reason\x18\x01 \x01(\x0e\x32\x16.vtryon.v1.ErrorReason\x12\x0f\n\x07message\x18\x02 \x01(\t\x12\x33\n\x08metadata\x18\x03 \x03(\x0b\x32!.vtryon.v1.JobError.MetadataEntry\x1a/\n\rMetadataEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"l\n\x10\x43reateJobRequest\x12*\n\x05start\x18\x01 \x01(\x0b\x32\x19.vtryon.v1.CreateJobStartH\x00\x12!\n\x05\x63hunk\x18\x02 \x01(\x0b\x32\x10.vtryon.v1.ChunkH\x00\x42\t\n\x07request\"\xa4\x02\n\x0e\x43reateJobStart\x12$\n\x08payloads\x18\x01 \x03(\x0b\x32\x12.vtryon.v1.Payload\x12(\n\x07options\x18\x02 \x01(\x0b\x32\x17.vtryon.v1.TryOnOptions\x12\x12\n\nrequest_id\x18\x03 \x01(\t\x12\x1c\n\x0ftimeout_seconds\x18\x04 \x01(\x01H\x00\x88\x01\x01\x12\x35\n\x06labels\x18\x05 \x03(\x0b\x32%.vtryon.v1.CreateJobStart.LabelsEntry\x12\x16\n\x0e\x63orrelation_id\x18\x06 \x01(\x0c\x1a-\n\x0bLabelsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\x42\x12\n\x10_timeout_seconds\"\x1b\n\rGetJobRequest\x12\n\n\x02id\x18\x01 \x01(\t\"]\n\x0fListJobsRequest\x12#\n\x06states\x18\x01 \x03(\x0e\x32\x13.vtryon.v1.JobState\x12\x11\n\tpage_size\x18\x02 \x01(\r\x12\x12\n\npage_token\x18\x03 \x01(\t\"I\n\x10ListJobsResponse\x12\x1c\n\x04jobs\x18\x01 \x03(\x0b\x32\x0e.vtryon.v1.Job\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"\x1e\n\x10\x43\x61ncelJobRequest\x12\n\n\x02id\x18\x01 \x01(\t\"\x1d\n\x0f\x45raseJobRequest\x12\n\n\x02id\x18\x01 \x01(\t\"4\n\x0fWatchJobRequest\x12\n\n\x02id\x18\x01 \x01(\t\x12\x15\n\rfrom_sequence\x18\x02 \x01(\x04\"\x91\x01\n\tJobUpdate\x12\x10\n\x08sequence\x18\x01 \x01(\x04\x12&\n\x02\x61t\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x1d\n\x03job\x18\x03 \x01(\x0b\x32\x0e.vtryon.v1.JobH\x00\x12!\n\x05\x65vent\x18\x04 \x01(\x0b\x32\x10.vtryon.v1.EventH\x00\x42\x08\n\x06update\"!\n\x13\x46\x65tchPictureRequest\x12\n\n\x02id\x18\x01 \x01(\t*\x9a\x01\n\x08JobState\x12\x19\n\x15JOB_STATE_UNSPECIFIED\x10\x00\x12\x14\n\x10JOB_STATE_QUEUED\x10\x01\x12\x15\n\x11JOB_STATE_RUNNING\x10\x02\x12\x17\n\x13JOB_STATE_SUCCEEDED\x10\x03\x12\x14\n\x10JOB_STATE_FAILED\x10\x04\x12\x17\n\x13JOB_STATE_CANCELLED\x10\x05\x32\xb7\x03\n\nJobService\x12:\n\tCreateJob\x12\x1b.vtryon.v1.CreateJobRequest\x1a\x0e.vtryon.v1.Job(\x01\x12\x32\n\x06GetJob\x12\x18.vtryon.v1.GetJobRequest\x1a\x0e.vtryon.v1.Job\x12\x43\n\x08ListJobs\x12\x1a.vtryon.v1.ListJobsRequest\x1a\x1b.vtryon.v1.ListJobsResponse\x12\x38\n\tCancelJob\x12\x1b.vtryon.v1.CancelJobRequest\x1a\x0e.vtryon.v1.Job\x12\x36\n\x08\x45raseJob\x12\x1a.vtryon.v1.EraseJobRequest\x1a\x0e.vtryon.v1.Job\x12>\n\x08WatchJob\x12\x1a.vtryon.v1.WatchJobRequest\x1a\x14.vtryon.v1.JobUpdate0\x01\x12\x42\n\x0c\x46\x65tchPicture\x12\x1e.vtryon.v1.FetchPictureRequest\x1a\x10.vtryon.v1.Event0\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -43,8 +43,8 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_JOBERROR_METADATAENTRY']._serialized_options = b'8\001'
   _globals['_CREATEJOBSTART_LABELSENTRY']._loaded_options = None
   _globals['_CREATEJOBSTART_LABELSENTRY']._serialized_options = b'8\001'
-  _globals['_JOBSTATE']._serialized_start=1936
-  _globals['_JOBSTATE']._serialized_end=2090
+  _globals['_JOBSTATE']._serialized_start=1960
+  _globals['_JOBSTATE']._serialized_end=2114
   _globals['_JOB']._serialized_start=195
   _globals['_JOB']._serialized_end=881
   _globals['_JOB_LABELSENTRY']._serialized_start=836
@@ -56,25 +56,25 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_CREATEJOBREQUEST']._serialized_start=1055
   _globals['_CREATEJOBREQUEST']._serialized_end=1163
   _globals['_CREATEJOBSTART']._serialized_start=1166
-  _globals['_CREATEJOBSTART']._serialized_end=1434
+  _globals['_CREATEJOBSTART']._serialized_end=1458
   _globals['_CREATEJOBSTART_LABELSENTRY']._serialized_start=836
   _globals['_CREATEJOBSTART_LABELSENTRY']._serialized_end=881
-  _globals['_GETJOBREQUEST']._serialized_start=1436
-  _globals['_GETJOBREQUEST']._serialized_end=1463
-  _globals['_LISTJOBSREQUEST']._serialized_start=1465
-  _globals['_LISTJOBSREQUEST']._serialized_end=1558
-  _globals['_LISTJOBSRESPONSE']._serialized_start=1560
-  _globals['_LISTJOBSRESPONSE']._serialized_end=1633
-  _globals['_CANCELJOBREQUEST']._serialized_start=1635
-  _globals['_CANCELJOBREQUEST']._serialized_end=1665
-  _globals['_ERASEJOBREQUEST']._serialized_start=1667
-  _globals['_ERASEJOBREQUEST']._serialized_end=1696
-  _globals['_WATCHJOBREQUEST']._serialized_start=1698
-  _globals['_WATCHJOBREQUEST']._serialized_end=1750
-  _globals['_JOBUPDATE']._serialized_start=1753
-  _globals['_JOBUPDATE']._serialized_end=1898
-  _globals['_FETCHPICTUREREQUEST']._serialized_start=1900
-  _globals['_FETCHPICTUREREQUEST']._serialized_end=1933
-  _globals['_JOBSERVICE']._serialized_start=2093
-  _globals['_JOBSERVICE']._serialized_end=2532
+  _globals['_GETJOBREQUEST']._serialized_start=1460
+  _globals['_GETJOBREQUEST']._serialized_end=1487
+  _globals['_LISTJOBSREQUEST']._serialized_start=1489
+  _globals['_LISTJOBSREQUEST']._serialized_end=1582
+  _globals['_LISTJOBSRESPONSE']._serialized_start=1584
+  _globals['_LISTJOBSRESPONSE']._serialized_end=1657
+  _globals['_CANCELJOBREQUEST']._serialized_start=1659
+  _globals['_CANCELJOBREQUEST']._serialized_end=1689
+  _globals['_ERASEJOBREQUEST']._serialized_start=1691
+  _globals['_ERASEJOBREQUEST']._serialized_end=1720
+  _globals['_WATCHJOBREQUEST']._serialized_start=1722
+  _globals['_WATCHJOBREQUEST']._serialized_end=1774
+  _globals['_JOBUPDATE']._serialized_start=1777
+  _globals['_JOBUPDATE']._serialized_end=1922
+  _globals['_FETCHPICTUREREQUEST']._serialized_start=1924
+  _globals['_FETCHPICTUREREQUEST']._serialized_end=1957
+  _globals['_JOBSERVICE']._serialized_start=2117
+  _globals['_JOBSERVICE']._serialized_end=2556
 # @@protoc_insertion_point(module_scope)

@@ -276,10 +276,13 @@ class CreateJobStart(_message.Message):
     REQUEST_ID_FIELD_NUMBER: _builtins.int
     TIMEOUT_SECONDS_FIELD_NUMBER: _builtins.int
     LABELS_FIELD_NUMBER: _builtins.int
+    CORRELATION_ID_FIELD_NUMBER: _builtins.int
     request_id: _builtins.str
     """1 to 128 printable characters; made up where it is empty, and then nothing is idempotent."""
     timeout_seconds: _builtins.float
     """The job's deadline from now on, queueing and all attempts included; a day by default."""
+    correlation_id: _builtins.bytes
+    """Of the caller's own system: comes back with the outcomes of the job. At most 1024 bytes."""
     @_builtins.property
     def payloads(self) -> _containers.RepeatedCompositeFieldContainer[_tensor_pb2.Payload]:
         """As in TryOnStart."""
@@ -300,10 +303,11 @@ class CreateJobStart(_message.Message):
         request_id: _builtins.str = ...,
         timeout_seconds: _builtins.float | None = ...,
         labels: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
+        correlation_id: _builtins.bytes = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_timeout_seconds", b"_timeout_seconds", "options", b"options", "timeout_seconds", b"timeout_seconds"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_timeout_seconds", b"_timeout_seconds", "labels", b"labels", "options", b"options", "payloads", b"payloads", "request_id", b"request_id", "timeout_seconds", b"timeout_seconds"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_timeout_seconds", b"_timeout_seconds", "correlation_id", b"correlation_id", "labels", b"labels", "options", b"options", "payloads", b"payloads", "request_id", b"request_id", "timeout_seconds", b"timeout_seconds"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__timeout_seconds: _TypeAlias = _typing.Literal["timeout_seconds"]  # noqa: Y015
     _WhichOneofArgType__timeout_seconds: _TypeAlias = _typing.Literal["_timeout_seconds", b"_timeout_seconds"]  # noqa: Y015

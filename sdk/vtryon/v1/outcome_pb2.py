@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from vtryon.v1 import job_pb2 as vtryon_dot_v1_dot_job__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x17vtryon/v1/outcome.proto\x12\tvtryon.v1\x1a\x13vtryon/v1/job.proto\"c\n\x13TakeOutcomesRequest\x12\r\n\x05owner\x18\x01 \x01(\t\x12\x11\n\tpublished\x18\x02 \x03(\x04\x12\x14\n\x0cmax_outcomes\x18\x03 \x01(\r\x12\x14\n\x0cwait_seconds\x18\x04 \x01(\x01\"<\n\x14TakeOutcomesResponse\x12$\n\x08outcomes\x18\x01 \x03(\x0b\x32\x12.vtryon.v1.Outcome\"`\n\x07Outcome\x12\n\n\x02id\x18\x01 \x01(\x04\x12\x0e\n\x06tenant\x18\x02 \x01(\t\x12$\n\x06update\x18\x03 \x01(\x0b\x32\x14.vtryon.v1.JobUpdate\x12\x13\n\x0btraceparent\x18\x04 \x01(\t2a\n\x0eOutcomeService\x12O\n\x0cTakeOutcomes\x12\x1e.vtryon.v1.TakeOutcomesRequest\x1a\x1f.vtryon.v1.TakeOutcomesResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x17vtryon/v1/outcome.proto\x12\tvtryon.v1\x1a\x13vtryon/v1/job.proto\"c\n\x13TakeOutcomesRequest\x12\r\n\x05owner\x18\x01 \x01(\t\x12\x11\n\tpublished\x18\x02 \x03(\x04\x12\x14\n\x0cmax_outcomes\x18\x03 \x01(\r\x12\x14\n\x0cwait_seconds\x18\x04 \x01(\x01\"<\n\x14TakeOutcomesResponse\x12$\n\x08outcomes\x18\x01 \x03(\x0b\x32\x12.vtryon.v1.Outcome\"\x9d\x01\n\x07Outcome\x12\n\n\x02id\x18\x01 \x01(\x04\x12\x0e\n\x06tenant\x18\x02 \x01(\t\x12$\n\x06update\x18\x03 \x01(\x0b\x32\x14.vtryon.v1.JobUpdate\x12\x13\n\x0btraceparent\x18\x04 \x01(\t\x12\x12\n\ntracestate\x18\x05 \x01(\t\x12\x0f\n\x07\x62\x61ggage\x18\x06 \x01(\t\x12\x16\n\x0e\x63orrelation_id\x18\x07 \x01(\x0c\x32\x61\n\x0eOutcomeService\x12O\n\x0cTakeOutcomes\x12\x1e.vtryon.v1.TakeOutcomesRequest\x1a\x1f.vtryon.v1.TakeOutcomesResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -36,8 +36,8 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_TAKEOUTCOMESREQUEST']._serialized_end=158
   _globals['_TAKEOUTCOMESRESPONSE']._serialized_start=160
   _globals['_TAKEOUTCOMESRESPONSE']._serialized_end=220
-  _globals['_OUTCOME']._serialized_start=222
-  _globals['_OUTCOME']._serialized_end=318
-  _globals['_OUTCOMESERVICE']._serialized_start=320
-  _globals['_OUTCOMESERVICE']._serialized_end=417
+  _globals['_OUTCOME']._serialized_start=223
+  _globals['_OUTCOME']._serialized_end=380
+  _globals['_OUTCOMESERVICE']._serialized_start=382
+  _globals['_OUTCOMESERVICE']._serialized_end=479
 # @@protoc_insertion_point(module_scope)

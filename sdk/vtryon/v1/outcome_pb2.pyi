@@ -83,10 +83,19 @@ class Outcome(_message.Message):
     TENANT_FIELD_NUMBER: _builtins.int
     UPDATE_FIELD_NUMBER: _builtins.int
     TRACEPARENT_FIELD_NUMBER: _builtins.int
+    TRACESTATE_FIELD_NUMBER: _builtins.int
+    BAGGAGE_FIELD_NUMBER: _builtins.int
+    CORRELATION_ID_FIELD_NUMBER: _builtins.int
     id: _builtins.int
     tenant: _builtins.str
     traceparent: _builtins.str
     """W3C's, of who made the job."""
+    tracestate: _builtins.str
+    """The same."""
+    baggage: _builtins.str
+    """The same."""
+    correlation_id: _builtins.bytes
+    """As it was given with the job."""
     @_builtins.property
     def update(self) -> _job_pb2.JobUpdate:
         """A change of state; its job has no options."""
@@ -98,10 +107,13 @@ class Outcome(_message.Message):
         tenant: _builtins.str = ...,
         update: _job_pb2.JobUpdate | None = ...,
         traceparent: _builtins.str = ...,
+        tracestate: _builtins.str = ...,
+        baggage: _builtins.str = ...,
+        correlation_id: _builtins.bytes = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["update", b"update"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["id", b"id", "tenant", b"tenant", "traceparent", b"traceparent", "update", b"update"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["baggage", b"baggage", "correlation_id", b"correlation_id", "id", b"id", "tenant", b"tenant", "traceparent", b"traceparent", "tracestate", b"tracestate", "update", b"update"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

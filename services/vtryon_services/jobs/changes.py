@@ -13,6 +13,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from vtryon.events import Event
 from vtryon.jobs import Job, JobState, JobUpdate
+from vtryon_services.jobs.origin import Origin
 from vtryon_services.jobs.outbox import keep
 from vtryon_services.jobs.records import Kept, kept_of
 from vtryon_services.jobs.tables import jobs, updates
@@ -51,7 +52,7 @@ class Changes:
     async def publish(self, connection: AsyncConnection, row: Row[Any], change: JobUpdate) -> None:
         """Have a bridge tell others of a change, where there are bridges."""
         if self._published:
-            await keep(connection, row.tenant, row.traceparent, change)
+            await keep(connection, row.tenant, Origin.of(row), change)
 
     async def advance(
         self,

@@ -93,6 +93,7 @@ class Erasures:
                 "erased": True,
                 "options": options.SerializeToString(),
                 "pictures": [],
+                "baggage": "",
                 "picture_artifact": None,
                 "resume_artifact": None,
             }

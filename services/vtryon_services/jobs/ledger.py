@@ -107,7 +107,7 @@ class Ledger:
                 options=new.options.to_proto().SerializeToString(),
                 sealed=new.sealed,
                 pictures=[[kind.value, artifact] for kind, artifact in new.pictures],
-                traceparent=new.traceparent,
+                **new.origin.columns,
                 labels=dict(new.labels),
                 created_at=now,
                 not_before=now,

@@ -8,14 +8,13 @@ import uuid
 from collections.abc import Sequence
 from dataclasses import replace
 
-from opentelemetry import propagate
-
 from vtryon.jobs import CreateJobStart
 from vtryon.payloads import Buffer
 from vtryon.seeds import draw_seed
 from vtryon.types import TryOnOptions
 from vtryon_services.jobs.eraser import Eraser
 from vtryon_services.jobs.ledger import Ledger
+from vtryon_services.jobs.origin import Origin
 from vtryon_services.jobs.records import Kept, NewJob
 from vtryon_services.jobs.seals import Seals
 from vtryon_services.runtime.artifacts import Artifacts
@@ -100,8 +99,6 @@ class Maker:
             await self._artifacts.put(f"{folder}/given-{index}", picture)
             for index, picture in enumerate(pictures)
         ]
-        carrier: dict[str, str] = {}
-        propagate.inject(carrier)
         return NewJob(
             id=folder,
             tenant=tenant,
@@ -111,7 +108,7 @@ class Maker:
             sealed=seal.close_prompts(options),
             pictures=[(kind, name) for kind, name in zip(kinds, names, strict=True) if kind],
             timeout_seconds=start.timeout_seconds or self._default_seconds,
-            traceparent=carrier.get("traceparent", ""),
+            origin=Origin.here(start.correlation_id),
             labels=start.labels,
         )
 

@@ -12,16 +12,17 @@ from vtryon.jobs import JobUpdate
 from vtryon.outcomes import JobOutcome
 from vtryon.v1 import job_pb2
 from vtryon_services.jobs.database import Database
+from vtryon_services.jobs.origin import Origin
 from vtryon_services.jobs.tables import outbox, turns
 
 _TURN = "outcomes"
 _TURN_SECONDS = 5.0
 
 
-async def keep(connection: AsyncConnection, tenant: str, traceparent: str, told: JobUpdate) -> None:
+async def keep(connection: AsyncConnection, tenant: str, origin: Origin, told: JobUpdate) -> None:
     """Keep a change, in the transaction that makes it."""
     body = told.to_proto().SerializeToString()
-    row = {"tenant": tenant, "traceparent": traceparent, "body": body}
+    row = {"tenant": tenant, **origin.columns, "body": body}
     await connection.execute(insert(outbox).values(**row))
 
 
@@ -55,7 +56,7 @@ class Outbox:
                 row.id,
                 row.tenant,
                 JobUpdate.from_proto(job_pb2.JobUpdate.FromString(row.body)),
-                row.traceparent,
+                **Origin.of(row).columns,
             )
             for row in rows
         ]

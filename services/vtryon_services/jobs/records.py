@@ -17,6 +17,7 @@ from vtryon.errors import Reason
 from vtryon.jobs import Job, JobError, JobState
 from vtryon.types import PayloadKind, ResumePoint, TryOnOptions
 from vtryon.v1 import job_pb2, pipeline_pb2
+from vtryon_services.jobs.origin import Origin
 from vtryon_services.runtime.ranges import field_error
 
 _JOB_ID = re.compile(r"[0-9a-f]{32}")
@@ -39,7 +40,7 @@ class NewJob:
     sealed: bytes
     pictures: Sequence[tuple[PayloadKind, str]]
     timeout_seconds: float
-    traceparent: str = ""
+    origin: Origin = field(default_factory=Origin)
     labels: Mapping[str, str] = field(default_factory=dict)
 
 
@@ -66,7 +67,7 @@ class Leased:
     pictures: Sequence[tuple[PayloadKind, str]]
     deadline: float
     resume: Resume | None
-    traceparent: str
+    origin: Origin
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,7 +137,7 @@ def leased_of(before: Row[Any]) -> Leased:
         pictures=[(PayloadKind(kind), artifact) for kind, artifact in before.pictures],
         deadline=before.deadline,
         resume=resume,
-        traceparent=before.traceparent,
+        origin=Origin.of(before),
     )
 
 

@@ -1,4 +1,4 @@
-"""Takes jobs from the ledger and has the pipeline draw them, at their priority: BATCH by default."""
+"""Takes jobs from the ledger and has the pipeline draw them."""
 
 from __future__ import annotations
 
@@ -113,7 +113,7 @@ class Runner:
     async def _run(self, leased: Leased) -> None:
         attempt = Attempt(leased, self)
         self._active[leased.id] = attempt
-        context.attach(propagate.extract({"traceparent": leased.traceparent}))  # this task's own
+        context.attach(propagate.extract(leased.origin.carrier))  # this task's own
         self.bell.ring(leased.id, OUTCOMES)
         try:
             await attempt.run()

@@ -34,6 +34,7 @@ from vtryon_services.jobs.database import located as database_located
 from vtryon_services.jobs.eraser import Eraser
 from vtryon_services.jobs.ledger import Ledger, Limits
 from vtryon_services.jobs.making import Maker
+from vtryon_services.jobs.origin import LONGEST_CORRELATION_ID
 from vtryon_services.jobs.outcomes import outcome_service
 from vtryon_services.jobs.records import Kept
 from vtryon_services.jobs.runner import Runner
@@ -303,6 +304,8 @@ def _check(start: CreateJobStart) -> None:
     if start.request_id:
         check_request_id(start.request_id)
     check_labels(start.labels)
+    if len(start.correlation_id) > LONGEST_CORRELATION_ID:
+        raise field_error("correlation_id", f"takes at most {LONGEST_CORRELATION_ID} bytes")
     seconds = start.timeout_seconds
     if seconds is not None and not 0 < seconds <= _LONGEST_SECONDS:
         raise field_error("timeout_seconds", f"takes more than 0 and at most {_LONGEST_SECONDS:g}")

@@ -15,6 +15,7 @@ from sqlalchemy import (
     MetaData,
     String,
     Table,
+    Text,
     UniqueConstraint,
 )
 
@@ -34,8 +35,11 @@ jobs = Table(
     Column("options", LargeBinary, nullable=False),
     Column("sealed", LargeBinary, nullable=False, default=b""),
     Column("pictures", JSON, nullable=False),
-    # W3C's, of who made it: its attempts are part of that trace.
+    # W3C's, of who made it: its attempts are part of that trace. And the caller's own id of it.
     Column("traceparent", String(64), nullable=False, default=""),
+    Column("tracestate", Text, nullable=False, default=""),
+    Column("baggage", Text, nullable=False, default=""),
+    Column("correlation_id", LargeBinary, nullable=False, default=b""),
     Column("created_at", Double, nullable=False),
     Column("not_before", Double, nullable=False),
     Column("deadline", Double, nullable=False),
@@ -93,7 +97,11 @@ outbox = Table(
     metadata,
     Column("id", BigInteger().with_variant(Integer, "sqlite"), primary_key=True),
     Column("tenant", String(128), nullable=False),
+    # As of the job.
     Column("traceparent", String(64), nullable=False),
+    Column("tracestate", Text, nullable=False, default=""),
+    Column("baggage", Text, nullable=False, default=""),
+    Column("correlation_id", LargeBinary, nullable=False, default=b""),
     # vtryon.v1.JobUpdate.
     Column("body", LargeBinary, nullable=False),
 )

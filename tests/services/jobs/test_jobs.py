@@ -10,6 +10,7 @@ from pathlib import Path
 
 import httpx
 import pytest
+from opentelemetry import context, propagate
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import create_async_engine
 from tests.support.bad_input import OPTIONS, PICTURE
@@ -76,6 +77,40 @@ async def test_a_job_is_drawn_at_its_priority(
     job = await caller.jobs.create(PICTURE, PICTURE, steps=1, priority=given)
     assert (await caller.jobs.wait(job.id)).state is JobState.SUCCEEDED
     assert seen == [given or vtryon.Priority.BATCH]
+
+
+async def test_an_attempt_has_the_whole_trace_of_who_made_the_job(
+    caller: vtryon.Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[dict[str, str]] = []
+    sample_start = flow.sample_start
+
+    def noted(*given: object) -> object:
+        seen.append({})
+        propagate.inject(seen[-1])
+        return sample_start(*given)
+
+    monkeypatch.setattr(flow, "sample_start", noted)
+    trace = "0af7651916cd43dd8448eb211c80319c"
+    given = {
+        "traceparent": f"00-{trace}-b7ad6b7169203331-01",
+        "tracestate": "vendor=one",
+        "baggage": "shop=north",
+    }
+    token = context.attach(propagate.extract(given))
+    try:
+        job = await caller.jobs.create(PICTURE, PICTURE, steps=1)
+    finally:
+        context.detach(token)
+    assert (await caller.jobs.wait(job.id)).state is JobState.SUCCEEDED
+    [found] = seen
+    assert trace in found["traceparent"]
+    assert (found["tracestate"], found["baggage"]) == ("vendor=one", "shop=north")
+
+
+async def test_a_correlation_id_has_a_limit(caller: vtryon.Client) -> None:
+    with pytest.raises(vtryon.RequestError, match=r"correlation_id: takes at most 1024 bytes"):
+        await caller.jobs.create(PICTURE, steps=1, correlation_id=b"x" * 1025)
 
 
 async def test_the_same_request_is_the_same_job(caller: vtryon.Client) -> None:

@@ -13,6 +13,7 @@ from vtryon_services.jobs import outbox as module
 from vtryon_services.jobs.changes import LeaseLostError
 from vtryon_services.jobs.database import Database
 from vtryon_services.jobs.ledger import Ledger, Limits
+from vtryon_services.jobs.origin import Origin
 from vtryon_services.jobs.outbox import Outbox
 
 
@@ -46,6 +47,21 @@ async def test_each_job_s_changes_come_in_their_order(ledger: Ledger, outbox: Ou
         told.setdefault(job.labels["order"], []).append(job.state)
     states = [JobState.QUEUED, JobState.RUNNING, JobState.SUCCEEDED]
     assert told == {str(number): states for number in range(8)}
+
+
+async def test_outcomes_have_the_trace_and_the_correlation_id_of_their_job(
+    ledger: Ledger, outbox: Outbox
+) -> None:
+    origin = Origin("00-1-2-01", "vendor=one", "shop=north", b"\0\xff" * 512)
+    await create(ledger, origin=origin)
+    leased = await ledger.leases.lease("me", 60)
+    assert leased.origin == origin
+    await ledger.leases.finish(leased, DONE)
+    taken = await outbox.take("one", (), 1000)
+    assert len(taken) == 3
+    for one in taken:
+        trace = (one.traceparent, one.tracestate, one.baggage)
+        assert Origin(*trace, one.correlation_id) == origin
 
 
 async def test_what_is_not_published_is_given_again(ledger: Ledger, outbox: Outbox) -> None:

@@ -11,6 +11,7 @@ import vtryon
 from vtryon.channel import TENANT_KEY
 from vtryon_services.bridges.kafka.messages import (
     ATTEMPT,
+    BAGGAGE,
     CAUSATION,
     CORRELATION,
     DEADLINE,
@@ -23,6 +24,7 @@ from vtryon_services.bridges.kafka.messages import (
     PRIORITY,
     REASON,
     TRACEPARENT,
+    TRACESTATE,
 )
 from vtryon_services.bridges.kafka.schemas import text_of
 from vtryon_services.bridges.kafka.settings import KafkaSettings
@@ -33,6 +35,8 @@ _HEADERS = {
     CORRELATION: "Comes back with everything that is said of the request.",
     CAUSATION: "What caused the message: topic/partition/offset, or a job's id.",
     TRACEPARENT: "W3C trace context.",
+    TRACESTATE: "W3C trace context.",
+    BAGGAGE: "W3C baggage.",
     TENANT_KEY: "Whose it is.",
     DEADLINE: "ISO 8601; behind it the request fails.",
     PRIORITY: "interactive or batch, which is the default.",

@@ -24,7 +24,7 @@ from vtryon_services.bridges.kafka.messages import (
     CAUSATION,
     CORRELATION,
     REASON,
-    TRACEPARENT,
+    TRACE,
     Message,
     Received,
 )
@@ -119,16 +119,14 @@ class LedgerJobs(JobRequests):
         """Make the job; twice the same request is one job."""
         asked = await self.read(received)
         check_options(asked.options)
-        labels = dict(asked.labels)
-        if correlation := received.header(CORRELATION):
-            labels[CORRELATION] = correlation
         options = {one.name: getattr(asked.options, one.name) for one in fields(asked.options)}
         await self._client.acting_for(received.tenant).jobs.create(
             asked.pictures[0],
             list(asked.pictures[1:]),
             request_id=asked.request_id,
             timeout_seconds=asked.timeout_seconds,
-            labels=labels,
+            labels=asked.labels,
+            correlation_id=received.headers.get(CORRELATION, b""),
             **{**options, "previews": False, "priority": received.priority},
         )
         return []
@@ -196,28 +194,27 @@ class Relay:
         assert job is not None
         if job.erased:
             return []  # what was kept of it is deleted, and its end was published before
-        context.attach(propagate.extract({TRACEPARENT: outcome.traceparent}))  # this task's own
-        labels = dict(job.labels)
-        correlation = labels.pop(CORRELATION, "") or job.request_id
+        trace = {name: getattr(outcome, name) for name in TRACE}
+        context.attach(propagate.extract(trace))  # this task's own
         headers = {
-            CORRELATION: correlation.encode(),
+            CORRELATION: outcome.correlation_id or job.request_id.encode(),
             CAUSATION: job.id.encode(),
             TENANT_KEY: outcome.tenant.encode(),
-            TRACEPARENT: outcome.traceparent.encode(),
+            **{name: value.encode() for name, value in trace.items()},
         }
         headers = {name: value for name, value in headers.items() if value}
         if job.error is not None:
             headers[REASON] = str(job.error.reason or "").encode()
         key = job.request_id.encode()
-        event = self._codec.encode(EVENT, event_of(update, labels))
+        event = self._codec.encode(EVENT, event_of(update))
         messages = [Message(self._names.events, key, event, headers)]
         if job.ended:
-            response = await self._response(outcome.tenant, job, labels)
+            response = await self._response(outcome.tenant, job)
             value = self._codec.encode(RESPONSE, response)
             messages.append(Message(self._names.responses, key, value, headers))
         return messages
 
-    async def _response(self, tenant: str, job: Job, labels: Mapping[str, str]) -> dict[str, Any]:
+    async def _response(self, tenant: str, job: Job) -> dict[str, Any]:
         assert job.state is not None
         jobs, picture, seed = self._client.acting_for(tenant).jobs, None, None
         try:
@@ -239,6 +236,6 @@ class Relay:
             attempts=job.attempts,
             wall_seconds=job.ledger.wall_seconds if job.ledger else None,
             hops=hop_records(job.ledger.hops if job.ledger else ()),
-            labels=labels,
+            labels=job.labels,
             unused_options=plain(job.unused_options),
         )

@@ -22,7 +22,9 @@ CORRELATION, CAUSATION, DEADLINE, PRIORITY = (
     "deadline",
     "priority",
 )
-TRACEPARENT, REASON = "traceparent", "reason"
+REASON = "reason"
+TRACE = TRACEPARENT, TRACESTATE, BAGGAGE = "traceparent", "tracestate", "baggage"
+_LONGEST_TRACE = 4096  # bytes of each; a longer one is dropped: gRPC takes 8 KiB of metadata
 ATTEMPT, NOT_BEFORE = "attempt", "not-before"
 # Of dead letters: where they were read, and why they came here.
 FROM_TOPIC, FROM_PARTITION, FROM_OFFSET = "from-topic", "from-partition", "from-offset"
@@ -70,6 +72,16 @@ class Received:
     def header(self, name: str) -> str:
         """Give a header's text; empty where there is none."""
         return self.headers.get(name, b"")[:_LONGEST_VALUE].decode("utf-8", "replace")
+
+    @property
+    def trace(self) -> dict[str, str]:
+        """The trace that it is part of, and its baggage, as `propagate.extract` reads them."""
+        given = {name: self.headers.get(name, b"") for name in TRACE}
+        return {
+            name: value.decode("utf-8", "replace")
+            for name, value in given.items()
+            if 0 < len(value) <= _LONGEST_TRACE
+        }
 
     @property
     def tenant(self) -> str:

@@ -128,7 +128,7 @@ def event_record(
     }
 
 
-def event_of(update: JobUpdate, labels: Mapping[str, str]) -> dict[str, Any]:
+def event_of(update: JobUpdate) -> dict[str, Any]:
     """Make the record of a ledger's update."""
     job = update.job
     assert job is not None
@@ -141,7 +141,7 @@ def event_of(update: JobUpdate, labels: Mapping[str, str]) -> dict[str, Any]:
         job.state,
         attempts=job.attempts,
         error=job.error,
-        labels=labels,
+        labels=job.labels,
     )
 
 

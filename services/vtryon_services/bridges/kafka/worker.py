@@ -18,7 +18,7 @@ from typing import Protocol
 import structlog
 from aiokafka import AIOKafkaConsumer, ConsumerRebalanceListener, TopicPartition
 from aiokafka.errors import KafkaError, MessageSizeTooLargeError
-from opentelemetry import metrics, propagate, trace
+from opentelemetry import context, metrics, propagate, trace
 
 from vtryon.errors import (
     OverloadedError,
@@ -29,7 +29,7 @@ from vtryon.errors import (
     VtryonError,
 )
 from vtryon.outcome import is_being_cancelled
-from vtryon_services.bridges.kafka.messages import TRACEPARENT, Message, Received, again, dead
+from vtryon_services.bridges.kafka.messages import Message, Received, again, dead
 from vtryon_services.bridges.kafka.sender import Sender
 from vtryon_services.bridges.kafka.settings import KafkaSettings
 from vtryon_services.bridges.kafka.topics import Names
@@ -193,12 +193,12 @@ class Worker(ConsumerRebalanceListener):
             await asyncio.wait([before])
         if received.topic in self._names.retries:
             await asyncio.sleep(min(received.wait_seconds, max(self._settings.retry_seconds)))
+        context.attach(propagate.extract(received.trace))  # this task's own; with its baggage
         with (
             _tracer.start_as_current_span(
                 f"process {received.topic}",
-                propagate.extract({TRACEPARENT: received.header(TRACEPARENT)}),
-                trace.SpanKind.CONSUMER,
-                {"messaging.system": "kafka", "messaging.message.id": received.id},
+                kind=trace.SpanKind.CONSUMER,
+                attributes={"messaging.system": "kafka", "messaging.message.id": received.id},
             ) as span,
             structlog.contextvars.bound_contextvars(message=received.id),
         ):

@@ -65,6 +65,25 @@ async def test_a_request_becomes_a_job_and_its_picture_an_answer(kafka: Kafka, o
     assert sorted(told) == told
 
 
+async def test_a_correlation_id_is_no_label_and_the_trace_comes_back_whole(kafka: Kafka) -> None:
+    labels = {f"label-{number}": "x" for number in range(15)} | {"correlation-id": "my own"}
+    trace = {
+        "traceparent": "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01",
+        "tracestate": "vendor=one",
+        "baggage": "shop=" + "n" * 2000,
+    }
+    one, correlation = name(), "c" * 1024
+    request = {**job_request(one, PICTURE, PICTURE, steps=1), "labels": labels}
+    await kafka.send("jobs.requests", "job_request", request, correlation_id=correlation, **trace)
+    [answer] = await kafka.answers("jobs.responses", one)
+    headers = {key: value.decode() for key, value in answer.headers}
+    assert headers["correlation-id"] == correlation
+    assert (headers["tracestate"], headers["baggage"]) == (trace["tracestate"], trace["baggage"])
+    assert "0af7651916cd43dd8448eb211c80319c" in headers["traceparent"]
+    said = kafka.read(answer.value)
+    assert (said["state"], said["labels"]) == ("SUCCEEDED", labels)
+
+
 async def test_the_example_needs_nothing_of_ours(kafka: Kafka, tmp_path: Path) -> None:
     source = EXAMPLE.read_text()
     assert "vtryon" not in {line.split()[1] for line in source.splitlines() if "import" in line}
