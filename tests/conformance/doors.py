@@ -51,6 +51,12 @@ class Went:
 DRAWN = {
     "plain": {"steps": 4, "seed": 1},
     "guided": {"steps": 3, "seed": 2, "true_cfg_scale": 3.0, "negative_prompt": "tucked in"},
+    "guided by an empty prompt": {
+        "steps": 3,
+        "seed": 2,
+        "true_cfg_scale": 3.0,
+        "negative_prompt": "",
+    },
     "smaller": {"steps": 4, "seed": 3, "width": 64, "height": 96},
     "comfy": {"steps": 5, "seed": 4, "profile": vtryon.Profile.COMFY},
     "from the person": {"steps": 4, "seed": 5, "strength": 0.6},

@@ -20,6 +20,7 @@ from vtryon.embedded import embedded_mesh
 MIXES = [
     {"steps": 4, "seed": 1},
     {"steps": 3, "seed": 2, "true_cfg_scale": 3.0, "negative_prompt": "tucked in"},
+    {"steps": 3, "seed": 2, "true_cfg_scale": 3.0, "negative_prompt": ""},
     {"steps": 4, "seed": 3, "width": 64, "height": 96, "format": vtryon.ImageFormat.WEBP},
     {"steps": 5, "seed": 4, "profile": vtryon.Profile.COMFY},
     {"steps": 4, "seed": 5, "strength": 0.6},
@@ -43,6 +44,23 @@ async def test_mixed_requests_at_once_are_what_the_torch_backend_draws(
         for kind in set(kinds) - {"Queued", "Preview"}:  # those depend on who else is there
             assert others.count(kind) == kinds.count(kind)
         assert (others[0], others[-1]) == ("Accepted", "Finished")
+
+
+async def test_every_stage_says_which_model_computes(client, on_triton, example) -> None:
+    here = await client.try_on(example.person, example.garment, steps=1)
+    there = await on_triton.try_on(example.person, example.garment, steps=1)
+    for stage, accepted in here.stages.items():
+        assert accepted.model_digest
+        assert there.stages[stage].model_digest == accepted.model_digest
+
+
+async def test_resume_points_come_or_are_said_not_to(on_triton, triton_mesh, example) -> None:
+    points, unused = 0, ()
+    run = on_triton.try_on(example.person, example.garment, steps=4, resume_every=2)
+    async for event in run:
+        points += isinstance(event, vtryon.events.ResumeChunk)
+    unused = [one.field for one in (await run).unused_options]
+    assert (points > 0) != ("resume_every" in unused)
 
 
 async def test_every_step_and_preview_comes_as_it_is_made(on_triton, example) -> None:

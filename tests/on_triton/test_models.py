@@ -99,7 +99,17 @@ BAD = {
     "numerics that are no JSON": ({}, {"numerics": "{"}, "FIELD_INVALID"),
     "sigmas that rise": ({}, {"sigmas": "[0.5, 1.0]"}, "FIELD_INVALID"),
     "too many pixels of a preview": ({}, {"preview_max_pixels": 2**40}, "FIELD_INVALID"),
+    "a parameter that there is not": ({}, {"strenght": 0.5}, "no parameter strenght"),
+    "no width": ({}, {"width": 0}, "FIELD_INVALID"),
+    "no time": ({}, {"timeout_seconds": 0.0}, "FIELD_INVALID"),
+    "a fraction of a step": ({}, {"steps": 1.5}, "FIELD_INVALID"),
+    "another model's digest": ({}, {"sampling_digest": "another"}, "MODEL_CHANGED"),
     "a resume point without latents": ({}, {"resume_step": 1}, "FIELD_INVALID"),
+    "a resume point of some model": (
+        {"RESUME": np.zeros((1, 16, 16, 12), np.float32)},
+        {"steps": 2, "resume_step": 1},
+        "sampling_digest",
+    ),
     "NaN": ({"EMBEDDINGS": np.full((1, 3, 128), np.nan, np.float32)}, {}, "TENSOR_NOT_FINITE"),
     "odd sides": (
         {"REFERENCE_1": np.zeros((1, 16, 15, 12), np.float32)},
@@ -144,6 +154,24 @@ async def test_bad_input_of_the_sampler_is_refused_and_the_next_request_works(
     assert error is None
 
 
+async def test_the_other_models_refuse_unknown_parameters_and_other_digests_too(
+    plain, example
+) -> None:
+    asked = {
+        "latent_encoder": inputs(PICTURE=png(example.person)),
+        "text_encoder": inputs(PROMPT=np.frombuffer(b"a shirt", np.uint8)[None]),
+        "decoding": inputs(LATENTS=np.zeros((1, 16, 16, 12), np.float32)),
+    }
+    for model, given in asked.items():
+        for parameters, said in (
+            ({"strenght": 0.5}, "no parameter strenght"),
+            ({f"{model}_digest": "another"}, "MODEL_CHANGED"),
+        ):
+            with pytest.raises(InferenceServerException, match=said):
+                await plain.infer(model, given, parameters=parameters)
+        await plain.infer(model, given)
+
+
 async def test_one_bad_picture_among_many_fails_alone(plain, example) -> None:
     async def ask(array: np.ndarray) -> object:
         return await plain.infer("latent_encoder", inputs(PICTURE=array))
@@ -169,6 +197,7 @@ def try_on(example, **parameters: Any) -> dict[str, Any]:
         GARMENT_3=nothing,
         PROMPT=text,
         NEGATIVE_PROMPT=nothing,
+        NEGATIVE_GIVEN=nothing,
         RESIZE=nothing,
     )
     return {"model_name": "tryon", "inputs": given, "parameters": parameters}

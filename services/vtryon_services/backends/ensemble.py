@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
 from typing import Self
@@ -11,13 +11,14 @@ from typing import Self
 import numpy as np
 from google.protobuf import json_format
 
-from vtryon.errors import Reason, RequestError, SettingsError, StageError
+from vtryon.errors import SettingsError, StageError
 from vtryon.events import Fit
 from vtryon.payloads import Buffer
 from vtryon.pictures import Picture
 from vtryon.types import EncodedImage, ImageFormat, TryOnOptions
 from vtryon_services.backends.triton import (
     TritonSettings,
+    agreed,
     as_array,
     find,
     read_fit,
@@ -28,7 +29,13 @@ from vtryon_services.engine.geometry import Geometry
 from vtryon_services.engine.numerics import DEFAULTS, resolve
 from vtryon_services.engine.plan import Standing
 from vtryon_services.triton.client import TritonPool
-from vtryon_services.triton.contract import GARMENTS, Model, seed_parameter
+from vtryon_services.triton.contract import (
+    GARMENTS,
+    STAGE_MODELS,
+    Model,
+    seed_parameter,
+    stage_of,
+)
 
 _EMPTY = np.empty(0, np.uint8)
 
@@ -55,26 +62,30 @@ class Progress:
 
 
 class TritonTryOn:
-    """Draws with the ensemble `tryon`."""
+    """Draws with the ensemble `tryon`.
 
-    def __init__(self, pool: TritonPool, geometry: Geometry) -> None:
+    Attributes:
+        digests: of what computes each stage.
+    """
+
+    def __init__(self, pool: TritonPool, described: Mapping[Model, Mapping[str, str]]) -> None:
         self._pool = pool
-        self._geometry = geometry
+        self._geometry = Geometry.model_validate_json(described[Model.LATENT_ENCODER]["geometry"])
+        self.digests = {stage_of(model): one["digest"] for model, one in described.items()}
 
     @classmethod
     async def connect(cls, settings: TritonSettings, max_garments: int) -> Self:
         """Find the model, and wait for it if it is being loaded.
 
         Raises:
-            SettingsError: no server has it, or it takes fewer garments.
+            SettingsError: no server has it, it takes fewer garments, or the servers differ.
         """
         if max_garments > len(GARMENTS):
             raise SettingsError(
                 f"max_garments is {max_garments}; the ensemble takes {len(GARMENTS)}"
             )
         pool = await find(Model.TRYON, settings)
-        described = await pool.parameters(Model.LATENT_ENCODER)
-        return cls(pool, Geometry.model_validate_json(described["geometry"]))
+        return cls(pool, await agreed(pool, STAGE_MODELS))
 
     def scale(self, options: TryOnOptions) -> float:
         """Give the scale of guidance that a request comes to."""
@@ -106,12 +117,6 @@ class TritonTryOn:
         Raises:
             VtryonError: it failed; the metadata names the stage.
         """
-        if options.negative_prompt == "":  # an empty tensor stands for none
-            raise RequestError(
-                "negative_prompt is empty, which the topology `ensemble` can't tell from none; "
-                "use a blank",
-                reason=Reason.NUMERICS_UNSUPPORTED,
-            )
         key = uuid.uuid4().hex
         answers = self._pool.stream(
             Model.TRYON,
@@ -135,6 +140,7 @@ def _tensors(options: TryOnOptions, pictures: Sequence[Buffer]) -> dict[str, np.
         **{name: named.get(name, _EMPTY) for name in GARMENTS},
         "PROMPT": as_array(options.prompt.encode()),
         "NEGATIVE_PROMPT": as_array((options.negative_prompt or "").encode()),
+        "NEGATIVE_GIVEN": as_array(b"\0" if options.negative_prompt is None else b"\1"),
         "RESIZE": resize_array(resolve(options.numerics)),
     }
 

@@ -67,6 +67,19 @@ async def find(model: Model, settings: TritonSettings) -> TritonPool:
     return pool
 
 
+async def agreed(pool: TritonPool, models: Sequence[Model]) -> dict[Model, dict[str, str]]:
+    """Give what the servers' export wrote about models; the pool is closed where they differ.
+
+    Raises:
+        SettingsError: the servers have different models.
+    """
+    try:
+        return await pool.agree(models)
+    except SettingsError:
+        await pool.close()
+        raise
+
+
 class _TritonBackend(Backend):
     """One model, as its export described it."""
 
@@ -80,7 +93,7 @@ class _TritonBackend(Backend):
             SettingsError: no server has the model.
         """
         pool = await find(cls.model, settings)
-        return cls(pool, await pool.parameters(cls.model))
+        return cls(pool, (await agreed(pool, [cls.model]))[cls.model])
 
     def __init__(self, pool: TritonPool, described: dict[str, str]) -> None:
         self._pool = pool
@@ -134,6 +147,7 @@ class TritonTextEncoder(_TritonBackend):
         tensors = {"PROMPT": as_array(prompt.encode()), "RESIZE": resize_array(numerics)}
         if negative_prompt is not None:
             tensors["NEGATIVE_PROMPT"] = as_array(negative_prompt.encode())
+            tensors["NEGATIVE_GIVEN"] = as_array(b"\1")
         tensors |= {f"PICTURE_{number}": as_array(image) for number, image in enumerate(images, 1)}
         found = await self._pool.infer(self.model, tensors)
         negative = found.get("NEGATIVE_EMBEDDINGS")

@@ -105,7 +105,10 @@ class Attempt:
             picture=result.picture.image,
             ledger=result.ledger,
             fits=result.fits,
-            unused_options=result.unused_options,
+            # Resume points are this service's affair: the caller has asked for none.
+            unused_options=tuple(
+                one for one in result.unused_options if not one.field.startswith("resume")
+            ),
         )
         await self._finish(Outcome(JobState.SUCCEEDED, detail, artifact))
 

@@ -7,9 +7,10 @@ begins, and the last step comes with the picture and with what decoding took.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Iterator, Sequence
 from contextlib import aclosing
 from dataclasses import replace
+from typing import Any
 
 from vtryon.errors import VtryonError
 from vtryon.events import (
@@ -23,6 +24,7 @@ from vtryon.events import (
     StageFinished,
     StageStarted,
     StepFinished,
+    UnusedOption,
 )
 from vtryon.payloads import Buffer, outgoing_image
 from vtryon.types import PayloadKind, Stage, TryOnStart
@@ -47,6 +49,7 @@ class EnsembleFlow:
     ) -> None:
         self._ensemble = ensemble
         assert start.options is not None
+        self._request = start
         self._options = start.options
         self._incoming = incoming
         self._call = call
@@ -70,7 +73,7 @@ class EnsembleFlow:
         pictures = received[: len(self._subjects)]
         self._sent_at = self._call.elapsed_seconds
         for stage, subject in self._encoders:
-            yield StageStarted(stage, subject)
+            yield self._start(stage, subject)
         finished = False
         while not finished:
             try:
@@ -119,8 +122,8 @@ class EnsembleFlow:
             events += [StageFinished(stage, subject, took) for stage, subject in self._encoders]
             scale, negative = self._ensemble.scale(self._options), self._options.negative_prompt
             unused = unused_options(self._options, scale, negative=negative is not None)
-            chosen = Accepted(Stage.SAMPLING, true_cfg_scale=scale, unused_options=unused)
-            events.append(StageStarted(Stage.SAMPLING, "", chosen))
+            unused += tuple(_of_resuming(self._request))
+            events.append(self._start(Stage.SAMPLING, true_cfg_scale=scale, unused_options=unused))
         self._steps_told = answer.step
         self._call.facts["completed_steps"] = str(answer.step)
         self._compute_seconds += answer.compute_seconds
@@ -130,9 +133,13 @@ class EnsembleFlow:
         if answer.picture is not None:
             sampled = self._call.elapsed_seconds - answer.decoding_seconds - self._encoded_at
             events.append(StageFinished(Stage.SAMPLING, "", sampled))
-            events.append(StageStarted(Stage.DECODING))
+            events.append(self._start(Stage.DECODING))
             events.append(StageFinished(Stage.DECODING, "", answer.decoding_seconds))
         return events
+
+    def _start(self, stage: Stage, subject: str = "", **chosen: Any) -> StageStarted:
+        digest = self._ensemble.digests[stage]
+        return StageStarted(stage, subject, Accepted(stage, model_digest=digest, **chosen))
 
     def _finish(self, answer: Progress) -> Finished:
         now = self._call.elapsed_seconds
@@ -164,3 +171,13 @@ class EnsembleFlow:
             for fit, subject in zip(self._fits, self._subjects, strict=False)
         )
         return Finished(with_own_share(hops, self._call.elapsed_seconds), fits)
+
+
+def _of_resuming(start: TryOnStart) -> Iterator[UnusedOption]:
+    """Name what was asked for of resume points: an ensemble is always drawn from its beginning."""
+    if start.resume is not None:
+        yield UnusedOption(
+            "resume", "the topology `ensemble` begins anew, which draws the same picture"
+        )
+    if start.resume_every:
+        yield UnusedOption("resume_every", "the topology `ensemble` gives no resume points")

@@ -28,7 +28,7 @@ from vtryon_services.runtime.ranges import (
     PromptRanges,
     check_ranges,
 )
-from vtryon_services.triton.contract import MAX_PICTURES
+from vtryon_services.triton.contract import MAX_PICTURES, Model
 from vtryon_services.triton.requests import (
     ModelSettings,
     Request,
@@ -36,6 +36,7 @@ from vtryon_services.triton.requests import (
     check_latents,
     refuse,
     respond,
+    whole,
 )
 
 I = TypeVar("I")  # noqa: E741
@@ -46,17 +47,20 @@ class _Batched(ABC, Generic[I, R]):
     """A model that answers several requests at once; each fails alone."""
 
     _stage: Stage
+    _model: Model
 
     def initialize(self, arguments: Mapping[str, str]) -> None:
         """Load."""
         self._beside = ThreadPoolExecutor(4, thread_name_prefix="beside")
         compute = ThreadPoolExecutor(1, thread_name_prefix="compute")
         self._merger = Merger(compute, self._timed, self._kind, sys.maxsize)
-        self._load(ModelSettings(arguments))
+        settings = ModelSettings(arguments)
+        self._digest = settings.digest
+        self._load(settings)
 
     def execute(self, requests: Sequence[Any]) -> list[Any]:
         """Prepare side by side, compute together what is alike, answer side by side."""
-        prepared = list(self._beside.map(_caught(self._prepare), map(Request, requests)))
+        prepared = list(self._beside.map(_caught(self._read), requests))
         asked = {
             place: item for place, item in enumerate(prepared) if not isinstance(item, Exception)
         }
@@ -70,6 +74,11 @@ class _Batched(ABC, Generic[I, R]):
 
         answers = self._beside.map(_caught(answer), range(len(prepared)))
         return [refuse(one, self._stage) if isinstance(one, Exception) else one for one in answers]
+
+    def _read(self, given: Any) -> I:
+        request = Request(given)
+        request.check(self._model, self._digest)
+        return self._prepare(request)
 
     def _timed(self, items: Sequence[I]) -> list[tuple[R, float]]:
         started = time.monotonic()
@@ -112,6 +121,7 @@ class LatentEncoderModel(_Batched[Fitted | None, torch.Tensor | None]):
     """A picture to latents; nothing where an ensemble has no picture."""
 
     _stage = Stage.LATENT_ENCODER
+    _model = Model.LATENT_ENCODER
 
     def _load(self, settings: ModelSettings) -> None:
         self._engine = LatentEncoder.load(settings.checkpoint, settings.placement)
@@ -144,6 +154,7 @@ class TextEncoderModel(_Batched[list[Asked], list[torch.Tensor]]):
     """A prompt and its pictures to embeddings."""
 
     _stage = Stage.TEXT_ENCODER
+    _model = Model.TEXT_ENCODER
 
     def _load(self, settings: ModelSettings) -> None:
         self._engine = TextEncoder.load(settings.checkpoint, settings.placement)
@@ -152,9 +163,10 @@ class TextEncoderModel(_Batched[list[Asked], list[torch.Tensor]]):
     def _prepare(self, request: Request) -> list[Asked]:
         given = [request.picture(f"PICTURE_{number}") for number in range(1, MAX_PICTURES + 1)]
         images = [one for one in given if one is not None]
-        start = EncodeTextStart(
-            prompt=request.text("PROMPT") or "", negative_prompt=request.text("NEGATIVE_PROMPT")
-        )
+        negative = request.text("NEGATIVE_PROMPT")
+        if negative is None and request.flag("NEGATIVE_GIVEN"):
+            negative = ""
+        start = EncodeTextStart(prompt=request.text("PROMPT") or "", negative_prompt=negative)
         check_ranges(start, PromptRanges)
         prompts = [one for one in (start.prompt, start.negative_prompt) if one is not None]
         return self._engine.prepare(prompts, images, request.numerics())
@@ -183,6 +195,7 @@ class DecodingModel(_Batched[Wanted, torch.Tensor | None]):
     """Latents to a picture."""
 
     _stage = Stage.DECODING
+    _model = Model.DECODING
 
     def _load(self, settings: ModelSettings) -> None:
         self._engine = Decoder.load(settings.checkpoint, settings.placement)
@@ -190,7 +203,7 @@ class DecodingModel(_Batched[Wanted, torch.Tensor | None]):
 
     def _prepare(self, request: Request) -> Wanted:
         start = DecodeStart(
-            format=request.value("format", ImageFormat), quality=request.value("quality", int)
+            format=request.value("format", ImageFormat), quality=request.value("quality", whole)
         )
         check_ranges(start, EncodingRanges)
         latents = request.tensor("LATENTS")

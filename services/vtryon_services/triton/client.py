@@ -19,6 +19,7 @@ from vtryon import status
 from vtryon.errors import (
     DeadlineError,
     OverloadedError,
+    Reason,
     RunCancelledError,
     SettingsError,
     StageError,
@@ -26,7 +27,7 @@ from vtryon.errors import (
     VtryonError,
 )
 from vtryon.outcome import is_being_cancelled
-from vtryon_services.triton.contract import Model
+from vtryon_services.triton.contract import Model, digest_parameter
 from vtryon_services.triton.failures import from_message
 from vtryon_services.triton.regions import UNKNOWN_REGION, Regions
 
@@ -50,15 +51,25 @@ class _Server:
         self.regions = Regions(self.client, url, shared_memory_from_bytes)
         self.open = 0
         self.failed_at = float("-inf")
+        self.is_known = False  # to have the models that the pool expects
+        self.is_other = False  # its models are not those that the pool expects
 
     @property
-    def load(self) -> tuple[bool, int]:
-        """How much there is against asking it: a failure just now, then work."""
-        return time.monotonic() - self.failed_at < _AVOID_SECONDS, self.open
+    def load(self) -> tuple[bool, bool, int]:
+        """How much there is against asking it: other models, a failure just now, then work."""
+        return self.is_other, time.monotonic() - self.failed_at < _AVOID_SECONDS, self.open
+
+    async def describe(self, model: Model) -> dict[str, str]:
+        """Give what the export wrote about a model."""
+        answer = await self.client.get_model_config(model.value, client_timeout=5.0)
+        return {name: one.string_value for name, one in answer.config.parameters.items()}
 
 
 class TritonPool:
     """Servers with the same models; each request goes to the one with the least to do.
+
+    Which models those are is settled by `agree`. From then on every request says which digests it
+    expects, and a server that has others is not asked while there is another one.
 
     Shapes:
         tensors, everywhere: without the leading 1 that the models' have.
@@ -70,6 +81,7 @@ class TritonPool:
     def __init__(self, urls: Sequence[str], shared_memory_from_bytes: int = 0) -> None:
         self._servers = [_Server(url, shared_memory_from_bytes) for url in urls]
         self._saying: set[asyncio.Task[None]] = set()
+        self._expected: dict[Model, str] = {}
 
     @classmethod
     def of(cls, urls: str, shared_memory_from_bytes: int) -> TritonPool:
@@ -91,23 +103,64 @@ class TritonPool:
             await server.client.close()
 
     async def is_ready(self, model: Model) -> bool:
-        """Whether any server can serve a model."""
+        """Whether any server can serve a model, with the digests that are expected.
+
+        A server that was away, or had other models, is asked for its digests again.
+        """
         for server in self._servers:
             try:
                 if await server.client.is_model_ready(model.value, client_timeout=2.0):
-                    return True
+                    if not server.is_known:
+                        await self._look_at(server)
+                    if not server.is_other:
+                        return True
+                    continue
             except (InferenceServerException, grpc.aio.AioRpcError):
-                continue
+                pass
+            server.is_known = False
         return False
 
-    async def parameters(self, model: Model) -> dict[str, str]:
-        """Give what the export wrote about a model."""
+    async def _look_at(self, server: _Server) -> None:
+        found = {model: (await server.describe(model)).get("digest") for model in self._expected}
+        server.is_other = found != self._expected
+        server.is_known = not server.is_other
 
-        async def ask(server: _Server) -> dict[str, str]:
-            answer = await server.client.get_model_config(model.value, client_timeout=5.0)
-            return {name: one.string_value for name, one in answer.config.parameters.items()}
+    async def agree(self, models: Sequence[Model]) -> dict[Model, dict[str, str]]:
+        """Give what the export wrote about models; all servers that answer must have the same.
 
-        return await self._somewhere(ask)
+        Raises:
+            SettingsError: they have different ones, or the models are not of our export.
+        """
+        described: dict[Model, dict[str, str]] = {}
+        holders: dict[Model, str] = {}
+        for server in self._servers:
+            try:
+                found = {model: await server.describe(model) for model in models}
+            except (InferenceServerException, grpc.aio.AioRpcError):
+                continue  # it is asked when it is there
+            server.is_known = True
+            for model, one in found.items():
+                if not one.get("digest"):
+                    raise SettingsError(
+                        f"the model {model} at {server.url} has no digest: make the repository "
+                        "with `vtryon models export-triton`"
+                    )
+                own = described.setdefault(model, one)["digest"]
+                if one["digest"] != own:
+                    raise SettingsError(
+                        f"the Triton servers have different checkpoints: the digest of {model} is "
+                        f"{own[:12]} at {holders[model]} and {one['digest'][:12]} at "
+                        f"{server.url}; serve one export on all of them"
+                    )
+                holders.setdefault(model, server.url)
+        if not described:
+            raise SettingsError("no Triton server says which models it has")
+        self._expected = {model: one["digest"] for model, one in described.items()}
+        return described
+
+    def _with_digests(self, parameters: Parameters) -> dict[str, str | int | float]:
+        expected = {digest_parameter(model): one for model, one in self._expected.items()}
+        return {**expected, **parameters}
 
     async def infer(
         self,
@@ -123,7 +176,7 @@ class TritonPool:
                 result = await server.client.infer(
                     model.value,
                     inputs,
-                    parameters=dict(parameters or {}),
+                    parameters=self._with_digests(parameters or {}),
                     client_timeout=timeout_seconds,
                 )
             return _outputs(result)
@@ -143,7 +196,7 @@ class TritonPool:
         What to say `at_leaving`, before the last response, goes to the same server.
         """
         async with self._chosen() as server, server.regions.inputs(tensors) as inputs:
-            requests = _once(model, inputs, parameters)
+            requests = _once(model, inputs, self._with_digests(parameters))
             answers = server.client.stream_infer(requests, stream_timeout=timeout_seconds)
             over = False
             try:
@@ -188,8 +241,14 @@ class TritonPool:
             yield server
         except (InferenceServerException, grpc.aio.AioRpcError) as error:
             failure = _named(error)
+            if failure.reason is Reason.MODEL_CHANGED:
+                server.is_known, server.is_other = False, True
+                failure = UnavailableError(
+                    f"a Triton server has another checkpoint than at the start ({failure.message}):"
+                    " restart this service once all servers have it"
+                )
             if isinstance(failure, UnavailableError):
-                server.failed_at = time.monotonic()
+                server.failed_at, server.is_known = time.monotonic(), False
             raise failure from None
         finally:
             server.open -= 1

@@ -10,6 +10,8 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from enum import StrEnum
 
+from vtryon.types import Stage
+
 MAX_PICTURES = 4
 
 
@@ -106,6 +108,7 @@ _TRY_ON = (
         {
             "PROMPT": "PROMPT",
             "NEGATIVE_PROMPT": "NEGATIVE_PROMPT",
+            "NEGATIVE_GIVEN": "NEGATIVE_GIVEN",
             "RESIZE": "RESIZE",
             **{f"PICTURE_{number}": one for number, one in enumerate(_PICTURES, 1)},
         },
@@ -129,12 +132,71 @@ _TRY_ON = (
 )
 
 
+_SAMPLING_PARAMETERS = (
+    ParameterOf("width", "int", "pixels, a multiple of 16; by default the person's"),
+    ParameterOf("height", "int", "likewise"),
+    ParameterOf("steps", "int", "by default the checkpoint's"),
+    ParameterOf("true_cfg_scale", "double", "likewise"),
+    ParameterOf("seed", "int", "by default drawn; from 2**63 on as text"),
+    ParameterOf("strength", "double", "the share of the schedule to run"),
+    ParameterOf("sigmas", "string", "JSON list of noise levels; below 1: from REFERENCE_1"),
+    ParameterOf("numerics", "string", "JSON object, as vtryon.v1.Numerics"),
+    ParameterOf("preview_every", "int", "a preview after every n-th step; 0: none"),
+    ParameterOf("preview_max_pixels", "int", "of one preview"),
+    ParameterOf("resume_every", "int", "RESUME_LATENTS after every n-th step"),
+    ParameterOf("resume_step", "int", "steps that the earlier attempt did"),
+    ParameterOf("key", "string", "a name of this request, for CANCEL"),
+    ParameterOf("urgency", "string", "interactive (default) or batch"),
+    ParameterOf("tenant", "string", "for fair shares"),
+    ParameterOf("timeout_seconds", "double", "no step begins afterwards"),
+)
+_DECODING_PARAMETERS = (
+    ParameterOf("format", "string", "png (default), jpeg or webp"),
+    ParameterOf("quality", "int", "of jpeg and webp, 1 to 100"),
+)
+_STAGES = {
+    Model.LATENT_ENCODER: Stage.LATENT_ENCODER,
+    Model.TEXT_ENCODER: Stage.TEXT_ENCODER,
+    Model.SAMPLING: Stage.SAMPLING,
+    Model.DECODING: Stage.DECODING,
+}
+STAGE_MODELS = tuple(_STAGES)
+
+
+def stage_of(model: Model) -> Stage:
+    """Give the stage that a model computes."""
+    return _STAGES[model]
+
+
+def digest_parameter(model: Model) -> str:
+    """Give the name of the parameter by which a request says which weights it expects."""
+    return f"{model}_digest"
+
+
+def _digest_of(model: Model) -> ParameterOf:
+    about = "that the model is expected to have; with another it answers MODEL_CHANGED"
+    return ParameterOf(digest_parameter(model), "string", about)
+
+
+# An ensemble passes a request's parameters on to all of its models, so each knows all names.
+PARAMETERS = frozenset(
+    (
+        *(one.name for one in (*_SAMPLING_PARAMETERS, *_DECODING_PARAMETERS)),
+        *map(digest_parameter, STAGE_MODELS),
+    )
+)
+
+
 def contracts(channels: int, width: int) -> tuple[Contract, ...]:
     """Give the models of a checkpoint with so many latent channels and embeddings so wide."""
     latents = (channels, -1, -1)
     picture = "an encoded picture, PNG, JPEG or WebP"
     # No parameter, since Triton's response cache knows inputs alone.
     resize = TensorOf("RESIZE", "UINT8", (-1,), "UTF-8: lanczos (default) or area", optional=True)
+    # An empty tensor stands for a prompt that is not given, so an empty prompt takes a flag.
+    given = TensorOf(
+        "NEGATIVE_GIVEN", "UINT8", (-1,), "1: guide with NEGATIVE_PROMPT, even an empty one", True
+    )
     took = TensorOf("SECONDS", "FP32", (1,), "what computing took, with its company")
     fit = "from width, height, to width, height; 1: padded"
     progress = (
@@ -161,6 +223,7 @@ def contracts(channels: int, width: int) -> tuple[Contract, ...]:
                 TensorOf("FIT", "INT32", (5,), fit),
                 took,
             ),
+            (_digest_of(Model.LATENT_ENCODER),),
         ),
         Contract(
             Model.TEXT_ENCODER,
@@ -168,6 +231,7 @@ def contracts(channels: int, width: int) -> tuple[Contract, ...]:
             (
                 TensorOf("PROMPT", "UINT8", (-1,), "UTF-8"),
                 TensorOf("NEGATIVE_PROMPT", "UINT8", (-1,), "UTF-8", optional=True),
+                given,
                 *(
                     TensorOf(f"PICTURE_{number}", "UINT8", (-1,), picture, optional=True)
                     for number in range(1, MAX_PICTURES + 1)
@@ -179,6 +243,7 @@ def contracts(channels: int, width: int) -> tuple[Contract, ...]:
                 TensorOf("NEGATIVE_EMBEDDINGS", "FP32", (-1, width), "where one was asked for"),
                 took,
             ),
+            (_digest_of(Model.TEXT_ENCODER),),
         ),
         Contract(
             Model.SAMPLING,
@@ -201,26 +266,7 @@ def contracts(channels: int, width: int) -> tuple[Contract, ...]:
                 TensorOf("RESUME_LATENTS", "FP32", latents, "where due"),
                 TensorOf("LATENTS", "FP32", latents, "behind the last step"),
             ),
-            (
-                ParameterOf("width", "int", "pixels, a multiple of 16; by default the person's"),
-                ParameterOf("height", "int", "likewise"),
-                ParameterOf("steps", "int", "by default the checkpoint's"),
-                ParameterOf("true_cfg_scale", "double", "likewise"),
-                ParameterOf("seed", "int", "by default drawn; from 2**63 on as text"),
-                ParameterOf("strength", "double", "the share of the schedule to run"),
-                ParameterOf(
-                    "sigmas", "string", "JSON list of noise levels; below 1: from REFERENCE_1"
-                ),
-                ParameterOf("numerics", "string", "JSON object, as vtryon.v1.Numerics"),
-                ParameterOf("preview_every", "int", "a preview after every n-th step; 0: none"),
-                ParameterOf("preview_max_pixels", "int", "of one preview"),
-                ParameterOf("resume_every", "int", "RESUME_LATENTS after every n-th step"),
-                ParameterOf("resume_step", "int", "steps that the earlier attempt did"),
-                ParameterOf("key", "string", "a name of this request, for CANCEL"),
-                ParameterOf("urgency", "string", "interactive (default) or batch"),
-                ParameterOf("tenant", "string", "for fair shares"),
-                ParameterOf("timeout_seconds", "double", "no step begins afterwards"),
-            ),
+            (*_SAMPLING_PARAMETERS, _digest_of(Model.SAMPLING)),
             decoupled=True,
             batches=False,
         ),
@@ -234,10 +280,7 @@ def contracts(channels: int, width: int) -> tuple[Contract, ...]:
                 ),
             ),
             (*drawn, took),
-            (
-                ParameterOf("format", "string", "png (default), jpeg or webp"),
-                ParameterOf("quality", "int", "of jpeg and webp, 1 to 100"),
-            ),
+            (*_DECODING_PARAMETERS, _digest_of(Model.DECODING)),
         ),
         Contract(
             Model.TRYON,
@@ -247,6 +290,7 @@ def contracts(channels: int, width: int) -> tuple[Contract, ...]:
                 *(TensorOf(name, "UINT8", (-1,), f"{picture}; or empty") for name in GARMENTS),
                 TensorOf("PROMPT", "UINT8", (-1,), "UTF-8"),
                 TensorOf("NEGATIVE_PROMPT", "UINT8", (-1,), "UTF-8; or empty"),
+                replace(given, about=f"{given.about}; or empty", optional=False),
                 TensorOf("RESIZE", "UINT8", (-1,), "UTF-8: lanczos or area; or empty"),
             ),
             (*progress, *drawn, replace(took, name="DECODING_SECONDS")),

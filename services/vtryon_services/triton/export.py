@@ -13,11 +13,10 @@ from diffusers import QwenImageTransformer2DModel
 from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2
 
-from vtryon.types import Stage
 from vtryon_services.engine.checkpoint import SHIPPED_CHECKPOINT, Checkpoint
 from vtryon_services.engine.configs import signature_defaults
 from vtryon_services.engine.geometry import size_of_area
-from vtryon_services.triton.contract import Contract, Model, TensorOf, contracts
+from vtryon_services.triton.contract import Contract, Model, TensorOf, contracts, stage_of
 
 _HEAD = """# The models in Triton
 
@@ -67,12 +66,6 @@ _WARM_UP: dict[Model, dict[str, bytes]] = {
     Model.LATENT_ENCODER: {"PICTURE": _PICTURE},
     Model.TEXT_ENCODER: {"PROMPT": b"a person wearing a shirt", "PICTURE_1": _PICTURE},
     Model.DECODING: {"LATENTS": b""},
-}
-_STAGES = {
-    Model.LATENT_ENCODER: Stage.LATENT_ENCODER,
-    Model.TEXT_ENCODER: Stage.TEXT_ENCODER,
-    Model.SAMPLING: Stage.SAMPLING,
-    Model.DECODING: Stage.DECODING,
 }
 
 
@@ -257,7 +250,7 @@ def _parameters(model: Model, checkpoint: Checkpoint, options: Options) -> dict[
         "device": options.device,
         "dtype": options.dtype,
         "threads": str(options.threads),
-        "digest": checkpoint.digest(_STAGES[model]),
+        "digest": checkpoint.digest(stage_of(model)),
         "geometry": checkpoint.geometry.model_dump_json(exclude={"preview"}),
     }
     if model is Model.SAMPLING:

@@ -33,6 +33,7 @@ from vtryon_services.engine import pictures
 from vtryon_services.engine.checkpoint import SHIPPED_CHECKPOINT, Checkpoint
 from vtryon_services.engine.numerics import Resolved, resolve
 from vtryon_services.engine.placement import Placement
+from vtryon_services.triton.contract import PARAMETERS, Model, digest_parameter
 from vtryon_services.triton.failures import to_message
 
 try:
@@ -50,6 +51,28 @@ class Request:
     def __init__(self, request: Any) -> None:
         self._request = request
         self.parameters: Mapping[str, Any] = json.loads(request.parameters() or "{}")
+
+    def check(self, model: Model, digest: str) -> None:
+        """Refuse parameters that no model reads, and a caller that expects other weights.
+
+        Triton's own parameters begin with its name.
+
+        Raises:
+            RequestError: naming the parameters, or with both digests.
+        """
+        own = {name for name in self.parameters if not name.startswith("triton_")}
+        if unknown := sorted(own - PARAMETERS):
+            raise RequestError(
+                f"there is no parameter {', '.join(unknown[:20])}; there are "
+                f"{', '.join(sorted(PARAMETERS))}"
+            )
+        expected = self.value(digest_parameter(model), str)
+        if expected is not None and expected != digest:
+            raise RequestError(
+                f"the model {model} is another one than expected: its digest is {digest[:12]}, "
+                f"and {digest_parameter(model)} is {expected[:12]}",
+                reason=Reason.MODEL_CHANGED,
+            )
 
     def tensor(self, name: str) -> torch.Tensor | None:
         """Give an input without its leading 1; None where it is missing or empty."""
@@ -86,6 +109,17 @@ class Request:
             return None if data is None else data.decode()
         except UnicodeDecodeError as error:
             raise RequestError(f"{name} is no UTF-8") from error
+
+    def flag(self, name: str) -> bool:
+        """Give an input that is 1, or else 0, missing or empty.
+
+        Raises:
+            RequestError: it is something else.
+        """
+        data = self.bytes(name)
+        if data not in {None, b"\0", b"\1"}:
+            raise RequestError(f"{name} is neither 0 nor 1")
+        return data == b"\1"
 
     def picture(self, name: str) -> Image.Image | None:
         """Decode an input that is a picture.
@@ -124,6 +158,17 @@ class Request:
             return resolve(Numerics(resize=ResizeFilter(given) if given else None))
         except ValueError as error:
             raise RequestError(f"RESIZE does not hold: {error}") from error
+
+
+def whole(given: Any) -> int:
+    """Read a whole number, which may be digits.
+
+    Raises:
+        ValueError: it has a fraction, or is no number.
+    """
+    if isinstance(given, bool) or (isinstance(given, float) and not given.is_integer()):
+        raise ValueError(f"{given} is no whole number")
+    return int(given)
 
 
 def respond(**tensors: torch.Tensor) -> Any:
@@ -169,6 +214,7 @@ class ModelSettings:
         self.values = {name: one["string_value"] for name, one in given.items()}
         torch.set_num_threads(int(self.values["threads"]) or torch.get_num_threads())
         checkpoint = self.values["checkpoint"]
+        self.digest = self.values["digest"]
         self.checkpoint = Checkpoint.open(Path(checkpoint) if checkpoint else SHIPPED_CHECKPOINT)
         device = self.values["device"]
         if device == "cuda":  # the GPU that Triton has given to this instance
@@ -181,7 +227,7 @@ class ModelSettings:
         Raises:
             SettingsError: the checkpoint has changed since the export.
         """
-        if found != self.values["digest"]:
+        if found != self.digest:
             raise SettingsError(
                 "the checkpoint is another one than when the repository was exported: run "
                 "`vtryon models export-triton` again",

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -37,7 +38,7 @@ from vtryon_services.runtime.ranges import (
     SizeRanges,
     check_ranges,
 )
-from vtryon_services.triton.contract import MAX_PICTURES
+from vtryon_services.triton.contract import MAX_PICTURES, Model, digest_parameter
 from vtryon_services.triton.outbox import Outbox
 from vtryon_services.triton.requests import (
     ModelSettings,
@@ -48,8 +49,10 @@ from vtryon_services.triton.requests import (
     finish,
     refuse,
     respond,
+    whole,
 )
 
+_TIMEOUT_SECONDS = 3600.0  # of a request that names none
 _CANCELS_KEPT_SECONDS = 600.0  # a request may be cancelled before it gets here
 
 
@@ -77,8 +80,9 @@ class SamplingModel:
         """Admit requests; they are answered step by step, later."""
         for given in requests:
             sender = given.get_response_sender()
-            request = Request(given)
             try:
+                request = Request(given)
+                request.check(Model.SAMPLING, self._engine.digest)
                 if key := request.text("CANCEL"):
                     self._cancelled[key] = None
                     finish(sender, respond())
@@ -96,7 +100,8 @@ class SamplingModel:
         given = _given(request)
         start = _start(request, given)
         check_ranges(start, SamplingRanges, PreviewsRange, SizeRanges, ResumeRanges)
-        _check_given(given, start, self._engine.geometry.max_target_area)
+        max_area = self._engine.geometry.max_target_area
+        _check_given(given, start, max_area, request.parameters.keys())
         plan = plan_of(start, self._engine)
         guided = plan.true_cfg_scale > 1 and given.negative is not None
         demand = Demand(
@@ -105,7 +110,7 @@ class SamplingModel:
             guided=guided,
             priority=start.priority or Priority.INTERACTIVE,
             tenant=request.value("tenant", str) or "",
-            deadline=time.monotonic() + (request.value("timeout_seconds", float) or 3600.0),
+            deadline=time.monotonic() + _timeout_of(request),
         )
         key = request.value("key", str)
         answers = Answers(
@@ -131,11 +136,12 @@ class Answers:
         self._engine = engine
         self._plan = plan
         policy = PreviewPolicy(
-            request.value("preview_every", int) or 0, request.value("preview_max_pixels", int) or 0
+            request.value("preview_every", whole) or 0,
+            request.value("preview_max_pixels", whole) or 0,
         )
         check_ranges(policy, PreviewRanges)
         self._preview_every, self._max_pixels = policy.every_steps, policy.max_pixels
-        self._resume_every = request.value("resume_every", int) or 0
+        self._resume_every = request.value("resume_every", whole) or 0
         self._sender = sender
         self._is_cancelled = is_cancelled
         self._unsaid = {
@@ -226,19 +232,32 @@ def _start(request: Request, given: Given) -> SampleStart:
     if not given.references:
         raise RequestError("REFERENCE_1 is empty", reason=Reason.PAYLOAD_INVALID)
     _, height, width = given.references[0].shape
-    resume = request.value("resume_step", int)
+    resume = request.value("resume_step", whole)
     return SampleStart(
         numerics=request.value("numerics", _read_numerics),
-        width=request.value("width", int) or 8 * width,
-        height=request.value("height", int) or 8 * height,
-        steps=request.value("steps", int),
+        width=_either(request.value("width", whole), 8 * width),
+        height=_either(request.value("height", whole), 8 * height),
+        steps=request.value("steps", whole),
         true_cfg_scale=request.value("true_cfg_scale", float),
-        seed=request.value("seed", int),
+        seed=request.value("seed", whole),
         strength=request.value("strength", float),
         sigmas=request.value("sigmas", _read_sigmas) or (),
         priority=request.value("urgency", Priority),
-        resume=ResumePoint(resume) if resume else None,
+        resume=None if resume is None else ResumePoint(resume),
     )
+
+
+def _either(given: int | None, default: int) -> int:
+    return default if given is None else given
+
+
+def _timeout_of(request: Request) -> float:
+    seconds = request.value("timeout_seconds", float)
+    if seconds is None:
+        return _TIMEOUT_SECONDS
+    if not 0 < seconds < math.inf:
+        raise RequestError(f"timeout_seconds is {seconds:g}; it takes a number above 0")
+    return seconds
 
 
 def _read_numerics(text: str) -> Numerics:
@@ -252,7 +271,9 @@ def _read_sigmas(text: str) -> tuple[float, ...]:
     return tuple(map(float, json.loads(text)))
 
 
-def _check_given(given: Given, start: SampleStart, max_area: int) -> None:
+def _check_given(
+    given: Given, start: SampleStart, max_area: int, parameters: Collection[str]
+) -> None:
     """Check what Triton, which knows only the number of dimensions, lets through."""
     if start.width * start.height > max_area:
         raise RequestError(f"{start.width}×{start.height} pixels are over the model's {max_area}")
@@ -265,6 +286,10 @@ def _check_given(given: Given, start: SampleStart, max_area: int) -> None:
                 f"{name} has the shape {tuple(tensor.shape)}; the target's is {target}",
                 reason=Reason.PAYLOAD_INVALID,
             )
+    if given.resume is not None and digest_parameter(Model.SAMPLING) not in parameters:
+        raise RequestError(
+            "RESUME takes the parameter sampling_digest: that of the model that computed it"
+        )
     if (given.resume is None) != (start.resume is None):
         raise RequestError("resume_step and RESUME go together")
     if len(given.positive) > MAX_TOKENS:
