@@ -106,12 +106,16 @@ class DeadLetters:
     ) -> int:
         """Send dead letters again, as they were; gives how many. They stay where they are.
 
+        Where no offsets are given, what was sent is committed up to the first letter that can't
+        be sent: the next call begins with that one, and sends those behind it once more.
+
         Args:
             offsets: which; where it is empty, all that were not sent again before.
             from_stage: an earlier stage to go on from, of try-ons that go from stage to stage.
             told: called for each with the topic it went to, or with what kept it from going.
         """
         codec, sender, sent = Codec(self._settings), Sender(self._settings), 0
+        commits = not offsets
         if from_stage is not None:
             await codec.register(self._settings)
         try:
@@ -126,9 +130,10 @@ class DeadLetters:
                         message = await self._revived(received, from_stage, codec)
                     except VtryonError as error:
                         told(letter, "", error)
+                        commits = False  # a commit behind this letter would lose it
                         continue
                     await sender.send([message])
-                    if not offsets:
+                    if commits:
                         await consumer.commit({place: received.offset + 1})
                     told(letter, message.topic, None)
                     sent += 1
@@ -179,7 +184,9 @@ async def _all(consumer: Any, place: TopicPartition, offset: int) -> AsyncIterat
     [end] = (await consumer.end_offsets([place])).values()
     following = max(first, offset)
     consumer.seek(place, following)
-    while following < end:
+    at_once = True  # the local broker gives an end that is too low where batches have many records
+    while at_once or following < end:
+        at_once = False
         found = await consumer.getmany(timeout_ms=1000)
         for record in [one for records in found.values() for one in records]:
             following = record.offset + 1

@@ -109,7 +109,12 @@ def redrive(
     bootstrap_servers: _Servers = None,
     as_json: _Json = False,
 ) -> None:
-    """Send dead letters again, with the bytes that they had; they stay where they are."""
+    """Send dead letters again, with the bytes that they had; they stay where they are.
+
+    Without offsets, all that were not sent again before are sent. If one can't be sent, the exit
+    code is 1 and the next call begins with that letter: later ones, which this call did send, are
+    then sent a second time. To pass it over, give the offsets of the others.
+    """
     from vtryon_services.bridges.kafka.dead_letters import DeadLetters
     from vtryon_services.bridges.kafka.settings import STAGES
 

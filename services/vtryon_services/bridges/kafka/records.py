@@ -17,7 +17,8 @@ from vtryon_services.runtime.ranges import check_labels, field_error, violation_
 
 T = TypeVar("T")
 _MOST_VIOLATIONS, _LONGEST_MESSAGE, _MOST_FACTS = 20, 2000, 32
-_LONGEST_FACT, _LONGEST_ID = 256, 128
+_LONGEST_FACT = 256
+_LONGEST_ANSWERED_ID = 1024  # characters; a longer one is never in an answer, also not in part
 _LARGEST_LONG, _DIGITS = 2**63 - 1, 20
 _OPTIONS = TypeAdapter(TryOnOptions)
 _TENSOR, _IMAGE = TypeAdapter(TensorSpec), TypeAdapter(EncodedImage)
@@ -79,13 +80,18 @@ def payload_record(payload: Payload, content: Mapping[str, Any]) -> dict[str, An
 
 
 def answerable(record: Mapping[str, Any]) -> dict[str, Any]:
-    """Give a request whose id and labels fit into an answer, whatever it was refused for."""
-    labels = record["labels"]
+    """Give a request whose id and labels fit into an answer, whatever it was refused for.
+
+    Both are whole, or empty where they are over their limits.
+    """
+    labels, request_id = record["labels"], record["request_id"]
     try:
         check_labels(labels)
     except RequestError:
         labels = {}
-    return {**record, "request_id": record["request_id"][:_LONGEST_ID], "labels": labels}
+    if len(request_id) > _LONGEST_ANSWERED_ID:
+        request_id = ""
+    return {**record, "request_id": request_id, "labels": labels}
 
 
 def error_record(error: VtryonError | JobError) -> dict[str, Any]:

@@ -137,7 +137,13 @@ def test_an_answer_has_a_bounded_size_whatever_was_refused() -> None:
     assert len(str(record)) < 32_000
     labels = {str(number): "x" * 256 for number in range(17)}
     short = answerable({"request_id": "r" * 10**6, "labels": labels})
-    assert (len(short["request_id"]), short["labels"]) == (128, {})
+    assert (short["request_id"], short["labels"]) == ("", {})
+
+
+@pytest.mark.parametrize("request_id", ["r" * 129, "r" * 1024, "with a space", ""])
+def test_a_request_id_that_is_refused_is_answered_whole(request_id: str) -> None:
+    """A part of an id could be the id of another request."""
+    assert answerable({"request_id": request_id, "labels": {}})["request_id"] == request_id
 
 
 def test_many_unknown_words_are_told_by_the_first_twenty() -> None:

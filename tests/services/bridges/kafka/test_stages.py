@@ -320,6 +320,28 @@ async def test_failures_are_tried_again_kept_and_sent_again(frail, office, tmp_p
     assert all(letter["redriven"] for letter in listed)
 
 
+async def test_a_letter_that_can_not_be_sent_again_is_not_passed_over(kafka_servers: Kafka) -> None:
+    """Later ones are sent, and sent twice rather than the first of them lost."""
+    kafka = replace(kafka_servers, prefix="letters")  # no bridge reads what is sent again
+    await asyncio.to_thread(kafka.create_topics)
+    ids = [name() for _ in range(3)]
+    routes = (["jobs"], [], ["jobs"])  # the second is for one stage, and goes on from no other
+    letters = [{**request(one), "route": route} for one, route in zip(ids, routes, strict=True)]
+    await kafka.send("decoding.dlq", "stage_request", *letters)
+
+    async def redriven(*arguments: str) -> tuple[int, list[tuple[int, bool]]]:
+        said = await asyncio.to_thread(dlq, kafka, "redrive", "decoding", *arguments)
+        return said["sent"], [(one["offset"], not one["error"]) for one in said["letters"]]
+
+    earlier = ("--from-stage", "text-encoder")
+    assert await redriven(*earlier) == (2, [(0, True), (1, False), (2, True)])
+    listed = await asyncio.to_thread(dlq, kafka, "list", "decoding")
+    assert [one["redriven"] for one in listed] == [True, False, False]
+    assert await redriven(*earlier) == (1, [(1, False), (2, True)])
+    assert await redriven() == (2, [(1, True), (2, True)])
+    assert await redriven() == (0, [])
+
+
 async def test_what_dlq_refuses(chain: Kafka) -> None:
     for arguments, words in (
         (("list", "film"), "there are dead letters of"),
