@@ -159,10 +159,20 @@ def make_certificates(
 def renew_certificates(
     folder: Path, mesh: Mesh, authority: Authority, days: float = LEAF_DAYS
 ) -> list[str]:
-    """Issue again every certificate that has lived for half of its time; gives whose."""
+    """Issue again every certificate that has lived for half of its time; gives whose.
+
+    Raises:
+        OSError: one can't be written; the others are.
+    """
     due = list(_due(folder, mesh))
+    failures: list[OSError] = []
     for name in due:
-        _issue(folder, mesh, authority, name, days)
+        try:
+            _issue(folder, mesh, authority, name, days)
+        except OSError as error:
+            failures.append(error)
+    if failures:
+        raise failures[0]
     return due
 
 

@@ -113,9 +113,7 @@ def certificates(
     console.say(f"{out}: {len(mesh.identities)} identities, a token for {tenant}")
     while watch:
         time.sleep(_LOOK_SECONDS)
-        renewed = renewal.renew()
-        if renewed:
-            console.say(f"renewed: {', '.join(renewed)}")
+        renewal.renew_and_say(console.say)
 
 
 def _exit(error: SettingsError) -> typer.Exit:

@@ -96,3 +96,26 @@ def test_a_process_that_watches_renews_them_all_the_time(
         assert watching.stdout.readline().startswith("renewed: edge, pipeline")
         serials.add(leaf(tmp_path).serial_number)
     assert len(serials) == 3
+
+
+def test_a_process_that_watches_goes_on_where_a_file_cannot_be_written(
+    watching: subprocess.Popen[str], tmp_path: Path
+) -> None:
+    assert "identities" in watching.stdout.readline()
+    in_the_way = tmp_path / ".edge.key.part"
+    in_the_way.mkdir()
+    line = watching.stdout.readline()
+    while line.startswith("renewed"):  # what was on its way
+        line = watching.stdout.readline()
+    assert "not renewed, tried again" in line
+    assert str(in_the_way) in line
+    in_the_way.rmdir()
+    assert "edge" in watching.stdout.readline()
+
+
+def test_a_folder_that_cannot_be_written_is_said_in_a_sentence(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    done = made(tmp_path / "file")
+    assert (done.returncode, done.stdout) == (1, "")
+    assert "file can't be used" in " ".join(done.stderr.split())
+    assert "Traceback" not in done.stderr

@@ -159,19 +159,9 @@ def _show(layout: Layout, supervisor: Supervisor, renewal: Renewal, console: Pla
             if not announced and all(one.healthy for one in statuses):
                 announced = True
                 _announce(layout, console)
-            _renew(renewal, console)
+            renewal.renew_and_say(console.say)
             time.sleep(_LOOK_SECONDS)
     raise SettingsError(f"supervisord has ended: see {layout.folder / 'logs' / 'supervisord.log'}")
-
-
-def _renew(renewal: Renewal, console: PlainConsole) -> None:
-    try:
-        renewed = renewal.renew()
-    except OSError as error:
-        console.say(f"not renewed, tried again: {error}")
-        return
-    if renewed:
-        console.say(f"renewed: {', '.join(renewed)}")
 
 
 def _announce(layout: Layout, console: PlainConsole) -> None:
