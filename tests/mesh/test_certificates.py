@@ -46,7 +46,7 @@ def test_another_authority_is_asked_for(tmp_path: Path) -> None:
     assert not (folder / "authority").exists()
     before = (folder / "ca.crt").read_bytes()
     without_key = made(folder)
-    assert without_key.returncode == 1
+    assert without_key.returncode == 2
     assert "--new-authority" in " ".join(without_key.stderr.split())
     assert (folder / "ca.crt").read_bytes() == before
     assert made(folder, "--new-authority").returncode == 0
@@ -92,10 +92,9 @@ def test_a_process_that_watches_renews_them_all_the_time(
 ) -> None:
     assert "identities" in watching.stdout.readline()
     serials = {leaf(tmp_path).serial_number}
-    for _ in range(2):
-        assert watching.stdout.readline().startswith("renewed: edge, pipeline")
+    while len(serials) < 3:  # at one look, or at two where they were made across a second's end
+        assert watching.stdout.readline().startswith("renewed: ")
         serials.add(leaf(tmp_path).serial_number)
-    assert len(serials) == 3
 
 
 def test_a_process_that_watches_goes_on_where_a_file_cannot_be_written(
@@ -116,6 +115,6 @@ def test_a_process_that_watches_goes_on_where_a_file_cannot_be_written(
 def test_a_folder_that_cannot_be_written_is_said_in_a_sentence(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     done = made(tmp_path / "file")
-    assert (done.returncode, done.stdout) == (1, "")
+    assert (done.returncode, done.stdout) == (2, "")
     assert "file can't be used" in " ".join(done.stderr.split())
     assert "Traceback" not in done.stderr
