@@ -206,15 +206,29 @@ def test_what_cannot_be_is_said(tmp_path: Path) -> None:
     assert not (tmp_path / "mesh").exists()  # ports come first
 
 
-def test_its_own_leftover_is_used_again_and_emptied(tmp_path: Path) -> None:
+def test_its_own_leftover_is_used_again_and_its_data_stay(tmp_path: Path) -> None:
     mesh = tmp_path / "mesh"
     check(mesh)
     claim(mesh)
-    (mesh / "logs").mkdir()
-    (mesh / "logs" / "old.log").touch()
-    check(mesh)
-    claim(mesh)
-    assert not (mesh / "logs").exists()
+    data = ("jobs.sqlite", "jobs.sqlite-wal", "jobs/a/b.png", "claims/c", "schemas.json")
+    rebuilt = (
+        "token",
+        "edge.yaml",
+        "rest-envoy.yaml",
+        "supervisor.sock",
+        "supervisord.pid",
+        "certificates/ca.crt",
+    )
+    for round_ in ("first", "second"):
+        for name in (*data, *rebuilt, "logs/old.log"):
+            (mesh / name).parent.mkdir(parents=True, exist_ok=True)
+            (mesh / name).write_text(round_)
+        check(mesh)
+        claim(mesh)
+        assert [(mesh / name).read_text() for name in data] == [round_] * len(data)
+        assert not any((mesh / name).exists() for name in rebuilt)
+        assert not (mesh / "logs").exists()
+        assert (mesh / "logs.previous" / "old.log").read_text() == round_
     assert mesh.stat().st_mode & 0o077 == 0
     check(mesh)
 

@@ -74,7 +74,11 @@ def up(
     ] = False,
     otlp: Annotated[str | None, typer.Option(help="Where spans and metrics go, host:port.")] = None,
     folder: Annotated[
-        Path, typer.Option(help="Configurations, certificates and logs; made anew.")
+        Path,
+        typer.Option(
+            help="Configurations, certificates and logs, made anew at each start, and the data of "
+            "jobs, which stay. The broker of --kafka is in memory and keeps nothing."
+        ),
     ] = Path(".mesh"),
     description: Annotated[Path, typer.Option(help="Of the mesh.", exists=True)] = DEFAULT_PATH,
 ) -> None:

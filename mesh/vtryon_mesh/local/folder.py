@@ -1,4 +1,4 @@
-"""The folder of a local mesh: it is emptied at each start, so it must be one of ours."""
+"""The folder of a local mesh: each start keeps its data and replaces the rest."""
 
 from __future__ import annotations
 
@@ -9,7 +9,23 @@ from vtryon.errors import SettingsError
 from vtryon_mesh.local.supervise import is_running
 
 _MARKER = ".vtryon-up"
-_NOTE = "Made by `vtryon up`, which empties this folder at every start.\n"
+_NOTE = (
+    "Made by `vtryon up`, which replaces configurations, certificates and the token in this folder "
+    "at every start. Jobs, their pictures, claims and schemas stay.\n"
+)
+# What each start writes again. All else is data, and stays.
+_REBUILT = (
+    "certificates",
+    "model_repository",
+    "token",
+    "edge.yaml",
+    "*-envoy.yaml",
+    "prometheus.yml",
+    "supervisord.conf",
+    "supervisord.pid",
+    "supervisor.sock*",
+)
+_LOGS, _PREVIOUS_LOGS = "logs", "logs.previous"
 
 
 def check(folder: Path) -> None:
@@ -30,7 +46,10 @@ def check(folder: Path) -> None:
 
 
 def claim(folder: Path) -> None:
-    """Make a folder that `check` has let pass anew, with a marker by which it is known again.
+    """Prepare a folder that `check` has let pass, and mark it as one of ours.
+
+    What an earlier run has left is replaced, except its data: the database of jobs, pictures,
+    claims, schemas. Its logs move to `logs.previous`.
 
     Raises:
         SettingsError: it can't be made.
@@ -39,10 +58,18 @@ def claim(folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         folder.chmod(0o700)
         (folder / _MARKER).write_text(_NOTE)
-        for path in folder.iterdir():
-            if path.is_dir() and not path.is_symlink():
-                shutil.rmtree(path)
-            elif path.name != _MARKER:
-                path.unlink()
+        for pattern in _REBUILT:
+            for path in folder.glob(pattern):
+                _delete(path)
+        if (folder / _LOGS).exists():
+            _delete(folder / _PREVIOUS_LOGS)
+            (folder / _LOGS).rename(folder / _PREVIOUS_LOGS)
     except OSError as error:
         raise SettingsError(f"{folder} can't be used: {error}") from error
+
+
+def _delete(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
