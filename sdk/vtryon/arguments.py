@@ -39,7 +39,7 @@ def check_timeout(timeout_seconds: object) -> None:
     """
     if timeout_seconds is None:
         return
-    if not isinstance(timeout_seconds, (int, float)):
+    if isinstance(timeout_seconds, bool) or not isinstance(timeout_seconds, (int, float)):
         given = type(timeout_seconds).__name__
     elif math.isfinite(timeout_seconds) and timeout_seconds > 0:
         return

@@ -147,6 +147,8 @@ def _to_value(value: Any, field: FieldDescriptor, kind: Any) -> Any:
     if field.enum_type is not None:
         name = kind(value).name
         return field.enum_type.values_by_name[_prefix(field.enum_type) + name].number
+    if isinstance(value, bool) and kind is not bool:  # protobuf would write 1 or 0
+        raise TypeError("true and false are not numbers")
     return value.to_proto() if field.message_type is not None else value
 
 
@@ -171,9 +173,9 @@ def _explain_one(value: Any, kind: Any) -> str:
     if isinstance(kind, type) and issubclass(kind, Enum):
         shown = f"{value!r:.40}" if isinstance(value, str) else type(value).__name__
         return f"takes one of {', '.join(kind)}, not {shown}"
-    if kind is int and isinstance(value, int):
+    if kind is int and isinstance(value, int) and not isinstance(value, bool):
         return f"{value!s:.40} is out of range"
-    if isinstance(kind, type) and isinstance(value, kind):
+    if isinstance(kind, type) and isinstance(value, kind) and type(value) is not bool:
         return ""
     return f"takes {_KINDS.get(kind, kind.__name__)}, not {type(value).__name__}"
 

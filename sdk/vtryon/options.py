@@ -106,9 +106,16 @@ def _previews(wanted: PreviewPolicy | bool) -> PreviewPolicy | None:
 
 def _numbers(argument: str, values: Sequence[float]) -> tuple[float, ...]:
     try:
-        return tuple(float(value) for value in values)
+        return tuple(map(_number, values))
     except (TypeError, ValueError):
         raise argument_error(argument, "takes a sequence of numbers") from None
+
+
+def _number(value: object) -> float:
+    """Take a number, also NumPy's; `float` alone would take True and text for numbers."""
+    if isinstance(value, (bool, str, bytes)) or "bool" in str(getattr(value, "dtype", "")):
+        raise TypeError(f"{type(value).__name__} is not a number")
+    return float(value)  # type: ignore[arg-type]
 
 
 def _several(garment: PictureSource | Sequence[PictureSource] | None) -> list[PictureSource]:

@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import AsyncIterator
 
+import numpy as np
 import pytest
 from tests.support.pictures import png
 
@@ -45,6 +46,13 @@ WRONG_OPTIONS = [
     ({"true_cfg_scale": "high"}, "true_cfg_scale"),
     ({"sigmas": 0.5}, "sigmas"),
     ({"sigmas": ["a"]}, "sigmas"),
+    ({"sigmas": [True, 0.5]}, "sigmas"),
+    ({"sigmas": ["1.0", "0.5"]}, "sigmas"),
+    ({"sigmas": np.array([True])}, "sigmas"),
+    ({"steps": True}, "steps"),
+    ({"seed": False}, "seed"),
+    ({"true_cfg_scale": True}, "true_cfg_scale"),
+    ({"numerics": vtryon.Numerics(shift=True)}, "numerics.shift"),
     ({"quality": 2**40, "format": "jpeg"}, "quality"),
     ({"prompt": HALF}, "prompt"),
     ({"prompt": None}, "prompt"),
@@ -58,6 +66,7 @@ WRONG_OPTIONS = [
     ({"numerics": vtryon.Numerics(schedule="simpel")}, "numerics.schedule"),
     ({"timeout_seconds": "5"}, "timeout_seconds"),
     ({"timeout_seconds": 0}, "timeout_seconds"),
+    ({"timeout_seconds": True}, "timeout_seconds"),
     ({"timeout_seconds": float("inf")}, "timeout_seconds"),
     ({"request_id": "Müller"}, "request_id"),
     ({"request_id": "order-1\n"}, "request_id"),

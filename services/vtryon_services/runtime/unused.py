@@ -28,12 +28,18 @@ def unused_options(
 def _of_guidance(
     given: TryOnOptions | SampleStart, scale: float | None, *, negative: bool
 ) -> Iterator[UnusedOption]:
-    """Guidance takes a scale above 1 and a negative prompt."""
+    """Guidance takes a scale above 1 and a negative prompt; a scale of 1 asks for none."""
     wanted = given.true_cfg_scale is not None and given.true_cfg_scale > 1
     off = not negative or (scale is not None and scale <= 1)
     if wanted and not negative:
         yield UnusedOption(
             "true_cfg_scale", "guidance needs a negative_prompt as well, and there is none"
+        )
+    elif given.true_cfg_scale is not None and given.true_cfg_scale < 1 and not negative:
+        yield UnusedOption(
+            "true_cfg_scale",
+            "guidance needs a scale above 1 and a negative_prompt; "
+            f"{given.true_cfg_scale:g} is the same as 1",
         )
     if negative and scale is not None and scale <= 1:
         whose = "it is" if given.true_cfg_scale is not None else "by default it is"
