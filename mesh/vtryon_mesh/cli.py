@@ -11,7 +11,7 @@ import typer
 from vtryon.cli.console import PlainConsole
 from vtryon.errors import SettingsError
 
-app = typer.Typer(help="Render the mesh's configurations, and check them.")
+app = typer.Typer(help="Render the mesh's configurations, and check them.", rich_markup_mode=None)
 _LOOK_SECONDS = 1.0
 _Description = Annotated[
     Path | None, typer.Option("--description", help="Of the mesh; else mesh.yaml.", exists=True)

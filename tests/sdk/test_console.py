@@ -13,14 +13,22 @@ from rich.progress import Progress
 import vtryon
 import vtryon_mesh
 import vtryon_services
-from vtryon.cli.app import load_commands, run_command
+from vtryon.checks import Finding
+from vtryon.cli import doctor, workflow
+from vtryon.cli.app import app, load_commands, run_command
 from vtryon.cli.console import PlainConsole, text_column, whole_table
+from vtryon.cli.failures import report
+from vtryon.workflow.request import Line
+from vtryon_mesh.envoy.pieces import Address
+from vtryon_mesh.local import cli as up
+from vtryon_mesh.local.layout import Process
+from vtryon_mesh.local.supervise import Status
 
 BAD = "a [/b] [bold]c[/] :smile: [red:blue:0.5]"
 NAME = "[bold]c [red:blue:0.5] :smile:"  # without a slash, for paths
 PACKAGES = [Path(one.__file__).parent for one in (vtryon, vtryon_services, vtryon_mesh)]
 MARKUP = re.compile(
-    r"""(?<!Plain)\bConsole\(|\bTextColumn\(|from_markup|markup=True|\[/?(red|green|bold|dim)\]"""
+    r"""(?<!Plain)\bConsole\(|\bTextColumn\(|from_markup|markup=True|\[/?(red|green|bold|dim|\{colou?r\})\]"""
 )
 
 
@@ -61,6 +69,44 @@ def test_an_identifier_is_whole_however_narrow_the_terminal_is() -> None:
     assert "j" * 70 in file.getvalue()
     assert "succeeded" in file.getvalue()
     assert console.width == 40
+
+
+@pytest.mark.parametrize("width", [20, 40, 80])
+def test_no_value_is_cut_in_the_tables_of_doctor_import_and_up(width: int) -> None:
+    at = Address("127.0.0.1", 54321)
+    process = Process("sampling-2-envoy", ("true",), {}, (at,), 1, at, None)
+    rows = {
+        doctor._table: [Finding("triton", False, f"/opt/{'f' * 50}", remedy="r" * 50)],
+        workflow._table: [Line(BAD, "t" * 50, "w" * 50)],
+        up._table: [Status(process, "RUNNING", 4321, 12.0, 3, healthy=True)],
+    }
+    values = {
+        doctor._table: ["triton", "f" * 50, "r" * 50],
+        workflow._table: [BAD, "t" * 50, "w" * 50],
+        up._table: ["sampling-2-envoy", "healthy", "127.0.0.1:54321", "4321"],
+    }
+    for make, lines in rows.items():
+        console, file = shown(width)
+        console.show_table(make(lines))
+        said = file.getvalue()
+        assert "[green]" not in said
+        assert "…" not in said
+        for value in values[make]:
+            assert value in said
+
+
+def test_no_help_and_no_message_of_an_option_is_read_as_markup() -> None:
+    load_commands([])
+    apps = [app]
+    for one in apps:  # grows while it is walked
+        apps += [group.typer_instance for group in one.registered_groups if group.typer_instance]
+    assert len(apps) >= 11
+    assert [one.info.help for one in apps if one.rich_markup_mode is not None] == []
+
+
+def test_the_last_line_of_a_failed_command_has_no_control_characters(capsys) -> None:
+    assert report(vtryon.RequestError("no such file: \x1b[2Jx\x9b")) == 2
+    assert not set("\x1b\x9b") & set(capsys.readouterr().err)
 
 
 @pytest.mark.parametrize("package", PACKAGES, ids=lambda path: path.name)

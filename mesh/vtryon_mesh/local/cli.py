@@ -13,8 +13,9 @@ from typing import Annotated
 import typer
 from rich.live import Live
 from rich.table import Table
+from rich.text import Text
 
-from vtryon.cli.console import PlainConsole
+from vtryon.cli.console import PlainConsole, whole_table
 from vtryon.errors import SettingsError
 from vtryon_mesh.certificates import LEAF_DAYS
 from vtryon_mesh.description import DEFAULT_PATH, Mesh
@@ -194,13 +195,14 @@ def _tell_changes(statuses: Sequence[Status], known: dict[str, str], console: Pl
 
 
 def _table(statuses: Sequence[Status]) -> Table:
-    table = Table("process", "state", "at", "pid", "up", "restarts", box=None)
+    columns = ("process", "state", "at", "pid", "up", "restarts")
+    table = whole_table(*columns, wrapped=columns)
     for one in statuses:
         colour = "green" if one.healthy else "yellow" if one.state == "RUNNING" else "red"
         state = "healthy" if one.healthy else one.state.lower()
         table.add_row(
             one.process.name,
-            f"[{colour}]{state}[/{colour}]",
+            Text(state, colour),
             ", ".join(map(str, one.process.listens)),
             str(one.pid or ""),
             f"{one.up_seconds:.0f} s",

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from rich.console import Console
+from rich.measure import Measurement
 from rich.progress import TextColumn
 from rich.status import Status
 from rich.table import Table
@@ -43,7 +44,13 @@ class PlainConsole(Console):
 
     def show_table(self, table: Table) -> None:
         """Print a table of `whole_table`; on a narrower terminal its rows run on."""
-        needed = table.__rich_measure__(self, self.options.update(max_width=10_000)).minimum
+        wide = self.options.update(max_width=10_000)
+        for column in table.columns:
+            sizes = [Measurement.get(self, wide, one) for one in (column.header, *column.cells)]
+            column.min_width = max(
+                size.maximum if column.no_wrap else size.minimum for size in sizes
+            )
+        needed = table.__rich_measure__(self, wide).minimum
         width, self.width = self.width, max(self.width, needed)
         try:
             self.print(table, crop=False)

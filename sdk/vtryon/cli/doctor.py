@@ -11,7 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from vtryon.checks import Finding, examine
-from vtryon.cli.console import PlainConsole
+from vtryon.cli.console import PlainConsole, whole_table
 
 
 def doctor(
@@ -25,13 +25,14 @@ def doctor(
     if as_json:
         typer.echo(json.dumps([finding._asdict() for finding in findings], indent=2))
     else:
-        PlainConsole().print(_table(findings))
+        PlainConsole().show_table(_table(findings))
     if any(not finding.ok and finding.needed for finding in findings):
         raise typer.Exit(1)
 
 
 def _table(findings: Sequence[Finding]) -> Table:
-    table = Table(box=None, show_header=False)
+    table = whole_table("mark", "name", "found", "remedy", wrapped=("found", "remedy"))
+    table.show_header = False
     for finding in findings:
         remedy = "" if finding.ok else finding.remedy
         missing = ("✗", "red") if finding.needed else ("–", "")

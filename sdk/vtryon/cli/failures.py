@@ -17,8 +17,10 @@ _MAX_LOG_BYTES = 1024 * 1024
 
 def report(error: VtryonError) -> int:
     """Print an error of our own in a line; gives the exit code."""
+    from vtryon.cli.console import printable  # Rich takes its time to load
+
     facts = f" [{error.reason}]" if error.reason else ""
-    sys.stderr.write(f"error: {error.message}{facts}\n")
+    sys.stderr.write(f"error: {printable(error.message + facts)}\n")
     return 2 if isinstance(error, (RequestError, SettingsError)) else 1
 
 

@@ -28,6 +28,7 @@ from vtryon.types import ImageFormat, Profile
 app = typer.Typer(
     help="Jobs: submit, watch, cancel, fetch. Who submits may leave; the mesh goes on.",
     no_args_is_help=True,
+    rich_markup_mode=None,
 )
 _Id = Annotated[str, typer.Argument(help="As `submit` and `list` say it.")]
 _Json = Annotated[bool, typer.Option("--json", help="Print JSON, and no progress.")]

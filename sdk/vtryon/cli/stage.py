@@ -33,6 +33,7 @@ R = TypeVar("R")
 app = typer.Typer(
     help="Run one stage alone: pictures and text to tensors, tensors to tensors, to a picture.",
     no_args_is_help=True,
+    rich_markup_mode=None,
 )
 _Out = Annotated[Path, typer.Option("--out", "-o", help="A .safetensors file.")]
 _Pictures = Annotated[list[Path], typer.Argument(help="PNG, JPEG or WebP; the person first.")]

@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 from rich.table import Table
 
-from vtryon.cli.console import PlainConsole
+from vtryon.cli.console import PlainConsole, whole_table
 from vtryon.cli.files import check_writable, write_file
 from vtryon.cli.requests import describe
 from vtryon.cli.try_on import exit_code_of, report_failure
@@ -20,7 +20,9 @@ from vtryon.workflow.graph import Graph
 from vtryon.workflow.meaning import Reading
 from vtryon.workflow.request import Line
 
-app = typer.Typer(help="Take requests from ComfyUI's graphs.", no_args_is_help=True)
+app = typer.Typer(
+    help="Take requests from ComfyUI's graphs.", no_args_is_help=True, rich_markup_mode=None
+)
 
 
 @app.command("import")
@@ -52,7 +54,7 @@ def import_graph(
             write_file(out, (json.dumps(described, indent=2) + "\n").encode())
     except VtryonError as error:
         if reading is not None and not as_json:
-            console.print(_table(reading.lines))
+            console.show_table(_table(reading.lines))
         report_failure(error, console, as_json=as_json)
         raise typer.Exit(exit_code_of(error)) from None
     notes = reading.notes
@@ -60,7 +62,7 @@ def import_graph(
         found = {"request": described, "nodes": plain(reading.lines), "notes": notes}
         typer.echo(json.dumps(found))
         return
-    console.print(_table(reading.lines))
+    console.show_table(_table(reading.lines))
     for note in notes:
         console.say(f"note: {note}")
     if out is None:
@@ -70,9 +72,7 @@ def import_graph(
 
 
 def _table(lines: list[Line]) -> Table:
-    table = Table("node", "type", "becomes", box=None)
-    for column in table.columns[:2]:
-        column.no_wrap = True
+    table = whole_table("node", "type", "becomes", wrapped=("becomes",))
     for line in lines:
         colour = "red" if line.refused else "none"
         table.add_row(line.node, line.type, line.becomes, style=colour)

@@ -15,7 +15,9 @@ import typer
 
 from vtryon.cli.console import PlainConsole
 
-app = typer.Typer(help="Train, package and measure the small checkpoint that ships.")
+app = typer.Typer(
+    help="Train, package and measure the small checkpoint that ships.", rich_markup_mode=None
+)
 
 
 def example_pair(

@@ -9,7 +9,7 @@ import typer
 
 from vtryon.cli.console import PlainConsole
 
-app = typer.Typer(help="Make checkpoints, and model repositories of them.")
+app = typer.Typer(help="Make checkpoints, and model repositories of them.", rich_markup_mode=None)
 
 
 @app.command()

@@ -11,7 +11,7 @@ import typer
 
 from vtryon.cli.console import PlainConsole
 
-app = typer.Typer(help="Run a Triton server on this machine.")
+app = typer.Typer(help="Run a Triton server on this machine.", rich_markup_mode=None)
 
 
 @app.callback()

@@ -15,9 +15,13 @@ if TYPE_CHECKING:  # a client of Kafka takes its time to load
     from vtryon_services.bridges.kafka.settings import KafkaSettings
 
 app = typer.Typer(
-    help="Kafka's side: topics, schemas. Set up by VTRYON_KAFKA_….", no_args_is_help=True
+    help="Kafka's side: topics, schemas. Set up by VTRYON_KAFKA_….",
+    no_args_is_help=True,
+    rich_markup_mode=None,
 )
-topics_app = typer.Typer(help="Make the topics, or check them.", no_args_is_help=True)
+topics_app = typer.Typer(
+    help="Make the topics, or check them.", no_args_is_help=True, rich_markup_mode=None
+)
 app.add_typer(topics_app, name="topics")
 _Servers = Annotated[
     str | None, typer.Option(help="host:port; else of VTRYON_KAFKA_BOOTSTRAP_SERVERS.")

@@ -25,6 +25,7 @@ T = TypeVar("T")
 app = typer.Typer(
     help="Dead letters of Kafka's topics: list, show, send again. Set up by VTRYON_KAFKA_….",
     no_args_is_help=True,
+    rich_markup_mode=None,
 )
 _Work = Annotated[str, typer.Argument(help="jobs, or a stage.")]
 _Offset = Annotated[int, typer.Argument(help="As `list` says it.", min=0)]
