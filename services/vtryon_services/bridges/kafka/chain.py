@@ -87,6 +87,7 @@ class Chain:
             hops=record["hops"],
             labels=record["labels"],
             unused_options=record["unused_options"],
+            fits=record["fits"],
         )
         value = self._codec.encode(RESPONSE, response)
         answer = Message(self.names.responses, record["request_id"].encode(), value, headers)
@@ -135,6 +136,7 @@ class ChainedJobs(JobRequests):
             "hops": [],
             "labels": dict(asked.labels),
             "unused_options": plain(unused),
+            "fits": [],
         }
         headers, key = received.passed_on(), asked.request_id.encode()
         if asked.timeout_seconds is not None:

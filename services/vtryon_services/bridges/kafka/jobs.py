@@ -238,4 +238,5 @@ class Relay:
             hops=hop_records(job.ledger.hops if job.ledger else ()),
             labels=job.labels,
             unused_options=plain(job.unused_options),
+            fits=plain(job.fits),
         )

@@ -164,6 +164,7 @@ def response_record(
     hops: Sequence[Mapping[str, Any]] = (),
     labels: Mapping[str, str] | None = None,
     unused_options: Sequence[Mapping[str, Any]] = (),
+    fits: Sequence[Mapping[str, Any]] = (),
 ) -> dict[str, Any]:
     """Make the record of how a job ended."""
     return {
@@ -178,6 +179,7 @@ def response_record(
         "hops": list(hops),
         "labels": dict(labels or {}),
         "unused_options": list(unused_options),
+        "fits": list(fits),
     }
 
 

@@ -90,6 +90,7 @@ class StageWork:
         said = {one["field"]: one for one in plain(result.accepted.unused_options)}
         said |= {one["field"]: one for one in record["unused_options"]}
         record["unused_options"] = list(said.values())
+        record["fits"] = plain(result.finished.fits) or record["fits"]
         return await self._passed_on(record, result, headers)
 
     async def _given(self, payloads: Sequence[Mapping[str, Any]]) -> list[Outgoing]:
@@ -181,5 +182,7 @@ class StageWork:
             "error": None if error is None else error_record(error),
             "hops": record["hops"],
             "labels": record["labels"],
+            "unused_options": record["unused_options"],
+            "fits": record["fits"],
         }
         return self._codec.encode(STAGE_RESPONSE, response)

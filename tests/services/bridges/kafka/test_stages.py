@@ -140,6 +140,9 @@ async def test_each_stage_alone(chain: Kafka, office: ServedMesh) -> None:
     encoded = chain.read(latents.value)["payloads"]
     embeddings = chain.read(embedded.value)["payloads"]
     assert [one["kind"] for one in (*encoded, *embeddings)] == ["latents", "latents", "embeddings"]
+    fits = chain.read(latents.value)["fits"]
+    assert len(fits) == 2
+    assert min(min(one["from_width"], one["to_width"]) for one in fits) > 0
     async with vtryon.Client(office.target) as client:
         same = await client.latent_encoder.encode([PICTURE])
         assert bytes(same[0].data) == encoded[0]["content"]["inline"]
@@ -159,12 +162,15 @@ async def test_each_stage_alone(chain: Kafka, office: ServedMesh) -> None:
 
 async def test_stages_in_a_row(chain: Kafka) -> None:
     one = name()
-    asked = {**request(one, picture(), steps=2, seed=1), "route": ["latent-encoder", "sampling"]}
+    options = {"steps": 2, "seed": 1, "true_cfg_scale": 4.0}  # guides nothing without a prompt
+    asked = {**request(one, picture(), **options), "route": ["latent-encoder", "sampling"]}
     await chain.send("text-encoder.requests", "stage_request", asked)
     [answer] = await chain.answers("sampling.responses", one)
     said = chain.read(answer.value)
     assert [payload["kind"] for payload in said["payloads"]] == ["latents"]
     assert len(said["hops"]) == 3
+    assert [option["field"] for option in said["unused_options"]] == ["true_cfg_scale"]
+    assert len(said["fits"]) == 1
 
 
 async def test_what_a_stage_refuses(chain: Kafka) -> None:
