@@ -90,16 +90,25 @@ def run() -> None:
     Whatever goes wrong ends as one line on stderr: exit 2 for what the caller can put right, 1 for
     everything else, 130 after Ctrl-C.
     """
-    load_commands(sys.argv[1:])
-    sys.exit(run_command(sys.argv[1:]))
+    words = sys.argv[1:]
+    sys.exit(_end(words, lambda: load_commands(words)) or run_command(words))
 
 
 def run_command(words: list[str]) -> int:
     """Run one command line, and give its exit code."""
-    try:
+
+    def call() -> None:
         if not _HELP & set(words):
             extras.require(f"`vtryon {' '.join(_spoken(words))}`", extras.needed(words))
         app(args=words)
+
+    return _end(words, call)
+
+
+def _end(words: list[str], do: Callable[[], None]) -> int:
+    """Do a part of a command line; gives the exit code, and reports what failed in a line."""
+    try:
+        do()
     except SystemExit as ended:
         return ended.code if isinstance(ended.code, int) else int(ended.code is not None)
     except KeyboardInterrupt:
