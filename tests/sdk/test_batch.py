@@ -63,6 +63,8 @@ def test_a_folder_of_pairs(pairs: Path, tmp_path: Path, endpoint: str) -> None:
     report = json.loads(done.stdout)
     assert (report["entries"], report["succeeded"], report["failed"]) == (12, 12, 0)
     assert {line["seed"] for line in report["results"]} == {3}
+    [fit, *_] = report["results"][0]["fits"]
+    assert (fit["subject"], fit["from_width"]) == ("person", 96)
     names = {f"{kind}{number}.png" for kind in "ab" for number in range(6)}
     assert names <= {path.name for path in out.iterdir()}
     with Image.open(out / "contact-sheet.png") as shown:
@@ -259,6 +261,35 @@ def test_the_layout_of_dresscode(tmp_path: Path) -> None:
     assert not any(entry.problem for entry in found)
 
 
+@pytest.mark.parametrize(
+    ("layout", "files", "problems"),
+    [
+        (
+            Layout.VITON_HD,
+            ["image/1.jpg", "cloth/1.png", "cloth/2.jpg", "image/3.jpg", "image/.DS_Store"],
+            {"1": "", "2": "no person; missing: 2.jpg", "3": "missing: 3.jpg"},
+        ),
+        (
+            Layout.DRESSCODE,
+            ["images/1_0.jpg", "images/1_1.png", "images/2_1.jpg", "images/3_0.jpg"],
+            {"1_0": "", "2_0": "no person; missing: 2_0.jpg", "3_0": "missing: 3_1.jpg"},
+        ),
+    ],
+)
+def test_without_lists_a_garment_without_a_person_is_named(
+    tmp_path: Path, layout, files, problems
+) -> None:
+    found = find_entries(folder_of(tmp_path, dict.fromkeys(files, PICTURE)), layout)
+    assert {entry.name: entry.problem for entry in found.entries} == problems
+    assert found.unused == []
+
+
+def test_files_of_a_data_set_that_no_list_names_are_named(tmp_path: Path) -> None:
+    files = dict.fromkeys(["image/1.jpg", "cloth/1.jpg", "cloth/2.jpg"], PICTURE)
+    folder = folder_of(tmp_path, {**files, "test_pairs.txt": b"1.jpg 1.jpg\n"})
+    assert find_entries(folder, Layout.VITON_HD).unused == ["cloth/2.jpg"]
+
+
 def test_a_source_without_entries_is_an_error_that_tells_the_layouts(tmp_path: Path) -> None:
     files = ["image/1.jpg", "cloth/1.jpg", "test_pairs.txt"]
     viton = batch(folder_of(tmp_path, dict.fromkeys(files, PICTURE)), tmp_path / "out")
@@ -303,6 +334,13 @@ def test_csv_in_the_dialects_of_spreadsheets(tmp_path: Path, text: str, encoding
 def test_csv_that_does_not_hold_is_refused_with_its_line(tmp_path: Path, text, words) -> None:
     with pytest.raises(vtryon.RequestError, match=words):
         rows_of(tmp_path, text.encode())
+
+
+def test_an_empty_cell_is_not_given_and_a_space_is_a_negative_prompt(tmp_path: Path) -> None:
+    header = "name,person,garments,negative_prompt,steps,\n"
+    rows = 'empty,p.png,g.png,,,\nquoted,p.png,g.png,"", ,\nspace,p.png,g.png," ",, \n'
+    found = {entry.name: entry.options for entry in rows_of(tmp_path, (header + rows).encode())}
+    assert found == {"empty": {}, "quoted": {}, "space": {"negative_prompt": " "}}
 
 
 def test_an_absolute_path_is_taken_from_a_manifest_and_an_empty_prompt_is_one(tmp_path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import re
+import sys
 from pathlib import Path
 
 import pytest
@@ -15,9 +16,10 @@ import vtryon_mesh
 import vtryon_services
 from vtryon.checks import Finding
 from vtryon.cli import doctor, workflow
-from vtryon.cli.app import app, load_commands, run_command
+from vtryon.cli.app import app, load_commands, run, run_command
 from vtryon.cli.console import PlainConsole, text_column, whole_table
 from vtryon.cli.failures import report
+from vtryon.cli.progress import describe_fit
 from vtryon.workflow.request import Line
 from vtryon_mesh.envoy.pieces import Address
 from vtryon_mesh.local import cli as up
@@ -159,3 +161,32 @@ def test_a_prompt_in_brackets_is_shown_in_the_table_of_an_import(
     load_commands(words)
     assert run_command(words) == 2
     assert BAD in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("raised", "code"), [("AttributeError('x')", 1), ("KeyboardInterrupt", 130)]
+)
+def test_a_subcommand_whose_module_fails_to_load_ends_in_one_line(
+    raised: str, code: int, tmp_path: Path, monkeypatch, capsys
+) -> None:
+    (tmp_path / "broken_command.py").write_text(f"raise {raised}\n")
+    metadata = tmp_path / "broken-1.dist-info"
+    metadata.mkdir()
+    (metadata / "METADATA").write_text("Metadata-Version: 2.1\nName: broken\nVersion: 1\n")
+    (metadata / "entry_points.txt").write_text("[vtryon.commands]\nbroken = broken_command:app\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
+    monkeypatch.setattr(sys, "argv", ["vtryon", "broken"])
+    with pytest.raises(SystemExit) as ended:
+        run()
+    assert ended.value.code == code
+    said = capsys.readouterr().err
+    assert "Traceback" not in said
+    log = tmp_path / "state" / "vtryon" / "errors.log"
+    if code == 1:
+        assert said == f"error: unexpected AttributeError; the details are in {log}\n"
+
+
+def test_a_note_is_said_of_a_picture_that_keeps_its_size() -> None:
+    fit = vtryon.Fit("garment", 96, 128, 96, 128, note="ComfyUI would scale it to 90×120")
+    assert describe_fit(fit) == "garment stays 96×128; ComfyUI would scale it to 90×120"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,6 +14,8 @@ from vtryon.batch.entries import (
     inside,
     nothing_found,
     picture_problem,
+    real_path,
+    visible_files,
 )
 from vtryon.errors import RequestError
 from vtryon.text_files import read_text
@@ -33,17 +35,28 @@ class _Part:
 def in_dataset(folder: Path, layout: Layout) -> Found:
     """Find the pairs of a data set; a pair in several lists is one entry.
 
+    Where there are no lists, a garment without a person is an entry with a problem, as a person
+    without a garment is. Files that no entry uses are named.
+
     Raises:
         RequestError: there are none, or a line of a list is not two file names.
     """
     pairs = _viton(folder) if layout is Layout.VITON_HD else _dresscode(folder)
     entries: dict[str, Entry] = {}
+    folders: set[Path] = set()
     for part, person, garment in pairs:
         entry = _entry(folder, part, person, garment)
         entries.setdefault(entry.name, entry)
+        folders |= {part.people, part.garments}
     if not entries:
         raise nothing_found(folder)
-    return Found(list(entries.values()))
+    return Found(list(entries.values()), _unused(folder, folders, entries.values()))
+
+
+def _unused(folder: Path, folders: Iterable[Path], entries: Iterable[Entry]) -> list[str]:
+    used = {path for entry in entries for path in (entry.person, *entry.garments)}
+    files = (path for one in folders if one.is_dir() for path in visible_files(one))
+    return sorted(str(path.relative_to(folder)) for path in files if real_path(path) not in used)
 
 
 def _viton(folder: Path) -> Iterator[tuple[_Part, str, str]]:
@@ -54,8 +67,11 @@ def _viton(folder: Path) -> Iterator[tuple[_Part, str, str]]:
         for person, garment in _lines(path):
             yield _Part(base / "image", base / "cloth"), person, garment
     if not lists and (folder / "image").is_dir():
-        for path in sorted((folder / "image").iterdir()):
-            yield _Part(folder / "image", folder / "cloth"), path.name, path.name
+        part = _Part(folder / "image", folder / "cloth")
+        people, garments = _by_stem(part.people), _by_stem(part.garments)
+        for stem in sorted(people | garments):
+            default = people.get(stem) or garments[stem]
+            yield part, people.get(stem, default), garments.get(stem, default)
 
 
 def _dresscode(folder: Path) -> Iterator[tuple[_Part, str, str]]:
@@ -68,8 +84,19 @@ def _dresscode(folder: Path) -> Iterator[tuple[_Part, str, str]]:
             for person, garment in _lines(path):
                 yield part, person, garment
         if not lists and images.is_dir():
-            for path in sorted(images.glob("*_0.*")):
-                yield part, path.name, f"{path.stem[:-2]}_1{path.suffix}"
+            people, garments = _by_stem(images, "_0"), _by_stem(images, "_1")
+            for stem in sorted(people | garments):
+                suffix = Path(people.get(stem) or garments[stem]).suffix
+                person = people.get(stem, f"{stem}_0{suffix}")
+                yield part, person, garments.get(stem, f"{stem}_1{suffix}")
+
+
+def _by_stem(folder: Path, ending: str = "") -> dict[str, str]:
+    """Give the files of a folder by their stems, less an ending that these must have."""
+    files = list(visible_files(folder)) if folder.is_dir() else []
+    return {
+        path.stem.removesuffix(ending): path.name for path in files if path.stem.endswith(ending)
+    }
 
 
 def _lines(path: Path) -> Iterator[tuple[str, str]]:
@@ -90,6 +117,7 @@ def _entry(folder: Path, part: _Part, person: str, garment: str) -> Entry:
         real = [inside(folder, path) for path in paths]
         missing = [path.name for path in real if not path.is_file()]
         problem = f"missing: {', '.join(missing)}" if missing else ""
+        problem = problem if real[0].is_file() else f"no person; {problem}"
         problem = problem or next(filter(None, map(picture_problem, real)), "")
     except RequestError as error:
         return Entry(name, None, problem=error.message)

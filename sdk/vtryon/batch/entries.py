@@ -6,7 +6,7 @@ import hashlib
 import json
 import stat
 import unicodedata
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
@@ -121,6 +121,14 @@ def nothing_found(source: Path) -> RequestError:
         elif inside & {"images", "dresses", "upper_body", "lower_body"}:
             looks = "; this looks like --layout dresscode"
     return RequestError(f"{source.name!r} has no entries{looks}. Layouts of a folder: {LAYOUTS}")
+
+
+def visible_files(folder: Path) -> Iterator[Path]:
+    """Give what a folder contains by name, without the hidden files of systems."""
+    hidden = {"thumbs.db", "desktop.ini"}
+    for path in sorted(folder.iterdir()):
+        if not path.name.startswith(".") and path.name.lower() not in hidden:
+            yield path
 
 
 def is_picture(path: Path) -> bool:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -15,6 +14,7 @@ from vtryon.batch.entries import (
     inside,
     is_picture,
     picture_problem,
+    visible_files,
 )
 from vtryon.errors import RequestError
 from vtryon.text_files import MAX_PROMPT_BYTES, read_text
@@ -47,7 +47,7 @@ def in_folder(folder: Path, *, loose: bool) -> Found:
     """
     groups: dict[str, _Group] = {}
     unused: list[str] = []
-    for path in _files(folder):
+    for path in visible_files(folder):
         if path.is_dir():
             group = _read_pair(path)
             if group.parts or any(map(_is_like_picture, group.others)):
@@ -70,16 +70,9 @@ def in_folder(folder: Path, *, loose: bool) -> Found:
     return Found(entries, sorted(unused))
 
 
-def _files(folder: Path) -> Iterator[Path]:
-    hidden = {"thumbs.db", "desktop.ini"}
-    for path in sorted(folder.iterdir()):
-        if not path.name.startswith(".") and path.name.lower() not in hidden:
-            yield path
-
-
 def _read_pair(folder: Path) -> _Group:
     group = _Group(_normal(folder.name))
-    for path in _files(folder):
+    for path in visible_files(folder):
         if _PART.fullmatch(path.stem) and not path.is_dir():
             group.add(path, path.stem)
         else:

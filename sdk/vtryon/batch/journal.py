@@ -7,7 +7,7 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 from vtryon.errors import SettingsError
 
@@ -20,6 +20,7 @@ class Line:
 
     Attributes:
         digests: of the model that each stage computed with.
+        fits: how each picture was brought to size.
         unused_options: `field` and `reason` of each option that changed nothing.
     """
 
@@ -31,6 +32,7 @@ class Line:
     reason: str = ""
     message: str = ""
     digests: Mapping[str, str] = field(default_factory=dict)
+    fits: Sequence[Mapping[str, Any]] = ()
     unused_options: Sequence[Mapping[str, str]] = ()
 
     @property

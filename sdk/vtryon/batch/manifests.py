@@ -92,10 +92,15 @@ def _check_header(header: list[str], where: str) -> None:
 def _from_cells(
     header: list[str], cells: list[str], where: str, *, decimal_comma: bool
 ) -> dict[str, Any]:
+    """Take the cells of a row; an empty cell is not given, quoted or not.
+
+    White space alone is text to a column of text, as a negative prompt of one space is, and an
+    empty cell to every other.
+    """
     row = {}
     for place, cell in enumerate(cells):
         name = header[place] if place < len(header) else ""
-        if not cell.strip():
+        if not (cell if strict.OPTIONS.get(name) is strict.text else cell.strip()):
             continue
         if not name:
             raise RequestError(f"{where}: cell {place + 1} is in a column without a name")

@@ -127,6 +127,7 @@ class Batch:
         return Line(
             *(entry.name, key, name, result.seed, seconds),
             digests=_digests(result),
+            fits=[asdict(fit) for fit in result.fits],
             unused_options=[asdict(one) for one in result.unused_options],
         )
 

@@ -51,7 +51,9 @@ def batch(
         Path,
         typer.Argument(
             metavar="INPUT",
-            help="A folder in one of the layouts, or a manifest .jsonl or .csv.",
+            help="A folder in one of the layouts, or a manifest .jsonl or .csv. An empty cell of a "
+            "CSV is not given, quoted or not; a space is text. An empty negative prompt takes a "
+            "space, or JSONL, where null is not given and an empty string is a value.",
         ),
     ],
     out: Annotated[Path, typer.Argument(metavar="OUT", help="Folder for results.")],

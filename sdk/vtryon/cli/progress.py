@@ -98,6 +98,9 @@ def ledger_table(ledger: Ledger) -> Table:
 
 def describe_fit(fit: Fit) -> str:
     """Say how a picture was brought to size."""
+    if not fit.changed:
+        kept = f"{fit.subject} stays {fit.to_width}×{fit.to_height}"
+        return f"{kept}; {fit.note}" if fit.note else kept
     how = "padded at the border" if fit.method == "pad" else "scaled, its sides rounded"
     said = (
         f"{fit.subject} was {fit.from_width}×{fit.from_height}, fitted to "

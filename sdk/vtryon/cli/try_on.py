@@ -238,7 +238,7 @@ def _report(result: Result, job: Job, console: PlainConsole, *, as_json: bool) -
         }
         typer.echo(json.dumps(described))
         return
-    fits = [describe_fit(fit) for fit in result.fits if fit.changed]
+    fits = [describe_fit(fit) for fit in result.fits if fit.changed or fit.note]
     unused = [describe_unused(one) for one in result.unused_options]
     for note in (*job.notes, *fits, *unused):
         console.say(f"note: {note}")
