@@ -143,11 +143,18 @@ class Artifacts:
             StorageError: the storage can't be used.
         """
         for folder in folders:
-            try:
-                found = [one["path"] async for batch in self._store.list(folder) for one in batch]
-            except (BaseError, OSError) as error:
-                raise StorageError(_failure(error)) from None
-            await self.erase(found)
+            await self.erase(await self.names(folder))
+
+    async def names(self, folder: str) -> list[str]:
+        """List what is in a folder.
+
+        Raises:
+            StorageError: the storage can't be read.
+        """
+        try:
+            return [one["path"] async for batch in self._store.list(folder) for one in batch]
+        except (BaseError, OSError) as error:
+            raise StorageError(_failure(error)) from None
 
 
 def located(url: str, folder: Path) -> str:

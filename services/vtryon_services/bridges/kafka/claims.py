@@ -16,7 +16,7 @@ from vtryon_services.runtime.artifacts import Artifacts
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}(/[A-Za-z0-9][A-Za-z0-9._-]{0,127}){0,7}")
 
-_RESULTS = "results"
+_RESULTS, _REQUESTS = "results", "requests"
 
 
 class Claims:
@@ -70,7 +70,7 @@ class Claims:
             RequestError: ALREADY_EXISTS; it stands for another.
             UnavailableError: the claim store can't be used.
         """
-        name = f"requests/{job_id}"
+        name = f"{_REQUESTS}/{job_id}"
         if await self._artifacts.put_new(name, digest.encode()):
             return
         if (await self._artifacts.get(name)).decode() != digest:
@@ -80,12 +80,25 @@ class Claims:
                 metadata={"job_id": job_id},
             )
 
+    async def assign(self, name: str, job_id: str) -> None:
+        """Note that a caller's object is a job's: it is erased with the job.
+
+        Objects that the bridge wrote itself stay: they belong to the jobs that they were made for.
+
+        Raises:
+            UnavailableError: the claim store can't be written to.
+        """
+        if name.partition("/")[0] not in {_RESULTS, _REQUESTS}:
+            await self._artifacts.put(f"{_given(job_id)}/{_sha256(name.encode())}", name.encode())
+
     async def erase(self, job_id: str) -> None:
-        """Delete what was kept of a job's results.
+        """Delete what was kept of a job's results, and what was assigned to it.
 
         Raises:
             UnavailableError: the claim store can't be used.
         """
+        for note in await self._artifacts.names(_given(job_id)):
+            await self._artifacts.erase([(await self._artifacts.get(note)).decode()])
         await self._artifacts.erase_folders([f"{_RESULTS}/{job_id}"])
 
     async def unpack(self, field: str, content: dict[str, Any], limit_bytes: int) -> bytes:
@@ -115,6 +128,10 @@ class Claims:
         if await asyncio.to_thread(_sha256, data) != claim["sha256"]:
             raise _invalid(f"{field}: what was claimed has another digest")
         return data
+
+
+def _given(job_id: str) -> str:
+    return f"{_RESULTS}/{job_id}/given"
 
 
 def _sha256(data: Buffer) -> str:

@@ -58,6 +58,7 @@ class JobRequest:
     options: TryOnOptions
     timeout_seconds: float | None
     labels: Mapping[str, str]
+    person_claim: str  # the object that the person's picture is in; empty where it was inline
 
 
 class JobRequests:
@@ -91,7 +92,15 @@ class JobRequests:
             for field, content in contents
         ]
         options = read_options(record["options"])
-        return JobRequest(record["request_id"], pictures, options, timeout, record["labels"])
+        claim = record["person"]["claim"]
+        return JobRequest(
+            record["request_id"],
+            pictures,
+            options,
+            timeout,
+            record["labels"],
+            claim["name"] if claim else "",
+        )
 
     async def failed(self, received: Received, error: VtryonError) -> Sequence[Message]:
         """Answer that there will be no picture; nobody can be told of what can't be read."""
@@ -120,7 +129,8 @@ class LedgerJobs(JobRequests):
         asked = await self.read(received)
         check_options(asked.options)
         options = {one.name: getattr(asked.options, one.name) for one in fields(asked.options)}
-        await self._client.acting_for(received.tenant).jobs.create(
+        jobs = self._client.acting_for(received.tenant).jobs
+        job = await jobs.create(
             asked.pictures[0],
             list(asked.pictures[1:]),
             request_id=asked.request_id,
@@ -129,6 +139,10 @@ class LedgerJobs(JobRequests):
             correlation_id=received.headers.get(CORRELATION, b""),
             **{**options, "previews": False, "priority": received.priority},
         )
+        if asked.person_claim:
+            await self._claims.assign(asked.person_claim, job.id)
+            if (await jobs.get(job.id)).erased:  # before the claim was noted
+                await self._claims.erase(job.id)
         return []
 
 

@@ -15,7 +15,7 @@ import httpx
 import numpy as np
 import pytest
 from PIL import Image
-from tests.support.kafka import Kafka, job_request, schema, written
+from tests.support.kafka import Kafka, job_request, schema, until, written
 from tests.support.pictures import png
 from tests.support.processes import ServedMesh
 
@@ -227,9 +227,9 @@ async def test_deadlines(kafka: Kafka) -> None:
     assert dict(answers[0].headers)["reason"] == b"DEADLINE_PASSED"
 
 
-def noise() -> bytes:
+def noise(seed: int = 0) -> bytes:
     """A picture too large for a message: more than 1 MiB of PNG."""
-    pixels = np.random.default_rng(0).integers(0, 256, (700, 600, 3), np.uint8)
+    pixels = np.random.default_rng(seed).integers(0, 256, (700, 600, 3), np.uint8)
     out = BytesIO()
     Image.fromarray(pixels).save(out, "PNG")
     return out.getvalue()
@@ -261,6 +261,34 @@ class TestClaims:
         await kafka.send("jobs.requests", "job_request", request)
         [answer] = await kafka.answers("jobs.responses", one)
         assert kafka.read(answer.value)["state"] == "SUCCEEDED"
+
+    async def test_the_person_of_an_erased_job_is_in_no_file(
+        self, kafka: Kafka, claims: Path, office
+    ) -> None:
+        one, canary, garment = name(), noise(1), noise(2)
+        request = {
+            **job_request(one, PICTURE, PICTURE, steps=1),
+            "person": self.put(claims, f"mine/{one}.png", canary),
+            "garments": [self.put(claims, f"shop/{one}.png", garment)],
+        }
+        await kafka.send("jobs.requests", "job_request", request)
+        [answer] = await kafka.answers("jobs.responses", one)
+        said = kafka.read(answer.value)
+        assert said["state"] == "SUCCEEDED"
+        async with vtryon.Client(office.target) as client:
+            await client.jobs.erase(said["job_id"])
+
+        async def is_gone() -> bool:
+            try:
+                files = {one: one.read_bytes() for one in claims.parent.rglob("*") if one.is_file()}
+            except FileNotFoundError:  # it was deleted meanwhile
+                return False
+            return not any(canary[:4096] in data for data in files.values()) and not any(
+                said["job_id"] in file.parts for file in files
+            )
+
+        await until(is_gone)
+        assert (claims / f"shop/{one}.png").read_bytes() == garment  # others may claim it
 
     async def test_claims_that_do_not_hold(self, kafka: Kafka, claims: Path) -> None:
         secret = claims.parent / "secret"

@@ -182,6 +182,14 @@ class TestClaims:
         files = [one for one in (tmp_path / "claims").rglob("*") if one.is_file()]
         assert [one.read_bytes() for one in files] == [b"y" * 11]
 
+    async def test_what_the_bridge_wrote_itself_is_not_erased_with_another_job(
+        self, claims: Claims
+    ) -> None:
+        [mine] = await claims.pack([b"x" * 11], job_id="a" * 32)
+        await claims.assign(mine["claim"]["name"], "b" * 32)
+        await claims.erase("b" * 32)
+        assert await claims.unpack("picture", mine, 100) == b"x" * 11
+
     async def test_an_id_stands_for_one_request(self, claims: Claims) -> None:
         results: list[Any] = await asyncio.gather(
             *(claims.reserve("job", digest) for digest in ("one", "one", "two")),
