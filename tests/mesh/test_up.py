@@ -21,8 +21,10 @@ import vtryon
 from vtryon import extras
 from vtryon.errors import SettingsError
 from vtryon_mesh.description import Mesh
+from vtryon_mesh.envoy.pieces import Address
 from vtryon_mesh.local import child
 from vtryon_mesh.local.folder import check, claim
+from vtryon_mesh.local.layout import Wanted, lay_out
 from vtryon_mesh.local.services import choose
 
 
@@ -30,10 +32,10 @@ from vtryon_mesh.local.services import choose
 def up(tmp_path: Path):
     started: list[subprocess.Popen] = []
 
-    def start(*options: str) -> ServedMesh:
+    def start(*options: str, **given: str) -> ServedMesh:
         folder = ("--folder", str(tmp_path / "mesh"))
         command = [VTRYON, "up", "--free-ports", "--backend", "scripted", *folder, *options]
-        variables = {**os.environ, "VTRYON_DRAIN_DELAY_SECONDS": "0"}
+        variables = {**os.environ, "VTRYON_DRAIN_DELAY_SECONDS": "0", **given}
         process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=variables)
         started.append(process)
         return ServedMesh(process)
@@ -68,16 +70,24 @@ async def test_it_says_when_it_is_ready_restarts_what_dies_and_leaves_nothing(up
     assert not (tmp_path / "mesh" / "supervisor.sock").exists()
 
 
-async def a_job_by_kafka(said: str) -> None:
-    """A job by plain aiokafka and fastavro, at the addresses that the command has printed."""
-    broker, registry = (
-        SimpleNamespace(port=int(re.search(rf"^{name}: 127.0.0.1:(\d+)", said, re.MULTILINE)[1]))
-        for name in ("broker", "registry")
+def kafka_of(said: str) -> Kafka:
+    """Broker and registry at the addresses that the command has printed."""
+    places = re.search(
+        r"^export VTRYON_KAFKA_BOOTSTRAP_SERVERS=127.0.0.1:(\d+) "
+        r"VTRYON_KAFKA_REGISTRY_URL=http://127.0.0.1:(\d+) ",
+        said,
+        re.MULTILINE,
     )
-    kafka = Kafka(broker, registry, prefix="vtryon")
-    request = job_request("order-1", b"person", b"garment", steps=1)
+    broker, registry = (SimpleNamespace(port=int(port)) for port in places.groups())
+    return Kafka(broker, registry, prefix="vtryon")
+
+
+async def a_job_by_kafka(said: str, request_id: str) -> None:
+    """A job by plain aiokafka and fastavro, at the addresses that the command has printed."""
+    kafka = kafka_of(said)
+    request = job_request(request_id, b"person", b"garment", steps=1)
     await kafka.send("jobs.requests", "job_request", request, correlation_id="c-1")
-    [answer] = await kafka.answers("jobs.responses", "order-1")
+    [answer] = await kafka.answers("jobs.responses", request_id)
     assert kafka.read(answer.value)["state"] == "SUCCEEDED"
     assert dict(answer.headers)["correlation-id"] == b"c-1"
 
@@ -153,7 +163,8 @@ time.sleep(600)
 @pytest.mark.timeout(180)
 async def test_with_mutual_tls_and_tokens_the_words_it_prints_work(up, tmp_path) -> None:
     mesh = up("--mtls", "--tokens", "--kafka", "--certificate-days", f"{60 / 86_400:.5f}")
-    await a_job_by_kafka("".join(mesh.log))
+    await a_job_by_kafka("".join(mesh.log), "order-1")
+    run_printed_kafka_commands("".join(mesh.log))
     run_printed_try_on("".join(mesh.log), tmp_path)
     mesh.wait_for("renewed: edge, pipeline")
     folder = tmp_path / "mesh"
@@ -171,6 +182,15 @@ async def test_with_mutual_tls_and_tokens_the_words_it_prints_work(up, tmp_path)
     )
     assert second.returncode == 2
     assert "runs in" in second.stderr
+
+
+def run_printed_kafka_commands(said: str) -> None:
+    """Check topics and list dead letters after the line that is printed, as it stands."""
+    [exports] = re.findall(r"^export .*$", said, re.MULTILINE)
+    commands = f"{exports}\n{VTRYON} kafka topics check && {VTRYON} dlq list jobs"
+    done = subprocess.run(["bash", "-c", commands], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert "topics hold" in done.stderr
 
 
 def run_printed_try_on(said: str, folder: Path) -> None:
@@ -231,6 +251,99 @@ def test_its_own_leftover_is_used_again_and_its_data_stay(tmp_path: Path) -> Non
         assert (mesh / "logs.previous" / "old.log").read_text() == round_
     assert mesh.stat().st_mode & 0o077 == 0
     check(mesh)
+
+
+@pytest.mark.timeout(240)
+async def test_a_job_outlives_the_mesh_and_is_published_to_the_next_broker(up, tmp_path) -> None:
+    own = {"VTRYON_JOBS_DATABASE_URL": f"sqlite+aiosqlite:///{tmp_path}/own.sqlite"}
+    stages = ("--stages", "pipeline,latent-encoder,text-encoder,sampling,decoding,jobs")
+    mesh = up(*stages, VTRYON_JOBS_OUTBOX="true", **own)
+    async with vtryon.Client(mesh.target) as client:
+        job = await client.jobs.create(b"person", b"garment", request_id="order-0", steps=1)
+        await client.jobs.wait(job.id)
+        drawn = await client.jobs.picture(job.id)
+    assert (tmp_path / "own.sqlite").exists()
+    assert not (tmp_path / "mesh" / "jobs.sqlite").exists()
+    mesh.process.send_signal(signal.SIGTERM)
+    assert mesh.process.wait(60) == 0
+    mesh = up("--kafka", *stages, **own)
+    run_printed_kafka_commands("".join(mesh.log))
+    async with vtryon.Client(mesh.target) as client:
+        assert (await client.jobs.picture(job.id)).data == drawn.data
+    [answer] = await kafka_of("".join(mesh.log)).answers("jobs.responses", "order-0")
+    assert answer.value
+
+
+def environment(monkeypatch: pytest.MonkeyPatch, folder: Path, **given: str) -> dict[str, str]:
+    """All variables that services of a mesh get, in addition to those that are given."""
+    for name, value in given.items():
+        monkeypatch.setenv(name, value)
+    mesh = Mesh.load()
+    wanted = Wanted(list(mesh.services), {}, "scripted", otlp=Address("127.0.0.1", 4317))
+    layout = lay_out(mesh, wanted, folder)
+    return {k: v for one in layout.processes for k, v in one.environment.items()}
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "VTRYON_JOBS_DATABASE_URL",
+        "VTRYON_JOBS_ARTIFACTS_URL",
+        "VTRYON_SAMPLING_BACKEND",
+        "VTRYON_SAMPLING_OTLP_ENDPOINT",
+        "VTRYON_REST_ALLOWED_HOSTS",
+        "VTRYON_KAFKA_CLAIMS_URL",
+        "VTRYON_KAFKA_SERVES",
+        "VTRYON_KAFKA_CREATE_TOPICS",
+    ],
+)
+def test_a_variable_of_the_user_comes_before_what_up_sets(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert name in environment(monkeypatch, tmp_path)
+    assert name not in environment(monkeypatch, tmp_path, **{name: "own"})
+
+
+def test_a_folder_of_the_user_has_the_database_and_the_pictures(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = environment(monkeypatch, tmp_path, VTRYON_JOBS_DATA_FOLDER="own")
+    assert not {"VTRYON_JOBS_DATABASE_URL", "VTRYON_JOBS_ARTIFACTS_URL"} & set(found)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "VTRYON_JOBS_PIPELINE_TARGET",
+        "VTRYON_REST_JOBS_TARGET",
+        "VTRYON_SAMPLING_LISTEN",
+        "VTRYON_LISTEN",
+        "VTRYON_PROMETHEUS_LISTEN",
+        "VTRYON_SAMPLING_PROMETHEUS_LISTEN",
+        "VTRYON_KAFKA_BOOTSTRAP_SERVERS",
+        "VTRYON_KAFKA_REGISTRY_URL",
+        "VTRYON_KAFKA_IDEMPOTENT",
+        "VTRYON_JOBS_OUTBOX",
+    ],
+)
+def test_a_variable_that_up_must_choose_is_refused_by_its_name(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(SettingsError, match=f"^{name} is set") as caught:
+        environment(monkeypatch, tmp_path, **{name: "user:secret@127.0.0.1:1"})
+    assert "secret" not in str(caught.value)
+
+
+def test_a_refused_variable_is_exit_code_2(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("VTRYON_JOBS_PIPELINE_TARGET", "127.0.0.1:1")
+    said = refused("--free-ports", "--backend", "scripted", "--folder", str(tmp_path / "mesh"))
+    assert said.startswith("error: VTRYON_JOBS_PIPELINE_TARGET is set")
+    assert not (tmp_path / "mesh").exists()
+
+
+def test_the_short_backend_variable_is_the_option(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("VTRYON_BACKEND", "magic")
+    assert "--backend magic" in refused()
 
 
 def test_what_is_not_installed_is_left_out_or_said_at_once(monkeypatch: pytest.MonkeyPatch) -> None:

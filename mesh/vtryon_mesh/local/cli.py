@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import signal
 import subprocess
 import sys
@@ -22,7 +23,7 @@ from vtryon_mesh.description import DEFAULT_PATH, Mesh
 from vtryon_mesh.envoy.access import Keys, RemoteKeys
 from vtryon_mesh.envoy.pieces import Address
 from vtryon_mesh.local.folder import check, claim
-from vtryon_mesh.local.layout import BROKER, REGISTRY, Layout, Wanted, lay_out
+from vtryon_mesh.local.layout import Layout, Wanted, lay_out
 from vtryon_mesh.local.services import choose
 from vtryon_mesh.local.supervise import Status, Supervisor, refuse_taken_ports, supervised
 from vtryon_mesh.local.tokens import Issuer
@@ -43,7 +44,14 @@ def up(
         list[str] | None,
         typer.Option(help="sampling=5: percent of the calls for its last replica."),
     ] = None,
-    backend: Annotated[str, typer.Option(help="torch, triton (starts one) or scripted.")] = "torch",
+    backend: Annotated[
+        str,
+        typer.Option(
+            envvar="VTRYON_BACKEND",
+            help="torch, triton (starts one) or scripted. VTRYON_SAMPLING_BACKEND and the like "
+            "come first for their service.",
+        ),
+    ] = "torch",
     mtls: Annotated[
         bool,
         typer.Option("--mtls", help="An Envoy beside every service, mutual TLS, TLS at the edge."),
@@ -87,7 +95,8 @@ def up(
 
     Shows every process, its health and where it listens; one that dies is started anew, later each
     time. Ctrl-C drains everything, a second one ends everything at once. What each says is in
-    FOLDER/logs. Other settings of the services are variables, as for `vtryon serve`.
+    FOLDER/logs. Other settings of the services are variables, as for `vtryon serve`; one that sets
+    an address that this command chooses is refused.
     """
     console = PlainConsole(stderr=True)
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
@@ -171,9 +180,9 @@ def _show(layout: Layout, supervisor: Supervisor, renewal: Renewal, console: Pla
 
 def _announce(layout: Layout, console: PlainConsole) -> None:
     console.say(f"ready: {len(layout.processes)} processes")
-    for process in layout.processes:
-        if process.name in {BROKER, REGISTRY}:
-            console.say(f"{process.name}: {process.health}")
+    if layout.kafka:
+        pairs = (f"{name}={shlex.quote(value)}" for name, value in layout.kafka.items())
+        console.say(f"export {' '.join(pairs)}")
     if layout.door is None:
         return
     options = [f"--endpoint {layout.door}"]

@@ -21,6 +21,7 @@ from vtryon_mesh.envoy.pieces import Address, Config
 from vtryon_mesh.envoy.routes import Canary
 from vtryon_mesh.envoy.sidecar import Sidecar, render_sidecar
 from vtryon_mesh.envoy.tls import Identity
+from vtryon_mesh.local.variables import Variables
 from vtryon_mesh.validate import find_envoy
 
 HOST = "127.0.0.1"
@@ -29,7 +30,6 @@ ENVOY_READY = "ready"
 BROKER = "broker"
 KAFKA = "kafka"
 REGISTRY = "registry"
-_DRAIN_DELAY = "VTRYON_DRAIN_DELAY_SECONDS"
 _JOBS = "jobs"
 _REST = "rest"
 _WITHOUT_BACKEND = {"pipeline", _JOBS, _REST, KAFKA}
@@ -113,6 +113,14 @@ class Layout:
         """The folder of the certificates."""
         return self.folder / "certificates"
 
+    @property
+    def kafka(self) -> dict[str, str]:
+        """What clients of the broker set: its address, the registry's, where claims are kept."""
+        names = [f"VTRYON_KAFKA_{name}" for name in ("BOOTSTRAP_SERVERS", "REGISTRY_URL")]
+        names.append("VTRYON_KAFKA_CLAIMS_URL")
+        every = [one.environment for one in self.processes if names[0] in one.environment]
+        return {name: every[0][name] for name in names if name in every[0]} if every else {}
+
     def write(self) -> None:
         """Write certificates, Envoy's configurations, and one for a Prometheus that watches all."""
         if self.authority is not None:
@@ -153,7 +161,8 @@ def lay_out(mesh: Mesh, wanted: Wanted, folder: Path) -> Layout:
     """Decide on every process. Nothing is written yet.
 
     Raises:
-        SettingsError: a service is unknown, or there is no Envoy.
+        SettingsError: a service is unknown, there is no Envoy, or a variable of the environment
+            contradicts what is decided here.
     """
     for name in [*wanted.services, *wanted.replicas, *wanted.canaries]:
         if name not in mesh.services:
@@ -244,41 +253,36 @@ class _Planner:
     def _add_service(
         self, label: str, name: str, address: Address, targets: Mapping[str, Sequence[Address]]
     ) -> None:
-        prefix = f"VTRYON_{name.upper().replace('-', '_')}_"
-        variables = {f"{prefix}BACKEND": self._wanted.backend, **self._wanted.variables}
-        own = f"{prefix}DRAIN_DELAY_SECONDS"
-        if not {own, _DRAIN_DELAY} & {*os.environ, *variables}:
-            # Callers' Envoys are to see that it is going away before it refuses them.
-            delay = 2.5 * self._mesh.health_interval
-            variables[own] = f"{delay:g}"
-        if name in _WITHOUT_BACKEND:
-            del variables[f"{prefix}BACKEND"]
-        if name == _JOBS:  # all replicas have one ledger
-            variables[f"{prefix}DATABASE_URL"] = f"sqlite+aiosqlite:///{self._folder}/jobs.sqlite"
-            variables[f"{prefix}ARTIFACTS_URL"] = str(self._folder / "jobs")
-            variables[f"{prefix}OUTBOX"] = str(KAFKA in self._wanted.services)
+        command = (sys.executable, "-m", "vtryon", "serve", name, "--listen", str(address))
+        metrics = self._place(address.port + _METRICS)
+        variables = Variables(name, os.environ, self._wanted.variables)
+        variables.refuse("LISTEN", unless=str(address))
+        variables.decide("PROMETHEUS_LISTEN", str(metrics))
+        for callee, addresses in targets.items():
+            target = "ipv4:" + ",".join(map(str, addresses))
+            variables.decide(f"{callee.upper().replace('-', '_')}_TARGET", target)
+        # Callers' Envoys are to see that it is going away before it refuses them.
+        variables.default("DRAIN_DELAY_SECONDS", f"{2.5 * self._mesh.health_interval:g}")
+        if self._wanted.otlp is not None:
+            variables.default("OTLP_ENDPOINT", str(self._wanted.otlp), over_short=True)
+        if name not in _WITHOUT_BACKEND:
+            variables.default("BACKEND", self._wanted.backend, over_short=True)
+            if self._wanted.backend == "triton":
+                variables.decide("TRITON_URL", str(self._triton))
+        if name == _JOBS:
+            self._set_up_jobs(variables)
         if name == _REST:
             # The edge knows its names; without tokens, pages of other sites are REST's to refuse.
             known = ("localhost", *self._mesh.edge.hosts)
             hosts = "*" if self._wanted.jwks is not None else ",".join(known)
-            variables.setdefault(f"{prefix}ALLOWED_HOSTS", hosts)
+            variables.default("ALLOWED_HOSTS", hosts)
         if name == KAFKA:
-            variables |= self._broker_variables(prefix)
-        for callee, addresses in targets.items():
-            key = f"{prefix}{callee.upper().replace('-', '_')}_TARGET"
-            variables[key] = "ipv4:" + ",".join(map(str, addresses))
-        if self._wanted.otlp is not None:
-            variables[f"{prefix}OTLP_ENDPOINT"] = str(self._wanted.otlp)
-        if self._wanted.backend == "triton" and name not in _WITHOUT_BACKEND:
-            variables[f"{prefix}TRITON_URL"] = str(self._triton)
-        command = (sys.executable, "-m", "vtryon", "serve", name, "--listen", str(address))
-        metrics = self._place(address.port + _METRICS)
-        variables[f"{prefix}PROMETHEUS_LISTEN"] = str(metrics)
+            self._set_up_kafka(variables)
         self._processes.append(
             Process(
                 label,
                 command,
-                variables,
+                variables.added,
                 (address, metrics),
                 priority=_PRIORITIES.get(name, 20),
                 health=address,
@@ -408,16 +412,21 @@ class _Planner:
             )
         )
 
-    def _broker_variables(self, prefix: str) -> dict[str, str]:
-        given = {
-            "BOOTSTRAP_SERVERS": str(self._broker),
-            "REGISTRY_URL": f"http://{self._registry}",
-            "CLAIMS_URL": str(self._folder / "claims"),
-            "SERVES": "all",
-            "CREATE_TOPICS": "true",
-            "IDEMPOTENT": "false",  # this broker can't
-        }
-        return {f"{prefix}{name}": value for name, value in given.items()}
+    def _set_up_jobs(self, variables: Variables) -> None:
+        """Give all replicas one ledger and one store, in the mesh's folder or the user's own."""
+        if not variables.has("DATA_FOLDER"):
+            variables.default("DATABASE_URL", f"sqlite+aiosqlite:///{self._folder}/jobs.sqlite")
+            variables.default("ARTIFACTS_URL", str(self._folder / "jobs"))
+        if KAFKA in self._wanted.services:  # without it, Kafka has no responses
+            variables.decide("OUTBOX", "true")
+
+    def _set_up_kafka(self, variables: Variables) -> None:
+        variables.decide("BOOTSTRAP_SERVERS", str(self._broker))
+        variables.decide("REGISTRY_URL", f"http://{self._registry}")
+        variables.decide("IDEMPOTENT", "false")  # this broker can't
+        variables.default("CLAIMS_URL", str(self._folder / "claims"))
+        variables.default("SERVES", "all")
+        variables.default("CREATE_TOPICS", "true")
 
     def _log(self, name: str) -> Path:
         return self._folder / "logs" / f"{name}-access.log"

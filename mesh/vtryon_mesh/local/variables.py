@@ -1,0 +1,67 @@
+"""Variables of one service of a local mesh: those that `vtryon up` sets beside the user's own."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+
+from vtryon.errors import SettingsError
+
+
+class Variables:
+    """Collects what a service's process gets in addition to its environment.
+
+    Attributes:
+        added: the variables, by their full names.
+    """
+
+    def __init__(self, service: str, given: Mapping[str, str], common: Mapping[str, str]) -> None:
+        """Begin with `common`; `given` is the environment that the process inherits."""
+        self._prefix = f"VTRYON_{service.upper().replace('-', '_')}_"
+        self._given = {**given, **common}
+        self.added = dict(common)
+
+    def default(self, name: str, value: str, *, over_short: bool = False) -> None:
+        """Set what the user may set: the user's variable wins.
+
+        Args:
+            name: of the setting, such as BACKEND.
+            value: used where the user has set nothing.
+            over_short: an option was read already, so that VTRYON_BACKEND does not count here;
+                VTRYON_SAMPLING_BACKEND does.
+        """
+        names = [f"{self._prefix}{name}"] if over_short else self._names(name)
+        if not any(one in self._given for one in names):
+            self.added[names[0]] = value
+
+    def decide(self, name: str, value: str) -> None:
+        """Set what only `up` can know.
+
+        Raises:
+            SettingsError: the user's variable has another value; names the variable alone, since
+                a value may hold a password.
+        """
+        self.refuse(name, unless=value)
+        self.added[f"{self._prefix}{name}"] = value
+
+    def refuse(self, name: str, unless: str) -> None:
+        """Refuse a setting that the command line of the process decides.
+
+        Raises:
+            SettingsError: the user's variable has another value than `unless`.
+        """
+        for variable in self._set(name):
+            if self._given[variable].lower() != unless.lower():
+                raise SettingsError(
+                    f"{variable} is set, but `vtryon up` chooses this value itself: unset it, or "
+                    "start the services with `vtryon serve`"
+                )
+
+    def _set(self, name: str) -> Iterator[str]:
+        return (one for one in self._names(name) if one in self._given)
+
+    def has(self, name: str) -> bool:
+        """Whether the user has set it, for this service or for all."""
+        return any(self._set(name))
+
+    def _names(self, name: str) -> list[str]:
+        return [f"{self._prefix}{name}", f"VTRYON_{name}"]
