@@ -46,9 +46,8 @@ _OF_SERVICES: _Options = (
     ("grpc.keepalive_timeout_ms", 2_000),
     ("grpc.http2.ping_timeout_ms", 2_000),
     ("grpc.enable_retries", 0),
-    # A proxy of the environment is for the world outside, not for services beside one another.
-    ("grpc.enable_http_proxy", 0),
 )
+_NO_PROXY = ("grpc.enable_http_proxy", 0)
 
 _LOCAL = {"localhost", "127.0.0.1", "::1"}
 
@@ -118,9 +117,12 @@ class Channel:
         self._token = token if token is None or callable(token) else check_token(token)
         self._tenant = ""
         self._loop = asyncio.get_running_loop()
-        self._grpc = _connect(target, tls, _OF_SERVICES if between_services else _OF_CLIENTS)
-        connector = Connector(self._grpc, target, tls)
-        self._retries = Retries(retry or RetryPolicy(), connector)
+        policy = retry or RetryPolicy()
+        options = _OF_SERVICES if between_services else _OF_CLIENTS
+        if between_services or not policy.http_proxy:
+            options = (*options, _NO_PROXY)
+        self._grpc = _connect(target, tls, options)
+        self._retries = Retries(policy, Connector(self._grpc, target, tls))
 
     @property
     def grpc(self) -> grpc.aio.Channel:

@@ -10,7 +10,7 @@ import re
 from vtryon.errors import RequestError, SettingsError, Violation
 
 MAX_ID_CHARACTERS = 128
-MAX_TENANT_CHARACTERS = 256
+MAX_TENANT_CHARACTERS = 128
 ID = re.compile(rf"[\x21-\x7e]{{1,{MAX_ID_CHARACTERS}}}")
 TENANT = re.compile(rf"[\x21-\x7e]([\x20-\x7e]{{0,{MAX_TENANT_CHARACTERS - 2}}}[\x21-\x7e])?")
 _TOKEN = re.compile(r"[\x21-\x7e]+")
@@ -30,7 +30,7 @@ def check_tenant(tenant: str) -> str:
     """Check the name of a tenant, and give it.
 
     Raises:
-        RequestError: it is not 1 to 256 printable ASCII characters, without spaces at its ends.
+        RequestError: it is not 1 to 128 printable ASCII characters, without spaces at its ends.
     """
     rule = f"1 to {MAX_TENANT_CHARACTERS} printable ASCII characters without spaces at its ends"
     return _check_name("tenant", tenant, TENANT, rule)

@@ -125,7 +125,7 @@ def _write_checked(message: Message, field: FieldDescriptor, kind: Any, value: A
         _write(message, field, kind, value)
     except FieldValueError as error:
         raise FieldValueError(f"{field.name}.{error.field}", error.description) from None
-    except (ValueError, TypeError, AttributeError) as error:
+    except (ValueError, TypeError, AttributeError, OverflowError) as error:
         raise FieldValueError(field.name, _explain(field, kind, value, error)) from None
 
 

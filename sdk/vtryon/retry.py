@@ -35,17 +35,21 @@ class RetryPolicy:
         overload: whether a call that the server refuses for lack of capacity waits and is sent
             again.
         breaks: how often a call is sent again after its connection broke.
+        http_proxy: whether connections go through the proxy that the environment names
+            (`http_proxy`, `no_proxy`).
     """
 
     max_wait_seconds: float = 120.0
     connect_seconds: float | None = None
     overload: bool = True
     breaks: int = 2
+    http_proxy: bool = True
 
 
 NO_RETRY = RetryPolicy(overload=False, breaks=0)
-# Of programs that serve others: their callers are the ones to wait and to send again.
-FOR_SERVICES = RetryPolicy(connect_seconds=2.0, overload=False)
+# Of programs that serve others: their callers are the ones to wait and to send again; a proxy of
+# the environment is for the world outside, not for services beside one another.
+FOR_SERVICES = RetryPolicy(connect_seconds=2.0, overload=False, http_proxy=False)
 
 
 class RetryBudget:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeVar
 
-from vtryon.arguments import check_timeout, choice
+from vtryon.arguments import argument_error, check_timeout, choice
 from vtryon.channel import Channel
 from vtryon.errors import ProtocolError
 from vtryon.grammar import DEFAULT_CHUNK_BYTES
@@ -160,6 +160,8 @@ class TextEncoder(_StageClient):
         Shapes:
             result: (tokens, width) each, the checkpoint's element type.
         """
+        if not isinstance(prompt, str):
+            raise argument_error("prompt", f"takes text, not {type(prompt).__name__}")
 
         async def open_call(seconds: float | None) -> StreamCall:
             outgoing = await image_payloads(_images(pictures))

@@ -60,9 +60,13 @@ def number(value: Any) -> float:
     """
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         raise ValueError(f"{_shown(value)} is not a number")
-    if not math.isfinite(value):
+    try:
+        taken = float(value)
+    except OverflowError:
+        raise ValueError("the number is too large") from None
+    if not math.isfinite(taken):
         raise ValueError(f"{value} is not a finite number")
-    return float(value)
+    return taken
 
 
 def numbers(value: Any) -> tuple[float, ...]:

@@ -56,6 +56,7 @@ WRONG_OPTIONS = [
     ({"quality": 2**40, "format": "jpeg"}, "quality"),
     ({"prompt": HALF}, "prompt"),
     ({"prompt": None}, "prompt"),
+    ({"true_cfg_scale": 10**400}, "true_cfg_scale"),
     ({"prompt": 7}, "prompt"),
     ({"negative_prompt": HALF}, "negative_prompt"),
     ({"profile": "nonesuch"}, "profile"),
@@ -126,6 +127,7 @@ async def test_every_call_of_jobs_refuses_what_it_cannot_send(scripted, call) ->
     ("call", "name"),
     [
         (lambda client: client.text_encoder.encode(HALF, [PICTURE]), "prompt"),
+        (lambda client: client.text_encoder.encode(None, [PICTURE]), "prompt"),
         (lambda client: client.text_encoder.encode("a", [PICTURE], numerics="comfy"), "numerics"),
         (lambda client: client.latent_encoder.encode([PICTURE], numerics=7), "numerics"),
         (lambda client: client.latent_encoder.encode([PICTURE], timeout_seconds=-1), "timeout"),

@@ -17,8 +17,10 @@ from tests.support.pictures import png
 from tests.support.processes import VTRYON, served
 
 import vtryon
-from vtryon.batch.entries import Layout, find_entries
+from vtryon.batch.entries import Entry, Found, Layout, find_entries
 from vtryon.batch.journal import NAME as JOURNAL
+from vtryon.batch.journal import Journal, Line
+from vtryon.cli.batch import _report
 
 PICTURE = png()
 
@@ -371,6 +373,17 @@ def test_results_of_another_model_are_drawn_anew(
     assert batch(pairs, out, *words).returncode == 0
     after = {path.name: path.stat().st_mtime_ns for path in out.glob("??.png")}
     assert {name for name in before if before[name] != after[name]} == {"a1.png", "b2.png"}
+
+
+def test_results_of_other_options_are_no_results_of_a_run_that_was_ended(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    entry = Entry("a", tmp_path / "p.png", ())
+    Journal.open(out).write(Line("a", "another key", "a.png", seed=1))
+    journal = Journal.open(out)
+    report = _report(Found([entry]), journal, out)
+    assert (report["succeeded"], report["missing"], report["results"]) == (0, 1, [])
+    journal.confirm("a")
+    assert _report(Found([entry]), journal, out)["succeeded"] == 1  # its picture is gone: no sheet
 
 
 def test_an_entry_that_can_not_be_done_is_in_the_report(tmp_path: Path, endpoint: str) -> None:

@@ -5,6 +5,7 @@ import trustme
 from tests.support.pictures import png
 
 import vtryon
+from vtryon.retry import FOR_SERVICES
 from vtryon.types import Stage
 from vtryon_services.bridges.kafka.settings import KafkaSettings
 from vtryon_services.bridges.rest.settings import RestSettings
@@ -44,6 +45,15 @@ async def test_mutual_tls_lets_the_right_client_in(secure, authority, tmp_path) 
     chain, key = write(tmp_path, authority.issue_cert("client"), "client")
     tls = vtryon.Tls(ca_path=ca, certificate_path=chain, key_path=key)
     async with vtryon.Client(target, tls=tls, token="secret") as client:
+        assert (await client.try_on(png(), steps=1)).picture.data
+
+
+async def test_services_reach_one_another_past_a_proxy(
+    scripted_mesh: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("http_proxy", "http://127.0.0.1:1")
+    monkeypatch.delenv("no_proxy", raising=False)
+    async with vtryon.Client(scripted_mesh, retry=FOR_SERVICES) as client:
         assert (await client.try_on(png(), steps=1)).picture.data
 
 
@@ -141,7 +151,7 @@ async def test_what_can_be_no_token_is_refused_without_repeating_it(token) -> No
         assert "cret" not in caught.value.message
 
 
-@pytest.mark.parametrize("tenant", ["Müller", "shop\n", " shop", "x" * 257, 7])
+@pytest.mark.parametrize("tenant", ["Müller", "shop\n", " shop", "x" * 129, 7])
 async def test_what_can_be_no_tenant_is_refused_by_name(scripted: vtryon.Client, tenant) -> None:
     with pytest.raises(vtryon.RequestError, match="tenant") as caught:
         scripted.acting_for(tenant)

@@ -128,7 +128,7 @@ COMMANDS = {
     "a result of another kind": ["try-on", "p.png", "g.png", "-o", f"o{NAME}.tiff"],
     "a missing request": ["try-on", "p.png", "g.png", "-o", "o.png", "--request", NAME],
     "a missing folder": ["batch", NAME, "out"],
-    "a job's result": ["jobs", "fetch", "id", "-o", f"x{NAME}", "--endpoint", "127.0.0.1:1"],
+    "a job's result": ["jobs", "fetch", "id", "-o", NAME * 50, "--endpoint", "127.0.0.1:1"],
     "a missing tensor": ["stage", "decode", NAME, "-o", "o.png"],
     "a missing graph": ["workflow", "import", NAME],
 }
@@ -144,7 +144,7 @@ def test_a_path_in_brackets_is_shown_in_errors(
     assert run_command(COMMANDS[name]) in {1, 2}
     said = " ".join(capsys.readouterr().err.split())
     assert "unexpected" not in said
-    assert NAME in said or name == "a job's result"
+    assert NAME in said
 
 
 def test_a_prompt_in_brackets_is_shown_in_the_table_of_an_import(

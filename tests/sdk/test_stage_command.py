@@ -58,6 +58,9 @@ async def test_four_commands_draw_what_one_does(folder: Path, endpoint: str, exa
         assert file.metadata()["seed"] == "7"
         assert file.metadata()["sigmas"].endswith(", 0.0")
     assert not list(folder.glob(".*.part"))
+    names = ("text.safetensors", "pictures.safetensors", "-o", "none.safetensors")
+    done = stage(folder, endpoint, "sample", *names, "--width", "0")
+    assert (done.returncode, "width" in done.stderr) == (2, True)
 
 
 def test_latents_of_a_picture_can_be_looked_at(folder: Path, endpoint: str) -> None:

@@ -160,6 +160,8 @@ REFUSED = {
     "a seed of 65 bits": ({"n11": {"seed": 2**64}}, "seed 18446744073709551616 is not within"),
     "a negative seed": ({"n11": {"seed": -1}}, "seed -1 is not within"),
     "a scale that is out of range": ({"n11": {"cfg": 31}}, "cfg 31 is not within 0 to 30"),
+    "a scale below 1": ({"n11": {"cfg": 0.5}}, "guidance below 1 is not supported"),
+    "a scale beyond floats": ({"n11": {"cfg": 10**400}}, "is not within 0 to 30"),
     "a NaN for a scale": ({"n11": {"cfg": float("nan")}}, "cfg nan is not a number"),
     "a shift that is out of range": ({"n2": {"shift": 0}}, "shift 0 is not within 0.01 to 100"),
     "a denoise of nothing": ({"n11": {"denoise": 0.0}}, "denoise 0: nothing"),

@@ -42,12 +42,18 @@ class Line:
 
 
 class Journal:
-    """The lines of a folder of results; the last one of a name counts."""
+    """The lines of a folder of results; the last one of a name counts.
+
+    Attributes:
+        lines: by the name of the entry, those of earlier runs included.
+        current: the names whose line is of this run: written, or found to hold still.
+    """
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
         self._path = folder / NAME
         self.lines: dict[str, Line] = {}
+        self.current: set[str] = set()
 
     @classmethod
     def open(cls, folder: Path) -> Self:
@@ -86,6 +92,16 @@ class Journal:
             and (self._folder / line.out).is_file()
         )
 
+    def confirm(self, name: str) -> Line:
+        """Take an earlier line as that of this run."""
+        self.current.add(name)
+        return self.lines[name]
+
+    def report(self, line: Line) -> None:
+        """Take a line into the report of this run; the file keeps the earlier one."""
+        self.lines[line.name] = line
+        self.current.add(line.name)
+
     def write(self, line: Line) -> None:
         """Note how an entry went.
 
@@ -99,4 +115,4 @@ class Journal:
                 os.fsync(file.fileno())
         except OSError as error:
             raise SettingsError(f"can't write to {self._folder}: {error.strerror}") from error
-        self.lines[line.name] = line
+        self.report(line)

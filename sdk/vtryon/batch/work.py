@@ -87,32 +87,36 @@ class Batch:
             raise errors.exceptions[0] from None
 
     async def _do(self, entry: Entry) -> None:
-        key = ""
+        key, keep = "", self.journal.write
         try:
             key = entry.key(self.common)
-            if self.journal.is_done(entry.name, key) and await self._has_same_models(entry):
-                self.counts.skipped += 1
-                self.tell(self.journal.lines[entry.name], self.counts)
-                return
+            if self.journal.is_done(entry.name, key):
+                keep = self.journal.report  # its result stays good until it is known not to be
+                if await self._has_same_models(entry):
+                    self.counts.skipped += 1
+                    self.tell(self.journal.confirm(entry.name), self.counts)
+                    return
+                keep = self.journal.write
             line = await self._draw(entry, key)
         except SettingsError:
             raise
         except VtryonError as error:
             line = failed_line(entry, key, error)
             self.counts.failed += 1
-        self.journal.write(line)
+        keep(line)
         self.tell(line, self.counts)
 
     async def _has_same_models(self, entry: Entry) -> bool:
         """Whether the mesh computes with the models that an earlier result has.
 
-        It is asked once, by a try-on of one step.
+        It is asked once, by a try-on of one step. A model without a digest may be another one.
         """
         async with self.models.lock:
             if self.models.digests is None:
                 result = await self._try_on(entry, steps=1, strength=None, sigmas=())
                 self.models.digests = _digests(result)
-        return self.journal.lines[entry.name].digests == self.models.digests
+        same = self.journal.lines[entry.name].digests == self.models.digests
+        return same and all(self.models.digests.values())
 
     async def _draw(self, entry: Entry, key: str) -> Line:
         started = time.monotonic()

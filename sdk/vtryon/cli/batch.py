@@ -189,9 +189,9 @@ def _report(found: Found, journal: Journal, out: Path) -> dict[str, Any]:
     """Write report.json and the contact sheet, whole or not at all."""
     for entry in found.entries:
         if entry.problem:
-            journal.lines[entry.name] = failed_line(entry)
+            journal.report(failed_line(entry))
     names = [entry.name for entry in found.entries]
-    lines = [journal.lines[name] for name in names if name in journal.lines]
+    lines = [journal.lines[name] for name in names if name in journal.current]
     failed = [line for line in lines if line.failed]
     report = {
         "entries": len(names),
@@ -202,9 +202,9 @@ def _report(found: Found, journal: Journal, out: Path) -> dict[str, Any]:
         "results": [asdict(line) for line in lines],
     }
     write_file(out / "report.json", (json.dumps(report, indent=2) + "\n").encode())
-    shown = [out / line.out for line in lines if not line.failed][:_SHOWN]
+    shown = [path for line in lines if line.out and (path := out / line.out).exists()][:_SHOWN]
     if shown:
-        _draw_sheet([path for path in shown if path.exists()], out / "contact-sheet.png")
+        _draw_sheet(shown, out / "contact-sheet.png")
     return report
 
 

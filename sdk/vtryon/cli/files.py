@@ -18,8 +18,13 @@ def check_writable(out: Path) -> None:
     Raises:
         SettingsError: the file can't be written.
     """
-    folder = next(parent for parent in out.absolute().parents if parent.exists())
-    if out.is_dir():
+    try:
+        is_folder = out.is_dir()
+        out.exists()  # fails where the name is too long
+        folder = next(parent for parent in out.absolute().parents if parent.exists())
+    except (OSError, ValueError) as error:
+        raise _cannot_write(out, getattr(error, "strerror", None) or str(error)) from None
+    if is_folder:
         raise _cannot_write(out, "it is a folder")
     if not folder.is_dir() or not os.access(folder, os.W_OK):
         raise _cannot_write(out, f"{folder.name or folder} can't be written to")

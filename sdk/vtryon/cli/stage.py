@@ -120,8 +120,8 @@ def sample(
         _, rows, columns = given.references[0].spec.shape
         options = strict.arguments({"profile": profile, **more})
         start = SampleStart(
-            width=width or 8 * columns,
-            height=height or 8 * rows,
+            width=8 * columns if width is None else width,
+            height=8 * rows if height is None else height,
             steps=steps,
             true_cfg_scale=true_cfg_scale,
             seed=seed,

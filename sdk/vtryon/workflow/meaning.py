@@ -134,6 +134,11 @@ class Reading(Walk):
             raise self._refuse(node, f"scheduler {scheduler!r}: only simple is supported")
         request.steps = self._whole(node, "steps", 1, MAX_STEPS)
         request.true_cfg_scale = self._number(node, "cfg", 0, MAX_TRUE_CFG_SCALE)
+        if request.true_cfg_scale < 1:
+            raise self._refuse(
+                node,
+                f"cfg {request.true_cfg_scale:g}: guidance below 1 is not supported; 1 is none",
+            )
         request.seed, said = self._seed(node)
         words = f"steps {request.steps}, cfg {request.true_cfg_scale:g}, euler, simple, {said}"
         denoise = self._denoise(node)

@@ -232,18 +232,22 @@ class Walk:
         if isinstance(value, bool) or not isinstance(value, int):
             raise self._refuse(node, f"{name} {_short(value)} is not a whole number")
         if not low <= value <= high:
-            raise self._refuse(node, f"{name} {value} is not within {low} to {high}")
+            raise self._refuse(node, f"{name} {_short(value)} is not within {low} to {high}")
         return value
 
     def _number(
         self, node: Node, name: str, low: float, high: float, default: float | None = None
     ) -> float:
         value = self._value(node, name, default)
-        if isinstance(value, bool) or not isinstance(value, (int, float)) or math.isnan(value):
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or _is_nan(value):
             raise self._refuse(node, f"{name} {_short(value)} is not a number")
         if not low <= value <= high:
-            raise self._refuse(node, f"{name} {value:g} is not within {low:g} to {high:g}")
+            raise self._refuse(node, f"{name} {_short(value)} is not within {low:g} to {high:g}")
         return float(value)
+
+
+def _is_nan(value: int | float) -> bool:  # noqa: PYI041 - 10^400 is an int and no float
+    return isinstance(value, float) and math.isnan(value)
 
 
 def _short(value: Any) -> str:

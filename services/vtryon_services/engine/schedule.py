@@ -70,10 +70,9 @@ def _dynamic(
 
 
 def shorten(sigmas: Sequence[float], strength: float) -> tuple[float, ...]:
-    """Keep the last `strength` of the steps, at least one.
+    """Keep the last `strength` of the steps, a part of a step as a whole one.
 
-    Source: `get_timesteps` of diffusers' image-to-image pipelines.
+    Source: `get_timesteps` of `QwenImageImg2ImgPipeline` in diffusers.
     """
     steps = len(sigmas) - 1
-    kept = min(steps, max(1, int(steps * strength)))
-    return tuple(sigmas[steps - kept :])
+    return tuple(sigmas[int(max(steps - steps * strength, 0)) :])

@@ -68,6 +68,9 @@ async def test_what_cannot_be_honoured_is_refused_by_name(api: openai.AsyncOpenA
             await api.images.edit(image=IMAGES, prompt="wear it", extra_body={field: value})
         fields = [one["field"] for one in caught.value.body["violations"]]
         assert fields == ([field] if field != "size" else ["width", "height"])
+    with pytest.raises(openai.BadRequestError, match="size is width and height"):
+        both = {"size": "64x64", "width": 96}
+        await api.images.edit(image=IMAGES, prompt="wear it", extra_body=both)
     with pytest.raises(openai.BadRequestError, match="mask"):
         await api.images.edit(image=IMAGES, prompt="wear it", mask=IMAGES[0])
 

@@ -47,6 +47,12 @@ PERSON = ("person", NAMED, PICTURE)
 FEW = ("steps", b"", b"1")
 
 
+async def test_a_mark_at_the_beginning_of_a_field_is_no_text(http: httpx.AsyncClient) -> None:
+    marked = {"steps": "\ufeff1", "prompt": "\ufeffa shirt"}
+    answer = await http.post("/v1/try-ons", files={"person": PICTURE}, data=marked)
+    assert answer.status_code == 200, answer.text
+
+
 @pytest.mark.parametrize(
     "parts",
     [

@@ -47,7 +47,7 @@ def test_the_dynamic_shift_is_linear_in_tokens(side: int, mu: float) -> None:
     assert mu_of(QWEN, (side // 16) ** 2) == pytest.approx(mu, abs=1e-6)
 
 
-@pytest.mark.parametrize(("strength", "kept"), [(1.0, 4), (0.5, 2), (0.75, 3), (0.1, 1)])
+@pytest.mark.parametrize(("strength", "kept"), [(1.0, 4), (0.5, 2), (0.6, 3), (0.75, 3), (0.1, 1)])
 def test_strength_keeps_the_last_steps(strength: float, kept: int) -> None:
     assert shorten(LIGHTNING_4, strength) == tuple(LIGHTNING_4[4 - kept :])
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -14,6 +13,7 @@ from opentelemetry import propagate
 
 from vtryon.channel import TENANT_KEY
 from vtryon.errors import RequestError, VtryonError
+from vtryon.headers import TENANT
 from vtryon.types import Priority
 
 CORRELATION, CAUSATION, DEADLINE, PRIORITY = (
@@ -32,7 +32,6 @@ FAILED_AT, MESSAGE = "failed-at", "message"
 _OWN = {ATTEMPT, NOT_BEFORE, REASON, FROM_TOPIC, FROM_PARTITION, FROM_OFFSET, FAILED_AT, MESSAGE}
 _LONGEST_VALUE = 1024
 _PASSED_ON = (CORRELATION, DEADLINE, PRIORITY, TENANT_KEY)
-_TENANT = re.compile(r"[\x21-\x7e]([\x20-\x7e]{0,126}[\x21-\x7e])?")
 D = TypeVar("D", float, None)
 
 
@@ -139,7 +138,7 @@ class Received:
             if (size := len(self.headers.get(name, b""))) > _LONGEST_VALUE:
                 words = f"has {size} bytes, and takes at most {_LONGEST_VALUE}"
                 raise RequestError(f"header {name}: {words}")
-        if self.tenant and not _TENANT.fullmatch(self.tenant):
+        if self.tenant and not TENANT.fullmatch(self.tenant):
             words = "takes 1 to 128 printable ASCII characters, without a space at its ends"
             raise RequestError(f"header {TENANT_KEY}: {words}")
 

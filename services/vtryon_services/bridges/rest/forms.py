@@ -66,7 +66,7 @@ class Part:
                 self.name, f"has {self.size} bytes and is not sent as a file; {limit}"
             )
         try:
-            return self.data.decode()
+            return self.data.decode("utf-8-sig")  # a file from Windows may begin with a mark
         except UnicodeDecodeError:
             raise field_error(self.name, "is no text in UTF-8") from None
 

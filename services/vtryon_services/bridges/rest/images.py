@@ -10,11 +10,11 @@ import asyncio
 import base64
 import time
 from collections.abc import Callable, Sequence
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse, Response
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from vtryon.client import Client
 from vtryon.events import Event, Preview
@@ -76,6 +76,12 @@ class ImageEdit(PromptRanges, Sampled):
     background: Literal["auto", "opaque"] = "auto"
     stream: bool = False
     partial_images: int = Field(default=0, ge=0, le=3)
+
+    @model_validator(mode="after")
+    def _one_size(self) -> Self:
+        if self.size != "auto" and (self.width is not None or self.height is not None):
+            raise ValueError("size is width and height: give one or the other")
+        return self
 
     @property
     def lossless(self) -> bool:
