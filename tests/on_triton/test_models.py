@@ -99,7 +99,7 @@ BAD = {
     "numerics that are no JSON": ({}, {"numerics": "{"}, "FIELD_INVALID"),
     "sigmas that rise": ({}, {"sigmas": "[0.5, 1.0]"}, "FIELD_INVALID"),
     "too many pixels of a preview": ({}, {"preview_max_pixels": 2**40}, "FIELD_INVALID"),
-    "a parameter that there is not": ({}, {"strenght": 0.5}, "no parameter strenght"),
+    "a parameter that there is not": ({}, {"strengths": 0.5}, "no parameter strengths"),
     "no width": ({}, {"width": 0}, "FIELD_INVALID"),
     "no time": ({}, {"timeout_seconds": 0.0}, "FIELD_INVALID"),
     "a fraction of a step": ({}, {"steps": 1.5}, "FIELD_INVALID"),
@@ -164,7 +164,7 @@ async def test_the_other_models_refuse_unknown_parameters_and_other_digests_too(
     }
     for model, given in asked.items():
         for parameters, said in (
-            ({"strenght": 0.5}, "no parameter strenght"),
+            ({"strengths": 0.5}, "no parameter strengths"),
             ({f"{model}_digest": "another"}, "MODEL_CHANGED"),
         ):
             with pytest.raises(InferenceServerException, match=said):
