@@ -81,5 +81,5 @@ def test_check_loads_a_repository_or_says_what_is_wrong(repository: Path, tmp_pa
     assert (code, "load" in said) == (0, True)
     broken = export_shipped(tmp_path / "broken", dtype="bf16", device="cuda")
     code, said = run("models", "check", str(broken))
-    assert code == 1
+    assert code == 2
     assert "tritonserver" in said
