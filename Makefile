@@ -10,6 +10,8 @@ SEED ?= 0
 RUN ?= run
 LIKE ?= 1b
 CASES ?= ../shared/cases
+# Most tests wait for processes more than they compute, so there are more workers than cores.
+WORKERS ?= 3
 
 .PHONY: help try-on test bare cases mutants check format generate bench bench-gpu triton strip evaluate train clean
 .DEFAULT_GOAL := help
@@ -41,8 +43,8 @@ try-on: $(VENV)/.product ## draw a person and a garment, and put one on the othe
 	@$(BIN)/vtryon contact-sheet $(EXAMPLE)/person.png $(EXAMPLE)/garment.png $(EXAMPLE)/previews $(EXAMPLE)/result.png \
 		-o $(EXAMPLE)/contact-sheet.png
 
-test: $(VENV)/.dev .triton ## run the tests
-	@$(BIN)/python -m pytest $(PYTEST)
+test: $(VENV)/.dev .triton ## run the tests (WORKERS=n PYTEST=options)
+	@$(BIN)/python -m pytest --numprocesses $(WORKERS) --dist loadgroup $(PYTEST)
 
 bare: $(VENV)/.dev .triton ## run every shell line of the README in environments with just its extras
 	@$(BIN)/python -m pytest -m bare $(PYTEST)

@@ -1,4 +1,5 @@
 from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
 
 import pytest
 from tests.support.kafka import Kafka, broker_process, registry_process
@@ -54,6 +55,22 @@ def served_mesh() -> Iterator[ServedMesh]:
 @pytest.fixture(scope="session")
 def example() -> Example:
     return held_out(0)
+
+
+# Their tests share one server, or one mesh of processes, that takes long to start.
+_ONE_WORKER = {"mesh", "on_triton"}
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Keep the tests of a file, or of a folder in `_ONE_WORKER`, in one worker of pytest-xdist."""
+    here = Path(__file__).parent
+    for item in items:
+        file = item.path.relative_to(here)
+        group = file.parts[0] if file.parts[0] in _ONE_WORKER else file.as_posix()
+        item.add_marker(pytest.mark.xdist_group(group))
+        if group == "on_triton":
+            item.add_marker(pytest.mark.timeout(300))
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -28,7 +28,7 @@ def export_shipped(folder: Path, **options: object) -> Path:
 @contextmanager
 def triton_server(repository: Path, log: Path, **options: int) -> Iterator[Running]:
     with serve(repository, installation=installation(), log=log, **options) as running:
-        running.wait_until_ready(120)
+        running.wait_until_ready(240)  # four models that import torch, beside other tests
         yield running
 
 
