@@ -1,9 +1,9 @@
 from collections.abc import AsyncIterator, Iterator
-from pathlib import Path
 
 import pytest
 from tests.support.kafka import Kafka, broker_process, registry_process
 from tests.support.processes import ServedMesh, served
+from xdist.scheduler import LoadScopeScheduling
 
 import vtryon
 from vtryon.embedded import embedded_mesh
@@ -57,20 +57,21 @@ def example() -> Example:
     return held_out(0)
 
 
-# Their tests share one server, or one mesh of processes, that takes long to start.
-_ONE_WORKER = {"mesh", "on_triton"}
+class OneWorkerPerFile(LoadScopeScheduling):
+    """Keeps the tests of a file in one worker of pytest-xdist, and those of some folders.
+
+    The folders are those whose tests share a mesh of processes or a server that starts slowly.
+    """
+
+    _FOLDERS = ("tests/mesh/", "tests/on_triton/")
+
+    def _split_scope(self, nodeid: str) -> str:
+        file = nodeid.partition("::")[0]
+        return next((folder for folder in self._FOLDERS if file.startswith(folder)), file)
 
 
-@pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Keep the tests of a file, or of a folder in `_ONE_WORKER`, in one worker of pytest-xdist."""
-    here = Path(__file__).parent
-    for item in items:
-        file = item.path.relative_to(here)
-        group = file.parts[0] if file.parts[0] in _ONE_WORKER else file.as_posix()
-        item.add_marker(pytest.mark.xdist_group(group))
-        if group == "on_triton":
-            item.add_marker(pytest.mark.timeout(300))
+def pytest_xdist_make_scheduler(config: pytest.Config, log: object) -> OneWorkerPerFile:
+    return OneWorkerPerFile(config, log)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
