@@ -81,6 +81,7 @@ async def _serve(stages: Sequence[str], given: dict[str, Any]) -> None:
     from vtryon_services.host import host, load_settings
     from vtryon_services.runtime.process import serve as serve_process
 
+    _refuse_unread(stages, given)
     first = Stage.PIPELINE if Stage.PIPELINE in stages else stages[0]
     settings = load_settings(stages, given)[first]
     await serve_process(settings, host(settings, stages, settings.listen, **given))
@@ -92,6 +93,19 @@ async def _serve_door(name: str, given: dict[str, Any]) -> None:
 
     settings = settings_type.load(**given)
     await serve_process(settings, begin(settings))
+
+
+def _refuse_unread(stages: Sequence[str], given: dict[str, Any]) -> None:
+    """Refuse an option that no named service has; `--backend` may be given to all alike."""
+    from vtryon_services.host import settings_of
+
+    known = {"backend"}.union(*(settings_of(name).model_fields for name in stages))
+    for name, value in given.items():
+        if name not in known:
+            raise SettingsError(
+                f"--{name} {value}: {', '.join(stages)} has no such setting: leave it out, or "
+                "give it to the service that has it (`vtryon serve --help`)"
+            )
 
 
 def _stages(names: Sequence[str]) -> list[str]:

@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 import structlog
 
 from vtryon import extras
+from vtryon.errors import SettingsError
 from vtryon.types import Stage
 from vtryon_services.pipeline.service import make_service as make_pipeline
 from vtryon_services.pipeline.settings import PipelineSettings
@@ -25,6 +26,7 @@ from vtryon_services.runtime.local import LocalStage
 from vtryon_services.runtime.process import Serving
 from vtryon_services.runtime.serve import Server
 from vtryon_services.runtime.settings import JOBS, ServiceSettings
+from vtryon_services.runtime.unread_settings import unread_settings
 from vtryon_services.stages.decoding.service import make_service as make_decoding
 from vtryon_services.stages.decoding.settings import DecodingSettings
 from vtryon_services.stages.latent_encoder.service import make_service as make_latent_encoder
@@ -71,10 +73,13 @@ def load_settings(names: Sequence[str], given: Mapping[str, Any]) -> dict[str, S
         given: comes before the environment, for every service that has it.
 
     Raises:
-        SettingsError: a value does not hold, or a name is unknown.
+        SettingsError: a value does not hold, a name is unknown, or nothing here reads a setting.
     """
     kinds = {name: settings_of(name) for name in names}
-    return {name: kind.load_from(given, list(kinds.values())) for name, kind in kinds.items()}
+    loaded = {name: kind.load_from(given, list(kinds.values())) for name, kind in kinds.items()}
+    if unread := list(unread_settings(loaded.values(), given)):
+        raise SettingsError("; ".join(unread))
+    return loaded
 
 
 @asynccontextmanager

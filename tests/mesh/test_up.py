@@ -341,6 +341,23 @@ def test_a_refused_variable_is_exit_code_2(tmp_path: Path, monkeypatch: pytest.M
     assert not (tmp_path / "mesh").exists()
 
 
+@pytest.mark.parametrize(
+    ("one", "value", "backend"),
+    [
+        ("VTRYON_SAMPLING_CHECKPOINT", "/models/mine", "triton"),
+        ("VTRYON_CHECKPOINT", "/models/mine", "scripted"),
+        ("VTRYON_SCRIPTED_SECONDS", "1", "torch"),
+    ],
+)
+def test_a_variable_that_the_backend_does_not_read_is_exit_code_2(
+    one: str, value: str, backend: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(one, value)
+    said = refused("--free-ports", "--backend", backend, "--folder", str(tmp_path / "mesh"))
+    assert said.startswith(f"error: {one} is set, but the backend of ")
+    assert not (tmp_path / "mesh").exists()
+
+
 def test_the_short_backend_variable_is_the_option(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("VTRYON_BACKEND", "magic")
     assert "--backend magic" in refused()

@@ -81,7 +81,8 @@ class Replicas:
 
     def __init__(self, stage: str, *arguments: str, **variables: str) -> None:
         self._command = (stage, *arguments)
-        self._variables = {"VTRYON_THREADS": "1", "VTRYON_DRAIN_DELAY_SECONDS": "0", **variables}
+        threads = {} if "scripted" in arguments else {"VTRYON_THREADS": "1"}
+        self._variables = {**threads, "VTRYON_DRAIN_DELAY_SECONDS": "0", **variables}
         self.ports = (free_port(), free_port())
         self._contexts: dict[int, AbstractContextManager[ServedMesh]] = {}
         self.processes: dict[int, ServedMesh] = {}

@@ -266,8 +266,8 @@ class _Planner:
         if self._wanted.otlp is not None:
             variables.default("OTLP_ENDPOINT", str(self._wanted.otlp), over_short=True)
         if name not in _WITHOUT_BACKEND:
-            variables.default("BACKEND", self._wanted.backend, over_short=True)
-            if self._wanted.backend == "triton":
+            backend = variables.backend(self._wanted.backend)
+            if backend == "triton" and self._wanted.backend == "triton":
                 variables.decide("TRITON_URL", str(self._triton))
         if name == _JOBS:
             self._set_up_jobs(variables)

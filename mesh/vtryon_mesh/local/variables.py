@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 
+from vtryon.backend_settings import unread
 from vtryon.errors import SettingsError
 
 
@@ -16,6 +17,7 @@ class Variables:
 
     def __init__(self, service: str, given: Mapping[str, str], common: Mapping[str, str]) -> None:
         """Begin with `common`; `given` is the environment that the process inherits."""
+        self._service = service
         self._prefix = f"VTRYON_{service.upper().replace('-', '_')}_"
         self._given = {**given, **common}
         self.added = dict(common)
@@ -32,6 +34,18 @@ class Variables:
         names = [f"{self._prefix}{name}"] if over_short else self._names(name)
         if not any(one in self._given for one in names):
             self.added[names[0]] = value
+
+    def backend(self, chosen: str) -> str:
+        """Set the backend of a stage, unless its own variable does, and give the one that counts.
+
+        Raises:
+            SettingsError: variables are set that this backend does not read; names them all.
+        """
+        self.default("BACKEND", chosen, over_short=True)
+        counts = {**self._given, **self.added}[f"{self._prefix}BACKEND"]
+        if refused := list(unread(self._service, counts, self._given)):
+            raise SettingsError("; ".join(refused))
+        return counts
 
     def decide(self, name: str, value: str) -> None:
         """Set what only `up` can know.
