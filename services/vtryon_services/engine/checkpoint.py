@@ -35,6 +35,7 @@ from vtryon_services.engine.weights import Weights
 
 SHIPPED_CHECKPOINT = Path(__file__).parents[1] / "mannequin" / "checkpoint"
 DIGESTS_FILE = "digests.json"
+_WITH_WEIGHTS = ("transformer", "text_encoder", "vae")
 # What each stage computes with.
 STAGE_PARTS: Mapping[Stage, tuple[str, ...]] = {
     Stage.LATENT_ENCODER: ("vae",),
@@ -79,10 +80,16 @@ class Checkpoint:
 
     @classmethod
     def open(cls, folder: Path) -> Checkpoint:
-        """Look at the layout, and at what the index says it is."""
+        """Look at the layout, at what the index says it is, and at the headers of all weights.
+
+        A part that is not there is refused when it is loaded: a stage needs its own parts alone.
+        """
         layout.check_root(folder)
         checkpoint = cls(folder)
         checkpoint._check_index()
+        for name in _WITH_WEIGHTS:
+            if (folder / name).is_dir() and checkpoint._index.get(name):
+                Weights.find(name, checkpoint.part(name))
         return checkpoint
 
     @cached_property

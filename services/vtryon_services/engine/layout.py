@@ -36,7 +36,24 @@ PART_FILES: Mapping[str, tuple[str, ...]] = {
 ROOT_FILES = ("model_index.json", "geometry.json", "digests.json")
 # Pattern: why such a file changes no result.
 _HARMLESS_ANYWHERE = {
-    ".*": "hidden files of git, of the hub's client and of file managers",
+    "._*": "what macOS keeps beside a file on other disks",
+    ".DS_Store": "of macOS's file manager",
+    ".localized": "of macOS's file manager",
+    "__MACOSX": "what macOS keeps beside files in an archive",
+    "Thumbs.db": "of Windows's file manager",
+    "desktop.ini": "of Windows's file manager",
+    ".directory": "of KDE's file manager",
+    ".git*": "of git",
+    ".lfsconfig": "of git",
+    ".cache": "of the hub's client",
+    ".huggingface": "of the hub's client",
+    ".locks": "of the hub's client",
+    ".no_exist": "of the hub's client",
+    ".msc": "of ModelScope's client",
+    ".mdl": "of ModelScope's client",
+    ".mv": "of ModelScope's client",
+    ".ipynb_checkpoints": "of notebooks",
+    ".nfs*": "a deleted file that is still open",
     "README*": "a card",
     "*.md": "a card",
     "LICENSE*": "terms of use",
@@ -72,9 +89,13 @@ def check_root(folder: Path) -> None:
     if not (folder / "model_index.json").is_file():
         raise _no_index(folder)
     for path in sorted(folder.iterdir()):
+        if is_harmless(path.name):
+            continue
         known = path.name in PART_FILES if path.is_dir() else path.name in ROOT_FILES
-        if not known and not is_harmless(path.name):
+        if not known:
             raise refuse_file(path, path.name + "/" * path.is_dir())
+        if not path.is_dir():
+            _check_regular(path, path.name)
 
 
 def check_part(part: str, folder: Path) -> None:
@@ -88,6 +109,7 @@ def check_part(part: str, folder: Path) -> None:
             continue
         if path.is_dir() or not _is_used(part, path.name):
             raise refuse_file(path, f"{part}/{path.name}")
+        _check_regular(path, f"{part}/{path.name}")
 
 
 def used_files(part: str, folder: Path) -> Iterator[Path]:
@@ -97,6 +119,13 @@ def used_files(part: str, folder: Path) -> Iterator[Path]:
             yield path
 
 
+def _check_regular(path: Path, label: str) -> None:
+    if path.is_symlink() and not path.exists():
+        raise not_found(f"{label} is a link to a file that is not there: download it again")
+    if not path.is_file():
+        raise unsupported(f"{label} is a pipe or a device: put a regular file in its place")
+
+
 def is_harmless(name: str, part: str | None = None) -> bool:
     """Whether a file of this name is known to change no result."""
     patterns = [*_HARMLESS_ANYWHERE, *_HARMLESS_IN_PART.get(part or "", ())]
@@ -104,6 +133,8 @@ def is_harmless(name: str, part: str | None = None) -> bool:
 
 
 def _is_used(part: str, name: str) -> bool:
+    if name.startswith("."):
+        return False
     return any(fnmatch(name, pattern) for pattern in PART_FILES[part])
 
 

@@ -15,7 +15,7 @@ from safetensors import SafetensorError, safe_open
 from torch import nn
 
 from vtryon.errors import SettingsError
-from vtryon_services.engine.layout import refuse_file
+from vtryon_services.engine.layout import is_harmless, refuse_file
 from vtryon_services.engine.placement import Placement
 from vtryon_services.engine.refusals import corrupt, few, library_errors, not_found, unsupported
 
@@ -59,6 +59,15 @@ class Weights:
             if doubled := sorted(own.keys() & tensors.keys()):
                 raise corrupt(f"{part} has {few(doubled)} in two files")
             tensors.update(own)
+        index = _index(part, folder)
+        if index.is_file():
+            mapped = _weight_map(part, index).items()
+            lost = [name for name, file in mapped if _file_of(tensors, name) != file]
+            if lost:
+                raise corrupt(
+                    f"{part} lacks {few(sorted(lost))} where {index.name} lists them: "
+                    "download it again"
+                )
         for name, stored in tensors.items():
             _check_tensor(f"{part}/{stored.file.name}", name, stored.dtype)
         return cls(part, tensors)
@@ -140,9 +149,10 @@ class Weights:
 
 def _files(part: str, folder: Path) -> list[Path]:
     """Give the files that hold a part's weights: one, or those of an index."""
-    there = {path.name: path for path in sorted(folder.glob("*.safetensors"))}
+    paths = [path for path in sorted(folder.iterdir()) if not is_harmless(path.name, part)]
+    there = {path.name: path for path in paths if path.suffix == ".safetensors"}
     stem = _STEMS.get(part, "model")
-    index = folder / f"{stem}.safetensors.index.json"
+    index = _index(part, folder)
     single = there.get(f"{stem}.safetensors")
     if single is not None and index.is_file():
         raise unsupported(f"{part} has its weights twice: in {single.name} and by {index.name}")
@@ -155,23 +165,32 @@ def _files(part: str, folder: Path) -> list[Path]:
     for name, path in there.items():
         if path not in chosen:
             raise _not_chosen(part, name, path)
-    for other in folder.glob("*.index.json"):
-        if other != index:
+    for other in paths:
+        if other.name.endswith(".index.json") and other != index:
             raise refuse_file(other, f"{part}/{other.name}")
     return chosen
 
 
-def _listed(part: str, index: Path, there: Mapping[str, Path]) -> list[Path]:
-    label = f"{part}/{index.name}"
+def _index(part: str, folder: Path) -> Path:
+    return folder / f"{_STEMS.get(part, 'model')}.safetensors.index.json"
+
+
+def _weight_map(part: str, index: Path) -> dict[str, str]:
     try:
-        names = set(json.loads(index.read_bytes())["weight_map"].values())
+        found = json.loads(index.read_bytes())["weight_map"]
+        return {str(name): str(file) for name, file in found.items()}
     except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
-        raise corrupt(f"{label} is no index of weights") from error
-    if missing := sorted(names - there.keys(), key=str):
-        raise not_found(
-            f"{part} lacks {few(list(map(str, missing)))}, which {index.name} lists: "
-            "download it again"
-        )
+        raise corrupt(f"{part}/{index.name} is no index of weights") from error
+
+
+def _file_of(tensors: Mapping[str, Stored], name: str) -> str | None:
+    return tensors[name].file.name if name in tensors else None
+
+
+def _listed(part: str, index: Path, there: Mapping[str, Path]) -> list[Path]:
+    names = set(_weight_map(part, index).values())
+    if missing := sorted(names - there.keys()):
+        raise not_found(f"{part} lacks {few(missing)}, which {index.name} lists: download it again")
     return [there[name] for name in sorted(names)]
 
 

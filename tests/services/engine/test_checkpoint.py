@@ -1,4 +1,5 @@
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -10,7 +11,12 @@ from tests.support.broken_checkpoints import shard
 
 from vtryon.errors import Reason, SettingsError
 from vtryon.types import Stage
-from vtryon_services.engine.checkpoint import SHIPPED_CHECKPOINT, Checkpoint, sha256_of
+from vtryon_services.engine.checkpoint import (
+    SHIPPED_CHECKPOINT,
+    STAGE_PARTS,
+    Checkpoint,
+    sha256_of,
+)
 from vtryon_services.engine.decoder import Decoder
 from vtryon_services.engine.latent_encoder import LatentEncoder
 from vtryon_services.engine.numerics import resolve
@@ -277,3 +283,69 @@ def test_weights_do_not_change_with_the_file_that_they_came_from(copy) -> None:
         file.write(data[: len(data) // 2] + bytes(len(data) - len(data) // 2))
     after = sampler.transformer.state_dict()
     assert all(torch.equal(before[name], after[name]) for name in before)
+
+
+JUNK = [".DS_Store", "._model.safetensors", "._config.json", "Thumbs.db", ".gitattributes"]
+
+
+def test_what_file_managers_leave_is_never_read_and_changes_no_digest(copy) -> None:
+    before = {stage: Checkpoint.open(copy).digest(stage) for stage in STAGE_PARTS}
+    for folder in (copy, *(path for path in copy.iterdir() if path.is_dir())):
+        for name in (*JUNK, "._diffusion_pytorch_model.safetensors.index.json"):
+            (folder / name).write_bytes(b"\0\5\x16\7\0\2\0\0Mac OS X")
+    load_all(copy)
+    assert before == {stage: Checkpoint.open(copy).digest(stage) for stage in STAGE_PARTS}
+
+
+@pytest.mark.parametrize(
+    "name", [".model.safetensors", "transformer/.x.safetensors", "vae/.config.json", ".env"]
+)
+def test_another_hidden_file_is_refused_by_its_name(copy, name: str) -> None:
+    (copy / name).write_bytes((copy / WEIGHTS).read_bytes())
+    assert name in refused(copy, Reason.CHECKPOINT_UNSUPPORTED)
+
+
+def truncate(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-1])
+
+
+@pytest.mark.parametrize("name", ["transformer", "text_encoder", "vae"])
+@pytest.mark.parametrize("spoil", [truncate, Path.unlink])
+def test_a_bad_shard_of_any_part_is_said_before_anything_is_loaded(copy, name, spoil) -> None:
+    """Whichever stage is loaded first: opening reads the headers of all parts."""
+    [weights] = (copy / name).glob("*.safetensors")
+    shard(f"{name}/{weights.name}")(copy)
+    Checkpoint.open(copy)
+    spoilt = sorted((copy / name).glob("*.safetensors"))[1]
+    spoil(spoilt)
+    with pytest.raises(SettingsError, match=spoilt.name):
+        Checkpoint.open(copy)
+
+
+def test_an_index_that_names_another_shard_of_a_tensor_is_refused(copy) -> None:
+    shard(WEIGHTS)(copy)
+    index = copy / f"{WEIGHTS}.index.json"
+    content = json.loads(index.read_text())
+    names = sorted(set(content["weight_map"].values()))
+    tensor = next(iter(content["weight_map"]))
+    content["weight_map"][tensor] = next(
+        one for one in names if one != content["weight_map"][tensor]
+    )
+    index.write_text(json.dumps(content))
+    assert tensor in refused(copy, Reason.CHECKPOINT_CORRUPT)
+
+
+@pytest.mark.parametrize(
+    "name", [WEIGHTS, "model_index.json", "geometry.json", "vae/config.json", "digests.json"]
+)
+def test_a_pipe_in_place_of_a_file_is_refused_and_not_waited_for(copy, name: str) -> None:
+    (copy / name).unlink()
+    os.mkfifo(copy / name)
+    with pytest.raises(SettingsError, match=r"pipe|no model_index.json"):
+        Checkpoint.open(copy)
+
+
+def test_a_link_to_nothing_is_said(copy) -> None:
+    (copy / WEIGHTS).unlink()
+    (copy / WEIGHTS).symlink_to(copy / "gone")
+    assert "link" in refused(copy, Reason.CHECKPOINT_NOT_FOUND)
