@@ -63,6 +63,26 @@ def test_try_on_embedded_leaves_the_picture_and_the_previews(pair: Path, tmp_pat
     assert size(tmp_path / "sheet.png")[0] > 1000
 
 
+def test_options_of_previews_say_how_many_and_how_large(pair: Path, tmp_path, served_mesh) -> None:
+    command = ("try-on", pair / "person.png", pair / "garment.png", "-o", "result.png")
+    asked = ("--endpoint", served_mesh.target, "--steps", 5)
+    options = ("--preview-every", 2, "--preview-max-pixels", 100)
+    done = vtryon(*command, *asked, *options, "--previews", "previews", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    previews = sorted((tmp_path / "previews").iterdir())
+    assert [path.name for path in previews] == ["step-002.png", "step-004.png", "step-005.png"]
+    for path in previews:
+        width, height = size(path)
+        assert width * height <= 100
+
+    done = vtryon(*command, *asked, *options, cwd=tmp_path)
+    assert done.returncode == 2
+    assert "--preview-every, --preview-max-pixels: needs --previews" in done.stderr
+    done = vtryon(*command, "--previews", "previews", "--preview-every", 0, cwd=tmp_path)
+    assert done.returncode == 2
+    assert "--preview-every" in done.stderr
+
+
 def test_try_on_against_an_endpoint_as_json(pair: Path, tmp_path, served_mesh) -> None:
     done = vtryon(
         *("try-on", pair / "person.png", pair / "garment.png", "-o", "result.png"),

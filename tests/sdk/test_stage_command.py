@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import subprocess
 from pathlib import Path
 
@@ -42,6 +43,7 @@ async def test_four_commands_draw_what_one_does(folder: Path, endpoint: str, exa
         (
             *("sample", "text.safetensors", "pictures.safetensors", "-o", "drawn.safetensors"),
             *("--steps", "4", "--seed", "7", "--previews", "previews"),
+            *("--preview-every", "3", "--preview-max-pixels", "100"),
         ),
         ("decode", "drawn.safetensors", "-o", "result.png"),
     ):
@@ -53,7 +55,9 @@ async def test_four_commands_draw_what_one_does(folder: Path, endpoint: str, exa
         )
     drawn = np.asarray(Image.open(folder / "result.png")).astype(int)
     assert np.abs(drawn - whole.picture.to_numpy()).max() <= 1
-    assert len(list((folder / "previews").iterdir())) == 4
+    previews = sorted((folder / "previews").iterdir())
+    assert [path.name for path in previews] == ["step-003.png", "step-004.png"]
+    assert all(math.prod(Image.open(path).size) <= 100 for path in previews)
     with safe_open(folder / "drawn.safetensors", "numpy") as file:
         assert file.metadata()["seed"] == "7"
         assert file.metadata()["sigmas"].endswith(", 0.0")

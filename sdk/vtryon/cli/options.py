@@ -4,13 +4,22 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, MutableMapping
+from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
 import typer
 
 from vtryon import strict
-from vtryon.types import GuidanceNorm, Priority, ResizeFilter, RopeLayout, SigmaSchedule
+from vtryon.errors import RequestError
+from vtryon.types import (
+    GuidanceNorm,
+    PreviewPolicy,
+    Priority,
+    ResizeFilter,
+    RopeLayout,
+    SigmaSchedule,
+)
 
 C = TypeVar("C", bound=Callable[..., None])
 
@@ -26,13 +35,16 @@ _HELP: dict[str, tuple[Any, str]] = {
     "rope_layout": (RopeLayout, "Layout of rotary positions, in place of the profile's."),
     "priority": (Priority, "Who goes first where requests wait."),
     "quality": (int, "Of a JPEG or WebP result, 1 to 100."),
+    "preview_every": (int, "With --previews: one after every n-th step, 1 to 200, and the last."),
+    "preview_max_pixels": (int, "With --previews: the most pixels of one, 1 to 1048576."),
 }
 SAMPLING = ("strength", "sigmas", "schedule", "shift", "guidance_norm", "rope_layout", "priority")
 ALL = (*SAMPLING, "resize", "quality")
+PREVIEWS = ("preview_every", "preview_max_pixels")
 
 
 def with_options(*names: str) -> Callable[[C], C]:
-    """Add options to a command, which gets those that were given as the mapping `more`."""
+    """Add options to a command, which gets those that were given as the dictionary `more`."""
 
     def decorate(command: C) -> C:
         @functools.wraps(command)
@@ -50,9 +62,24 @@ def with_options(*names: str) -> Callable[[C], C]:
     return decorate
 
 
+def preview_policy(folder: Path | None, given: MutableMapping[str, Any]) -> PreviewPolicy | None:
+    """Take the options of previews out of those that were given; None where there are no previews.
+
+    Raises:
+        RequestError: there are options of previews, but no folder for previews.
+    """
+    own = {name: given.pop(name) for name in PREVIEWS if name in given}
+    if folder is not None:
+        return PreviewPolicy(own.get("preview_every", 1), own.get("preview_max_pixels", 0))
+    if own:
+        names = ", ".join(f"--{name.replace('_', '-')}" for name in own)
+        raise RequestError(f"{names}: needs --previews with a folder, and none is given")
+    return None
+
+
 def _parameter(name: str) -> inspect.Parameter:
     kind, text = _HELP[name]
-    option = typer.Option(help=text)
+    option = typer.Option(help=text, min=1 if name in PREVIEWS else None)
     if name == "sigmas":
         option = typer.Option(help=text, parser=_sigmas, metavar="NUMBERS")
     wanted = kind if kind is Any else kind | None

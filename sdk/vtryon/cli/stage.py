@@ -19,7 +19,7 @@ from vtryon.cli.connection import (
 )
 from vtryon.cli.console import PlainConsole
 from vtryon.cli.files import check_writable, load_tensors, save_picture, save_tensors
-from vtryon.cli.options import SAMPLING, with_options
+from vtryon.cli.options import PREVIEWS, SAMPLING, preview_policy, with_options
 from vtryon.cli.progress import describe_unused
 from vtryon.cli.try_on import exit_code_of, format_of, report_failure
 from vtryon.client import Client
@@ -27,7 +27,7 @@ from vtryon.errors import VtryonError
 from vtryon.events import Accepted, Preview, StepFinished
 from vtryon.options import DEFAULT_PROMPT
 from vtryon.tensor_files import conditioning, first_latents, name_embeddings, name_latents
-from vtryon.types import PreviewPolicy, Profile, SampleStart
+from vtryon.types import Profile, SampleStart
 
 R = TypeVar("R")
 app = typer.Typer(
@@ -91,7 +91,7 @@ def encode_text(
 
 
 @app.command()
-@with_options(*SAMPLING)
+@with_options(*SAMPLING, *PREVIEWS)
 def sample(
     embeddings: Annotated[Path, typer.Argument(help="From `encode-text`.")],
     latents: Annotated[Path, typer.Argument(help="From `encode-image`.")],
@@ -110,11 +110,12 @@ def sample(
     tls_ca: TlsCaOption = None,
     checkpoint: CheckpointOption = None,
     *,
-    more: Mapping[str, Any],
+    more: dict[str, Any],
 ) -> None:
     """Denoise: the tensor `latents`, with seed and noise levels in the file's header."""
 
     async def work(client: Client) -> None:
+        policy = preview_policy(previews, more)
         texts, pictures = load_tensors(embeddings), load_tensors(latents)
         given = conditioning(texts, pictures)
         _, rows, columns = given.references[0].spec.shape
@@ -125,7 +126,7 @@ def sample(
             steps=steps,
             true_cfg_scale=true_cfg_scale,
             seed=seed,
-            previews=PreviewPolicy() if previews else None,
+            previews=policy,
             **options,
         )
         facts: dict[str, str] = {}

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
@@ -21,7 +20,7 @@ from vtryon.cli.connection import (
 )
 from vtryon.cli.console import PlainConsole
 from vtryon.cli.files import check_writable, save_picture
-from vtryon.cli.options import ALL, with_options
+from vtryon.cli.options import ALL, PREVIEWS, preview_policy, with_options
 from vtryon.cli.progress import (
     BESIDE_OTHERS,
     LiveProgress,
@@ -36,7 +35,7 @@ from vtryon.events import Event, Preview, StageStarted
 from vtryon.options import DEFAULT_PROMPT
 from vtryon.pictures import SUFFIXES, read_picture
 from vtryon.run import Result
-from vtryon.types import ImageFormat, Profile
+from vtryon.types import ImageFormat, PreviewPolicy, Profile
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +46,7 @@ class Job:
     garments: list[Path]
     out: Path
     previews: Path | None
+    preview_policy: PreviewPolicy | None
     options: dict[str, Any]
     connection: Connection
     request: RequestFile | None = None
@@ -65,7 +65,7 @@ class Job:
             self.notes.append(departure)
 
 
-@with_options(*ALL)
+@with_options(*ALL, *PREVIEWS)
 def try_on(
     person: Annotated[Path, typer.Argument(help="Picture of the person: PNG, JPEG or WebP.")],
     garment: Annotated[list[Path], typer.Argument(help="Picture of the garment; up to three.")],
@@ -119,7 +119,7 @@ def try_on(
         bool, typer.Option("--json", help="Print one JSON object, and no progress.")
     ] = False,
     *,
-    more: Mapping[str, Any],
+    more: dict[str, Any],
 ) -> None:
     """Put a garment on a person.
 
@@ -136,18 +136,20 @@ def try_on(
         "height": height,
         "profile": profile,
         "timeout_seconds": timeout,
-        **more,
     }
     try:
+        policy = preview_policy(previews, more)
         asked = _read_request(request, strict=strict, ignore_loras=ignore_loras)
         job = Job(
             person=person,
             garments=garment,
             out=out,
             previews=previews,
+            preview_policy=policy,
             options={
                 **(asked.options if asked else {}),
                 **{name: value for name, value in given.items() if value is not None},
+                **more,
                 "format": format_of(out),
             },
             connection=Connection(endpoint, tls, tls_ca, checkpoint),
@@ -188,7 +190,7 @@ async def _run(job: Job, progress: LiveProgress) -> Result:
         run = client.try_on(
             pictures[0],
             pictures[1:],
-            previews=job.previews is not None,
+            previews=job.preview_policy or False,
             **strict_options.arguments(job.options),
         )
         async with run:

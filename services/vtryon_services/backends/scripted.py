@@ -24,18 +24,20 @@ from vtryon.types import (
     EncodedImage,
     FitMethod,
     ImageFormat,
+    PreviewPolicy,
     TensorSpec,
 )
 from vtryon_services.backends.protocols import Backend, Latents, StepDone, Wanted
 from vtryon_services.engine.geometry import Defaults
 from vtryon_services.engine.numerics import Resolved
-from vtryon_services.engine.plan import Demand, Standing
+from vtryon_services.engine.plan import Demand, Standing, is_due
 from vtryon_services.runtime.places import Places
 
 CHANNELS = 16
 EMBEDDING_WIDTH = 128
 MAX_TARGET_AREA = 8192 * 8192
 _WIDTH, _HEIGHT = 96, 128
+_PREVIEW = 12, 16
 _DIGEST = hashlib.sha256(b"vtryon scripted backend").hexdigest()
 
 
@@ -139,10 +141,9 @@ class ScriptedSlot:
                 if time.monotonic() >= self._demand.deadline:
                     raise DeadlineError(f"out of time after {step - 1} of {plan.steps} steps")
                 await asyncio.sleep(self._seconds)
-                drawn = wanted.previews is not None and wanted.previews.every_steps
-                preview = _picture(12, 16, step) if drawn and step % drawn == 0 else None
-                every = wanted.resume_every
-                kept = step == plan.steps or (every and step % every == 0)
+                last = step == plan.steps
+                preview = _preview(step, wanted.previews, last=last)
+                kept = last or is_due(step, wanted.resume_every)
                 latents = self._latents(given) if kept else None
                 yield StepDone(step, self._seconds, preview, latents)
 
@@ -186,6 +187,15 @@ def _digest(sources: Iterable[Buffer]) -> bytes:
     for source in sources:
         digest.update(source)
     return digest.digest()
+
+
+def _preview(step: int, policy: PreviewPolicy | None, *, last: bool) -> Picture | None:
+    """Give the preview that the policy has after this step, as the other backends do."""
+    if policy is None or not policy.every_steps or not (last or is_due(step, policy.every_steps)):
+        return None
+    width, height = _PREVIEW
+    factor = min(1.0, (policy.max_pixels or width * height) / (width * height)) ** 0.5
+    return _picture(max(1, int(width * factor)), max(1, int(height * factor)), step)
 
 
 def _picture(width: int, height: int, grey: int) -> Picture:
