@@ -74,7 +74,7 @@ format: $(VENV)/.dev ## format Python and protos
 generate: $(VENV)/.dev ## make sdk/vtryon/v1 from protos
 	$(BIN)/python protos/generate.py
 
-bench: $(VENV)/.dev .triton ## measure: try-ons beside diffusers, overload, padding, streaming, shared memory, the mesh, doors
+bench: $(VENV)/.dev .triton ## measure: try-ons beside diffusers, overload, padding, streaming, shared memory, the mesh, doors, hostile callers
 	$(BIN)/python -m vtryon_loadtests.throughput --triton --plot docs/throughput.png
 	$(BIN)/python -m vtryon_loadtests.overload
 	$(BIN)/python -m vtryon_loadtests.floor
@@ -83,6 +83,7 @@ bench: $(VENV)/.dev .triton ## measure: try-ons beside diffusers, overload, padd
 	$(BIN)/python -m vtryon_loadtests.shared_memory
 	$(BIN)/python -m vtryon_loadtests.mesh_cost
 	$(BIN)/python -m vtryon_loadtests.doors
+	$(BIN)/python -m vtryon_loadtests.hostile
 
 bench-gpu: $(VENV)/.dev ## measure a real-size random checkpoint on a GPU (LIKE=1b)
 	test -d out/$(LIKE) || $(BIN)/vtryon models make out/$(LIKE) --random --like $(LIKE) --device cuda

@@ -191,7 +191,7 @@ async def _open_kafka(
     told = ("--listen", broker, "--advertise", at_broker)
     stack.enter_context(process("kafka", "broker", *told))
     for place in (registry, broker):
-        await _listening(place)
+        await listening(place)
     callers = {}
     for topology, serves in (("hybrid", "jobs"), ("kafka", "all")):
         variables = {
@@ -230,7 +230,8 @@ def process(*command: str) -> Iterator[None]:
             started.kill()
 
 
-async def _listening(place: str) -> None:
+async def listening(place: str) -> None:
+    """Wait until somebody listens there, host:port."""
     host, _, port = place.rpartition(":")
     async with asyncio.timeout(20):
         while True:

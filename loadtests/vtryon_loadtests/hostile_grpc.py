@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import itertools
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from typing import Any
@@ -18,12 +17,13 @@ from grpc_health.v1 import health_pb2
 import vtryon
 from vtryon.types import EncodedImage, Payload, PayloadKind, TryOnOptions, TryOnStart
 from vtryon.v1 import pipeline_pb2
+from vtryon_loadtests.attacks import paced
 from vtryon_loadtests.tensor_streaming import running
 
+Metadata = tuple[tuple[str, str], ...]
 _TRY_ON = "/vtryon.v1.PipelineService/TryOn"
-_TENANT = (("x-vtryon-tenant", "hostile"),)
+_TENANT: Metadata = (("x-vtryon-tenant", "hostile"),)
 _PERSON, _GARMENT = b"person", b"garment"
-_PER_SECOND = 20
 _AT_ONCE = 100
 _ITEMS = 1_800_000
 
@@ -44,26 +44,26 @@ async def serve() -> AsyncIterator[tuple[str, Callable[[], Awaitable[None]]]]:
 
 async def silent_streams(target: str) -> None:
     """Open streams, and send nothing."""
-    await _paced(target, lambda channel: _stream(channel, b""))
+    await _attack(target, lambda channel: stream(channel, b""))
 
 
 async def declared_payloads(target: str) -> None:
     """Declare large pictures, and send none of them."""
-    start = _start(20 * 2**20)
-    await _paced(target, lambda channel: _stream(channel, start))
+    start = start_of(20 * 2**20)
+    await _attack(target, lambda channel: stream(channel, start))
 
 
 async def repeated_items(target: str) -> None:
     """Send messages of 3.6 MiB that declare millions of payloads."""
     inner = b"\x0a\x00" * _ITEMS
     body = b"\x0a" + _varint(len(inner)) + inner
-    await _paced(target, lambda channel: _stream(channel, body))
+    await _attack(target, lambda channel: stream(channel, body))
 
 
 async def endless_numbers(target: str) -> None:
     """Send chunks whose length has no end."""
-    bodies = (_start(1000), b"\x12" + b"\xff" * 1_000_000)
-    await _paced(target, lambda channel: _stream(channel, *bodies))
+    bodies = (start_of(1000), b"\x12" + b"\xff" * 1_000_000)
+    await _attack(target, lambda channel: stream(channel, *bodies))
 
 
 async def health_names(target: str) -> None:
@@ -74,7 +74,7 @@ async def health_names(target: str) -> None:
         async for _ in channel.unary_stream("/grpc.health.v1.Health/Watch")(body):
             pass
 
-    await _paced(target, watch)
+    await _attack(target, watch)
 
 
 async def idle_connections(target: str) -> None:
@@ -93,33 +93,22 @@ async def idle_connections(target: str) -> None:
     await asyncio.gather(*(hold() for _ in range(_AT_ONCE)))
 
 
-async def _stream(channel: grpc.aio.Channel, *messages: bytes) -> None:
+async def stream(channel: grpc.aio.Channel, *messages: bytes, metadata: Metadata = _TENANT) -> None:
     """Send messages on a stream of its own, and leave it open."""
-    call = channel.stream_stream(_TRY_ON)(metadata=_TENANT)
+    call = channel.stream_stream(_TRY_ON)(metadata=metadata)
     for message in filter(None, messages):
         await call.write(message)
     async for _ in call:
         pass
 
 
-async def _paced(target: str, one: Callable[[grpc.aio.Channel], Awaitable[None]]) -> None:
-    """Begin so many a second, whatever becomes of those before."""
-    begun: set[asyncio.Task[None]] = set()
+async def _attack(target: str, one: Callable[[grpc.aio.Channel], Awaitable[None]]) -> None:
     async with grpc.aio.insecure_channel(target) as channel:
-        for _ in itertools.count():
-            task = asyncio.create_task(_unless_refused(one(channel)))
-            begun.add(task)
-            task.add_done_callback(begun.discard)
-            await asyncio.sleep(1 / _PER_SECOND)
+        await paced(lambda: one(channel))
 
 
-async def _unless_refused(one: Awaitable[None]) -> None:
-    with contextlib.suppress(grpc.aio.AioRpcError, asyncio.InvalidStateError):
-        await one
-
-
-def _start(size: int) -> bytes:
-    """Declare a person of so many bytes."""
+def start_of(size: int) -> bytes:
+    """Give a message that declares a person of so many bytes."""
     payload = Payload(PayloadKind.PERSON_IMAGE, size, image=EncodedImage())
     start: Any = TryOnStart((payload,), TryOnOptions()).to_proto()
     return pipeline_pb2.TryOnRequest(start=start).SerializeToString()

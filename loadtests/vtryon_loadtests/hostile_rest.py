@@ -15,15 +15,13 @@ from contextlib import AsyncExitStack, asynccontextmanager
 
 import httpx
 
+from vtryon_loadtests.attacks import PER_SECOND, hold_connections
 from vtryon_loadtests.tensor_streaming import running
 
 _TENANT = "x-vtryon-tenant"
 _JSON = {"content-type": "application/json"}
 _FORM = {"content-type": "multipart/form-data; boundary=b"}
-_CONNECTIONS = 64
 _AT_ONCE = 8
-_PER_SECOND = 20
-_RECONNECT_SECONDS = 0.05
 
 Answer = Awaitable[httpx.Response]
 
@@ -53,18 +51,18 @@ def _client(target: str, tenant: str) -> httpx.AsyncClient:
 
 async def slow_headers(target: str) -> None:
     """Send a header a byte at a time, on many connections."""
-    await _on_many(target, b"POST /v1/try-ons HTTP/1.1\r\nx-slow: ", b"a")
+    await hold_connections(target, b"POST /v1/try-ons HTTP/1.1\r\nx-slow: ", b"a")
 
 
 async def slow_bodies(target: str) -> None:
     """Send a body a byte at a time, on many connections."""
     head = f"POST /v1/try-ons HTTP/1.1\r\nhost: x\r\n{_TENANT}: hostile\r\n"
-    await _on_many(target, f"{head}content-length: 1000000\r\n\r\n".encode(), b" ")
+    await hold_connections(target, f"{head}content-length: 1000000\r\n\r\n".encode(), b" ")
 
 
 async def idle_connections(target: str) -> None:
     """Open many connections, and say nothing."""
-    await _on_many(target, b"", b"")
+    await hold_connections(target, b"", b"")
 
 
 async def large_bodies(target: str) -> None:
@@ -124,27 +122,8 @@ async def _ask(target: str, ask: Callable[[httpx.AsyncClient], Answer]) -> None:
             started = time.monotonic()
             with contextlib.suppress(httpx.HTTPError):
                 await ask(http)
-            left = _AT_ONCE / _PER_SECOND - (time.monotonic() - started)
+            left = _AT_ONCE / PER_SECOND - (time.monotonic() - started)
             await asyncio.sleep(max(0.0, left))
 
     async with _client(target, "hostile") as http:
         await asyncio.gather(*(caller(http) for _ in range(_AT_ONCE)))
-
-
-async def _on_many(target: str, first: bytes, more: bytes) -> None:
-    """Hold many connections: say something, then a little more again and again."""
-
-    async def hold() -> None:
-        host, _, port = target.rpartition(":")
-        while True:
-            with contextlib.suppress(OSError):
-                reader, writer = await asyncio.open_connection(host, int(port))
-                writer.write(first)
-                while not reader.at_eof() and not writer.is_closing():
-                    writer.write(more)
-                    with contextlib.suppress(TimeoutError):
-                        await asyncio.wait_for(reader.read(1024), 0.5)
-                writer.close()
-            await asyncio.sleep(_RECONNECT_SECONDS)
-
-    await asyncio.gather(*(hold() for _ in range(_CONNECTIONS)))

@@ -63,20 +63,30 @@ class KafkaCaller:
         text = (_SCHEMAS / "job_response.avsc").read_text()
         return fastavro.parse_schema(json.loads(text))
 
-    async def draw(self, person: bytes, garment: bytes, **options: Any) -> None:
-        """Have a picture drawn, and wait for it."""
-        key = uuid.uuid4().hex.encode()
+    def record(self, key: bytes, person: Any, garment: Any, **options: Any) -> bytes:
+        """Write a request for a job, of contents as the schema has them."""
         record = {
             "request_id": key.decode(),
-            "person": {"inline": person, "claim": None},
-            "garments": [{"inline": garment, "claim": None}],
+            "person": person,
+            "garments": [garment],
             "options": options,
         }
         out = io.BytesIO()
         out.write(struct.pack(">bI", 0, self._request_id))
         fastavro.schemaless_writer(out, self._request, record)
+        return out.getvalue()
+
+    async def send(self, value: bytes, key: bytes, **headers: str) -> None:
+        """Send bytes to the topic of requests; headers' underscores are hyphens."""
+        said = [(name.replace("_", "-"), text.encode()) for name, text in headers.items()]
+        await self._producer.send(f"{self._prefix}.jobs.requests", value, key=key, headers=said)
+
+    async def draw(self, person: bytes, garment: bytes, **options: Any) -> None:
+        """Have a picture drawn, and wait for it."""
+        key = uuid.uuid4().hex.encode()
         answer = self._waiting[key] = asyncio.get_running_loop().create_future()
-        await self._producer.send(f"{self._prefix}.jobs.requests", out.getvalue(), key=key)
+        pictures = ({"inline": one, "claim": None} for one in (person, garment))
+        await self.send(self.record(key, *pictures, **options), key)
         await answer
 
     async def _read(self, schema: Any) -> None:

