@@ -93,3 +93,9 @@ def _text_encoder() -> Qwen2_5_VLForConditionalGeneration:
         shipped.pop(name, None)
     config = Qwen2_5_VLConfig(**shipped)
     return Qwen2_5_VLForConditionalGeneration(config).eval()
+
+
+def without_preview_map(folder: Path) -> Path:
+    """The shipped checkpoint without what previews are made with."""
+    shipped = Geometry.load(SHIPPED_CHECKPOINT)
+    return with_geometry(folder, shipped.model_copy(update={"preview": None}))

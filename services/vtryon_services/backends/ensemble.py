@@ -20,6 +20,7 @@ from vtryon_services.backends.triton import (
     TritonSettings,
     agreed,
     as_array,
+    can_preview,
     find,
     read_fit,
     read_preview,
@@ -66,11 +67,13 @@ class TritonTryOn:
 
     Attributes:
         digests: of what computes each stage.
+        can_preview: whether the checkpoint has what previews are made with.
     """
 
     def __init__(self, pool: TritonPool, described: Mapping[Model, Mapping[str, str]]) -> None:
         self._pool = pool
         self._geometry = Geometry.model_validate_json(described[Model.LATENT_ENCODER]["geometry"])
+        self.can_preview = can_preview(described[Model.SAMPLING])
         self.digests = {stage_of(model): one["digest"] for model, one in described.items()}
 
     @classmethod

@@ -119,11 +119,13 @@ class SamplingBackend(Backend, Protocol):
         channels: of latents.
         width: of embeddings.
         max_target_area: pixels of the largest picture.
+        can_preview: whether the checkpoint has what previews are made with.
     """
 
     channels: int
     width: int
     max_target_area: int
+    can_preview: bool
 
     def defaults(self, numerics: Resolved) -> Defaults:
         """Steps and scale of a request that names none."""

@@ -96,6 +96,7 @@ class ScriptedSampling(Backend):
     digest = _DIGEST
     channels = CHANNELS
     width = EMBEDDING_WIDTH
+    can_preview = True
     max_target_area = MAX_TARGET_AREA
 
     def __init__(self, seconds: float, places: Places) -> None:

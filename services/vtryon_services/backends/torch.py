@@ -155,6 +155,7 @@ class TorchSampling(Backend):
         self.channels = engine.channels
         self.width = engine.width
         self.max_target_area = engine.geometry.max_target_area
+        self.can_preview = engine.geometry.preview is not None
 
     def defaults(self, numerics: Resolved) -> Defaults:
         """Steps and scale of a request that names none."""

@@ -29,7 +29,7 @@ from vtryon_services.engine.plan import Demand, Standing
 from vtryon_services.engine.schedule import Scheduled
 from vtryon_services.runtime.settings import StageSettings
 from vtryon_services.triton.client import TritonPool
-from vtryon_services.triton.contract import Model, seed_parameter
+from vtryon_services.triton.contract import PREVIEWS, Model, seed_parameter
 
 _START_SECONDS = 60.0  # a server that starts beside us gets so long
 
@@ -164,6 +164,7 @@ class TritonSampling(_TritonBackend, Scheduled):
 
     def __init__(self, pool: TritonPool, described: dict[str, str]) -> None:
         super().__init__(pool, described)
+        self.can_preview = can_preview(described)
         self._scheduler = FlowMatchEulerDiscreteScheduler.from_config(
             json.loads(described["scheduler"])
         )
@@ -252,6 +253,11 @@ class TritonDecoding(_TritonBackend):
         found = await self._pool.infer(self.model, {"LATENTS": latents.to_numpy()}, parameters)
         width, height = found["SIZE"].tolist()
         return Picture(EncodedImage(format, width, height), found["PICTURE"].tobytes())
+
+
+def can_preview(described: Mapping[str, str]) -> bool:
+    """Tell from what the export wrote of the sampler whether it can make previews."""
+    return described.get(PREVIEWS) != "0"
 
 
 def read_fit(found: np.ndarray, geometry: Geometry, numerics: Resolved) -> Fit:

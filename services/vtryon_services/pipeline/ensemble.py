@@ -121,7 +121,12 @@ class EnsembleFlow:
             took = self._encoded_at - self._sent_at
             events += [StageFinished(stage, subject, took) for stage, subject in self._encoders]
             scale, negative = self._ensemble.scale(self._options), self._options.negative_prompt
-            unused = unused_options(self._options, scale, negative=negative is not None)
+            unused = unused_options(
+                self._options,
+                scale,
+                negative=negative is not None,
+                can_preview=self._ensemble.can_preview,
+            )
             unused += tuple(_of_resuming(self._request))
             events.append(self._start(Stage.SAMPLING, true_cfg_scale=scale, unused_options=unused))
         self._steps_told = answer.step

@@ -9,7 +9,11 @@ from vtryon.types import SampleStart, TryOnOptions
 
 
 def unused_options(
-    given: TryOnOptions | SampleStart, scale: float | None, *, negative: bool
+    given: TryOnOptions | SampleStart,
+    scale: float | None,
+    *,
+    negative: bool,
+    can_preview: bool = True,
 ) -> tuple[UnusedOption, ...]:
     """Name the options of a request that don't change its picture.
 
@@ -17,11 +21,13 @@ def unused_options(
         given: the options as the caller gave them.
         scale: the scale of guidance that counts; None where the sampler is still to choose it.
         negative: whether there is a negative prompt.
+        can_preview: whether the checkpoint has what previews are made with; True where the
+            sampler is still to say it.
     """
     return (
         *_of_guidance(given, scale, negative=negative),
         *_of_schedule(given),
-        *_of_previews(given),
+        *_of_previews(given, can_preview=can_preview),
     )
 
 
@@ -62,7 +68,11 @@ def _of_schedule(given: TryOnOptions | SampleStart) -> Iterator[UnusedOption]:
             yield UnusedOption(f"numerics.{name}", "sigmas are given in place of a schedule")
 
 
-def _of_previews(given: TryOnOptions | SampleStart) -> Iterator[UnusedOption]:
+def _of_previews(given: TryOnOptions | SampleStart, *, can_preview: bool) -> Iterator[UnusedOption]:
     previews = given.previews
+    if previews is not None and previews.every_steps and not can_preview:
+        yield UnusedOption(
+            "previews", "the checkpoint's geometry.json has no preview map, so there are none"
+        )
     if previews is not None and previews.max_pixels and not previews.every_steps:
         yield UnusedOption("previews.max_pixels", "previews.every_steps is 0, so there are none")

@@ -13,6 +13,8 @@ from enum import StrEnum
 from vtryon.types import Stage
 
 MAX_PICTURES = 4
+# Of the exported sampler: "1" where its checkpoint has what previews are made with, else "0".
+PREVIEWS = "previews"
 
 
 class Model(StrEnum):

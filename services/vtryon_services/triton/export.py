@@ -16,7 +16,14 @@ from tritonclient.grpc import model_config_pb2
 from vtryon_services.engine.checkpoint import SHIPPED_CHECKPOINT, Checkpoint
 from vtryon_services.engine.configs import signature_defaults
 from vtryon_services.engine.geometry import size_of_area
-from vtryon_services.triton.contract import Contract, Model, TensorOf, contracts, stage_of
+from vtryon_services.triton.contract import (
+    PREVIEWS,
+    Contract,
+    Model,
+    TensorOf,
+    contracts,
+    stage_of,
+)
 
 _HEAD = """# The models in Triton
 
@@ -258,6 +265,7 @@ def _parameters(model: Model, checkpoint: Checkpoint, options: Options) -> dict[
         values |= {
             "slots": str(options.slots),
             "max_waiting": str(options.max_waiting),
+            PREVIEWS: str(int(checkpoint.geometry.preview is not None)),
             "warm_up": str(int(options.warm_up)),
             "scheduler": json.dumps(scheduler, sort_keys=True),
         }

@@ -6,10 +6,11 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from tests.support.checkpoints import without_preview_map
 from tests.support.pictures import png
 
 import vtryon
-from vtryon import Conditioning, Embeddings, SampleStart, Tensor
+from vtryon import Conditioning, Embeddings, Preview, SampleStart, Tensor
 from vtryon.embedded import embedded_mesh
 from vtryon.errors import Reason, RequestError
 from vtryon.events import ResumeChunk
@@ -119,6 +120,16 @@ async def test_previews_follow_the_policy(client, example) -> None:
     assert [event.step for event in second] == [2, 4]
     width, height = second[0].picture.size
     assert width * height <= 48
+
+
+async def test_previews_that_the_checkpoint_cannot_make_are_said(tmp_path, example) -> None:
+    folder = without_preview_map(tmp_path / "checkpoint")
+    async with embedded_mesh(checkpoint=folder) as target, vtryon.Client(target) as client:
+        for wanted, fields in ((True, ["previews"]), (False, [])):
+            run = client.try_on(example.person, example.garment, steps=1, previews=wanted)
+            kinds = {type(event) async for event in run}
+            assert Preview not in kinds
+            assert [one.field for one in (await run).unused_options] == fields
 
 
 async def test_the_last_preview_looks_like_the_result(client, example) -> None:

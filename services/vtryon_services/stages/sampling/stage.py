@@ -62,7 +62,7 @@ class SamplingStage:
                 sigmas=plan.sigmas,
                 width=plan.width,
                 height=plan.height,
-                unused_options=_unused(start, plan),
+                unused_options=self._unused(start, plan),
             )
             given = await receive(incoming)
             received = time.monotonic()
@@ -88,6 +88,16 @@ class SamplingStage:
             yield event
         yield Finished(one_hop(STAGE, call, queued, computed))
 
+    def _unused(self, start: SampleStart, plan: Plan) -> tuple[UnusedOption, ...]:
+        kinds = {payload.kind for payload in start.payloads}
+        negative = PayloadKind.NEGATIVE_EMBEDDINGS in kinds
+        return unused_options(
+            start,
+            plan.true_cfg_scale,
+            negative=negative,
+            can_preview=self._backend.can_preview,
+        )
+
     def _events(self, done: StepDone, plan: Plan) -> list[Event]:
         steps = plan.steps
         events: list[Event] = [
@@ -102,12 +112,6 @@ class SamplingStage:
                 for at, piece in cut(data)
             ]
         return events
-
-
-def _unused(start: SampleStart, plan: Plan) -> tuple[UnusedOption, ...]:
-    kinds = {payload.kind for payload in start.payloads}
-    negative = PayloadKind.NEGATIVE_EMBEDDINGS in kinds
-    return unused_options(start, plan.true_cfg_scale, negative=negative)
 
 
 def _demand(start: SampleStart, plan: Plan, call: Call) -> Demand:
