@@ -9,7 +9,8 @@ from typing import Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from vtryon.errors import SettingsError
+from vtryon.errors import RequestError, SettingsError
+from vtryon.text_files import read_text
 
 EDGE = "edge"
 # Says what a request works on, so that equal content goes to the replica that has seen it.
@@ -22,6 +23,7 @@ TENANT_HEADER = "x-vtryon-tenant"
 TENANT_NAME = "[!-~]([ -~]{0,126}[!-~])?"
 # In the repository beside the package, in an installation inside it.
 _HERE = Path(__file__).parent
+_MAX_BYTES = 1024 * 1024
 DEFAULT_PATH = next(
     (path for path in (_HERE / "mesh.yaml", _HERE.parent / "mesh.yaml") if path.exists()),
     _HERE / "mesh.yaml",
@@ -196,8 +198,8 @@ class Mesh(_Part):
             SettingsError: it can't be read or does not hold.
         """
         try:
-            return cls.model_validate(yaml.safe_load(path.read_text()))
-        except (OSError, yaml.YAMLError, ValidationError) as error:
+            return cls.model_validate(yaml.safe_load(read_text(path, _MAX_BYTES)))
+        except (RequestError, yaml.YAMLError, ValidationError) as error:
             raise SettingsError(f"{path.name} does not hold: {error}") from error
 
     @property

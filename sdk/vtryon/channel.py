@@ -15,6 +15,7 @@ import grpc
 from vtryon.connecting import Connector
 from vtryon.errors import SettingsError
 from vtryon.headers import check_tenant, check_token
+from vtryon.plain_files import read_pem
 from vtryon.probe import make_context
 from vtryon.retry import Attempts, Retries, RetryPolicy
 from vtryon.targets import check_target, host_ports
@@ -204,6 +205,6 @@ def _read(path: Path | str | None) -> bytes | None:
     if path is None:
         return None
     try:
-        return Path(path).read_bytes()
+        return read_pem(Path(path))
     except OSError as error:
         raise SettingsError(f"can't read {path}: {error.strerror}") from error

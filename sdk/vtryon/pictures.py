@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import io
 import os
-import stat
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +13,7 @@ from typing import IO, TYPE_CHECKING, Any, TypeGuard
 from vtryon.errors import Reason, RequestError, SettingsError
 from vtryon.extras import install_command
 from vtryon.messages import ProtoType
+from vtryon.plain_files import read_regular
 from vtryon.types import (
     MAX_PICTURE_BYTES,
     MAX_PICTURE_PIXELS,
@@ -169,10 +169,7 @@ def _read_path(path: str, name: str) -> bytes:
         raise RequestError(f"{name} is an address; download the picture, and give its path")
     file = Path(path)
     try:
-        if not stat.S_ISREG(file.stat().st_mode):
-            raise OSError(None, "it is not a plain file")
-        with file.open("rb") as opened:
-            return opened.read(MAX_PICTURE_BYTES + 1)
+        return read_regular(file, MAX_PICTURE_BYTES)
     except (OSError, ValueError) as error:
         why = error.strerror if isinstance(error, OSError) else error
         raise RequestError(

@@ -108,15 +108,20 @@ def conditioning(texts: Mapping[str, Tensor], pictures: Mapping[str, Tensor]) ->
     return Conditioning(given, [pictures[name] for name in numbered])
 
 
-def first_latents(found: Mapping[str, Tensor]) -> Tensor:
-    """Give what is to be decoded: of several, the first.
+def only_latents(found: Mapping[str, Tensor]) -> Tensor:
+    """Give what is to be decoded: latents of the sampler, or of one picture.
 
     Raises:
-        RequestError: there are no latents.
+        RequestError: there are no latents, or other tensors beside them.
     """
     name = next((one for one in ("latents", "latents_1") if one in found), None)
     if name is None:
         raise _invalid(f"there are no latents, but {_listed(found)}")
+    if unused := set(found) - {name}:
+        raise _invalid(
+            f"decoding takes one tensor; the file holds {name}, and {_listed(unused)}, which would "
+            "not be used: encode one picture per file, or keep one tensor in the file"
+        )
     _check_latents(name, found[name])
     return found[name]
 

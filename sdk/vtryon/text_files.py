@@ -8,12 +8,11 @@ from __future__ import annotations
 
 import codecs
 import json
-import os
-import stat
 from pathlib import Path
 from typing import Any
 
 from vtryon.errors import RequestError
+from vtryon.plain_files import read_regular
 
 MAX_TEXT_BYTES = 16 * 1024 * 1024
 MAX_PROMPT_BYTES = 64 * 1024
@@ -89,15 +88,7 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 def _read_bytes(path: Path, limit: int) -> bytes:
     try:
-        # Not blocking, so that a pipe without a writer is refused instead of waited for.
-        descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0))
-        try:
-            if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-                raise RequestError(f"{path.name!r} is not a regular file")
-            with open(descriptor, "rb", closefd=False) as file:
-                data = file.read(limit + 1)
-        finally:
-            os.close(descriptor)
+        data = read_regular(path, limit)
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or error
         raise RequestError(f"can't read {path.name!r}: {reason}") from None

@@ -100,8 +100,8 @@ def test_a_file_of_text_a_closed_file_and_an_address_are_refused(tmp_path: Path)
         (closed, "can't be read"),
         ("https://example.com/person.png", "download"),
         ("a\0b", "can't read"),
-        (tmp_path, "plain file"),
-        ("/dev/null", "plain file"),
+        (tmp_path, "not a regular file"),
+        ("/dev/null", "not a regular file"),
     ):
         with pytest.raises(RequestError, match=words):
             read_picture(source)

@@ -6,10 +6,13 @@ import os
 from collections.abc import Mapping
 from pathlib import Path
 
-from vtryon.errors import RequestError, SettingsError
+from vtryon.errors import Reason, RequestError, SettingsError
 from vtryon.pictures import Picture, write_whole
+from vtryon.plain_files import read_regular
 from vtryon.tensor_files import dump, load
 from vtryon.tensors import Tensor
+
+MAX_TENSORS_BYTES = 1024**3
 
 
 def check_writable(out: Path) -> None:
@@ -65,12 +68,19 @@ def load_tensors(path: Path) -> dict[str, Tensor]:
     """Read a safetensors file.
 
     Raises:
-        RequestError: it is none, or holds an element type that has no place on the wire.
+        RequestError: it is none, is over the limit or not a regular file, or holds an element type
+            that has no place on the wire.
     """
     try:
-        data = path.read_bytes()
-    except OSError as error:
-        raise RequestError(f"can't read {path}: {error.strerror}") from error
+        data = read_regular(path, MAX_TENSORS_BYTES)
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise RequestError(f"can't read {path}: {reason}") from error
+    if len(data) > MAX_TENSORS_BYTES:
+        raise RequestError(
+            f"{path} has more than {MAX_TENSORS_BYTES} bytes, the limit",
+            reason=Reason.PAYLOAD_TOO_LARGE,
+        )
     try:
         return load(data)
     except RequestError as error:

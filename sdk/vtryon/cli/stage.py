@@ -26,7 +26,7 @@ from vtryon.client import Client
 from vtryon.errors import VtryonError
 from vtryon.events import Accepted, Preview, StepFinished
 from vtryon.options import DEFAULT_PROMPT
-from vtryon.tensor_files import conditioning, first_latents, name_embeddings, name_latents
+from vtryon.tensor_files import conditioning, name_embeddings, name_latents, only_latents
 from vtryon.types import Profile, SampleStart
 
 R = TypeVar("R")
@@ -159,11 +159,11 @@ def decode(
     tls_ca: TlsCaOption = None,
     checkpoint: CheckpointOption = None,
 ) -> None:
-    """Decode latents to a picture; of several, the first."""
+    """Decode the latents of one picture."""
 
     async def work(client: Client) -> None:
         picture = await client.decoding.decode(
-            first_latents(load_tensors(latents)), format=format_of(out), quality=quality
+            only_latents(load_tensors(latents)), format=format_of(out), quality=quality
         )
         save_picture(picture, out)
 

@@ -14,6 +14,7 @@ from grpc_health.v1 import health, health_pb2
 from grpc_reflection.v1alpha import reflection
 
 from vtryon.errors import SettingsError
+from vtryon.plain_files import read_pem
 from vtryon_services.runtime.adapter import Service
 from vtryon_services.runtime.health import Health
 from vtryon_services.runtime.interceptors import TelemetryInterceptor
@@ -208,6 +209,6 @@ def _credentials(settings: ServiceSettings) -> grpc.ServerCredentials | None:
 
 def _read(path: Path) -> bytes:
     try:
-        return path.read_bytes()
+        return read_pem(path)
     except OSError as error:
         raise SettingsError(f"can't read {path}: {error.strerror}") from error

@@ -14,10 +14,10 @@ from vtryon.events import Accepted
 from vtryon.tensor_files import (
     conditioning,
     dump,
-    first_latents,
     load,
     name_embeddings,
     name_latents,
+    only_latents,
 )
 from vtryon.tensors import Tensor
 from vtryon.types import SampleStart, Stage
@@ -145,11 +145,11 @@ async def sample(request: Request, doors: DoorsOf) -> Response:
     response_class=Response,
 )
 async def decode(request: Request, doors: DoorsOf) -> Response:
-    """Decode latents to a picture; of several, the first."""
+    """Decode the latents of one picture."""
     form = await read_form(request, "latents")
     file = form.file("latents")
     fields = form.read(Decode)
-    latents = await asyncio.to_thread(lambda: first_latents(load(file)))
+    latents = await asyncio.to_thread(lambda: only_latents(load(file)))
     run = doors.to(Stage.DECODING, request).decoding.decode(
         latents,
         format=fields.format,
