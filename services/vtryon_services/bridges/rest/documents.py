@@ -10,6 +10,7 @@ from fastapi.openapi.utils import get_openapi
 from pydantic import BaseModel
 from pydantic.json_schema import JsonSchemaMode, models_json_schema
 
+from vtryon_services.bridges.rest.examples import EXAMPLES
 from vtryon_services.bridges.rest.problems import MEDIA_TYPE, Problem
 
 _REFERENCE = "#/components/schemas/{model}"
@@ -92,10 +93,13 @@ _bodies: dict[str, type[BaseModel]] = {}
 
 
 def body_of(kinds: Mapping[str, type[BaseModel]]) -> dict[str, Any]:
-    """Document a body, by media type."""
+    """Document a body, by media type, with an example of each."""
     _bodies.update({kind.__name__: kind for kind in kinds.values()})
     content = {
-        media_type: {"schema": {"$ref": _REFERENCE.format(model=kind.__name__)}}
+        media_type: {
+            "schema": {"$ref": _REFERENCE.format(model=kind.__name__)},
+            "example": EXAMPLES[kind.__name__],
+        }
         for media_type, kind in kinds.items()
     }
     return {"requestBody": {"required": True, "content": content}}

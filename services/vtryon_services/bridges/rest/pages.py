@@ -20,6 +20,7 @@ _STYLE = """
 :root { color-scheme: light dark; }
 body { font: 1rem/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem; }
 code, pre { font-family: ui-monospace, monospace; font-size: .9em; }
+pre { overflow-x: auto; }
 summary { cursor: pointer; padding: .4rem 0; }
 summary b { display: inline-block; width: 4.5rem; }
 details { border-bottom: 1px solid #8886; }
@@ -75,6 +76,8 @@ def _operation(
     parts = [f"<p>{text}</p>", _table("parameter", parameters)]
     for media_type, content in operation.get("requestBody", {}).get("content", {}).items():
         parts.append(_table(f"field of {media_type}", list(_fields(document, content["schema"]))))
+        example = html.escape(json.dumps(content["example"], indent=1))
+        parts.append(f"<p>For example:</p><pre>{example}</pre>")
     answers = [
         (status, ", ".join(answer.get("content", ())), answer["description"])
         for status, answer in operation["responses"].items()
