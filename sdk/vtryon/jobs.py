@@ -92,6 +92,7 @@ class Job(ProtoType):
     labels: dict[str, str] = field(default_factory=dict)
     erasing: bool = False
     unused_options: tuple[UnusedOption, ...] = ()
+    model_digests: dict[str, str] = field(default_factory=dict)
 
     @property
     def ended(self) -> bool:

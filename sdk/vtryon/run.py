@@ -89,6 +89,13 @@ class Result:
         return self.picture._repr_png_()
 
     @property
+    def model_digests(self) -> dict[str, str]:
+        """Digests of the models that computed it, by the names of their stages."""
+        return {
+            stage.value: one.model_digest for stage, one in self.stages.items() if one.model_digest
+        }
+
+    @property
     def unused_options(self) -> tuple[UnusedOption, ...]:
         """Options that were given and changed nothing, as the pipeline and the stages say."""
         said = (self.accepted, *self.stages.values())

@@ -57,7 +57,9 @@ async def test_four_commands_draw_what_one_does(folder: Path, endpoint: str, exa
     assert np.abs(drawn - whole.picture.to_numpy()).max() <= 1
     previews = sorted((folder / "previews").iterdir())
     assert [path.name for path in previews] == ["step-003.png", "step-004.png"]
-    assert all(math.prod(Image.open(path).size) <= 100 for path in previews)
+    for path in previews:
+        with Image.open(path) as preview:
+            assert math.prod(preview.size) <= 100
     with safe_open(folder / "drawn.safetensors", "numpy") as file:
         assert file.metadata()["seed"] == "7"
         assert file.metadata()["sigmas"].endswith(", 0.0")

@@ -73,6 +73,26 @@ class Job(_message.Message):
         def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
         def WhichOneof(self, oneof_group: _Never) -> None: ...
 
+    @_typing.final
+    class ModelDigestsEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.str
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.str = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
     ID_FIELD_NUMBER: _builtins.int
     REQUEST_ID_FIELD_NUMBER: _builtins.int
     STATE_FIELD_NUMBER: _builtins.int
@@ -93,6 +113,7 @@ class Job(_message.Message):
     LABELS_FIELD_NUMBER: _builtins.int
     ERASING_FIELD_NUMBER: _builtins.int
     UNUSED_OPTIONS_FIELD_NUMBER: _builtins.int
+    MODEL_DIGESTS_FIELD_NUMBER: _builtins.int
     id: _builtins.str
     request_id: _builtins.str
     state: Global___JobState.ValueType
@@ -141,6 +162,10 @@ class Job(_message.Message):
     def unused_options(self) -> _containers.RepeatedCompositeFieldContainer[_stream_pb2.UnusedOption]:
         """Where it succeeded: options that changed nothing."""
 
+    @_builtins.property
+    def model_digests(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
+        """Where it succeeded: of the model that each stage computed with, by the stage's name."""
+
     def __init__(
         self,
         *,
@@ -164,10 +189,11 @@ class Job(_message.Message):
         labels: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
         erasing: _builtins.bool = ...,
         unused_options: _abc.Iterable[_stream_pb2.UnusedOption] | None = ...,
+        model_digests: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["created_at", b"created_at", "ended_at", b"ended_at", "error", b"error", "expires_at", b"expires_at", "ledger", b"ledger", "options", b"options", "picture", b"picture", "started_at", b"started_at"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempts", b"attempts", "created_at", b"created_at", "ended_at", b"ended_at", "erased", b"erased", "erasing", b"erasing", "error", b"error", "expires_at", b"expires_at", "fits", b"fits", "id", b"id", "labels", b"labels", "ledger", b"ledger", "options", b"options", "picture", b"picture", "request_id", b"request_id", "sequence", b"sequence", "started_at", b"started_at", "state", b"state", "step", b"step", "steps", b"steps", "unused_options", b"unused_options"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempts", b"attempts", "created_at", b"created_at", "ended_at", b"ended_at", "erased", b"erased", "erasing", b"erasing", "error", b"error", "expires_at", b"expires_at", "fits", b"fits", "id", b"id", "labels", b"labels", "ledger", b"ledger", "model_digests", b"model_digests", "options", b"options", "picture", b"picture", "request_id", b"request_id", "sequence", b"sequence", "started_at", b"started_at", "state", b"state", "step", b"step", "steps", b"steps", "unused_options", b"unused_options"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

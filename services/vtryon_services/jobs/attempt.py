@@ -105,6 +105,7 @@ class Attempt:
             picture=result.picture.image,
             ledger=result.ledger,
             fits=result.fits,
+            model_digests=result.model_digests,
             # Resume points are this service's affair: the caller has asked for none.
             unused_options=tuple(
                 one for one in result.unused_options if not one.field.startswith("resume")

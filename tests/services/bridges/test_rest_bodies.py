@@ -23,6 +23,7 @@ from vtryon_services.bridges.rest.images import ImageEdit
 from vtryon_services.bridges.rest.json_text import MAX_DEPTH, read_json_text
 from vtryon_services.bridges.rest.stages import Sample
 
+STAGES = ("latent-encoder", "text-encoder", "sampling", "decoding")
 B64 = base64.b64encode(PICTURE).decode()
 EDGE = "----test"
 
@@ -327,7 +328,10 @@ async def test_edits_tell_seed_fits_and_unused_options_as_try_ons_do(
     edit = {**how, "prompt": "wear it", "n": 2}
     edited = await http.post("/v1/images/edits", files={"image": PICTURE}, data=edit)
     assert edited.status_code == 200, edited.text
-    for name in ("x-vtryon-seed", "x-vtryon-unused-options"):
+    digests = dict(one.split("=") for one in tried.headers["x-vtryon-model-digests"].split(", "))
+    assert set(digests) == set(STAGES)
+    assert all(len(digest) == 64 for digest in digests.values())
+    for name in ("x-vtryon-seed", "x-vtryon-unused-options", "x-vtryon-model-digests"):
         assert edited.headers[name] == tried.headers[name]
     assert "sampling;dur=" in edited.headers["server-timing"]
     assert [one["seed"] for one in edited.json()["data"]] == [7, 8]
@@ -335,6 +339,7 @@ async def test_edits_tell_seed_fits_and_unused_options_as_try_ons_do(
         unused = ", ".join(option["field"] for option in one["unused_options"])
         assert unused == tried.headers["x-vtryon-unused-options"]
         assert one["fits"]
+        assert one["model_digests"] == digests
     streamed = await http.post(
         "/v1/images/edits", files={"image": PICTURE}, data={**edit, "n": 1, "stream": "true"}
     )
@@ -352,5 +357,11 @@ async def test_the_sampling_route_tells_its_unused_options(drawing_http: httpx.A
     data = {"sigmas": ["1.0", "0.5"], "seed": 7, "numerics": numerics, "priority": "batch"}
     sampled = await post("/v1/stages/sampling", files=files, data=data)
     assert sampled.status_code == 200, sampled.text
+    drawn = await post("/v1/stages/decoding", files=[("latents", sampled.content)])
+    answers = (latents, texts, sampled, drawn)
+    for stage, answer in zip(STAGES, answers, strict=True):
+        [said] = answer.headers["x-vtryon-model-digests"].split(", ")
+        assert said.startswith(f"{stage}=")
+        assert len(said) == len(f"{stage}=") + 64
     assert sampled.headers["x-vtryon-seed"] == "7"
     assert sampled.headers["x-vtryon-unused-options"] == "numerics.schedule"

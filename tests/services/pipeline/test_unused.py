@@ -75,6 +75,8 @@ async def test_a_result_and_a_job_have_what_pipeline_and_sampler_say(mesh_and_re
         assert "negative_prompt" in other.reason
         assert (await client.try_on(PICTURE, steps=1, **GUIDED)).unused_options == ()
         job = await client.jobs.wait((await client.jobs.create(PICTURE, **asked)).id)
+        assert job.model_digests == (await client.try_on(PICTURE, steps=1)).model_digests
+        assert len(job.model_digests) == 4
         assert job.unused_options == (unused,)
 
 
@@ -86,6 +88,7 @@ async def test_rest_says_it_in_a_header_in_json_and_in_events(mesh_and_rest) -> 
         headers = {"idempotency-key": "unused"}
         job = await http.post("/v1/try-ons", json=body, headers=headers)
         assert job.headers["x-vtryon-unused-options"] == "negative_prompt"
+        assert job.headers["x-vtryon-model-digests"] == picture.headers["x-vtryon-model-digests"]
         said = await http.post("/v1/try-ons", json=body, headers={"accept": "application/json"})
         assert [one["field"] for one in said.json()["unused_options"]] == ["negative_prompt"]
         told = await http.post("/v1/try-ons", json=body, headers={"accept": "text/event-stream"})
@@ -119,6 +122,7 @@ async def test_a_batch_has_it_in_its_report_and_in_a_note(mesh_and_rest, tmp_pat
     assert "(2 of 2 entries)" in said
     report = json.loads((tmp_path / "out" / "report.json").read_text())
     for line in report["results"]:
+        assert len(line["digests"]) == 4
         assert [one["field"] for one in line["unused_options"]] == ["negative_prompt"]
 
 

@@ -88,6 +88,7 @@ class Chain:
             labels=record["labels"],
             unused_options=record["unused_options"],
             fits=record["fits"],
+            model_digests=record["model_digests"],
         )
         value = self._codec.encode(RESPONSE, response)
         answer = Message(self.names.responses, record["request_id"].encode(), value, headers)
@@ -137,6 +138,7 @@ class ChainedJobs(JobRequests):
             "labels": dict(asked.labels),
             "unused_options": plain(unused),
             "fits": [],
+            "model_digests": {},
         }
         headers, key = received.passed_on(), asked.request_id.encode()
         if asked.timeout_seconds is not None:

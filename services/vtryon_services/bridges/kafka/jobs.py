@@ -253,4 +253,5 @@ class Relay:
             labels=job.labels,
             unused_options=plain(job.unused_options),
             fits=plain(job.fits),
+            model_digests=job.model_digests,
         )

@@ -165,6 +165,7 @@ def response_record(
     labels: Mapping[str, str] | None = None,
     unused_options: Sequence[Mapping[str, Any]] = (),
     fits: Sequence[Mapping[str, Any]] = (),
+    model_digests: Mapping[str, str] | None = None,
 ) -> dict[str, Any]:
     """Make the record of how a job ended."""
     return {
@@ -180,6 +181,7 @@ def response_record(
         "labels": dict(labels or {}),
         "unused_options": list(unused_options),
         "fits": list(fits),
+        "model_digests": dict(model_digests or {}),
     }
 
 

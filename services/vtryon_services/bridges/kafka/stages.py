@@ -90,6 +90,11 @@ class StageWork:
         said = {one["field"]: one for one in plain(result.accepted.unused_options)}
         said |= {one["field"]: one for one in record["unused_options"]}
         record["unused_options"] = list(said.values())
+        if result.accepted.model_digest:
+            record["model_digests"] = {
+                **record["model_digests"],
+                self._stage: result.accepted.model_digest,
+            }
         record["fits"] = plain(result.finished.fits) or record["fits"]
         return await self._passed_on(record, result, headers)
 
@@ -184,5 +189,6 @@ class StageWork:
             "labels": record["labels"],
             "unused_options": record["unused_options"],
             "fits": record["fits"],
+            "model_digests": record["model_digests"],
         }
         return self._codec.encode(STAGE_RESPONSE, response)

@@ -28,9 +28,9 @@ from vtryon.events import (
 from vtryon.pictures import Picture
 from vtryon.plain import plain
 from vtryon.run import Result, Run
-from vtryon.types import EncodedImage, ImageFormat
+from vtryon.types import EncodedImage, ImageFormat, Stage
 from vtryon_services.bridges.rest.accept import EVENT_STREAM, MEDIA_TYPES, Answer
-from vtryon_services.bridges.rest.documents import UNUSED
+from vtryon_services.bridges.rest.documents import DIGESTS, UNUSED
 from vtryon_services.bridges.rest.problems import problem_of
 from vtryon_services.engine import pictures
 
@@ -96,6 +96,7 @@ def result_headers(result: Result) -> dict[str, str]:
     return {
         "x-vtryon-seed": str(result.seed),
         "server-timing": server_timing(result.ledger),
+        **digests_header(result.model_digests),
         **unused_header(result.unused_options),
     }
 
@@ -103,6 +104,13 @@ def result_headers(result: Result) -> dict[str, str]:
 def unused_header(unused: Sequence[UnusedOption]) -> dict[str, str]:
     """Name the options that changed nothing, where there are any."""
     return {UNUSED: ", ".join(one.field for one in unused)} if unused else {}
+
+
+def digests_header(digests: Mapping[str, str]) -> dict[str, str]:
+    """Name the models that computed, where they are known."""
+    known = [stage.value for stage in Stage if stage.value in digests]
+    words = ", ".join(f"{stage}={digests[stage]}" for stage in known)
+    return {DIGESTS: words} if words else {}
 
 
 def described(result: Result) -> dict[str, Any]:
@@ -113,6 +121,7 @@ def described(result: Result) -> dict[str, Any]:
         "ledger": plain(result.ledger),
         "fits": plain(result.fits),
         "unused_options": plain(result.unused_options),
+        "model_digests": result.model_digests,
     }
 
 

@@ -35,6 +35,7 @@ _REFUSALS = {
 _SEED = "x-vtryon-seed"
 IGNORED = "x-vtryon-ignored"
 UNUSED = "x-vtryon-unused-options"
+DIGESTS = "x-vtryon-model-digests"
 _HEADERS = {
     "x-request-id": "What logs and traces call the request.",
     "retry-after": "Seconds after which there may be room.",
@@ -43,6 +44,7 @@ _HEADERS = {
     "server-timing": "Milliseconds of each stage.",
     _SEED: "The seed that the picture was drawn with.",
     "x-vtryon-job": "The job that the picture is of.",
+    DIGESTS: "The sha256 of the model of each stage that computed: stage=digest, by commas.",
     UNUSED: "Options that were given and changed nothing; JSON and events have the reasons.",
     IGNORED: "Parameters that were given and change nothing here.",
 }
@@ -68,19 +70,30 @@ PROBLEMS: Responses = {
 }
 _PICTURES = {f"image/{name}": _BYTES for name in ("png", "jpeg", "webp")}
 PICTURE: Responses = {
-    200: {"description": "A picture.", "content": _PICTURES, "headers": headers_of()},
+    200: {
+        "description": "A picture.",
+        "content": _PICTURES,
+        "headers": headers_of(DIGESTS, UNUSED),
+    },
     **PROBLEMS,
 }
 TENSORS: Responses = {
-    200: {"description": "Tensors, as a safetensors file.", "content": {SAFETENSORS: _BYTES}},
+    200: {
+        "description": "Tensors, as a safetensors file.",
+        "content": {SAFETENSORS: _BYTES},
+        "headers": headers_of(DIGESTS, UNUSED),
+    },
     **PROBLEMS,
 }
-SAMPLED: Responses = {**TENSORS, 200: {**TENSORS[200], "headers": headers_of(_SEED, UNUSED)}}
+SAMPLED: Responses = {
+    **TENSORS,
+    200: {**TENSORS[200], "headers": headers_of(_SEED, DIGESTS, UNUSED)},
+}
 RESULTS: Responses = {
     200: {
         "description": "What `Accept` asks for. An event stream that does not end with `finished` "
         "or `error` was cut off.",
-        "headers": headers_of(_SEED, "x-vtryon-job", "server-timing", UNUSED),
+        "headers": headers_of(_SEED, "x-vtryon-job", "server-timing", DIGESTS, UNUSED),
         "content": {
             **_PICTURES,
             "application/json": {"schema": {"type": "object"}},

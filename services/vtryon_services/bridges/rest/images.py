@@ -25,6 +25,7 @@ from vtryon.types import ImageFormat, PreviewPolicy, Stage
 from vtryon_services.bridges.rest.answers import frame, left_with, result_headers, stream
 from vtryon_services.bridges.rest.bodies import Sampled
 from vtryon_services.bridges.rest.documents import (
+    DIGESTS,
     IGNORED,
     PROBLEMS,
     UNUSED,
@@ -42,7 +43,7 @@ _IGNORED = ("model", "user", "quality", "input_fidelity", "moderation")
 _ANSWERS: Responses = {
     200: {
         "description": "`data[].b64_json`; with `stream`, events `image_edit.…`.",
-        "headers": headers_of("x-vtryon-seed", "server-timing", UNUSED, IGNORED),
+        "headers": headers_of("x-vtryon-seed", "server-timing", DIGESTS, UNUSED, IGNORED),
         "content": {
             "application/json": {"schema": {"type": "object"}},
             "text/event-stream": {"schema": {"type": "string"}},
@@ -208,6 +209,7 @@ def _how(result: Result) -> dict[str, Any]:
         "seed": result.seed,
         "fits": plain(result.fits),
         "unused_options": plain(result.unused_options),
+        "model_digests": result.model_digests,
     }
 
 

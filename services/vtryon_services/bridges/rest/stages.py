@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, TypeVar
 
 from fastapi import APIRouter, Request
 from fastapi.responses import Response
 from pydantic import Field
 
 from vtryon.events import Accepted
+from vtryon.run import Run
 from vtryon.tensor_files import (
     conditioning,
     dump,
@@ -22,10 +23,10 @@ from vtryon.tensor_files import (
 from vtryon.tensors import Tensor
 from vtryon.types import SampleStart, Stage
 from vtryon_services.bridges.rest.answers import (
+    digests_header,
     left_with,
     picture_answer,
     unused_header,
-    wait_for,
 )
 from vtryon_services.bridges.rest.bodies import Profiled, Sampled, Timed
 from vtryon_services.bridges.rest.documents import PICTURE, SAFETENSORS, SAMPLED, TENSORS, body_of
@@ -33,6 +34,7 @@ from vtryon_services.bridges.rest.doors import DoorsOf
 from vtryon_services.bridges.rest.forms import FORM, read_form
 from vtryon_services.runtime.ranges import EncodingRanges, PromptRanges
 
+T = TypeVar("T")
 router = APIRouter(prefix="/v1/stages", tags=["stages"])
 _FILE: dict[str, Any] = {"format": "binary"}
 _FILES: dict[str, Any] = {"items": _FILE}
@@ -77,8 +79,8 @@ async def encode_pictures(request: Request, doors: DoorsOf) -> Response:
     run = doors.to(Stage.LATENT_ENCODER, request).latent_encoder.encode(
         pictures, numerics=fields.own_numerics(), timeout_seconds=fields.timeout_seconds
     )
-    latents: list[Tensor] = await wait_for(request, run)
-    return await _tensors(name_latents(latents))
+    latents, headers = await _finished(request, run)
+    return await _tensors(name_latents(latents), headers=headers)
 
 
 @router.post(
@@ -99,7 +101,8 @@ async def encode_text(request: Request, doors: DoorsOf) -> Response:
         numerics=fields.own_numerics(),
         timeout_seconds=fields.timeout_seconds,
     )
-    return await _tensors(name_embeddings(await wait_for(request, run)))
+    embeddings, headers = await _finished(request, run)
+    return await _tensors(name_embeddings(embeddings), headers=headers)
 
 
 @router.post(
@@ -134,7 +137,7 @@ async def sample(request: Request, doors: DoorsOf) -> Response:
         async for event in run:
             if isinstance(event, Accepted):
                 facts = {"seed": str(event.seed), "sigmas": ", ".join(map(str, event.sigmas))}
-                headers = {"x-vtryon-seed": facts["seed"], **unused_header(event.unused_options)}
+                headers = {"x-vtryon-seed": facts["seed"], **_said(event)}
         return await _tensors({"latents": await run}, facts, headers)
 
 
@@ -156,7 +159,23 @@ async def decode(request: Request, doors: DoorsOf) -> Response:
         quality=fields.quality,
         timeout_seconds=fields.timeout_seconds,
     )
-    return picture_answer(await wait_for(request, run))
+    picture, headers = await _finished(request, run)
+    return picture_answer(picture, **headers)
+
+
+async def _finished(request: Request, run: Run[T]) -> tuple[T, dict[str, str]]:
+    """Wait for a run's result, and for what the stage said of it when it was accepted."""
+    headers: dict[str, str] = {}
+    async with left_with(request, run):
+        async for event in run:
+            if isinstance(event, Accepted):
+                headers = _said(event)
+        return await run, headers
+
+
+def _said(event: Accepted) -> dict[str, str]:
+    digests = {str(event.stage): event.model_digest} if event.model_digest else {}
+    return {**digests_header(digests), **unused_header(event.unused_options)}
 
 
 async def _tensors(

@@ -12,6 +12,7 @@ from vtryon.plain import plain
 from vtryon.types import ImageFormat, Stage
 from vtryon_services.bridges.rest.accept import Answer, wanted_answer
 from vtryon_services.bridges.rest.answers import (
+    digests_header,
     in_format,
     picture_answer,
     picture_json,
@@ -105,4 +106,5 @@ async def _job_answer(
         return JSONResponse({**plain(job), "seed": seed, "picture": picture_json(picture)})
     picture = await in_format(picture, accepted_format)
     headers = {"x-vtryon-seed": str(seed), "x-vtryon-job": job.id}
+    headers |= digests_header(job.model_digests)
     return picture_answer(picture, **headers, **unused_header(job.unused_options))

@@ -171,6 +171,8 @@ async def test_stages_in_a_row(chain: Kafka) -> None:
     assert len(said["hops"]) == 3
     assert [option["field"] for option in said["unused_options"]] == ["true_cfg_scale"]
     assert len(said["fits"]) == 1
+    assert set(said["model_digests"]) == {"latent-encoder", "text-encoder", "sampling"}
+    assert all(len(digest) == 64 for digest in said["model_digests"].values())
 
 
 async def test_what_a_stage_refuses(chain: Kafka) -> None:
