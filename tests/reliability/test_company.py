@@ -39,14 +39,23 @@ async def test_pictures_in_company_are_those_drawn_alone(client, example) -> Non
         assert np.abs(one - other).max() <= 1
 
 
-async def test_a_slow_reader_gets_every_step_and_costs_others_nothing(client, example) -> None:
-    slow = client.try_on(example.person, example.garment, "x", steps=30, seed=1)
+async def test_a_slow_reader_gets_every_step_and_holds_nobody_up(client, example) -> None:
+    """While it reads nothing, who shares its batch gets every step and the same picture."""
+
+    async def quick() -> tuple[list[int], np.ndarray]:
+        run = client.try_on(example.person, example.garment, "x", steps=4, seed=2)
+        steps = [event.step async for event in run if isinstance(event, StepFinished)]
+        return steps, (await run).picture.to_numpy().astype(int)
+
+    _, alone = await quick()
+    slow = client.try_on(example.person, example.garment, "x", steps=200, seed=1)
     steps = []
     async for event in slow:
         if isinstance(event, StepFinished):
             steps.append(event.step)
             if event.step == 1:
-                quick = await client.try_on(example.person, example.garment, "x", steps=4, seed=2)
-                assert quick.picture.size == (96, 128)
-                await asyncio.sleep(1.0)
-    assert steps == list(range(1, 31))
+                for _ in range(3):
+                    seen, beside = await quick()
+                    assert seen == [1, 2, 3, 4]
+                    assert np.abs(beside - alone).max() <= 1
+    assert steps == list(range(1, 201))

@@ -1,4 +1,9 @@
-"""F6, F8, F20: a replica is killed, frozen or drained, and the requests finish elsewhere."""
+"""F6, F8, F20: a replica is killed, frozen or drained, and the requests finish elsewhere.
+
+F6 asks for fifty kills of each stage: `pytest --kills 50`, which takes minutes; without it, four.
+Its 50 ms until the caller sees the end of a replica are missed: the caller sees no end, but a pause
+of 0.3 to 0.6 s (on a busy machine) until the pipeline goes on elsewhere.
+"""
 
 from __future__ import annotations
 
@@ -112,7 +117,9 @@ async def test_a_frozen_replica_is_found_within_six_seconds(client, replicas, ex
 
 @pytest.mark.timeout(300)
 @pytest.mark.parametrize("stage", ["latent-encoder", "text-encoder", "sampling", "decoding"])
-async def test_a_stage_killed_under_many_requests_costs_none_of_them(stage: str) -> None:
+async def test_a_stage_killed_under_many_requests_costs_none_of_them(
+    stage: str, request: pytest.FixtureRequest
+) -> None:
     """Eight streams at a time, about half of them on the replica that dies."""
     picture, at_once = png(), 8
     name = stage.replace("-", "_")
@@ -138,9 +145,11 @@ async def test_a_stage_killed_under_many_requests_costs_none_of_them(stage: str)
                 return (await run).picture.data
 
             whole = [await draw(seed) for seed in range(at_once)]
-            for number, port in enumerate(replicas.ports * 2):
+            kills = max(4, request.config.getoption("--kills"))
+            ports = itertools.islice(itertools.cycle(replicas.ports), kills)
+            for number, port in enumerate(ports):
                 runs = asyncio.gather(*(draw(seed) for seed in range(at_once)))
-                await asyncio.sleep(0.05 + 0.03 * number)
+                await asyncio.sleep(0.05 + 0.03 * (number % 8))
                 replicas.strike(signal.SIGKILL, port)
                 assert await runs == whole
                 await asyncio.to_thread(replicas.restart, port)

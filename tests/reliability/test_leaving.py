@@ -71,6 +71,10 @@ async def step_until(run: vtryon.Run, last: int) -> None:
 
 
 async def test_a_hundred_cancels_at_random_steps_leave_nothing_behind(own, example) -> None:
+    """F1: the slot is free within a step and 50 ms, at the median of the hundred.
+
+    The worst of them is as long as whatever else this machine does, so it has no bound here.
+    """
     pictures = (example.person, example.garment)
     await own.client.try_on(*pictures, steps=1)
     tasks, files = len(asyncio.all_tasks()), len(list(Path("/proc/self/fd").iterdir()))
@@ -80,7 +84,7 @@ async def test_a_hundred_cancels_at_random_steps_leave_nothing_behind(own, examp
         waits.append(await slot_is_free(own.batcher))
     counts = own.batcher.counts
     assert (counts.cancelled, counts.finished) == (100, 1)
-    assert statistics.median(waits) < 0.1
+    assert statistics.median(waits) < await step_seconds(own, example) + 0.05
     assert counts.steps < 100 * LONG / 4
     gc.collect()
     async with asyncio.timeout(10):
@@ -91,6 +95,7 @@ async def test_a_hundred_cancels_at_random_steps_leave_nothing_behind(own, examp
 
 @pytest.mark.timeout(300)
 async def test_a_killed_client_frees_its_slot(own, example, tmp_path) -> None:
+    """F2: within a step and 100 ms, at the median of fifty."""
     program = textwrap.dedent(
         """
         import asyncio, sys, vtryon
@@ -118,6 +123,7 @@ async def test_a_killed_client_frees_its_slot(own, example, tmp_path) -> None:
 
 
 async def test_after_the_deadline_no_step_begins(own, example) -> None:
+    """F10, the second half."""
     with pytest.raises(vtryon.DeadlineError) as caught:
         await own.client.try_on(example.person, steps=LONG, timeout_seconds=0.4)
     assert 0 < caught.value.completed_steps < LONG
@@ -129,13 +135,18 @@ async def test_after_the_deadline_no_step_begins(own, example) -> None:
 
 
 async def test_a_caller_is_told_of_its_deadline_within_fifty_milliseconds(scripted) -> None:
-    late = []
-    for _ in range(10):
+    """F10, the first half: at the median of ten, of which a busy machine may have up to five."""
+
+    async def late_seconds() -> float:
         started = time.monotonic()
         with pytest.raises(vtryon.DeadlineError):
             await scripted.try_on(b"person", b"garment", steps=LONG, timeout_seconds=0.4)
-        late.append(time.monotonic() - started - 0.4)
-    assert min(late) < 0.05  # the others lost time to whatever else this machine does
+        return time.monotonic() - started - 0.4
+
+    medians = []
+    while not medians or (min(medians) >= 0.05 and len(medians) < 5):
+        medians.append(statistics.median([await late_seconds() for _ in range(10)]))
+    assert min(medians) < 0.05
 
 
 async def test_a_deadline_that_cannot_be_met_is_refused_once_steps_are_known(own, example) -> None:
@@ -147,6 +158,7 @@ async def test_a_deadline_that_cannot_be_met_is_refused_once_steps_are_known(own
 
 
 async def test_who_reads_nothing_costs_neither_steps_nor_memory(example) -> None:
+    """F18: less than 8 MiB per stream. It is ended after 30 s by `write_timeout_seconds`."""
     previews = vtryon.PreviewPolicy(every_steps=1, max_pixels=192 * 256)
     with served("all") as mesh:
         async with vtryon.Client(mesh.target) as client:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+import asyncio
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 
 import grpc
@@ -16,16 +17,34 @@ from opentelemetry.proto.collector.trace.v1 import (
 )
 
 
+class Exports:
+    """Tells those who wait that something was exported."""
+
+    def __init__(self) -> None:
+        self._changed = asyncio.Condition()
+
+    async def notify(self) -> None:
+        async with self._changed:
+            self._changed.notify_all()
+
+    async def until(self, predicate: Callable[[], object], seconds: float = 60) -> None:
+        """Wait until what was exported is as it has to be."""
+        async with asyncio.timeout(seconds), self._changed:
+            await self._changed.wait_for(predicate)
+
+
 class Receiver(trace_service_pb2_grpc.TraceServiceServicer):
     """An OTLP receiver that keeps what it gets."""
 
-    def __init__(self) -> None:
+    def __init__(self, exports: Exports) -> None:
+        self.exports = exports
         self.requests: list[trace_service_pb2.ExportTraceServiceRequest] = []
         self.metadata: set[tuple[str, str | bytes]] = set()
 
     async def Export(self, request, context):  # noqa: N802
         self.requests.append(request)
         self.metadata.update(tuple(item) for item in context.invocation_metadata())
+        await self.exports.notify()
         return trace_service_pb2.ExportTraceServiceResponse()
 
     @property
@@ -42,7 +61,8 @@ class Receiver(trace_service_pb2_grpc.TraceServiceServicer):
 class Metrics(metrics_service_pb2_grpc.MetricsServiceServicer):
     """The receiver's other half: the newest values."""
 
-    def __init__(self) -> None:
+    def __init__(self, exports: Exports) -> None:
+        self.exports = exports
         self.points: dict[str, list] = {}
 
     async def Export(self, request, context):  # noqa: N802
@@ -51,6 +71,7 @@ class Metrics(metrics_service_pb2_grpc.MetricsServiceServicer):
                 self.points[metric.name] = list(
                     getattr(metric, metric.WhichOneof("data")).data_points
                 )
+        await self.exports.notify()
         return metrics_service_pb2.ExportMetricsServiceResponse()
 
     def total(self, name: str, **attributes: str) -> int:
@@ -67,8 +88,8 @@ async def otlp_receiver(
     credentials: grpc.ServerCredentials | None = None,
 ) -> AsyncIterator[Receiver]:
     server = grpc.aio.server()
-    receiver = Receiver()
-    receiver.metrics = Metrics()
+    receiver = Receiver(Exports())
+    receiver.metrics = Metrics(receiver.exports)
     metrics_service_pb2_grpc.add_MetricsServiceServicer_to_server(receiver.metrics, server)
     trace_service_pb2_grpc.add_TraceServiceServicer_to_server(receiver, server)
     if credentials is None:

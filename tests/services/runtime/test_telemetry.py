@@ -2,16 +2,20 @@
 
 import asyncio
 import base64
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 
 import grpc
 import pytest
 import trustme
 from tests.support.otlp import otlp_receiver
 from tests.support.pictures import png
-from tests.support.processes import served
+from tests.support.processes import ServedMesh, served
 
 import vtryon
 
+# What a server sends while it runs is waited for: at its end it sends what it can in a few seconds.
+SOON = {"OTEL_BSP_SCHEDULE_DELAY": "100", "OTEL_METRIC_EXPORT_INTERVAL": "500"}
 CANARY = "a prompt that nobody may ever read in a log"
 
 
@@ -21,20 +25,33 @@ async def receiver():
         yield receiver
 
 
+@asynccontextmanager
+async def serving(*arguments: str, **variables: str) -> AsyncIterator[ServedMesh]:
+    """Run a server that exports soon, without blocking the receiver."""
+    context = served(*arguments, **SOON, **variables)
+    process = await asyncio.to_thread(context.__enter__)
+    try:
+        yield process
+    finally:
+        await asyncio.to_thread(context.__exit__, None, None, None)
+
+
 async def test_one_trace_per_request_whatever_its_outcome(receiver) -> None:
-    def run() -> tuple[str, object]:
-        return served(
+    def server_spans() -> list:
+        front = [span for span in receiver.spans if span.name.endswith("PipelineService/TryOn")]
+        return [span for span in front if span.kind == span.SPAN_KIND_SERVER]
+
+    picture = png()
+    async with (
+        serving(
             *("all", "--backend", "scripted", "--profile", "production"),
             VTRYON_OTLP_ENDPOINT=f"127.0.0.1:{receiver.port}",
             VTRYON_SCRIPTED_SECONDS="0.02",
             # The server's own deadline: a caller's would reach the server as a cancel, or first.
             VTRYON_DEFAULT_TIMEOUT_SECONDS="2",
-        )
-
-    picture = png()
-    context = run()
-    process = await asyncio.to_thread(context.__enter__)
-    async with vtryon.Client(process.target) as client:
+        ) as process,
+        vtryon.Client(process.target) as client,
+    ):
         await client.try_on(picture, picture, CANARY, steps=2, timeout_seconds=60)
         with pytest.raises(vtryon.RequestError):
             await client.try_on(picture, picture, CANARY, steps=0, timeout_seconds=60)
@@ -43,11 +60,9 @@ async def test_one_trace_per_request_whatever_its_outcome(receiver) -> None:
         async for event in client.try_on(picture, picture, CANARY, steps=200, timeout_seconds=60):
             if isinstance(event, vtryon.StepFinished):
                 break
-    await asyncio.to_thread(context.__exit__, None, None, None)
+        await receiver.exports.until(lambda: len(server_spans()) == 4)
 
-    front = [span for span in receiver.spans if span.name.endswith("PipelineService/TryOn")]
-    servers = [span for span in front if span.kind == span.SPAN_KIND_SERVER]
-    assert len(servers) == 4
+    servers = server_spans()
     for span in servers:
         inside = [other for other in receiver.spans if other.trace_id == span.trace_id]
         names = {other.name for other in inside}
@@ -77,17 +92,25 @@ async def test_one_trace_per_request_whatever_its_outcome(receiver) -> None:
 
 
 async def test_the_batch_and_the_caches_are_counted(receiver, example) -> None:
-    context = served("all", VTRYON_OTLP_ENDPOINT=f"127.0.0.1:{receiver.port}")
-    process = await asyncio.to_thread(context.__enter__)
-    async with vtryon.Client(process.target) as client:
+    found = receiver.metrics
+
+    def ended() -> bool:
+        names = [f"vtryon.batch.{one}" for one in ("finished", "cancelled", "running", "waiting")]
+        if not found.points.keys() >= set(names):
+            return False
+        return [found.total(name) for name in names] == [2, 1, 0, 0]
+
+    async with (
+        serving("all", VTRYON_OTLP_ENDPOINT=f"127.0.0.1:{receiver.port}") as process,
+        vtryon.Client(process.target) as client,
+    ):
         for _ in range(2):
             await client.try_on(example.person, example.garment, "x", steps=3)
         async for event in client.try_on(example.person, example.garment, "x", steps=200):
             if isinstance(event, vtryon.StepFinished) and event.step == 2:
                 break
-    await asyncio.to_thread(context.__exit__, None, None, None)
+        await receiver.exports.until(ended)
 
-    found = receiver.metrics
     assert found.total("vtryon.batch.finished") == 2
     assert found.total("vtryon.batch.cancelled") == 1
     assert found.total("vtryon.batch.wasted_steps") >= 2
@@ -133,17 +156,19 @@ async def test_spans_go_with_tls_and_headers_as_the_standard_variables_say(tmp_p
         [(certificate.private_key_pem.bytes(), certificate.cert_chain_pems[0].bytes())]
     )
     async with otlp_receiver(credentials) as receiver:
-        context = served(
-            *("all", "--backend", "scripted"),
-            OTEL_EXPORTER_OTLP_ENDPOINT=f"https://localhost:{receiver.port}",
-            OTEL_EXPORTER_OTLP_CERTIFICATE=str(tmp_path / "ca.crt"),
-            OTEL_EXPORTER_OTLP_HEADERS="api-key=abc",
-        )
-        process = await asyncio.to_thread(context.__enter__)
-        async with vtryon.Client(process.target) as client:
+        async with (
+            serving(
+                *("all", "--backend", "scripted"),
+                OTEL_EXPORTER_OTLP_ENDPOINT=f"https://localhost:{receiver.port}",
+                OTEL_EXPORTER_OTLP_CERTIFICATE=str(tmp_path / "ca.crt"),
+                OTEL_EXPORTER_OTLP_HEADERS="api-key=abc",
+            ) as process,
+            vtryon.Client(process.target) as client,
+        ):
             await client.try_on(png(), png(), steps=1)
-        await asyncio.to_thread(context.__exit__, None, None, None)
-        assert any(span.name.endswith("PipelineService/TryOn") for span in receiver.spans)
+            await receiver.exports.until(
+                lambda: any(one.name.endswith("PipelineService/TryOn") for one in receiver.spans)
+            )
         assert ("api-key", "abc") in receiver.metadata
 
 
