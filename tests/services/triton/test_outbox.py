@@ -1,0 +1,56 @@
+"""A caller of the Triton model who leaves frees the slot: no server is needed to see it."""
+
+from __future__ import annotations
+
+import threading
+from math import inf
+
+import torch
+from tests.support.batching import ManualExecutor, Recorder, random_sampler
+
+from vtryon.errors import RunCancelledError
+from vtryon_services.engine.batching.batcher import StepBatcher
+from vtryon_services.engine.numerics import resolve
+from vtryon_services.engine.plan import Demand, Plan
+from vtryon_services.engine.sampler import Given
+from vtryon_services.triton.outbox import Outbox
+
+
+class Answers(Recorder):
+    """Answers to a caller who leaves when the test says so."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.abandoned = False
+        self.stepped_once, self.told = threading.Event(), threading.Event()
+
+    def stepped(self, step) -> None:
+        super().stepped(step)
+        self.stepped_once.set()
+
+    def ended(self, error) -> None:
+        if not self.over:  # as the model's own answers, it says one last word
+            super().ended(error)
+            self.told.set()
+
+
+def test_a_request_whose_caller_has_left_takes_no_further_step() -> None:
+    executor, sampler, answers, outbox = ManualExecutor(), random_sampler(), Answers(), Outbox()
+    batcher = StepBatcher(sampler, executor, slots=2, max_waiting=2)
+    numerics = resolve(None)
+    sigmas = sampler.sigmas(numerics, 50, 32, 32, 1.0)
+    plan = Plan(numerics, 32, 32, sigmas, 1.0, seed=1)
+    ticket = batcher.admit(Demand(plan, 11, False, deadline=inf))
+    given = Given(torch.randn(3, 32), None, [torch.randn(4, 4, 4)])
+    ticket.begin(given, outbox.sink(ticket, answers))
+    while ticket.steps_done < 2:
+        executor.run_one()
+    assert answers.stepped_once.wait(30)
+    answers.abandoned = True
+    assert answers.told.wait(30)
+    assert isinstance(answers.error, RunCancelledError)
+    done = ticket.steps_done
+    executor.run_all()
+    assert ticket.steps_done == done < 50
+    assert (batcher.running, batcher.waiting) == (0, 0)
+    outbox.close()
