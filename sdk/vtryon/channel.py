@@ -152,7 +152,7 @@ class Channel:
     def attempts(self, timeout_seconds: float | None) -> Attempts:
         """Begin the attempts of one call."""
         _ = self.grpc  # only in its own event loop
-        return Attempts(self._retries, timeout_seconds)
+        return Attempts(self._retries, timeout_seconds, self._tenant)
 
     def metadata(self) -> tuple[tuple[str, str], ...]:
         """What each call carries: the token and the tenant, if there are any.

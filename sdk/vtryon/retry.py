@@ -14,6 +14,7 @@ import random
 import time
 from dataclasses import dataclass
 from typing import Self
+from weakref import WeakValueDictionary
 
 from vtryon.connecting import Connector
 from vtryon.errors import OverloadedError, Reason, UnavailableError, VtryonError
@@ -79,7 +80,8 @@ class Line:
     """Calls that wait for capacity, in the order in which they were begun.
 
     The first in line alone is sent again, not before the server said; once it is let in, the next
-    one is sent. So a full server sees one retry at a time from a client, however many calls wait.
+    one is sent. So a full server sees one retry at a time from a tenant of a client, however many
+    calls wait.
     """
 
     def __init__(self) -> None:
@@ -129,13 +131,21 @@ class Line:
 
 
 class Retries:
-    """What the calls of one channel share: the policy, the line and the budget."""
+    """What the calls of one channel share: the policy, the budget, and a line for each tenant.
+
+    Tenants have lines of their own because the server's limits are fair among tenants: a call of
+    one that has room there never waits behind refused calls of another.
+    """
 
     def __init__(self, policy: RetryPolicy, connector: Connector) -> None:
         self.policy = policy
         self.connector = connector
-        self.line = Line()
         self.budget = RetryBudget()
+        self._lines: WeakValueDictionary[str, Line] = WeakValueDictionary()
+
+    def line_of(self, tenant: str) -> Line:
+        """Give a tenant's line; it exists for as long as a call holds it."""
+        return self._lines.setdefault(tenant, Line())
 
 
 class Attempts:
@@ -145,11 +155,12 @@ class Attempts:
     first answer came, `again` with the error of one that failed.
     """
 
-    def __init__(self, retries: Retries, timeout_seconds: float | None) -> None:
+    def __init__(self, retries: Retries, timeout_seconds: float | None, tenant: str = "") -> None:
         self._retries = retries
+        self._line = retries.line_of(tenant)
         self._timeout_seconds = timeout_seconds
         self._began = time.monotonic()
-        self._number = retries.line.number()
+        self._number = self._line.number()
         self._breaks = 0
         self._pause_seconds = 0.0
         self._answered = False
@@ -160,7 +171,7 @@ class Attempts:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._retries.line.leave(self._number)
+        self._line.leave(self._number)
 
     async def ready(self) -> float | None:
         """Wait until the call may be sent, and give the time left for it; None has no deadline.
@@ -184,7 +195,7 @@ class Attempts:
         """Record that the server has answered."""
         self._answered = True
         self._refusal = None
-        self._retries.line.leave(self._number)
+        self._line.leave(self._number)
 
     def again(self, error: VtryonError, *, idempotent: bool = True) -> bool:
         """Tell whether another attempt follows one that failed, and count it.
@@ -203,7 +214,7 @@ class Attempts:
         if error.reason is Reason.DEADLINE_UNREACHABLE and self._timeout_seconds is not None:
             return False  # what could not be done in all the time can't be done in less
         self._refusal = error
-        self._retries.line.refused(error.retry_after_seconds)
+        self._line.refused(error.retry_after_seconds)
         return True
 
     def _again_after_break(self, error: VtryonError) -> bool:
@@ -219,7 +230,7 @@ class Attempts:
         join = self._refusal is not None
         try:
             async with asyncio.timeout(self._left_seconds):
-                await self._retries.line.turn(self._number, join=join)
+                await self._line.turn(self._number, join=join)
         except TimeoutError:
             raise self._refusal or OverloadedError(
                 "the server had no capacity for earlier calls of this client until the deadline"

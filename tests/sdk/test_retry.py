@@ -46,6 +46,19 @@ async def test_without_retry_a_full_server_refuses_at_once(small: str) -> None:
     assert any(isinstance(result, vtryon.Result) for result in results)
 
 
+async def test_a_tenant_never_waits_behind_refused_calls_of_another(small: str) -> None:
+    async with vtryon.Client(small) as client:
+        greedy, modest = client.acting_for("greedy"), client.acting_for("modest")
+        many = [asyncio.create_task(greedy.try_on(PICTURE, steps=20)) for _ in range(60)]
+        await asyncio.sleep(0.5)  # until most of them were refused
+        await modest.try_on(PICTURE, steps=1)
+        left = sum(not task.done() for task in many)
+        for task in many:
+            task.cancel()
+        await asyncio.gather(*many, return_exceptions=True)
+    assert left > 30
+
+
 class Server:
     """A server of jobs that answers `GetJob` as it is told, and records each call."""
 
