@@ -19,8 +19,6 @@ HEALTH_PREFIX = "/grpc.health.v1.Health/"
 HEALTH_CHECK = f"{HEALTH_PREFIX}Check"
 HTTP_HEALTH = "/healthz"
 TENANT_HEADER = "x-vtryon-tenant"
-# 1 to 128 printable ASCII characters; spaces only in between, where no hop trims them.
-TENANT_NAME = "[!-~]([ -~]{0,126}[!-~])?"
 # In the repository beside the package, in an installation inside it.
 _HERE = Path(__file__).parent
 _MAX_BYTES = 1024 * 1024

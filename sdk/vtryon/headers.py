@@ -10,9 +10,12 @@ import re
 from vtryon.errors import RequestError, SettingsError, Violation
 
 MAX_ID_CHARACTERS = 128
-MAX_TENANT_CHARACTERS = 128
+MAX_TENANT_CHARACTERS = 255  # as the subject of a token may have; OpenID Connect Core, section 2
 ID = re.compile(rf"[\x21-\x7e]{{1,{MAX_ID_CHARACTERS}}}")
-TENANT = re.compile(rf"[\x21-\x7e]([\x20-\x7e]{{0,{MAX_TENANT_CHARACTERS - 2}}}[\x21-\x7e])?")
+# For `re` and RE2. Spaces only in between, where no hop trims them.
+TENANT_NAME = f"[!-~]([ -~]{{0,{MAX_TENANT_CHARACTERS - 2}}}[!-~])?"
+TENANT = re.compile(TENANT_NAME)
+TENANT_RULE = f"1 to {MAX_TENANT_CHARACTERS} printable ASCII characters without spaces at its ends"
 _TOKEN = re.compile(r"[\x21-\x7e]+")
 
 
@@ -30,10 +33,9 @@ def check_tenant(tenant: str) -> str:
     """Check the name of a tenant, and give it.
 
     Raises:
-        RequestError: it is not 1 to 128 printable ASCII characters, without spaces at its ends.
+        RequestError: it is not 1 to 255 printable ASCII characters, without spaces at its ends.
     """
-    rule = f"1 to {MAX_TENANT_CHARACTERS} printable ASCII characters without spaces at its ends"
-    return _check_name("tenant", tenant, TENANT, rule)
+    return _check_name("tenant", tenant, TENANT, TENANT_RULE)
 
 
 def check_token(token: object) -> str:

@@ -50,8 +50,8 @@ def seconds(value: float) -> str:
     return f"{value:g}s"
 
 
-# A tenant's name is up to 128 characters, which takes a program longer than RE2's default.
-_RUNTIME = {"re2": {"max_program_size": {"error_level": 1000}}}
+# A tenant's name is up to 255 characters, which takes a program longer than RE2's default.
+_RUNTIME = {"re2": {"max_program_size": {"error_level": 2000}}}
 
 
 def bootstrap(

@@ -19,14 +19,16 @@ from sqlalchemy import (
     UniqueConstraint,
 )
 
+from vtryon.headers import MAX_ID_CHARACTERS, MAX_TENANT_CHARACTERS
+
 metadata = MetaData()
 
 jobs = Table(
     "jobs",
     metadata,
     Column("id", String(32), primary_key=True),
-    Column("tenant", String(128), nullable=False),
-    Column("request_id", String(128), nullable=False),
+    Column("tenant", String(MAX_TENANT_CHARACTERS), nullable=False),
+    Column("request_id", String(MAX_ID_CHARACTERS), nullable=False),
     # Of the request, to tell a repetition from another request of the same id.
     Column("digest", String(64), nullable=False),
     Column("state", String(16), nullable=False),
@@ -96,7 +98,7 @@ outbox = Table(
     "outbox",
     metadata,
     Column("id", BigInteger().with_variant(Integer, "sqlite"), primary_key=True),
-    Column("tenant", String(128), nullable=False),
+    Column("tenant", String(MAX_TENANT_CHARACTERS), nullable=False),
     # As of the job.
     Column("traceparent", String(64), nullable=False),
     Column("tracestate", Text, nullable=False, default=""),

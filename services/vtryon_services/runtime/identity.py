@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from vtryon.channel import TENANT_KEY
 from vtryon.errors import RequestError, Violation
-from vtryon.headers import ID, MAX_ID_CHARACTERS, MAX_TENANT_CHARACTERS, TENANT
+from vtryon.headers import ID, MAX_ID_CHARACTERS, TENANT, TENANT_RULE
 from vtryon.stream import CONTENT_KEY, REQUEST_ID_KEY
 
 
@@ -53,10 +53,7 @@ _ID_WORDS = f"1 to {MAX_ID_CHARACTERS} printable ASCII characters without spaces
 _PATTERNS = {
     REQUEST_ID_KEY: (ID, _ID_WORDS),
     CONTENT_KEY: (ID, _ID_WORDS),
-    TENANT_KEY: (
-        TENANT,
-        f"1 to {MAX_TENANT_CHARACTERS} printable ASCII characters without a space at either end",
-    ),
+    TENANT_KEY: (TENANT, TENANT_RULE),
 }
 
 

@@ -13,7 +13,7 @@ from opentelemetry import propagate
 
 from vtryon.channel import TENANT_KEY
 from vtryon.errors import RequestError, VtryonError
-from vtryon.headers import TENANT
+from vtryon.headers import TENANT, TENANT_RULE
 from vtryon.types import Priority
 
 CORRELATION, CAUSATION, DEADLINE, PRIORITY = (
@@ -139,8 +139,7 @@ class Received:
                 words = f"has {size} bytes, and takes at most {_LONGEST_VALUE}"
                 raise RequestError(f"header {name}: {words}")
         if self.tenant and not TENANT.fullmatch(self.tenant):
-            words = "takes 1 to 128 printable ASCII characters, without a space at its ends"
-            raise RequestError(f"header {TENANT_KEY}: {words}")
+            raise RequestError(f"header {TENANT_KEY}: takes {TENANT_RULE}")
 
     def passed_on(self) -> dict[str, bytes]:
         """Give the headers for what this message causes; without those that are too long."""
