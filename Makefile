@@ -44,7 +44,8 @@ try-on: $(VENV)/.product ## draw a person and a garment, and put one on the othe
 		-o $(EXAMPLE)/contact-sheet.png
 
 test: $(VENV)/.dev .triton ## run the tests (WORKERS=n PYTEST=options)
-	@$(BIN)/python -m pytest --numprocesses $(WORKERS) $(PYTEST)
+	@$(BIN)/python -m pytest --numprocesses $(WORKERS) --ignore tests/on_triton $(PYTEST)
+	@$(BIN)/python -m pytest tests/on_triton $(PYTEST)  # alone: a server loads for minutes beside others
 
 bare: $(VENV)/.dev .triton ## run every shell line of the README in environments with just its extras
 	@$(BIN)/python -m pytest -m bare $(PYTEST)

@@ -58,16 +58,11 @@ def example() -> Example:
 
 
 class OneWorkerPerFile(LoadScopeScheduling):
-    """Keeps the tests of a file in one worker of pytest-xdist, and those of some folders.
-
-    The folders are those whose tests share a mesh of processes or a server that starts slowly.
-    """
-
-    _FOLDERS = ("tests/mesh/", "tests/on_triton/")
+    """Keeps the tests of a file in one worker of pytest-xdist, and all that share the mesh."""
 
     def _split_scope(self, nodeid: str) -> str:
         file = nodeid.partition("::")[0]
-        return next((folder for folder in self._FOLDERS if file.startswith(folder)), file)
+        return "tests/mesh/" if file.startswith("tests/mesh/") else file
 
 
 def pytest_xdist_make_scheduler(config: pytest.Config, log: object) -> OneWorkerPerFile:

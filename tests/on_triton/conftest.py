@@ -10,14 +10,6 @@ from vtryon.errors import SettingsError
 from vtryon_services.triton.server import Running
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Give the server time to start beside the tests of other workers."""
-    here = Path(__file__).parent
-    for item in items:
-        if item.path.parent == here and not item.get_closest_marker("timeout"):
-            item.add_marker(pytest.mark.timeout(300))
-
-
 @pytest.fixture(scope="session")
 def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A model repository of the shipped checkpoint."""
