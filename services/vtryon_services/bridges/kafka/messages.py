@@ -32,7 +32,7 @@ FAILED_AT, MESSAGE = "failed-at", "message"
 _OWN = {ATTEMPT, NOT_BEFORE, REASON, FROM_TOPIC, FROM_PARTITION, FROM_OFFSET, FAILED_AT, MESSAGE}
 _LONGEST_VALUE = 1024
 _PASSED_ON = (CORRELATION, DEADLINE, PRIORITY, TENANT_KEY)
-D = TypeVar("D", float, None)
+D = TypeVar("D", bound=float | None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,21 +98,22 @@ class Received:
         until = self.header(NOT_BEFORE)
         return max(0.0, float(until) / 1000 - time.time()) if until.isdecimal() else 0.0
 
-    def left_seconds(self, default: D) -> float | D:
-        """Give what is left until its deadline.
+    def left_seconds(self, limit: D) -> float | D:
+        """Give what is left until its deadline, and no more than a limit.
 
         Raises:
             RequestError: the header is no time.
         """
         if not (text := self.header(DEADLINE)):
-            return default
+            return limit
         try:
             deadline = datetime.fromisoformat(text)
         except ValueError:
             raise RequestError(f"header {DEADLINE}: is no time in ISO 8601") from None
         if deadline.tzinfo is None:
             deadline = deadline.replace(tzinfo=UTC)
-        return deadline.timestamp() - time.time()
+        left = deadline.timestamp() - time.time()
+        return left if limit is None else min(left, limit)
 
     @property
     def priority(self) -> Priority | None:

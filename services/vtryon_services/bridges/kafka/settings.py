@@ -31,7 +31,7 @@ class KafkaSettings(TargetSettings, ServiceSettings):
     sasl_mechanism: Literal["PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512"] = "SCRAM-SHA-512"
     sasl_username: str | None = None
     sasl_password: SecretStr | None = None
-    ssl_ca_path: str | None = Field(
+    tls_ca_path: str | None = Field(
         default=None, description="PEM of who signs brokers' certificates; else the system's."
     )
     registry_url: str = Field(
@@ -129,9 +129,9 @@ class KafkaSettings(TargetSettings, ServiceSettings):
             from aiokafka.helpers import create_ssl_context
 
             try:
-                given["ssl_context"] = create_ssl_context(cafile=self.ssl_ca_path)
+                given["ssl_context"] = create_ssl_context(cafile=self.tls_ca_path)
             except OSError as error:
-                raise SettingsError(f"ssl_ca_path can't be read: {error.strerror}") from error
+                raise SettingsError(f"tls_ca_path can't be read: {error.strerror}") from error
         if "SASL" in self.security_protocol:
             if self.sasl_username is None or self.sasl_password is None:
                 raise SettingsError("SASL takes both sasl_username and sasl_password")

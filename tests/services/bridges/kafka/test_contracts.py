@@ -262,7 +262,7 @@ class TestSettings:
             ({"serves": "jobs, film"}, "serves knows no film"),
             ({"claim_bytes": 2**20}, "claim_bytes takes at most"),
             ({"security_protocol": "SASL_SSL"}, "both sasl_username and sasl_password"),
-            ({"security_protocol": "SSL", "ssl_ca_path": "/nowhere"}, "ssl_ca_path can't be read"),
+            ({"security_protocol": "SSL", "tls_ca_path": "/nowhere"}, "tls_ca_path can't be read"),
         ],
     )
     def test_what_does_not_go_together_is_told(self, given: dict, words: str) -> None:

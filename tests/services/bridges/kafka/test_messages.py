@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -109,6 +110,14 @@ def test_a_message_that_is_sent_again_begins_anew() -> None:
     sent = revived(Received("dlq", 0, 1, b"k", b"v", letter.headers), "requests")
     assert dict(sent.headers) == {CORRELATION: b"c", "own": b"o"}
     assert not {ATTEMPT, NOT_BEFORE, DEADLINE} & sent.headers.keys()
+
+
+@pytest.mark.parametrize(("limit", "left"), [(None, 60), (5.0, 5), (90.0, 60)])
+def test_the_shorter_of_a_deadline_and_a_timeout_holds(limit: float | None, left: float) -> None:
+    deadline = datetime.now(UTC) + timedelta(seconds=60)
+    message = received(deadline=deadline.isoformat().encode())
+    assert message.left_seconds(limit) == pytest.approx(left, abs=1)
+    assert received().left_seconds(limit) == limit
 
 
 def test_a_deadline_is_passed_on_with_what_a_message_causes() -> None:
