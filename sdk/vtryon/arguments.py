@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-import math
+import sys
+from collections.abc import Iterable, Mapping
+from collections.abc import Set as AbstractSet
 from enum import StrEnum
-from typing import TypeVar
+from typing import Any, TypeVar
 
-from vtryon.errors import RequestError, Violation
+from vtryon.errors import RequestError, SettingsError, Violation
+from vtryon.messages import shown_number
 
 E = TypeVar("E", bound=StrEnum)
 
@@ -15,6 +18,52 @@ def argument_error(argument: str, description: str) -> RequestError:
     """Make the error of an argument whose value can't be used."""
     violation = Violation(argument, description)
     return RequestError(f"{argument}: {description}", violations=(violation,))
+
+
+def check_kind(
+    argument: str, value: object, kind: type | tuple[type, ...], takes: str, hint: str = ""
+) -> None:
+    """Check the type of an argument.
+
+    Args:
+        argument: its name.
+        value: what was given.
+        kind: what it must be an instance of.
+        takes: what the error calls `kind`.
+        hint: what the error says besides, such as how to make one.
+
+    Raises:
+        RequestError: it is of another type.
+    """
+    if not isinstance(value, kind):
+        more = f"; {hint}" if hint else ""
+        raise argument_error(argument, f"takes {takes}, not {type(value).__name__}{more}")
+
+
+def check_setting(setting: str, value: object, kind: type | tuple[type, ...], takes: str) -> None:
+    """Check the type of a setting of a connection. True and False are no numbers.
+
+    Raises:
+        SettingsError: it is of another type.
+    """
+    accepts_bool = kind is bool or (isinstance(kind, tuple) and bool in kind)
+    if not isinstance(value, kind) or (isinstance(value, bool) and not accepts_bool):
+        raise SettingsError(f"{setting}: takes {takes}, not {type(value).__name__}")
+
+
+def sequence(argument: str, values: Any, of: str) -> tuple[Any, ...]:
+    """Give the items of an argument that takes several, in their order.
+
+    Raises:
+        RequestError: it is one thing, text or bytes, or has no order.
+    """
+    single = (str, bytes, bytearray, memoryview, Mapping, AbstractSet)
+    if isinstance(values, Iterable) and not isinstance(values, single):
+        try:
+            return tuple(values)
+        except TypeError:  # such as an array without dimensions
+            pass
+    raise argument_error(argument, f"takes a list of {of}, not {type(values).__name__}")
 
 
 def choice(argument: str, kind: type[E], value: object) -> E | None:
@@ -41,8 +90,8 @@ def check_timeout(timeout_seconds: object) -> None:
         return
     if isinstance(timeout_seconds, bool) or not isinstance(timeout_seconds, (int, float)):
         given = type(timeout_seconds).__name__
-    elif math.isfinite(timeout_seconds) and timeout_seconds > 0:
+    elif 0 < timeout_seconds <= sys.float_info.max:
         return
     else:
-        given = str(timeout_seconds)
+        given = shown_number(timeout_seconds)
     raise argument_error("timeout_seconds", f"takes a positive number of seconds, not {given}")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import copy
 import json
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +13,7 @@ from typing import Self
 
 import grpc
 
+from vtryon.arguments import check_setting
 from vtryon.connecting import Connector
 from vtryon.errors import SettingsError
 from vtryon.headers import check_tenant, check_token
@@ -71,6 +73,14 @@ class Tls:
     key_path: Path | str | None = None
     server_name: str | None = None
 
+    def __post_init__(self) -> None:
+        """Refuse what is no path and no name."""
+        for name in ("ca_path", "certificate_path", "key_path"):
+            if (path := getattr(self, name)) is not None:
+                check_setting(f"tls.{name}", path, (str, os.PathLike), "a path")
+        if self.server_name is not None:
+            check_setting("tls.server_name", self.server_name, str, "text")
+
     def credentials(self) -> grpc.ChannelCredentials:
         """Read the files.
 
@@ -112,10 +122,8 @@ class Channel:
         retry: RetryPolicy | None = None,
         between_services: bool = False,
     ) -> None:
-        self.target = check_target(target)
-        if token is not None and tls is None and not _is_local(target):
-            raise SettingsError(f"a token for {target} needs TLS: give tls=vtryon.Tls()")
-        self._token = token if token is None or callable(token) else check_token(token)
+        self._token = check_connection(target, tls, token)
+        self.target = target
         self._tenant = ""
         self._loop = asyncio.get_running_loop()
         policy = retry or RetryPolicy()
@@ -173,7 +181,7 @@ class Channel:
             RequestError: it can't be a tenant's name.
         """
         view = copy.copy(self)
-        view._tenant = check_tenant(tenant) if tenant else ""
+        view._tenant = check_tenant(tenant) if tenant != "" else ""
         return view
 
     async def close(self) -> None:
@@ -185,6 +193,21 @@ class Channel:
 
     async def __aexit__(self, *_: object) -> None:
         await self.close()
+
+
+def check_connection(target: str, tls: Tls | None, token: Token | None) -> Token | None:
+    """Check what a connection is made of; give the token without surrounding white space.
+
+    Raises:
+        SettingsError: the target or the token can't be one, `tls` is no `Tls`, or a token would
+            leave the machine in plain text.
+    """
+    check_target(target)
+    if tls is not None:
+        check_setting("tls", tls, Tls, "a vtryon.Tls or None")
+    if token is not None and tls is None and not _is_local(target):
+        raise SettingsError(f"a token for {target} needs TLS: give tls=vtryon.Tls()")
+    return token if token is None or callable(token) else check_token(token)
 
 
 def _connect(target: str, tls: Tls | None, options: _Options) -> grpc.aio.Channel:

@@ -7,19 +7,20 @@ import copy
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Self
 
-from vtryon.arguments import check_timeout
-from vtryon.channel import Channel, Tls, Token
+from vtryon.arguments import argument_error, check_setting, check_timeout
+from vtryon.channel import Channel, Tls, Token, check_connection
 from vtryon.errors import ProtocolError, SettingsError
 from vtryon.headers import check_request_id
 from vtryon.health import wait_until_serving
 from vtryon.jobs import Jobs
+from vtryon.messages import request_message
 from vtryon.options import DEFAULT_PROMPT, make_options, outgoing_pictures
 from vtryon.pictures import digest
 from vtryon.retry import NO_RETRY, RetryPolicy
 from vtryon.run import Received, Result, Run
 from vtryon.stages import Decoding, LatentEncoder, Sampling, TextEncoder
 from vtryon.stream import TRY_ON, StreamCall
-from vtryon.tensors import Tensor
+from vtryon.tensors import Tensor, check_tensor
 from vtryon.types import (
     ImageFormat,
     Numerics,
@@ -48,6 +49,9 @@ class Client:
         retry: True waits for a server that starts or restarts and for capacity, within each
             call's deadline, and sends a call again whose connection broke before its first event;
             False sends each call once; a `RetryPolicy` says it in numbers.
+
+    Raises:
+        SettingsError: the target or the token can't be one, or an argument is of another type.
     """
 
     def __init__(
@@ -58,6 +62,10 @@ class Client:
         token: Token | None = None,
         retry: RetryPolicy | bool = True,
     ) -> None:
+        check_connection(target, tls, token)
+        if isinstance(retry, bool):
+            retry = RetryPolicy() if retry else NO_RETRY
+        check_setting("retry", retry, RetryPolicy, "True, False or a RetryPolicy")
         self._target = target
         self._tls = tls
         self._token = token
@@ -65,10 +73,7 @@ class Client:
         self._channel: Channel | None = None
 
     async def __aenter__(self) -> Self:
-        retry = self._retry
-        if not isinstance(retry, RetryPolicy):
-            retry = RetryPolicy() if retry else NO_RETRY
-        self._channel = Channel(self._target, tls=self._tls, token=self._token, retry=retry)
+        self._channel = Channel(self._target, tls=self._tls, token=self._token, retry=self._retry)
         return self
 
     async def __aexit__(self, *_: object) -> None:
@@ -103,6 +108,8 @@ class Client:
             AccessError: the server refuses this client.
             UnavailableError: it did not serve in time.
         """
+        if timeout_seconds is None:
+            raise argument_error("timeout_seconds", "takes a positive number of seconds, not None")
         check_timeout(timeout_seconds)
         await wait_until_serving(self.channel, timeout_seconds)
 
@@ -211,9 +218,13 @@ class Client:
             format=format,
             quality=quality,
         )
+        start = TryOnStart(options=options, resume=resume, resume_every=resume_every)
+        request_message(start)  # refuses now what could not be sent
         check_timeout(timeout_seconds)
         if request_id is not None:
             check_request_id(request_id)
+        if resume_latents is not None:
+            check_tensor("resume_latents", resume_latents)
         channel = self.channel
 
         async def open_call(seconds: float | None) -> StreamCall:
@@ -226,7 +237,7 @@ class Client:
             return StreamCall(
                 channel,
                 TRY_ON,
-                TryOnStart(options=options, resume=resume, resume_every=resume_every),
+                start,
                 [*outgoing, resumed] if resumed else outgoing,
                 timeout_seconds=seconds,
                 request_id=request_id,

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, Self
 from google.protobuf.message import Message
 
 from vtryon import events
-from vtryon.arguments import check_timeout
+from vtryon.arguments import check_timeout, sequence
 from vtryon.channel import Channel
 from vtryon.errors import DeadlineError, ProtocolError, Reason, UnavailableError
 from vtryon.events import Chunk, Event, Fit, Ledger, Output, UnusedOption
@@ -38,6 +38,8 @@ if TYPE_CHECKING:
     from vtryon.pictures import PictureSource
 
 _SERVICE = "/vtryon.v1.JobService/"
+_JOB_ID = {"id": "job_id"}
+_PAGE = {"page_size": "size", "page_token": "token"}
 _BREAKS = 5
 _FIRST_PAUSE_SECONDS = 0.1
 
@@ -151,6 +153,7 @@ class GetJob(ProtoType):
     """Of `JobService.GetJob`."""
 
     proto = job_pb2.GetJobRequest
+    argument_names = _JOB_ID
     id: str
 
 
@@ -159,6 +162,7 @@ class CancelJob(ProtoType):
     """Of `JobService.CancelJob`."""
 
     proto = job_pb2.CancelJobRequest
+    argument_names = _JOB_ID
     id: str
 
 
@@ -167,6 +171,7 @@ class EraseJob(ProtoType):
     """Of `JobService.EraseJob`."""
 
     proto = job_pb2.EraseJobRequest
+    argument_names = _JOB_ID
     id: str
 
 
@@ -175,6 +180,7 @@ class WatchJob(ProtoType):
     """Of `JobService.WatchJob`."""
 
     proto = job_pb2.WatchJobRequest
+    argument_names = _JOB_ID
     id: str
     from_sequence: int = 0
 
@@ -184,6 +190,7 @@ class FetchPicture(ProtoType):
     """Of `JobService.FetchPicture`."""
 
     proto = job_pb2.FetchPictureRequest
+    argument_names = _JOB_ID
     id: str
 
 
@@ -192,6 +199,7 @@ class ListJobs(ProtoType):
     """Of `JobService.ListJobs`."""
 
     proto = job_pb2.ListJobsRequest
+    argument_names = _PAGE
     states: tuple[JobState, ...] = ()
     page_size: int = 0
     page_token: str = ""
@@ -240,7 +248,7 @@ class Jobs:
                 does not hold.
         """
         check_timeout(timeout_seconds)
-        if request_id:
+        if request_id != "":
             check_request_id(request_id)
         chosen = make_options(**options)
         outgoing = await outgoing_pictures(person, garment)
@@ -249,7 +257,7 @@ class Jobs:
             options=chosen,
             request_id=request_id,
             timeout_seconds=timeout_seconds,
-            labels=labels or {},
+            labels={} if labels is None else labels,
             correlation_id=correlation_id,
         )
         first: Any = request_message(start)
@@ -274,7 +282,7 @@ class Jobs:
         self, *, states: Sequence[JobState] = (), size: int = 0, token: str = ""
     ) -> JobPage:
         """Give a page of jobs, the newest first."""
-        wanted = ListJobs(tuple(states), size, token)
+        wanted = ListJobs(sequence("states", states, "job states"), size, token)
         return await ask(self._channel, f"{_SERVICE}ListJobs", wanted, JobPage)
 
     async def list(self, *, states: Sequence[JobState] = ()) -> AsyncIterator[Job]:
@@ -317,6 +325,7 @@ class Jobs:
             RequestError: NOT_FOUND.
             UnavailableError: the connection broke several times in a row.
         """
+        request_message(WatchJob(job_id, from_sequence))  # refuses now what could not be sent
         following, breaks = max(1, from_sequence), 0
         while True:
             asked = WatchJob(job_id, following)

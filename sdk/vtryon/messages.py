@@ -34,23 +34,25 @@ class ProtoType:
 
     __slots__ = ()
     proto: ClassVar[type[Message]]
+    # What a client's method calls the fields that have another name there.
+    argument_names: ClassVar[Mapping[str, str]] = {}
 
     @classmethod
     def from_proto(cls, message: Message) -> Self:
         """Read the fields that this dataclass has; others in the message are left alone."""
         fields = message.DESCRIPTOR.fields_by_name
-        return cls(**{name: _read(message, fields[name], kind) for name, kind in _fields(cls)})
+        return cls(**{name: _read(message, fields[name], kind) for name, kind, _ in _fields(cls)})
 
     def to_proto(self) -> Message:
-        """Make the message; None leaves a field unset.
+        """Make the message; None leaves a field unset where its type hint has None.
 
         Raises:
             FieldValueError: a value does not fit its field, such as a negative seed.
         """
         message = type(self).proto()
-        for name, kind in _fields(type(self)):
+        for name, kind, optional in _fields(type(self)):
             value = getattr(self, name)
-            if value is not None:
+            if value is not None or not optional:
                 _write_checked(message, message.DESCRIPTOR.fields_by_name[name], kind, value)
         return message
 
@@ -79,18 +81,26 @@ def request_message(request: ProtoType) -> Message:
         return request.to_proto()
     except FieldValueError as error:
         field = error.field.removeprefix("options.")  # as servers name the options of a try-on
+        field = request.argument_names.get(field, field)
         violation = Violation(field, error.description)
         raise RequestError(f"{field}: {error.description}", violations=(violation,)) from None
 
 
-def _find_fields(cls: Any) -> tuple[tuple[str, Any], ...]:
-    """Name and plain type of each field: of `X | None` the X, of `tuple[X, ...]` too."""
+def _find_fields(cls: Any) -> tuple[tuple[str, Any, bool], ...]:
+    """Name and plain type of each field, and whether it may be None.
+
+    The plain type of `X | None` is X, and so is that of `tuple[X, ...]`.
+    """
     hints = typing.get_type_hints(cls)
     names = [field.name for field in dataclasses.fields(cls)]
-    return tuple((name, _plain(hints[name])) for name in names)
+    return tuple((name, _plain(hints[name]), _is_optional(hints[name])) for name in names)
 
 
-_fields: Callable[[Any], tuple[tuple[str, Any], ...]] = cache(_find_fields)
+_fields: Callable[[Any], tuple[tuple[str, Any, bool], ...]] = cache(_find_fields)
+
+
+def _is_optional(hint: Any) -> bool:
+    return type(None) in typing.get_args(hint)
 
 
 def _plain(hint: Any) -> Any:
@@ -131,8 +141,12 @@ def _write_checked(message: Message, field: FieldDescriptor, kind: Any, value: A
 
 def _write(message: Message, field: FieldDescriptor, kind: Any, value: Any) -> None:
     if _is_map(field):
-        getattr(message, field.name).update(value)
+        getattr(message, field.name).update(
+            {_text(key): _text(item) for key, item in value.items()}
+        )
     elif field.is_repeated:
+        if isinstance(value, (str, bytes)):  # one item's, where several are taken
+            raise TypeError("text and bytes are no lists")
         plain = [_to_value(item, field, kind) for item in value]
         getattr(message, field.name).extend(plain)
     elif isinstance(value, datetime):
@@ -149,15 +163,35 @@ def _to_value(value: Any, field: FieldDescriptor, kind: Any) -> Any:
         return field.enum_type.values_by_name[_prefix(field.enum_type) + name].number
     if isinstance(value, bool) and kind is not bool:  # protobuf would write 1 or 0
         raise TypeError("true and false are not numbers")
+    if kind is str:
+        return _text(value)
     return value.to_proto() if field.message_type is not None else value
+
+
+def shown_number(value: float) -> str:
+    """Write a number for an error; Python does not write integers of thousands of digits."""
+    if isinstance(value, int) and abs(value) >= 10**40:
+        return "a number of more than 40 digits"
+    return str(value)
+
+
+def _text(value: Any) -> str:
+    """Take text; protobuf alone would take the bytes of UTF-8 as well."""
+    if not isinstance(value, str):
+        raise TypeError("not text")
+    return value
 
 
 def _explain(field: FieldDescriptor, kind: Any, value: Any, error: Exception) -> str:
     """Describe why `value` does not fit, without repeating text that a caller wrote."""
-    if _is_map(field) and isinstance(value, Mapping):
-        return _explain_first([*value, *value.values()], str)
-    if field.is_repeated and isinstance(value, Iterable) and not isinstance(value, str):
-        return _explain_first(value, kind)
+    if _is_map(field):
+        if isinstance(value, Mapping):
+            return _explain_first([*value, *value.values()], str)
+        return f"takes a mapping of text to text, not {type(value).__name__}"
+    if field.is_repeated:
+        if isinstance(value, Iterable) and not isinstance(value, (str, bytes)):
+            return _explain_first(value, kind)
+        return f"takes a list, not {type(value).__name__}"
     return _explain_one(value, kind) or f"does not fit: {type(error).__name__}"
 
 
@@ -174,13 +208,19 @@ def _explain_one(value: Any, kind: Any) -> str:
         shown = f"{value!r:.40}" if isinstance(value, str) else type(value).__name__
         return f"takes one of {', '.join(kind)}, not {shown}"
     if kind is int and isinstance(value, int) and not isinstance(value, bool):
-        return f"{value!s:.40} is out of range"
+        return f"{shown_number(value)} is out of range"
     if isinstance(kind, type) and isinstance(value, kind) and type(value) is not bool:
         return ""
     return f"takes {_KINDS.get(kind, kind.__name__)}, not {type(value).__name__}"
 
 
-_KINDS = {str: "text", int: "a whole number", float: "a number", bool: "true or false"}
+_KINDS = {
+    str: "text",
+    bytes: "bytes",
+    int: "a whole number",
+    float: "a number",
+    bool: "true or false",
+}
 
 
 def _is_map(field: FieldDescriptor) -> bool:

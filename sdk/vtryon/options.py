@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from vtryon.arguments import argument_error, choice
+from vtryon.arguments import argument_error, check_kind, choice, sequence
 from vtryon.errors import RequestError
 from vtryon.messages import request_message
 from vtryon.payloads import Outgoing
@@ -49,8 +49,6 @@ def make_options(
     Raises:
         RequestError: a value is none of its argument's; the violation names the argument.
     """
-    if not isinstance(prompt, str):
-        raise argument_error("prompt", f"takes text, not {type(prompt).__name__}")
     options = TryOnOptions(
         prompt=prompt,
         negative_prompt=negative_prompt,
@@ -59,7 +57,7 @@ def make_options(
         true_cfg_scale=true_cfg_scale,
         seed=seed,
         strength=strength,
-        sigmas=_numbers("sigmas", sigmas),
+        sigmas=tuple(_number("sigmas", one) for one in sequence("sigmas", sigmas, "numbers")),
         width=width,
         height=height,
         previews=_previews(previews),
@@ -97,25 +95,20 @@ def _numerics(profile: Profile | str | None, numerics: Numerics | None) -> Numer
 def _previews(wanted: PreviewPolicy | bool) -> PreviewPolicy | None:
     if isinstance(wanted, PreviewPolicy):
         return wanted
-    if not isinstance(wanted, bool):
-        raise argument_error(
-            "previews", f"takes a PreviewPolicy, True or False, not {type(wanted).__name__}"
-        )
+    check_kind("previews", wanted, bool, "a PreviewPolicy, True or False")
     return PreviewPolicy() if wanted else None
 
 
-def _numbers(argument: str, values: Sequence[float]) -> tuple[float, ...]:
-    try:
-        return tuple(map(_number, values))
-    except (TypeError, ValueError):
-        raise argument_error(argument, "takes a sequence of numbers") from None
-
-
-def _number(value: object) -> float:
+def _number(argument: str, value: object) -> float:
     """Take a number, also NumPy's; `float` alone would take True and text for numbers."""
-    if isinstance(value, (bool, str, bytes)) or "bool" in str(getattr(value, "dtype", "")):
-        raise TypeError(f"{type(value).__name__} is not a number")
-    return float(value)  # type: ignore[arg-type]
+    if not isinstance(value, (bool, str, bytes)) and "bool" not in str(getattr(value, "dtype", "")):
+        try:
+            return float(value)  # type: ignore[arg-type]
+        except OverflowError:
+            raise argument_error(argument, "takes numbers, and one is too large") from None
+        except (TypeError, ValueError):
+            pass
+    raise argument_error(argument, f"takes a list of numbers, and one is {type(value).__name__}")
 
 
 def _several(garment: PictureSource | Sequence[PictureSource] | None) -> list[PictureSource]:

@@ -16,8 +16,9 @@ from dataclasses import dataclass
 from typing import Self
 from weakref import WeakValueDictionary
 
+from vtryon.arguments import check_setting
 from vtryon.connecting import Connector
-from vtryon.errors import OverloadedError, Reason, UnavailableError, VtryonError
+from vtryon.errors import OverloadedError, Reason, SettingsError, UnavailableError, VtryonError
 
 _JITTER = 0.25
 _FIRST_PAUSE_SECONDS = 0.1
@@ -45,6 +46,21 @@ class RetryPolicy:
     overload: bool = True
     breaks: int = 2
     http_proxy: bool = True
+
+    def __post_init__(self) -> None:
+        """Refuse what is no number, or below 0, by its name."""
+        _check_least("max_wait_seconds", self.max_wait_seconds, (int, float), "a number")
+        if self.connect_seconds is not None:
+            _check_least("connect_seconds", self.connect_seconds, (int, float), "a number")
+        _check_least("breaks", self.breaks, int, "a whole number")
+        check_setting("retry.overload", self.overload, bool, "True or False")
+        check_setting("retry.http_proxy", self.http_proxy, bool, "True or False")
+
+
+def _check_least(name: str, value: float, kind: type | tuple[type, ...], takes: str) -> None:
+    check_setting(f"retry.{name}", value, kind, takes)
+    if not value >= 0:  # NaN is not, either
+        raise SettingsError(f"retry.{name}: takes {takes} of at least 0, not {value}")
 
 
 NO_RETRY = RetryPolicy(overload=False, breaks=0)

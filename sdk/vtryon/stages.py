@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
-from vtryon.arguments import argument_error, check_timeout, choice
+from vtryon.arguments import argument_error, check_kind, check_timeout, choice, sequence
 from vtryon.channel import Channel
 from vtryon.errors import ProtocolError
 from vtryon.grammar import DEFAULT_CHUNK_BYTES
+from vtryon.messages import request_message
 from vtryon.payloads import Outgoing, outgoing_image
 from vtryon.pictures import Picture, read_picture
-from vtryon.run import OpenCall, Received, Run
+from vtryon.run import Received, Run
 from vtryon.stream import DECODE, ENCODE_LATENTS, ENCODE_TEXT, SAMPLE, Method, StreamCall
-from vtryon.tensors import Tensor
+from vtryon.tensors import Tensor, check_tensor
 from vtryon.types import (
     DecodeStart,
     EncodeLatentsStart,
@@ -40,6 +41,12 @@ class Embeddings:
     positive: Tensor
     negative: Tensor | None = None
 
+    def __post_init__(self) -> None:
+        """Refuse what is no tensor."""
+        check_tensor("positive", self.positive)
+        if self.negative is not None:
+            check_tensor("negative", self.negative)
+
 
 @dataclass(frozen=True, slots=True)
 class Conditioning:
@@ -56,6 +63,15 @@ class Conditioning:
     references: Sequence[Tensor]
     noise: Tensor | None = None
     resume_latents: Tensor | None = None
+
+    def __post_init__(self) -> None:
+        """Refuse what is no embeddings or no tensor."""
+        check_kind("embeddings", self.embeddings, Embeddings, "Embeddings")
+        for number, one in enumerate(sequence("references", self.references, "tensors")):
+            check_tensor(f"references[{number}]", one)
+        for name in ("noise", "resume_latents"):
+            if (given := getattr(self, name)) is not None:
+                check_tensor(name, given)
 
     def outgoing(self) -> list[Outgoing]:
         """Declare everything that is there, in the order of sampling.proto."""
@@ -81,11 +97,17 @@ class _StageClient:
 
     def _run(
         self,
-        open_call: OpenCall,
+        start: Start,
+        load: Callable[[], Awaitable[list[Outgoing]]],
         timeout_seconds: float | None,
         finish: Callable[[Received], T],
     ) -> Run[T]:
         check_timeout(timeout_seconds)
+        request_message(start)  # refuses now what could not be sent
+
+        async def open_call(seconds: float | None) -> StreamCall:
+            return self.open(start, await load(), timeout_seconds=seconds)
+
         return Run(lambda: self.channel.attempts(timeout_seconds), open_call, finish)
 
     def open(
@@ -129,15 +151,16 @@ class LatentEncoder(_StageClient):
 
         Shapes:
             result: (channels, height / 8, width / 8) for each picture, FP32, normalised.
+
+        Raises:
+            RequestError: at once, for an argument that can't be sent.
         """
-
-        async def open_call(seconds: float | None) -> StreamCall:
-            outgoing = await image_payloads(_images(pictures))
-            start = EncodeLatentsStart(numerics=numerics)
-            return self.open(start, outgoing, timeout_seconds=seconds)
-
+        images = _images(pictures)
         return self._run(
-            open_call, timeout_seconds, lambda received: _tensors(received, PayloadKind.LATENTS)
+            EncodeLatentsStart(numerics=numerics),
+            lambda: image_payloads(images),
+            timeout_seconds,
+            _latents,
         )
 
 
@@ -159,18 +182,13 @@ class TextEncoder(_StageClient):
 
         Shapes:
             result: (tokens, width) each, the checkpoint's element type.
+
+        Raises:
+            RequestError: at once, for an argument that can't be sent.
         """
-        if not isinstance(prompt, str):
-            raise argument_error("prompt", f"takes text, not {type(prompt).__name__}")
-
-        async def open_call(seconds: float | None) -> StreamCall:
-            outgoing = await image_payloads(_images(pictures))
-            start = EncodeTextStart(
-                numerics=numerics, prompt=prompt, negative_prompt=negative_prompt
-            )
-            return self.open(start, outgoing, timeout_seconds=seconds)
-
-        return self._run(open_call, timeout_seconds, _embeddings)
+        images = _images(pictures)
+        start = EncodeTextStart(numerics=numerics, prompt=prompt, negative_prompt=negative_prompt)
+        return self._run(start, lambda: image_payloads(images), timeout_seconds, _embeddings)
 
 
 class Sampling(_StageClient):
@@ -189,14 +207,17 @@ class Sampling(_StageClient):
 
         Shapes:
             result: (channels, start.height / 8, start.width / 8), FP32.
+
+        Raises:
+            RequestError: at once, for an argument that can't be sent.
         """
+        check_kind("start", start, SampleStart, "a SampleStart")
+        check_kind("given", given, Conditioning, "a Conditioning")
 
-        async def open_call(seconds: float | None) -> StreamCall:
-            return self.open(start, given.outgoing(), timeout_seconds=seconds)
+        async def load() -> list[Outgoing]:
+            return given.outgoing()
 
-        return self._run(
-            open_call, timeout_seconds, lambda received: _tensors(received, PayloadKind.LATENTS)[0]
-        )
+        return self._run(start, load, timeout_seconds, lambda received: _latents(received)[0])
 
 
 class Decoding(_StageClient):
@@ -216,15 +237,17 @@ class Decoding(_StageClient):
 
         Shapes:
             latents: (channels, height / 8, width / 8), FP32.
+
+        Raises:
+            RequestError: at once, for an argument that can't be sent.
         """
-        encoding = choice("format", ImageFormat, format)
+        check_tensor("latents", latents)
+        start = DecodeStart(format=choice("format", ImageFormat, format), quality=quality)
 
-        async def open_call(seconds: float | None) -> StreamCall:
-            outgoing = [latents.outgoing(PayloadKind.LATENTS)]
-            start = DecodeStart(format=encoding, quality=quality)
-            return self.open(start, outgoing, timeout_seconds=seconds)
+        async def load() -> list[Outgoing]:
+            return [latents.outgoing(PayloadKind.LATENTS)]
 
-        return self._run(open_call, timeout_seconds, Received.picture)
+        return self._run(start, load, timeout_seconds, Received.picture)
 
 
 async def image_payloads(
@@ -244,7 +267,13 @@ async def image_payloads(
     ]
 
 
-def _images(pictures: Sequence[PictureSource]) -> list[tuple[PayloadKind, PictureSource, str]]:
+def _images(pictures: Any) -> list[tuple[PayloadKind, PictureSource, str]]:
+    single = (str, bytes, bytearray, memoryview)
+    if not isinstance(pictures, Sequence) or isinstance(pictures, single):
+        raise argument_error(
+            "pictures",
+            f"takes a list of pictures, not {type(pictures).__name__}; write [picture] for one",
+        )
     return [
         (PayloadKind.IMAGE, picture, f"pictures[{number}]")
         for number, picture in enumerate(pictures)

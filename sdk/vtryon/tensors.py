@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from vtryon.arguments import argument_error, check_kind
 from vtryon.errors import Reason, RequestError
 from vtryon.payloads import Buffer, Outgoing
 from vtryon.types import DataType, Payload, PayloadKind, TensorSpec
@@ -22,12 +23,20 @@ _NUMPY_NAMES = {
 }
 
 
+_FROM_NUMPY = "Tensor.from_numpy makes one of an array"
+
+
 @dataclass(frozen=True, slots=True)
 class Tensor:
     """An n-dimensional array: element type, shape, and little-endian bytes in C order."""
 
     spec: TensorSpec
     data: Buffer
+
+    def __post_init__(self) -> None:
+        """Refuse what is no spec or no bytes."""
+        check_kind("spec", self.spec, TensorSpec, "a TensorSpec", _FROM_NUMPY)
+        check_kind("data", self.data, (bytes, bytearray, memoryview), "bytes", _FROM_NUMPY)
 
     def __repr__(self) -> str:
         return f"<Tensor: {self.spec.data_type} {self.spec.shape}, {len(self.data)} bytes>"
@@ -37,16 +46,20 @@ class Tensor:
         """Take an array; float32, float16, int64, uint8 and bool have a place on the wire.
 
         Raises:
-            RequestError: another element type.
+            RequestError: another element type, or no array.
         """
         import numpy as np
 
-        plain = np.ascontiguousarray(array)
+        try:
+            plain = np.ascontiguousarray(array)
+        except (TypeError, ValueError) as error:
+            kind = type(array).__name__
+            raise argument_error("array", f"takes a NumPy array, not {kind}: {error}") from None
         name = plain.dtype.newbyteorder("<").str
         data_type = next((kind for kind, known in _NUMPY_NAMES.items() if known == name), None)
         if data_type is None:
             raise RequestError(
-                f"arrays of {array.dtype} have no place on the wire; "
+                f"arrays of {plain.dtype} have no place on the wire; "
                 f"convert to one of float32, float16, int64, uint8, bool",
                 reason=Reason.PAYLOAD_INVALID,
             )
@@ -69,6 +82,15 @@ class Tensor:
     def outgoing(self, kind: PayloadKind) -> Outgoing:
         """Declare the tensor as a payload of `kind`, ready to be sent."""
         return Outgoing(Payload(kind, byte_length(self.spec), tensor=self.spec), self.data)
+
+
+def check_tensor(argument: str, value: object) -> None:
+    """Check that an argument is a tensor.
+
+    Raises:
+        RequestError: it is something else.
+    """
+    check_kind(argument, value, Tensor, "a Tensor", _FROM_NUMPY)
 
 
 def byte_length(spec: TensorSpec) -> int:

@@ -5,6 +5,7 @@ from collections.abc import AsyncIterator
 
 import numpy as np
 import pytest
+from PIL import Image
 from tests.support.pictures import png
 
 import vtryon
@@ -49,6 +50,21 @@ WRONG_OPTIONS = [
     ({"sigmas": [True, 0.5]}, "sigmas"),
     ({"sigmas": ["1.0", "0.5"]}, "sigmas"),
     ({"sigmas": np.array([True])}, "sigmas"),
+    ({"sigmas": 3}, "sigmas"),
+    ({"sigmas": b"ab"}, "sigmas"),
+    ({"sigmas": {0.5, 1.0}}, "sigmas"),
+    ({"sigmas": np.float32(1)}, "sigmas"),
+    ({"sigmas": [10**400]}, "sigmas"),
+    ({"prompt": b"x"}, "prompt"),
+    ({"negative_prompt": b"x"}, "negative_prompt"),
+    ({"negative_prompt": 7}, "negative_prompt"),
+    ({"previews": vtryon.PreviewPolicy(every_steps="2")}, "previews.every_steps"),
+    ({"previews": vtryon.PreviewPolicy(every_steps=None)}, "previews.every_steps"),
+    ({"timeout_seconds": 10**400}, "timeout_seconds"),
+    ({"timeout_seconds": 10**5000}, "timeout_seconds"),
+    ({"seed": 10**5000}, "seed"),
+    ({"steps": -(10**5000)}, "steps"),
+    ({"request_id": b"order-1"}, "request_id"),
     ({"steps": True}, "steps"),
     ({"seed": False}, "seed"),
     ({"true_cfg_scale": True}, "true_cfg_scale"),
@@ -76,11 +92,16 @@ WRONG_OPTIONS = [
 ]
 
 
+def named(value: dict | str) -> str:
+    """Name a parameter without its values: Python does not write numbers of thousands of digits."""
+    return value if isinstance(value, str) else ""
+
+
 def names(error: vtryon.RequestError) -> list[str]:
     return [violation.field for violation in error.violations]
 
 
-@pytest.mark.parametrize(("options", "name"), WRONG_OPTIONS, ids=str)
+@pytest.mark.parametrize(("options", "name"), WRONG_OPTIONS, ids=named)
 async def test_a_try_on_with_a_wrong_argument_is_refused_at_once(
     scripted: vtryon.Client, options, name
 ) -> None:
@@ -92,8 +113,19 @@ async def test_a_try_on_with_a_wrong_argument_is_refused_at_once(
 
 @pytest.mark.parametrize(
     ("options", "name"),
-    [*WRONG_OPTIONS, ({"labels": {"a": 1}}, "labels"), ({"labels": {"a": HALF}}, "labels")],
-    ids=str,
+    [
+        *WRONG_OPTIONS,
+        ({"labels": {"a": 1}}, "labels"),
+        ({"labels": {"a": HALF}}, "labels"),
+        ({"labels": {"a": b"x"}}, "labels"),
+        ({"labels": {7: "x"}}, "labels"),
+        ({"labels": "a=b"}, "labels"),
+        ({"labels": []}, "labels"),
+        ({"correlation_id": "x"}, "correlation_id"),
+        ({"correlation_id": 7}, "correlation_id"),
+        ({"request_id": 0}, "request_id"),
+    ],
+    ids=named,
 )
 async def test_a_job_with_a_wrong_argument_is_refused_before_the_call(
     scripted: vtryon.Client, options, name
@@ -105,22 +137,38 @@ async def test_a_job_with_a_wrong_argument_is_refused_before_the_call(
 
 
 @pytest.mark.parametrize(
-    "call",
+    ("call", "name", "given"),
     [
-        lambda jobs: jobs.get(7),
-        lambda jobs: jobs.cancel(HALF),
-        lambda jobs: jobs.erase(b"\xff"),
-        lambda jobs: jobs.page(size=-1),
-        lambda jobs: jobs.page(states=["asleep"]),
-        lambda jobs: jobs.wait(HALF),
-        lambda jobs: jobs.picture(HALF),
-        lambda jobs: anext(jobs.watch("job", from_sequence="1")),
-        lambda jobs: anext(jobs.list(states="asleep")),
+        (lambda jobs: jobs.get(7), "job_id", "int"),
+        (lambda jobs: jobs.get(None), "job_id", "NoneType"),
+        (lambda jobs: jobs.cancel(HALF), "job_id", "surrogate"),
+        (lambda jobs: jobs.cancel(b"job"), "job_id", "bytes"),
+        (lambda jobs: jobs.erase(b"\xff"), "job_id", "bytes"),
+        (lambda jobs: jobs.page(size=-1), "size", "-1"),
+        (lambda jobs: jobs.page(size="3"), "size", "a whole number, not str"),
+        (lambda jobs: jobs.page(size=None), "size", "NoneType"),
+        (lambda jobs: jobs.page(token=3), "token", "int"),
+        (lambda jobs: jobs.page(states=["asleep"]), "states", "'asleep'"),
+        (lambda jobs: jobs.page(states="asleep"), "states", "a list of job states, not str"),
+        (lambda jobs: jobs.page(states=vtryon.JobState.FAILED), "states", "not JobState"),
+        (lambda jobs: jobs.page(states=3), "states", "int"),
+        (lambda jobs: jobs.wait(HALF), "job_id", "surrogate"),
+        (lambda jobs: jobs.wait(3), "job_id", "int"),
+        (lambda jobs: jobs.picture(HALF), "job_id", "surrogate"),
+        (lambda jobs: jobs.picture([]), "job_id", "list"),
+        (lambda jobs: anext(jobs.watch(None)), "job_id", "NoneType"),
+        (lambda jobs: anext(jobs.watch("job", from_sequence="3")), "from_sequence", "str"),
+        (lambda jobs: anext(jobs.watch("job", from_sequence=-1)), "from_sequence", "-1"),
+        (lambda jobs: anext(jobs.watch("job", from_sequence=True)), "from_sequence", "bool"),
+        (lambda jobs: anext(jobs.list(states="asleep")), "states", "str"),
     ],
 )
-async def test_every_call_of_jobs_refuses_what_it_cannot_send(scripted, call) -> None:
-    with pytest.raises((vtryon.RequestError, TypeError)):
+async def test_every_call_of_jobs_refuses_what_it_cannot_send(scripted, call, name, given) -> None:
+    with pytest.raises(vtryon.RequestError) as caught:
         await call(scripted.jobs)
+    assert names(caught.value) == [name]
+    assert caught.value.message.startswith(f"{name}: ")
+    assert given in caught.value.message
 
 
 @pytest.mark.parametrize(
@@ -139,11 +187,120 @@ async def test_every_call_of_jobs_refuses_what_it_cannot_send(scripted, call) ->
         ),
         (lambda client: client.decoding.decode(TENSOR, format="gif"), "format"),
         (lambda client: client.decoding.decode(TENSOR, quality="high"), "quality"),
+        (lambda client: client.decoding.decode(ARRAY), "latents: .*Tensor, not ndarray"),
+        (lambda client: client.decoding.decode(None), "latents: .*NoneType"),
+        (lambda client: client.sampling.sample(START, ARRAY), "given: .*Conditioning, not ndarray"),
+        (lambda client: client.sampling.sample(None, ARRAY), "start: .*SampleStart, not NoneType"),
+        (lambda client: client.latent_encoder.encode(Image.new("RGB", (8, 8))), "pictures: .*list"),
+        (lambda client: client.latent_encoder.encode("path.png"), "pictures: .*list .*not str"),
+        (lambda client: client.latent_encoder.encode(PICTURE), "pictures: .*list .*not bytes"),
+        (lambda client: client.latent_encoder.encode(ARRAY), "pictures: .*list .*not ndarray"),
+        (lambda client: client.latent_encoder.encode(None), "pictures: .*list .*not NoneType"),
+        (lambda client: client.text_encoder.encode("a", "path.png"), "pictures: .*list"),
+        (lambda client: client.text_encoder.encode(b"a", [PICTURE]), "prompt: .*text, not bytes"),
+        (
+            lambda client: client.text_encoder.encode("a", [], negative_prompt=b"x"),
+            "negative_prompt: .*text, not bytes",
+        ),
     ],
 )
 async def test_every_stage_refuses_what_it_cannot_send(scripted, call, name) -> None:
     with pytest.raises(vtryon.RequestError, match=name):
-        await call(scripted)
+        call(scripted)
+
+
+@pytest.mark.parametrize(
+    ("make", "said"),
+    [
+        (lambda: vtryon.Conditioning(ARRAY, []), "embeddings: .*Embeddings, not ndarray"),
+        (lambda: vtryon.Embeddings(ARRAY), "positive: .*Tensor, not ndarray"),
+        (lambda: vtryon.Embeddings(TENSOR, ARRAY), "negative: .*Tensor, not ndarray"),
+        (lambda: conditioning(references=TENSOR), "references: .*list of tensors, not Tensor"),
+        (lambda: conditioning(references=[ARRAY]), r"references\[0\]: .*Tensor, not ndarray"),
+        (lambda: conditioning(noise=ARRAY), "noise: .*Tensor, not ndarray"),
+        (lambda: conditioning(resume_latents=3), "resume_latents: .*Tensor, not int"),
+        (lambda: vtryon.Tensor(ARRAY, b""), "spec: .*TensorSpec, not ndarray"),
+        (lambda: vtryon.Tensor(TENSOR.spec, ARRAY), "data: .*bytes, not ndarray"),
+        (lambda: vtryon.Tensor.from_numpy("x"), "arrays of <U1"),
+        (lambda: vtryon.Tensor.from_numpy([[1], [1, 2]]), "array: .*NumPy array, not list"),
+    ],
+)
+def test_what_stages_are_given_is_made_of_tensors(make, said) -> None:
+    with pytest.raises(vtryon.RequestError, match=said):
+        make()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ({"target": None}, "target is text, not NoneType"),
+        ({"target": 50050}, "target is text, not int"),
+        ({"tls": True}, r"tls: takes a vtryon\.Tls or None, not bool"),
+        ({"tls": "ca.crt"}, "tls: .*not str"),
+        ({"token": b"abc"}, "token is text, not bytes"),
+        ({"token": 7}, "token is text, not int"),
+        ({"retry": None}, "retry: .*RetryPolicy, not NoneType"),
+        ({"retry": 3}, "retry: .*RetryPolicy, not int"),
+    ],
+)
+def test_a_client_refuses_a_connection_of_other_types(arguments, said) -> None:
+    with pytest.raises(vtryon.SettingsError, match=said):
+        vtryon.Client(**{"target": "127.0.0.1:1", **arguments})
+
+
+@pytest.mark.parametrize(
+    ("make", "said"),
+    [
+        (lambda: vtryon.Tls(ca_path=3), r"tls\.ca_path: takes a path, not int"),
+        (lambda: vtryon.Tls(key_path=b"k"), r"tls\.key_path: takes a path, not bytes"),
+        (lambda: vtryon.Tls(server_name=3), r"tls\.server_name: takes text, not int"),
+        (lambda: vtryon.RetryPolicy(max_wait_seconds="5"), r"max_wait_seconds: .*number, not str"),
+        (lambda: vtryon.RetryPolicy(max_wait_seconds=float("nan")), "at least 0, not nan"),
+        (lambda: vtryon.RetryPolicy(connect_seconds=-1), "connect_seconds: .*at least 0, not -1"),
+        (lambda: vtryon.RetryPolicy(breaks=True), "breaks: .*whole number, not bool"),
+        (lambda: vtryon.RetryPolicy(breaks=1.5), "breaks: .*whole number, not float"),
+        (lambda: vtryon.RetryPolicy(overload="no"), "overload: takes True or False, not str"),
+    ],
+)
+def test_settings_of_a_connection_are_checked_by_name(make, said) -> None:
+    with pytest.raises(vtryon.SettingsError, match=said):
+        make()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "name"),
+    [
+        ({"resume": "3"}, "resume"),
+        ({"resume": vtryon.ResumePoint(step="3")}, "resume.step"),
+        ({"resume_every": "3"}, "resume_every"),
+        ({"resume_every": None}, "resume_every"),
+        ({"resume_latents": np.zeros(3)}, "resume_latents"),
+    ],
+)
+async def test_a_wrong_place_to_go_on_from_is_refused_at_once(scripted, arguments, name) -> None:
+    with pytest.raises(vtryon.RequestError) as caught:
+        scripted.try_on(PICTURE, PICTURE, **arguments)
+    assert names(caught.value) == [name]
+
+
+@pytest.mark.parametrize("tenant", [None, 0, b"acme"])
+async def test_a_tenant_is_text(scripted, tenant) -> None:
+    with pytest.raises(vtryon.RequestError, match="tenant: "):
+        scripted.acting_for(tenant)
+
+
+@pytest.mark.parametrize("seconds", [None, "5", True])
+async def test_waiting_until_ready_takes_seconds(scripted, seconds) -> None:
+    with pytest.raises(vtryon.RequestError, match=r"timeout_seconds: .*positive number"):
+        await scripted.wait_ready(seconds)
+
+
+def conditioning(*, references=(), **other) -> vtryon.Conditioning:
+    return vtryon.Conditioning(vtryon.Embeddings(TENSOR), references, **other)
+
+
+ARRAY = np.zeros((16, 2, 2), np.float32)
+START = vtryon.SampleStart()
 
 
 TENSOR = vtryon.Tensor(
