@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
@@ -82,8 +83,9 @@ class JobRequests:
         garments = record["garments"]
         if len(garments) > MAX_GARMENTS:
             raise payload_invalid(f"garments: {len(garments)}, and {MAX_GARMENTS} are the most")
-        timeout: float | None = received.left_seconds(record["timeout_seconds"])
-        if timeout is not None and timeout <= 0:
+        asked = record["timeout_seconds"]
+        left = received.left_seconds(math.inf if asked is None else asked)
+        if left <= 0:
             raise DeadlineError("out of time before it was begun")
         contents = [("person", record["person"])]
         contents += [(f"garments.{number}", one) for number, one in enumerate(garments)]
@@ -97,7 +99,7 @@ class JobRequests:
             record["request_id"],
             pictures,
             options,
-            timeout,
+            None if left == math.inf else left,
             record["labels"],
             claim["name"] if claim else "",
         )

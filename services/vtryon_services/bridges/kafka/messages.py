@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from typing import TypeVar
 
 from aiokafka import ConsumerRecord, TopicPartition
 from opentelemetry import propagate
@@ -32,7 +32,6 @@ FAILED_AT, MESSAGE = "failed-at", "message"
 _OWN = {ATTEMPT, NOT_BEFORE, REASON, FROM_TOPIC, FROM_PARTITION, FROM_OFFSET, FAILED_AT, MESSAGE}
 _LONGEST_VALUE = 1024
 _PASSED_ON = (CORRELATION, DEADLINE, PRIORITY, TENANT_KEY)
-D = TypeVar("D", bound=float | None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,7 +97,7 @@ class Received:
         until = self.header(NOT_BEFORE)
         return max(0.0, float(until) / 1000 - time.time()) if until.isdecimal() else 0.0
 
-    def left_seconds(self, limit: D) -> float | D:
+    def left_seconds(self, limit: float = math.inf) -> float:
         """Give what is left until its deadline, and no more than a limit.
 
         Raises:
@@ -112,8 +111,7 @@ class Received:
             raise RequestError(f"header {DEADLINE}: is no time in ISO 8601") from None
         if deadline.tzinfo is None:
             deadline = deadline.replace(tzinfo=UTC)
-        left = deadline.timestamp() - time.time()
-        return left if limit is None else min(left, limit)
+        return min(deadline.timestamp() - time.time(), limit)
 
     @property
     def priority(self) -> Priority | None:

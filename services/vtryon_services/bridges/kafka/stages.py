@@ -124,7 +124,6 @@ class StageWork:
         content = await asyncio.to_thread(digest, said) if said else ""
 
         channel = self._client.acting_for(received.tenant).channel
-        limit = min(left_seconds, self._settings.work_timeout_seconds)
 
         async def open_call(seconds: float | None) -> StreamCall:
             return StreamCall(
@@ -137,7 +136,7 @@ class StageWork:
                 content_digest=content,
             )
 
-        return await Run(lambda: channel.attempts(limit), open_call, lambda result: result)
+        return await Run(lambda: channel.attempts(left_seconds), open_call, lambda result: result)
 
     async def _passed_on(
         self, record: dict[str, Any], result: Result, headers: Mapping[str, bytes]
