@@ -25,8 +25,13 @@ _MARKS = (
 )
 
 
-def read_text(path: Path, limit: int = MAX_TEXT_BYTES) -> str:
+def read_text(path: Path, limit: int = MAX_TEXT_BYTES, *, growing: bool = False) -> str:
     """Read a text file of at most `limit` bytes; line ends become newlines.
+
+    Args:
+        path: of the file.
+        limit: in bytes.
+        growing: the file is still being written; half a character at its end is left out.
 
     Raises:
         RequestError: it is not a regular file, too large, or not text.
@@ -34,7 +39,7 @@ def read_text(path: Path, limit: int = MAX_TEXT_BYTES) -> str:
     data = _read_bytes(path, limit)
     encoding = next((name for mark, name in _MARKS if data.startswith(mark)), "utf-8")
     try:
-        text = data.decode(encoding)
+        text = codecs.getincrementaldecoder(encoding)().decode(data, final=not growing)
     except UnicodeDecodeError as error:
         line = data[: error.start].count(b"\n") + 1
         raise RequestError(

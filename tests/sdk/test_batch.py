@@ -468,6 +468,73 @@ def test_a_full_disk_is_said_and_loses_nothing(tmp_path: Path, endpoint: str) ->
     assert len(list(out.glob("n*.png"))) == 4
 
 
+HALVES = [
+    ("work.jsonl", '{"person": "p.png", "name": "a"}\n{"person": "p.p', ["a"]),
+    (
+        "work.jsonl",
+        '{"person": "p.png", "name": "a"}\n{"person": "p.png", "name": "b"}',
+        ["a", "b"],
+    ),
+    ("work.jsonl", '{"per', []),
+    ("work.csv", "name,person\na,p.png\nb,p.p", ["a"]),
+    ("work.csv", "name,per", []),
+    ("work.csv", 'name,person,prompt\na,p.png,"x"\nb,p.png,"one\ntwo', ["a"]),
+    ("work.jsonl", '{"person": "p.png", "name": "a"}\n{"prompt": "é'.encode()[:-1], ["a"]),
+]
+
+
+@pytest.mark.parametrize(("name", "written", "found"), HALVES)
+def test_half_a_line_of_a_watched_manifest_is_left_for_later(
+    tmp_path: Path, name: str, written: str | bytes, found: list[str]
+) -> None:
+    manifest = tmp_path / name
+    manifest.write_bytes(written if isinstance(written, bytes) else written.encode())
+    assert [entry.name for entry in find_entries(manifest, growing=True).entries] == found
+
+
+def test_half_a_line_of_a_list_of_pairs_is_left_for_later(tmp_path: Path) -> None:
+    files = {"image/1.jpg": PICTURE, "cloth/1.jpg": PICTURE, "train_pairs.txt": b"1.jpg 1.jpg\n2.j"}
+    folder = folder_of(tmp_path, files)
+    with pytest.raises(vtryon.RequestError, match="line 2"):
+        find_entries(folder, Layout.VITON_HD)
+    [entry] = find_entries(folder, Layout.VITON_HD, growing=True).entries
+    assert entry.name == "1"
+
+
+@pytest.mark.parametrize("layout", ["viton-hd", "dresscode"])
+def test_a_data_set_without_pairs_ends_a_batch_and_not_a_watch(tmp_path: Path, layout: str) -> None:
+    assert find_entries(tmp_path, Layout(layout), growing=True) == Found([])
+    done = batch(tmp_path, tmp_path / "out", "--layout", layout)
+    assert done.returncode == 2
+    assert "has no entries" in done.stderr
+
+
+def test_a_watched_data_set_may_begin_empty(tmp_path: Path, endpoint: str) -> None:
+    source, out = tmp_path / "in", tmp_path / "out"
+    source.mkdir()
+    words = ["--watch", "--layout", "viton-hd", "--steps", "1", "--endpoint", endpoint]
+    with subprocess.Popen(
+        [VTRYON, "batch", source, out, *words], stderr=subprocess.PIPE, text=True
+    ) as process:
+        try:
+            until = time.monotonic() + 100
+            while not (out / JOURNAL).exists():  # it has looked once
+                assert process.poll() is None, process.communicate()
+                assert time.monotonic() < until
+                time.sleep(0.1)
+            for part in ("image", "cloth"):
+                (source / part).mkdir()
+                (source / part / "1.png").write_bytes(PICTURE)
+            while not (out / "1.png").exists():
+                assert process.poll() is None, process.communicate()
+                assert time.monotonic() < until
+                time.sleep(0.1)
+        finally:
+            process.send_signal(signal.SIGINT)
+            _, said = process.communicate(timeout=100)
+    assert process.returncode == 0, said
+
+
 def test_watching_takes_what_comes(tmp_path: Path, endpoint: str) -> None:
     source, out = tmp_path / "in", tmp_path / "out"
     source.mkdir()

@@ -12,7 +12,6 @@ from vtryon.batch.entries import (
     Layout,
     check_name,
     inside,
-    nothing_found,
     picture_problem,
     real_path,
     visible_files,
@@ -32,24 +31,28 @@ class _Part:
     prefix: str = ""
 
 
-def in_dataset(folder: Path, layout: Layout) -> Found:
+def in_dataset(folder: Path, layout: Layout, *, growing: bool = False) -> Found:
     """Find the pairs of a data set; a pair in several lists is one entry.
 
     Where there are no lists, a garment without a person is an entry with a problem, as a person
     without a garment is. Files that no entry uses are named.
 
+    Args:
+        folder: of the data set.
+        layout: VITON-HD's or DressCode's.
+        growing: lists are still being written: a last line of one name is left for later.
+
     Raises:
-        RequestError: there are none, or a line of a list is not two file names.
+        RequestError: a line of a list is not two file names.
     """
-    pairs = _viton(folder) if layout is Layout.VITON_HD else _dresscode(folder)
+    find = _viton if layout is Layout.VITON_HD else _dresscode
+    pairs = find(folder, growing=growing)
     entries: dict[str, Entry] = {}
     folders: set[Path] = set()
     for part, person, garment in pairs:
         entry = _entry(folder, part, person, garment)
         entries.setdefault(entry.name, entry)
         folders |= {part.people, part.garments}
-    if not entries:
-        raise nothing_found(folder)
     return Found(list(entries.values()), _unused(folder, folders, entries.values()))
 
 
@@ -59,12 +62,12 @@ def _unused(folder: Path, folders: Iterable[Path], entries: Iterable[Entry]) -> 
     return sorted(str(path.relative_to(folder)) for path in files if real_path(path) not in used)
 
 
-def _viton(folder: Path) -> Iterator[tuple[_Part, str, str]]:
+def _viton(folder: Path, *, growing: bool) -> Iterator[tuple[_Part, str, str]]:
     lists = sorted(folder.glob("*pairs*.txt"))
     for path in lists:
         split = folder / path.name.partition("_")[0]  # train_pairs.txt is about train/
         base = split if (split / "image").is_dir() else folder
-        for person, garment in _lines(path):
+        for person, garment in _lines(path, growing=growing):
             yield _Part(base / "image", base / "cloth"), person, garment
     if not lists and (folder / "image").is_dir():
         part = _Part(folder / "image", folder / "cloth")
@@ -74,14 +77,14 @@ def _viton(folder: Path) -> Iterator[tuple[_Part, str, str]]:
             yield part, people.get(stem, default), garments.get(stem, default)
 
 
-def _dresscode(folder: Path) -> Iterator[tuple[_Part, str, str]]:
+def _dresscode(folder: Path, *, growing: bool) -> Iterator[tuple[_Part, str, str]]:
     bases = [folder / name for name in _CATEGORIES if (folder / name).is_dir()] or [folder]
     for base in bases:
         images = base / "images"
         part = _Part(images, images, "" if base is folder else f"{base.name}-")
         lists = sorted(base.glob("*pairs*.txt"))
         for path in lists:
-            for person, garment in _lines(path):
+            for person, garment in _lines(path, growing=growing):
                 yield part, person, garment
         if not lists and images.is_dir():
             people, garments = _by_stem(images, "_0"), _by_stem(images, "_1")
@@ -99,9 +102,13 @@ def _by_stem(folder: Path, ending: str = "") -> dict[str, str]:
     }
 
 
-def _lines(path: Path) -> Iterator[tuple[str, str]]:
-    for number, line in enumerate(read_text(path).splitlines(), 1):
+def _lines(path: Path, *, growing: bool) -> Iterator[tuple[str, str]]:
+    text = read_text(path, growing=growing)
+    lines = text.splitlines()
+    for number, line in enumerate(lines, 1):
         words = line.split()
+        if growing and len(words) == 1 and number == len(lines) and not text.endswith("\n"):
+            return  # the second name is still to be written
         if words and len(words) not in {2, 3}:  # a third is DressCode's category
             raise RequestError(f"{path.name}, line {number}: not the names of two files")
         if words:

@@ -87,11 +87,16 @@ class Found:
     unused: list[str] = field(default_factory=list)
 
 
-def find_entries(source: Path, layout: Layout = Layout.PAIRS) -> Found:
-    """Find what is to be done, in the order of names or of lines.
+def find_entries(source: Path, layout: Layout = Layout.PAIRS, *, growing: bool = False) -> Found:
+    """Find what is to be done, in the order of names or of lines; there may be nothing yet.
+
+    Args:
+        source: a folder or a manifest.
+        layout: of a folder.
+        growing: lists are still being written: a last line that is incomplete is left for later.
 
     Raises:
-        RequestError: names the line or the file that is invalid; or nothing was found.
+        RequestError: names the line or the file that is invalid.
     """
     from vtryon.batch.datasets import in_dataset
     from vtryon.batch.folders import in_folder
@@ -100,9 +105,9 @@ def find_entries(source: Path, layout: Layout = Layout.PAIRS) -> Found:
     if source.is_dir() and layout in {Layout.PAIRS, Layout.LOOSE}:
         found = in_folder(source, loose=layout is Layout.LOOSE)
     elif source.is_dir():
-        found = in_dataset(source, layout)
+        found = in_dataset(source, layout, growing=growing)
     elif source.suffix.lower() in {".jsonl", ".csv"}:
-        found = Found(list(in_manifest(source)))
+        found = Found(list(in_manifest(source, growing=growing)))
     else:
         raise RequestError(f"{source} is not a folder, and ends in neither .jsonl nor .csv")
     if len(found.entries) > MAX_ENTRIES:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
+import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -14,19 +16,41 @@ from vtryon.text_files import parse_json, read_text
 from vtryon.types import MAX_GARMENTS
 
 MAX_MANIFEST_BYTES = 256 * 1024 * 1024
+_OPEN_QUOTE = "unexpected end of data"  # what the csv module says of a quote that nothing closes
 _COLUMNS = ("name", "person", "garments", *strict.OPTIONS)
 
 
-def in_manifest(path: Path) -> Iterator[Entry]:
+def in_manifest(path: Path, *, growing: bool = False) -> Iterator[Entry]:
     """Give the entries of a manifest.
+
+    Args:
+        path: of the manifest, .jsonl or .csv.
+        growing: it is still being written: a last line without a line end is left for later,
+            unless it is complete JSON.
 
     Raises:
         RequestError: names the line and the field that is invalid.
     """
-    text = read_text(path, MAX_MANIFEST_BYTES)
-    rows = _csv_rows(text) if path.suffix.lower() == ".csv" else _json_rows(text)
+    text, is_csv = read_text(path, MAX_MANIFEST_BYTES, growing=growing), _is_csv(path)
+    if growing:
+        text = _without_half_line(text, is_csv=is_csv)
+    rows = _csv_rows(text, growing=growing) if is_csv else _json_rows(text)
     for where, row in rows:
         yield _from_row(path.parent, row, where)
+
+
+def _is_csv(path: Path) -> bool:
+    return path.suffix.lower() == ".csv"
+
+
+def _without_half_line(text: str, *, is_csv: bool) -> str:
+    """Leave out a last line that may still grow."""
+    written, end, last = text.rpartition("\n")
+    if not is_csv:
+        with contextlib.suppress(ValueError, RecursionError):
+            json.loads(last)
+            return text
+    return written + end
 
 
 def _json_rows(text: str) -> Iterator[tuple[str, Mapping[str, Any]]]:
@@ -51,7 +75,7 @@ def _option(name: str, value: Any, where: str) -> Any:
         raise RequestError(f"{where}: {name}: {error}") from None
 
 
-def _csv_rows(text: str) -> Iterator[tuple[str, Mapping[str, Any]]]:
+def _csv_rows(text: str, *, growing: bool) -> Iterator[tuple[str, Mapping[str, Any]]]:
     lines = text.split("\n")
     skipped, delimiter = 0, ""
     if lines[0].lower().startswith("sep=") and len(lines[0]) == len("sep=") + 1:  # Excel's own
@@ -70,6 +94,8 @@ def _csv_rows(text: str) -> Iterator[tuple[str, Mapping[str, Any]]]:
                 continue
             yield where, _from_cells(header, cells, where, decimal_comma=delimiter == ";")
     except csv.Error as error:
+        if growing and str(error) == _OPEN_QUOTE:
+            return  # the rest of the cell is still to be written
         raise RequestError(f"line {skipped + reader.line_num}: {error}") from None
 
 

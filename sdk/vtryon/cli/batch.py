@@ -67,7 +67,12 @@ def batch(
     format: Annotated[ImageFormat, typer.Option(help="Of results.")] = ImageFormat.PNG,  # noqa: A002
     concurrency: Annotated[int, typer.Option(min=1, max=256, help="Try-ons at once.")] = 8,
     watching: Annotated[
-        bool, typer.Option("--watch", help="Go on looking for new entries until Ctrl-C.")
+        bool,
+        typer.Option(
+            "--watch",
+            help="Go on looking for new entries until Ctrl-C, also where there are none yet; a "
+            "manifest's last line counts once it ends in a line end, or is complete JSON.",
+        ),
     ] = False,
     endpoint: EndpointOption = None,
     tls: TlsOption = False,
@@ -98,7 +103,7 @@ def batch(
     progress = _progress(PlainConsole(stderr=True, quiet=as_json))
     interrupted = False
     try:
-        found = find_entries(source, layout)
+        found = find_entries(source, layout, growing=watching)
         if not found.entries and not watching:
             raise nothing_found(source)
         journal = Journal.open(out)
@@ -111,7 +116,7 @@ def batch(
         except KeyboardInterrupt:
             interrupted = True
         if watching:
-            found = find_entries(source, layout)
+            found = find_entries(source, layout, growing=True)
         report = _report(found, journal, out)
     except VtryonError as error:
         report_failure(error, console, as_json=as_json)
@@ -165,7 +170,7 @@ async def _run(wanted: _Wanted, connection: Connection, progress: Progress) -> N
         todo: Iterable[Entry] | AsyncIterator[Entry] = wanted.entries
         if wanted.watching:
             todo = watch(
-                lambda: find_entries(wanted.source, wanted.layout).entries,
+                lambda: find_entries(wanted.source, wanted.layout, growing=True).entries,
                 _LOOK_SECONDS,
                 lambda one: one.key(work.common),
             )
