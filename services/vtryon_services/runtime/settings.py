@@ -99,7 +99,8 @@ class ProcessSettings(BaseSettings):
         Raises:
             SettingsError: names each variable that is unknown or does not hold.
         """
-        problems = list(unknown_variables((cls, *beside)))
+        started = list(dict.fromkeys((cls, *beside)))  # `cls` may be among those beside
+        problems = list(unknown_variables(started))
         known = {name for one in _all_settings() for name in one.model_fields}
         problems += [f"{name} is no setting" for name in given if name not in known]
         own = {name: value for name, value in given.items() if name in cls.model_fields}

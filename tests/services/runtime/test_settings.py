@@ -4,7 +4,7 @@ from hypothesis import strategies as st
 
 from vtryon.errors import SettingsError
 from vtryon.types import Stage
-from vtryon_services.host import KINDS, load_settings
+from vtryon_services.host import KINDS, load_settings, settings_of
 from vtryon_services.runtime.settings import variable_prefix
 from vtryon_services.stages.sampling.settings import SamplingSettings
 
@@ -126,3 +126,14 @@ def test_the_long_name_wins_over_the_short_one_in_every_service(monkeypatch) -> 
 def test_a_setting_given_by_a_program_that_nobody_knows_is_refused() -> None:
     with pytest.raises(SettingsError, match="placse is no setting"):
         load_settings(list(Stage), {"placse": 3})
+
+
+@pytest.mark.parametrize("variable", ["VTRYON_TYPO", "VTRYON_LATENT_ENCODER_TYPO"])
+def test_an_unknown_variable_is_said_once_with_each_service_once(monkeypatch, variable) -> None:
+    started = [settings_of(stage) for stage in Stage]
+    monkeypatch.setenv(variable, "1")
+    with pytest.raises(SettingsError, match=f"^{variable} is no setting") as caught:
+        started[0].load_from({}, started)
+    assert caught.value.message.count(variable) == 1
+    services = caught.value.message.partition("Settings of ")[2].partition(":")[0].split(", ")
+    assert len(services) == len(set(services)) >= 1
