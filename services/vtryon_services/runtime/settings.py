@@ -99,7 +99,8 @@ class ProcessSettings(BaseSettings):
         Raises:
             SettingsError: names each variable that is unknown or does not hold.
         """
-        started = list(dict.fromkeys((cls, *beside)))  # `cls` may be among those beside
+        # `cls` may be among those beside.
+        started: list[type[ProcessSettings]] = list(dict.fromkeys((cls, *beside)))
         problems = list(unknown_variables(started))
         known = {name for one in _all_settings() for name in one.model_fields}
         problems += [f"{name} is no setting" for name in given if name not in known]

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import logging
-import os
 import sys
 import threading
 import time
 from collections.abc import Callable
-from typing import Any
 
 import structlog
 from opentelemetry import metrics, trace
@@ -20,9 +18,8 @@ from opentelemetry.sdk.trace.export import BatchSpanProcessor
 
 from vtryon.errors import SettingsError
 from vtryon_services.runtime.log_output import LogOutput
+from vtryon_services.runtime.otlp import check_variables, exporter_options, is_disabled
 from vtryon_services.runtime.settings import ProcessSettings
-
-_OTLP = "OTEL_EXPORTER_OTLP_"
 
 
 def set_up_logs(settings: ProcessSettings) -> Callable[[], None]:
@@ -58,30 +55,43 @@ def set_up_logs(settings: ProcessSettings) -> Callable[[], None]:
 def set_up_export(settings: ProcessSettings, name: str) -> Callable[[float], None]:
     """Send spans and metrics to an OTLP receiver, where one is set.
 
-    The receiver is `otlp_endpoint`, or what OTEL_EXPORTER_OTLP_ENDPOINT says. Headers, certificates
-    and all else are set by OpenTelemetry's own variables; so are the service's name and other
-    attributes, by OTEL_SERVICE_NAME and OTEL_RESOURCE_ATTRIBUTES. Metrics go every minute, or as
-    OTEL_METRIC_EXPORT_INTERVAL says in milliseconds; Prometheus fetches them where
-    `prometheus_listen` is set.
+    The receiver is what OTEL_EXPORTER_OTLP_TRACES_ENDPOINT or ..._METRICS_ENDPOINT says, else
+    `otlp_endpoint`, else what OTEL_EXPORTER_OTLP_ENDPOINT says. Headers, certificates and all else
+    are set by OpenTelemetry's own variables; so are the service's name and other attributes, by
+    OTEL_SERVICE_NAME and OTEL_RESOURCE_ATTRIBUTES. OTEL_SDK_DISABLED turns all of it off.
+    Metrics go every minute, or as OTEL_METRIC_EXPORT_INTERVAL says in milliseconds; Prometheus
+    fetches them where `prometheus_listen` is set.
 
     Returns:
         What sends what has not been sent, for at most so many seconds.
 
     Raises:
-        SettingsError: Prometheus' port is taken, or no address.
+        SettingsError: Prometheus' port is taken, or no address; or a variable of OpenTelemetry
+            has what is not offered.
     """
+    if is_disabled():
+        if settings.prometheus_listen:
+            raise SettingsError(
+                "OTEL_SDK_DISABLED is true: prometheus_listen would have no metrics"
+            )
+        return lambda _seconds: None
+    check_variables()
+    spans_to = exporter_options("TRACES", settings.otlp_endpoint)
+    metrics_to = exporter_options("METRICS", settings.otlp_endpoint)
     resource = _resource(name)
     readers: list[MetricReader] = []
     closing: list[Callable[[], object]] = []
-    if (where := _otlp_options(settings)) is not None:
-        from opentelemetry.exporter.otlp.proto.grpc.metric_exporter import OTLPMetricExporter
+    if spans_to is not None:
         from opentelemetry.exporter.otlp.proto.grpc.trace_exporter import OTLPSpanExporter
 
         traces = TracerProvider(resource=resource, shutdown_on_exit=False)
-        traces.add_span_processor(BatchSpanProcessor(OTLPSpanExporter(**where)))
+        traces.add_span_processor(BatchSpanProcessor(OTLPSpanExporter(**spans_to)))
         trace.set_tracer_provider(traces)
         closing.append(traces.shutdown)
-        readers.append(PeriodicExportingMetricReader(OTLPMetricExporter(**where)))
+    if metrics_to is not None:
+        from opentelemetry.exporter.otlp.proto.grpc.metric_exporter import OTLPMetricExporter
+
+        readers.append(PeriodicExportingMetricReader(OTLPMetricExporter(**metrics_to)))
     if listen := settings.prometheus_listen:
         from opentelemetry.exporter.prometheus import PrometheusMetricReader
 
@@ -100,18 +110,6 @@ def _resource(name: str) -> Resource:
     if not str(given.attributes.get(SERVICE_NAME, "")).startswith("unknown_service"):
         return given
     return given.merge(Resource({SERVICE_NAME: f"vtryon-{name}"}))
-
-
-def _otlp_options(settings: ProcessSettings) -> dict[str, Any] | None:
-    """Say where an exporter sends, as its arguments; None where it is to send nothing."""
-    if endpoint := settings.otlp_endpoint:
-        if "://" in endpoint or any(
-            f"{_OTLP}{name}" in os.environ for name in ("CERTIFICATE", "INSECURE")
-        ):
-            return {"endpoint": endpoint}
-        return {"endpoint": endpoint, "insecure": True}
-    names = ("ENDPOINT", "TRACES_ENDPOINT", "METRICS_ENDPOINT")
-    return {} if any(os.environ.get(f"{_OTLP}{name}") for name in names) else None
 
 
 def _run_at_once(actions: list[Callable[[], object]], seconds: float) -> None:
