@@ -148,7 +148,10 @@ def test_opentelemetrys_own_variables_name_the_service(monkeypatch) -> None:
     assert resource_of(monkeypatch, OTEL_SERVICE_NAME="shop")["service.name"] == "shop"
 
 
-async def test_spans_go_with_tls_and_headers_as_the_standard_variables_say(tmp_path) -> None:
+@pytest.mark.parametrize("signal", ["", "TRACES_"])
+async def test_spans_go_with_tls_and_headers_as_the_standard_variables_say(
+    tmp_path, signal
+) -> None:
     authority = trustme.CA()
     authority.cert_pem.write_to_path(tmp_path / "ca.crt")
     certificate = authority.issue_cert("localhost")
@@ -156,12 +159,18 @@ async def test_spans_go_with_tls_and_headers_as_the_standard_variables_say(tmp_p
         [(certificate.private_key_pem.bytes(), certificate.cert_chain_pems[0].bytes())]
     )
     async with otlp_receiver(credentials) as receiver:
+        variables = {
+            f"OTEL_EXPORTER_OTLP_{signal}CERTIFICATE": str(tmp_path / "ca.crt"),
+            f"OTEL_EXPORTER_OTLP_{signal}HEADERS": "api-key=abc",
+        }
+        if signal:  # beside our own setting, which has no scheme
+            variables["VTRYON_OTLP_ENDPOINT"] = f"localhost:{receiver.port}"
+        else:
+            variables["OTEL_EXPORTER_OTLP_ENDPOINT"] = f"https://localhost:{receiver.port}"
         async with (
             serving(
                 *("all", "--backend", "scripted"),
-                OTEL_EXPORTER_OTLP_ENDPOINT=f"https://localhost:{receiver.port}",
-                OTEL_EXPORTER_OTLP_CERTIFICATE=str(tmp_path / "ca.crt"),
-                OTEL_EXPORTER_OTLP_HEADERS="api-key=abc",
+                **variables,
             ) as process,
             vtryon.Client(process.target) as client,
         ):
