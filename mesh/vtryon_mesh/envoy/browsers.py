@@ -32,6 +32,7 @@ RESPONSE_HEADERS = (
     "x-request-id",
     "x-vtryon-ignored",
     "x-vtryon-job",
+    "x-vtryon-model-digests",
     "x-vtryon-seed",
     "x-vtryon-unused-options",
 )

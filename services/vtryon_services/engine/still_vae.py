@@ -32,7 +32,7 @@ class Half(Enum):
 
     ENCODER = ("encoder", "quant_conv")
     DECODER = ("decoder", "post_quant_conv")
-    BOTH = ()
+    BOTH = (*ENCODER, *DECODER)
 
 
 class LastTapConv(QwenImageCausalConv3d):
