@@ -6,7 +6,7 @@ import os
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
-from vtryon.backend_settings import ONLY_OF, refusal, variable
+from vtryon.backend_settings import ONLY_OF, refusal, unread, variable
 from vtryon.types import Stage
 from vtryon_services.runtime.settings import ProcessSettings, StageSettings
 
@@ -39,11 +39,8 @@ def unread_settings(loaded: Iterable[ProcessSettings], given: Mapping[str, Any])
 
 
 def _unread_of_stage(stage: StageSettings) -> Iterator[str]:
-    for name, only in ONLY_OF.items():
-        own = variable(name, stage.service)
-        if only != stage.backend and own in os.environ:
-            because = f"the backend of {stage.service} is {stage.backend}"
-            yield refusal(own, name, because, stage.backend)
+    names = {variable(name, stage.service) for name in ONLY_OF}
+    yield from unread(stage.service, stage.backend, names & os.environ.keys())
     own = variable("compiled", stage.service)
     if stage.backend == "torch" and stage.service != Stage.SAMPLING and own in os.environ:
         yield f"{own} is set, but only the sampler's blocks are compiled: unset it"
