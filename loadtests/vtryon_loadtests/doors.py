@@ -178,6 +178,23 @@ async def doors(pictures: Pictures, backend: str) -> AsyncIterator[list[Door]]:
         ]
 
 
+def bridge_variables(
+    broker: str, registry: str, folder: Path, mesh: str, jobs: str, **more: str
+) -> dict[str, str]:
+    """Give the variables of a bridge to Kafka that makes its own topics."""
+    values = {
+        "BOOTSTRAP_SERVERS": broker,
+        "REGISTRY_URL": f"http://{registry}",
+        "CREATE_TOPICS": "true",
+        "IDEMPOTENT": "false",
+        "CLAIMS_URL": str(folder / "claims"),
+        "PIPELINE_TARGET": mesh,
+        "JOBS_TARGET": jobs,
+        **more,
+    }
+    return {f"VTRYON_KAFKA_{name}": value for name, value in values.items()}
+
+
 async def _open_kafka(
     stack: AsyncExitStack, mesh: str, jobs: str, folder: Path
 ) -> dict[str, tuple[KafkaCaller, Relay]]:
@@ -194,19 +211,12 @@ async def _open_kafka(
         await listening(place)
     callers = {}
     for topology, serves in (("hybrid", "jobs"), ("kafka", "all")):
-        variables = {
-            "BOOTSTRAP_SERVERS": at_broker,
-            "REGISTRY_URL": f"http://{registry}",
-            "PREFIX": topology,
-            "TOPOLOGY": topology,
-            "SERVES": serves,
-            "CREATE_TOPICS": "true",
-            "IDEMPOTENT": "false",
-            "CLAIMS_URL": str(folder / "claims"),
-            "PIPELINE_TARGET": mesh,
-            "JOBS_TARGET": jobs,
-        }
-        named = {f"VTRYON_KAFKA_{name}": value for name, value in variables.items()}
+        named = bridge_variables(
+            *(at_broker, registry, folder, mesh, jobs),
+            PREFIX=topology,
+            TOPOLOGY=topology,
+            SERVES=serves,
+        )
         # The relay has to pass on what the bridge says when it begins, and when it ends.
         bridge = running("vtryon", "serve", "kafka", "--listen", "127.0.0.1:0", **named)
         await asyncio.to_thread(bridge.__enter__)

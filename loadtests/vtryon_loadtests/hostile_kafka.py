@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from vtryon_loadtests.attacks import PER_SECOND, paced
-from vtryon_loadtests.doors import free_port, listening, process
+from vtryon_loadtests.doors import bridge_variables, free_port, listening, process
 from vtryon_loadtests.hostile_jobs import serve_jobs
 from vtryon_loadtests.kafka import KafkaCaller
 from vtryon_loadtests.tensor_streaming import running
@@ -36,18 +36,9 @@ async def serve() -> AsyncIterator[tuple[str, Callable[[], Awaitable[None]]]]:
         stack.enter_context(process("kafka", "broker", "--listen", broker))
         for place in (registry, broker):
             await listening(place)
-        variables = {
-            "BOOTSTRAP_SERVERS": broker,
-            "REGISTRY_URL": f"http://{registry}",
-            "PREFIX": _PREFIX,
-            "SERVES": "jobs",
-            "CREATE_TOPICS": "true",
-            "IDEMPOTENT": "false",
-            "CLAIMS_URL": str(folder / "claims"),
-            "PIPELINE_TARGET": mesh,
-            "JOBS_TARGET": jobs,
-        }
-        named = {f"VTRYON_KAFKA_{name}": value for name, value in variables.items()}
+        named = bridge_variables(
+            *(broker, registry, folder, mesh, jobs), PREFIX=_PREFIX, SERVES="jobs"
+        )
         stack.enter_context(running("vtryon", "serve", "kafka", "--listen", "127.0.0.1:0", **named))
         target = f"{broker} {registry}"
         caller = await stack.enter_async_context(_open(target))
