@@ -509,6 +509,13 @@ def test_a_data_set_without_pairs_ends_a_batch_and_not_a_watch(tmp_path: Path, l
     assert "has no entries" in done.stderr
 
 
+def wait_for_file(path: Path, process: subprocess.Popen[str], until: float) -> None:
+    while not path.exists():
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < until
+        time.sleep(0.1)
+
+
 def test_a_watched_data_set_may_begin_empty(tmp_path: Path, endpoint: str) -> None:
     source, out = tmp_path / "in", tmp_path / "out"
     source.mkdir()
@@ -518,17 +525,11 @@ def test_a_watched_data_set_may_begin_empty(tmp_path: Path, endpoint: str) -> No
     ) as process:
         try:
             until = time.monotonic() + 100
-            while not (out / JOURNAL).exists():  # it has looked once
-                assert process.poll() is None, process.communicate()
-                assert time.monotonic() < until
-                time.sleep(0.1)
+            wait_for_file(out / JOURNAL, process, until)  # it has looked once
             for part in ("image", "cloth"):
                 (source / part).mkdir()
                 (source / part / "1.png").write_bytes(PICTURE)
-            while not (out / "1.png").exists():
-                assert process.poll() is None, process.communicate()
-                assert time.monotonic() < until
-                time.sleep(0.1)
+            wait_for_file(out / "1.png", process, until)
         finally:
             process.send_signal(signal.SIGINT)
             _, said = process.communicate(timeout=100)
@@ -545,10 +546,7 @@ def test_watching_takes_what_comes(tmp_path: Path, endpoint: str) -> None:
             (source / f"x{number}_garment.png").write_bytes(PICTURE)
             (source / f"x{number}_person.png").write_bytes(PICTURE)
             until = time.monotonic() + 100
-            while not (out / f"x{number}.png").exists():
-                assert process.poll() is None, process.communicate()
-                assert time.monotonic() < until
-                time.sleep(0.1)
+            wait_for_file(out / f"x{number}.png", process, until)
     finally:
         process.send_signal(signal.SIGINT)
         _, said = process.communicate(timeout=100)
