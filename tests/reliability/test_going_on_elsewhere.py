@@ -24,7 +24,6 @@ from vtryon import StepFinished
 from vtryon.embedded import embedded_mesh
 
 STEPS = 60
-RECONNECTION_SECONDS = 1.5  # gRPC tries a server that was away at growing intervals
 
 
 @pytest.fixture(scope="module")
@@ -153,6 +152,6 @@ async def test_a_stage_killed_under_many_requests_costs_none_of_them(
                 replicas.strike(signal.SIGKILL, port)
                 assert await runs == whole
                 await asyncio.to_thread(replicas.restart, port)
-                await asyncio.sleep(RECONNECTION_SECONDS)
+                await asyncio.to_thread(replicas.wait_for_connection, port)
     finally:
         await asyncio.to_thread(replicas.close)

@@ -8,9 +8,12 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
+
+import psutil
 
 VTRYON = Path(sys.executable).with_name("vtryon")
 
@@ -111,6 +114,17 @@ class Replicas:
         self.processes[port].process.wait(20)
         self._contexts[port].__exit__(None, None, None)
         self._start(port)
+
+    def wait_for_connection(self, port: int, seconds: float = 30) -> None:
+        """Wait until a client has found a replica: gRPC tries one that was away ever less often."""
+        process = psutil.Process(self.processes[port].process.pid)
+        end = time.monotonic() + seconds
+        while not any(
+            one.status == psutil.CONN_ESTABLISHED and one.laddr.port == port
+            for one in process.net_connections("tcp")
+        ):
+            assert time.monotonic() < end, f"nobody has connected to the port {port}"
+            time.sleep(0.05)
 
     def close(self) -> None:
         for context in self._contexts.values():
