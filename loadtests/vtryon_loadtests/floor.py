@@ -1,9 +1,10 @@
 """What the engine alone takes per picture, stage by stage: the floor of every mesh on this machine.
 
-    python -m vtryon_loadtests.floor [--rounds 7] [--steps 4] [--checkpoint FOLDER] [--json]
+    python -m vtryon_loadtests.floor [--rounds 7] [--steps 4] [--checkpoint FOLDER] [--compiled]
+        [--device cpu] [--dtype fp32] [--width 96] [--height 128] [--at-once 1 4 16] [--json]
 
-Encodes, denoises and decodes 1, 4 and 16 try-ons at a time on one thread, with nothing beside it:
-no wire, no event loop, no picture files. A stage's share says where a quicker kernel would pay.
+Encodes, denoises and decodes so many try-ons at a time on one thread, with nothing beside it: no
+wire, no event loop, no picture files. A stage's share says where a quicker kernel would pay.
 """
 
 from __future__ import annotations
@@ -47,10 +48,10 @@ class Row:
 
 
 class Engine:
-    """All four stages of a checkpoint, on the CPU."""
+    """All four stages of a checkpoint, on one device."""
 
-    def __init__(self, folder: Path, *, compiled: bool) -> None:
-        checkpoint, placement = Checkpoint.open(folder), Placement.of("cpu", "fp32")
+    def __init__(self, folder: Path, placement: Placement, *, compiled: bool) -> None:
+        checkpoint = Checkpoint.open(folder)
         self.latents = LatentEncoder.load(checkpoint, placement)
         self.text = TextEncoder.load(checkpoint, placement)
         self.sampler = Sampler.load(checkpoint, placement, compiled=compiled)
@@ -93,17 +94,19 @@ class Engine:
         return seconds
 
 
-def measure(folder: Path, rounds: int, steps: int, *, compiled: bool) -> list[Row]:
+def measure(given: argparse.Namespace) -> list[Row]:
     """Measure every size in turn within each round, after one that only warms up."""
-    engine = Engine(folder, compiled=compiled)
+    placement = Placement.of(given.device, given.dtype)
+    engine = Engine(given.checkpoint, placement, compiled=given.compiled)
+    shape = (given.height, given.width, 3)
     people = [
-        Image.fromarray(torch.randint(0, 256, (128, 96, 3), dtype=torch.uint8).numpy())
-        for _ in range(16)
+        Image.fromarray(torch.randint(0, 256, shape, dtype=torch.uint8).numpy())
+        for _ in range(max(given.at_once))
     ]
-    found: dict[int, list[dict[str, float]]] = {1: [], 4: [], 16: []}
-    for number in range(rounds + 1):
+    found: dict[int, list[dict[str, float]]] = {at_once: [] for at_once in given.at_once}
+    for number in range(given.rounds + 1):
         for at_once, rows in found.items():
-            seconds = engine.draw(people[:at_once], steps)
+            seconds = engine.draw(people[:at_once], given.steps)
             if number:
                 rows.append(seconds)
     return [_row(at_once, rows) for at_once, rows in found.items()]
@@ -134,13 +137,21 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=4)
     parser.add_argument("--checkpoint", type=Path, default=shipped_checkpoint())
     parser.add_argument("--compiled", action="store_true", help="compile the sampler's blocks")
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--dtype", choices=("fp32", "bf16", "fp16"), default="fp32")
+    parser.add_argument("--width", type=int, default=96)
+    parser.add_argument("--height", type=int, default=128)
+    parser.add_argument("--at-once", type=int, nargs="+", default=[1, 4, 16])
     parser.add_argument("--json", action="store_true")
     given = parser.parse_args()
-    rows = measure(given.checkpoint, given.rounds, given.steps, compiled=given.compiled)
+    rows = measure(given)
     if given.json:
         print(json.dumps([asdict(row) for row in rows]))
         return
-    print(f"{given.rounds} rounds, {given.steps} steps, {platform.machine()}; per picture")
+    print(
+        f"{given.rounds} rounds, {given.steps} steps, {given.width} × {given.height}, "
+        f"{given.device} ({platform.machine()}), {given.dtype}; per picture"
+    )
     show(rows, Console(width=110))
 
 

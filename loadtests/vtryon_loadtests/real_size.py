@@ -1,11 +1,13 @@
 """Stages and images per second at a real model's size, with random weights, beside diffusers.
 
     python -m vtryon_loadtests.real_size CHECKPOINT [--device cuda] [--dtype bf16]
-        [--sizes 512 1024] [--steps 4 20] [--at-once 1 4] [--images 8] [--json]
+        [--sizes 512 1024] [--steps 4 20] [--at-once 1 4] [--images 8] [--compiled] [--json]
 
 CHECKPOINT is made by `vtryon models make --random`, or is a real one. diffusers' pipeline runs
 first, in this process, and is freed; then the mesh serves the same weights in a process of its own.
-What a stage takes is its compute time in the ledger. FLOPs are counted from the architecture.
+What a stage takes is its compute time in the ledger: in one process the stages share a GPU, so it
+holds what the others computed meanwhile. FLOPs are counted from the architecture. Each row is told
+on standard error as soon as it is known.
 """
 
 from __future__ import annotations
@@ -17,6 +19,7 @@ import io
 import json
 import math
 import statistics
+import sys
 import time
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
@@ -130,17 +133,18 @@ def time_diffusers(pipeline: Any, case: Case, images: int, count: float) -> Row:
 
 async def time_mesh(client: vtryon.Client, case: Case, images: int, count: float) -> Row:
     """Draw pictures, so many at once, each pair of pictures new."""
+    pairs = [[photograph(case.side, time.time_ns()) for _ in range(2)] for _ in range(images)]
     numbers = iter(range(images))
     latencies: list[float] = []
     stages: dict[str, list[float]] = defaultdict(list)
 
     async def work() -> None:
         for number in numbers:
-            one, other = (photograph(case.side, time.time_ns() + k) for k in range(2))
+            person, garment = pairs[number]
             started = time.perf_counter()
             result = await client.try_on(
-                one,
-                other,
+                person,
+                garment,
                 _PROMPT,
                 steps=case.steps,
                 true_cfg_scale=1.0,
@@ -193,18 +197,26 @@ async def measure(given: argparse.Namespace) -> list[Row]:
         return transformer_flops(config, case.side, 64, 2)
 
     alone = [Case(side, steps, 1) for side in given.sizes for steps in given.steps]
+    rows: list[Row] = []
+
+    def keep(row: Row) -> None:
+        rows.append(row)
+        print(row, file=sys.stderr)
+
     with loaded(given.checkpoint, given.device, dtypes[given.dtype]) as pipeline:
-        rows = [time_diffusers(pipeline, case, given.images, count(case)) for case in alone]
+        for case in alone:
+            keep(time_diffusers(pipeline, case, given.images, count(case)))
     options = ("--device", given.device, "--dtype", given.dtype)
+    compiled = {"VTRYON_COMPILED": "true"} if given.compiled else {}
     where = ("--checkpoint", str(given.checkpoint), "--listen", "127.0.0.1:0")
-    with running("vtryon", "serve", "all", *options, *where) as target:
+    with running("vtryon", "serve", "all", *options, *where, **compiled) as target:
         async with vtryon.Client(target) as client:
             for case in alone:
                 await time_mesh(client, case, 1, count(case))  # warms up
                 for at_once in given.at_once:
                     crowd = Case(case.side, case.steps, at_once)
                     images = max(given.images, 2 * at_once)
-                    rows.append(await time_mesh(client, crowd, images, count(case)))
+                    keep(await time_mesh(client, crowd, images, count(case)))
     return rows
 
 
@@ -247,6 +259,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, nargs="+", default=[4, 20])
     parser.add_argument("--at-once", type=int, nargs="+", default=[1, 4])
     parser.add_argument("--images", type=int, default=8)
+    parser.add_argument("--compiled", action="store_true", help="compile the sampler's blocks")
     parser.add_argument("--json", action="store_true")
     given = parser.parse_args()
     rows = asyncio.run(measure(given))

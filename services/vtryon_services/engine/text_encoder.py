@@ -31,6 +31,7 @@ from vtryon_services.engine.prompt import (
     check_together,
 )
 from vtryon_services.engine.refusals import library_errors
+from vtryon_services.engine.windows import merge_windows_
 
 _PICTURE = "Picture {}: <|vision_start|>{}<|vision_end|>"
 # Text may not switch the template's roles or fake a picture.
@@ -89,6 +90,7 @@ class TextEncoder:
             config = Qwen2_5_VLConfig.from_pretrained(checkpoint.part("text_encoder"))
         check_together(checkpoint, config, tokenizer, processor)
         model = checkpoint.load_text_encoder(Qwen2_5_VLForConditionalGeneration, placement)
+        merge_windows_(model.model.visual)
         digest = checkpoint.digest(Stage.TEXT_ENCODER)
         return cls(model, tokenizer, processor, checkpoint.geometry, digest)
 
