@@ -72,10 +72,16 @@ class ChannelNorm(QwenImageRMS_norm):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Bring every pixel's channels to length √channels, then scale them."""
-        if x.is_cuda:
-            channels = self.gamma.flatten()
-            last = nn.functional.rms_norm(x.movedim(1, -1), channels.shape, channels, eps=_LEAST)
-            return last.movedim(-1, 1) + self.bias
+        return self.in_one_pass(x) if x.is_cuda else self.by_a_product(x)
+
+    def in_one_pass(self, x: torch.Tensor) -> torch.Tensor:
+        """Use torch's RMS norm, whose channels come last."""
+        weight = self.gamma.flatten()
+        scaled = nn.functional.rms_norm(x.movedim(1, -1), weight.shape, weight, eps=_LEAST)
+        return scaled.movedim(-1, 1) + self.bias
+
+    def by_a_product(self, x: torch.Tensor) -> torch.Tensor:
+        """Multiply by the inverse of the length."""
         wide = x.float()
         squares = torch.linalg.vecdot(wide, wide, dim=1).unsqueeze(1)
         shorten = self.scale * squares.clamp_min(_LEAST).rsqrt()

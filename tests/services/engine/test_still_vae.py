@@ -1,9 +1,10 @@
 import torch
 from diffusers import AutoencoderKLQwenImage
+from diffusers.models.autoencoders.autoencoder_kl_qwenimage import QwenImageRMS_norm
 
 from vtryon_services.engine.checkpoint import SHIPPED_CHECKPOINT, Checkpoint
 from vtryon_services.engine.placement import Placement
-from vtryon_services.engine.still_vae import StillVae
+from vtryon_services.engine.still_vae import ChannelNorm, StillVae
 
 PLACEMENT = Placement.of("cpu", "fp32")
 
@@ -38,3 +39,16 @@ def test_tiles_meet_without_a_seam() -> None:
     difference = (tiled.decode(latents) - whole.decode(latents)).abs()
     assert difference.mean() < 0.02  # the middle block looks at the whole tile
     assert difference.max() < 0.5
+
+
+@torch.no_grad()
+def test_both_ways_of_a_norm_are_the_library_s() -> None:
+    theirs = QwenImageRMS_norm(24, images=False, bias=True)
+    for parameter in theirs.parameters():
+        torch.nn.init.normal_(parameter, generator=torch.Generator().manual_seed(0))
+    ours = ChannelNorm(theirs)
+    x = torch.randn(2, 24, 1, 9, 7, generator=torch.Generator().manual_seed(1))
+    x[0, :, 0, 3, 3] = 0
+    x[0, :, 0, 4, 4] *= 1e-9
+    for found in (ours(x), ours.in_one_pass(x), ours.by_a_product(x)):
+        torch.testing.assert_close(found, theirs(x), atol=1e-5, rtol=1e-5)
