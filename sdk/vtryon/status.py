@@ -80,6 +80,8 @@ def from_rpc(
     details = _details(trailing_metadata or ())
     reason = _reason(details, code, message)
     metadata = dict(details.info.metadata)
+    if code is grpc.StatusCode.UNIMPLEMENTED and not details.info.reason:
+        message = f"the server does not offer this call ({message})"
     cls = REASONS[reason].error
     if issubclass(cls, RequestError):
         return cls(message, reason=reason, metadata=metadata, violations=details.violations)

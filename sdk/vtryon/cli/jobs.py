@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -44,6 +44,10 @@ def submit(
     request_id: Annotated[
         str, typer.Option(help="Submitted twice with one id, it is one job.")
     ] = "",
+    label: Annotated[
+        list[str] | None,
+        typer.Option(metavar="<key>=<value>", help="To find again with the job; up to 16."),
+    ] = None,
     steps: Annotated[int | None, typer.Option(help="Denoise steps, 1 to 200.")] = None,
     seed: Annotated[int | None, typer.Option(help="Equal seeds give equal pictures.")] = None,
     true_cfg_scale: Annotated[float | None, typer.Option(help="Strength of guidance.")] = None,
@@ -58,6 +62,7 @@ def submit(
     more: Mapping[str, Any],
 ) -> None:
     """Submit a job, and print its id."""
+    labels = _labels(label or [])
 
     async def work(client: Client) -> None:
         job = await client.jobs.create(
@@ -65,6 +70,7 @@ def submit(
             garment,
             request_id=request_id,
             timeout_seconds=timeout,
+            labels=labels,
             prompt=prompt,
             negative_prompt=negative_prompt,
             steps=steps,
@@ -77,6 +83,17 @@ def submit(
         typer.echo(json.dumps(plain(job)) if as_json else job.id)
 
     _run(work, server(endpoint, tls, tls_ca), as_json=as_json)
+
+
+def _labels(given: Sequence[str]) -> dict[str, str]:
+    pairs = [one.partition("=") for one in given]
+    for text, (key, equals, _) in zip(given, pairs, strict=True):
+        if not (key and equals):
+            raise typer.BadParameter(f"{text!r} is not <key>=<value>", param_hint="--label")
+    found = {key: value for key, _, value in pairs}
+    if len(found) != len(pairs):
+        raise typer.BadParameter("a key is given twice", param_hint="--label")
+    return found
 
 
 @app.command()

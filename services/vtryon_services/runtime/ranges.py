@@ -88,11 +88,15 @@ class PromptRanges(_Ranges):
         return text
 
 
-class EncodingRanges(_Ranges):
-    """Of how a picture is to be encoded."""
+class EncodingFields(_Ranges):
+    """How a picture is to be encoded, each by itself."""
 
     format: ImageFormat | None = None
     quality: int | None = Field(default=None, ge=1, le=100)
+
+
+class EncodingRanges(EncodingFields):
+    """Of how a picture is to be encoded."""
 
     @model_validator(mode="after")
     def _encoding_agrees(self) -> Self:

@@ -86,11 +86,12 @@ async def test_what_changes_nothing_is_ignored_and_listed(api: openai.AsyncOpenA
         background="opaque",
         output_compression=40,
         extra_body={"steps": 1, "moderation": "low", "partial_images": 2},
+        extra_headers={"idempotency-key": "4711", "prefer": "respond-async"},
     )
     listed = answer.headers["x-vtryon-ignored"].split(", ")
     assert set(listed) == {
         *("model", "user", "quality", "input_fidelity", "moderation"),
-        *("output_compression", "partial_images"),
+        *("output_compression", "partial_images", "idempotency-key", "prefer"),
     }
     plain = await api.images.with_raw_response.edit(
         image=IMAGES, prompt="wear it", extra_body={"steps": 1}

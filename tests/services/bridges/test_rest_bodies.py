@@ -365,3 +365,123 @@ async def test_the_sampling_route_tells_its_unused_options(drawing_http: httpx.A
         assert len(said) == len(f"{stage}=") + 64
     assert sampled.headers["x-vtryon-seed"] == "7"
     assert sampled.headers["x-vtryon-unused-options"] == "numerics.schedule"
+
+
+WRONG_IN_JSON = {
+    "steps": [True, "5", 5.5, [5]],
+    "seed": ["5", False, 1.5],
+    "true_cfg_scale": ["2", True],
+    "timeout_seconds": [True, "60"],
+    "width": ["64", True],
+    "strength": ["0.5", True],
+    "sigmas": [[True], ["0.5"], "0.5"],
+    "prompt": [5, True, None, ["x"]],
+    "format": [1, "gif"],
+    "priority": [True],
+    "numerics": [{"shift": True}, {"shift": "1"}, [], "no JSON"],
+    "previews": [{"every_steps": True}, {"every_steps": "1"}, True],
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [(name, value) for name, values in WRONG_IN_JSON.items() for value in values]
+)
+async def test_a_value_of_another_json_type_is_refused_by_the_fields_name(
+    http: httpx.AsyncClient, name: str, value: object
+) -> None:
+    answer = await http.post("/v1/try-ons", json={"person": B64, name: value})
+    assert answer.status_code == 400, answer.text
+    assert name in answer.json()["detail"]
+
+
+@pytest.mark.parametrize(("name", "value"), [("steps", "true"), ("true_cfg_scale", "yes")])
+async def test_a_form_takes_numbers_as_text_and_no_other_text(http, name: str, value: str) -> None:
+    answer = await http.post("/v1/try-ons", files={"person": PICTURE}, data={name: value})
+    assert [one["field"] for one in answer.json()["violations"]] == [name]
+    text = json.dumps({"shift": "1"})
+    answer = await http.post("/v1/try-ons", files={"person": PICTURE}, data={"numerics": text})
+    assert "shift" in answer.json()["detail"]
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        (b'{"steps": %s}' % (b"9" * 5000), "digits"),
+        (b'{"prompt": "\\ud800"}', "Unicode"),
+        (b"[]", "no object"),
+        (b'{"steps": NaN}', "steps"),
+    ],
+    ids=["digits", "surrogate", "array", "NaN"],
+)
+async def test_json_that_holds_no_request_says_what_is_wrong(http, text: bytes, words: str) -> None:
+    headers = {"content-type": "application/json"}
+    answer = await http.post("/v1/try-ons", content=text, headers=headers)
+    assert answer.status_code == 400
+    assert words in answer.json()["detail"]
+
+
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16", "utf-32-le"])
+async def test_json_is_read_in_every_encoding_of_unicode(http, encoding: str) -> None:
+    text = json.dumps({"person": B64, "prompt": "ein Hemd für sie", "steps": 1})
+    headers = {"content-type": "application/json"}
+    answer = await http.post("/v1/try-ons", content=text.encode(encoding), headers=headers)
+    assert answer.status_code == 200, answer.text
+
+
+async def test_accept_decides_whether_a_quality_has_a_meaning(
+    drawing_http: httpx.AsyncClient,
+) -> None:
+    given = {"person": B64, "steps": 1, "quality": 50}
+    answers = {
+        accept: await drawing_http.post("/v1/try-ons", json=given, headers={"accept": accept})
+        for accept in ("image/jpeg", "image/png", "*/*")
+    }
+    assert {accept: one.status_code for accept, one in answers.items()} == {
+        "image/jpeg": 200,
+        "image/png": 400,
+        "*/*": 400,
+    }
+    assert answers["image/jpeg"].content[:3] == b"\xff\xd8\xff"
+    assert "quality" in answers["*/*"].json()["detail"]
+
+
+async def test_accept_chooses_the_format_of_every_picture(drawing_http, jobs_http) -> None:
+    files = {"latents": latents([16, 8, 8], b"\0" * 4096)}
+    webp = {"accept": "image/webp"}
+    decoded = await drawing_http.post("/v1/stages/decoding", files=files, headers=webp)
+    assert decoded.headers["content-type"] == "image/webp", decoded.text
+    assert decoded.content[8:12] == b"WEBP"
+    none = await drawing_http.post(
+        "/v1/stages/decoding", files=files, headers={"accept": "text/html"}
+    )
+    assert none.status_code == 400
+
+    headers = {"idempotency-key": "of-a-picture"}
+    made = await jobs_http.post("/v1/try-ons", files={"person": PICTURE}, headers=headers)
+    path = f"/v1/jobs/{made.headers['x-vtryon-job']}/picture"
+    fetched = [await jobs_http.get(path, headers={"accept": one}) for one in ("image/webp", "*/*")]
+    assert [one.headers["content-type"] for one in fetched] == ["image/webp", "image/png"]
+    assert fetched[0].content[8:12] == b"WEBP"
+
+
+@pytest.mark.parametrize("how", ["form", "json"])
+async def test_labels_are_found_again_with_a_job(jobs_http: httpx.AsyncClient, how: str) -> None:
+    labels = {"order": "4711", "shop": "Zürich"}
+    if how == "json":
+        made = await jobs_http.post("/v1/jobs", json={"person": B64, "labels": labels})
+    else:
+        data = {"labels": json.dumps(labels)}
+        made = await jobs_http.post("/v1/jobs", files={"person": PICTURE}, data=data)
+    assert made.status_code == 202, made.text
+    found = await jobs_http.get(made.headers["location"])
+    assert found.json()["labels"] == labels
+    odd = await jobs_http.post("/v1/jobs", json={"person": B64, "labels": {"order": 4711}})
+    assert odd.status_code == 400
+    none = await jobs_http.post("/v1/try-ons", json={"person": B64, "labels": labels})
+    assert none.status_code == 400  # nothing would keep them
+
+
+async def test_without_a_jobs_service_it_is_said_what_to_set(http: httpx.AsyncClient) -> None:
+    answer = await http.post("/v1/jobs", json={"person": B64})
+    assert answer.status_code == 503
+    assert "VTRYON_REST_JOBS_TARGET" in answer.json()["detail"]

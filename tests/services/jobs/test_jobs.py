@@ -321,7 +321,11 @@ async def test_the_command(jobs_mesh: str, tmp_path: Path) -> None:
         return subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=60)
 
     def session() -> None:
-        done = jobs("submit", "p.png", "p.png", "--steps", "2", "--request-id", "cli-1")
+        odd = jobs("submit", "p.png", "p.png", "--label", "order")
+        assert odd.returncode == 2
+        assert "'order' is not <key>=<value>" in " ".join(odd.stderr.split())
+        labels = ("--label", "order=47=11", "--label", "shop=Zürich")
+        done = jobs("submit", "p.png", "p.png", "--steps", "2", "--request-id", "cli-1", *labels)
         assert done.returncode == 0, done.stderr
         job_id = done.stdout.strip()
         watched = jobs("watch", job_id, "--json")
@@ -331,6 +335,8 @@ async def test_the_command(jobs_mesh: str, tmp_path: Path) -> None:
         assert jobs("fetch", job_id, "-o", "out.png").returncode == 0
         assert json.loads(jobs("list", "--json").stdout)["id"] == job_id
         assert "succeeded" in jobs("show", job_id).stdout
+        shown = json.loads(jobs("show", job_id, "--json").stdout)
+        assert shown["labels"] == {"order": "47=11", "shop": "Zürich"}
         assert "cancelled" not in jobs("cancel", job_id).stdout
         assert jobs("erase", job_id).returncode == 0
         missing = jobs("show", "none", "--json")

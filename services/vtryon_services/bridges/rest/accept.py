@@ -49,15 +49,30 @@ def wanted_answer(request: Request) -> tuple[Answer, ImageFormat | None]:
     Raises:
         RequestError: there is none of what it names.
     """
-    ranges = _ranges(",".join(request.headers.getlist("accept")) or "*/*")
-    liked = {one: found for one in _OFFERED if (found := _best(ranges, one)) and found.weight > 0}
-    if not liked:
-        raise RequestError(f"Accept names none of {', '.join(_OFFERED)}")
-    chosen = max(liked, key=lambda one: _liking(liked[one]))
+    chosen, named = _choose(request, _OFFERED)
     if chosen not in _FORMATS:
         return Answer(chosen), None
-    any_picture = liked[chosen].exactness < _EXACT and chosen == _OFFERED[0]
-    return Answer.PICTURE, None if any_picture else _FORMATS[chosen]
+    return Answer.PICTURE, _FORMATS[chosen] if named else None
+
+
+def wanted_format(request: Request) -> ImageFormat | None:
+    """Read `Accept` where the answer is a picture; None where any will do.
+
+    Raises:
+        RequestError: it names no format that there is.
+    """
+    chosen, named = _choose(request, tuple(_FORMATS))
+    return _FORMATS[chosen] if named else None
+
+
+def _choose(request: Request, offered: Sequence[str]) -> tuple[str, bool]:
+    """Give the media type that the caller likes best, and whether it was named: not any will do."""
+    ranges = _ranges(",".join(request.headers.getlist("accept")) or "*/*")
+    liked = {one: found for one in offered if (found := _best(ranges, one)) and found.weight > 0}
+    if not liked:
+        raise RequestError(f"Accept names none of {', '.join(offered)}")
+    chosen = max(liked, key=lambda one: _liking(liked[one]))
+    return chosen, liked[chosen].exactness == _EXACT or chosen != offered[0]
 
 
 def _liking(found: _Range) -> tuple[float, int, int]:

@@ -12,10 +12,11 @@ from pydantic import (
     BeforeValidator,
     ConfigDict,
     Field,
+    RootModel,
     WithJsonSchema,
 )
 
-from vtryon.errors import Reason, RequestError
+from vtryon.errors import RequestError
 from vtryon.options import DEFAULT_PROMPT
 from vtryon.types import (
     MAX_GARMENTS,
@@ -29,14 +30,15 @@ from vtryon.types import (
     RopeLayout,
     SigmaSchedule,
 )
-from vtryon_services.bridges.rest.checked import parse
+from vtryon_services.bridges.rest.checked import parse_json
 from vtryon_services.bridges.rest.forms import read_form
-from vtryon_services.bridges.rest.json_text import read_json_text
 from vtryon_services.runtime.ranges import (
+    EncodingFields,
     EncodingRanges,
     PreviewRanges,
     PromptRanges,
     SamplingRanges,
+    check_ranges,
     field_error,
 )
 
@@ -91,14 +93,18 @@ class PreviewsBody(PreviewRanges):
     max_pixels: int = Field(default=0, ge=0, le=1024 * 1024)
 
 
-def _object_in_a_field(value: object) -> object:
-    """Read an object that a form has as JSON text."""
-    if not isinstance(value, str):
-        return value
-    try:
-        return read_json_text(value.encode("utf-8", "surrogatepass"))
-    except RequestError as error:
-        raise ValueError(error.message) from None
+def in_a_form_as_json(kind: type[B]) -> BeforeValidator:
+    """Read an object that a form has as JSON text, and JSON has as it is."""
+
+    def read(value: object) -> object:
+        if not isinstance(value, str):
+            return value
+        try:
+            return parse_json(kind, value.encode("utf-8", "surrogatepass"))
+        except RequestError as error:
+            raise ValueError(error.message) from None
+
+    return BeforeValidator(read)
 
 
 class Timed(BaseModel):
@@ -115,7 +121,7 @@ class Profiled(Timed):
     """What requests to every stage that has numerics can be told."""
 
     profile: Profile | None = Field(default=None, description="A named set of numerics.")
-    numerics: Annotated[NumericsBody | None, BeforeValidator(_object_in_a_field)] = Field(
+    numerics: Annotated[NumericsBody | None, in_a_form_as_json(NumericsBody)] = Field(
         default=None, description="What departs from the profile; in a form, as JSON."
     )
 
@@ -137,7 +143,23 @@ class Sampled(SamplingRanges, Profiled):
     )
 
 
-class TryOnFields(PromptRanges, Sampled, EncodingRanges):
+class Encoded(EncodingFields):
+    """How a picture is encoded, where `Accept` may choose the format."""
+
+    def encoding(self, accepted_format: ImageFormat | None) -> dict[str, Any]:
+        """Give format and quality.
+
+        Raises:
+            RequestError: the format has no quality.
+        """
+        chosen = EncodingFields.model_construct(
+            format=self.format or accepted_format, quality=self.quality
+        )
+        check_ranges(chosen, EncodingRanges)
+        return chosen.model_dump()
+
+
+class TryOnFields(PromptRanges, Sampled, Encoded):
     """A try-on but for its pictures; what is left out is the server's choice."""
 
     prompt: str = Field(
@@ -145,7 +167,7 @@ class TryOnFields(PromptRanges, Sampled, EncodingRanges):
         max_length=PromptRanges.model_fields["prompt"].metadata[0].max_length,
         description='It speaks of "picture 1", the person, and "picture 2", the garment.',
     )
-    previews: Annotated[PreviewsBody | None, BeforeValidator(_object_in_a_field)] = Field(
+    previews: Annotated[PreviewsBody | None, in_a_form_as_json(PreviewsBody)] = Field(
         default=None,
         description="Of an event stream or a job, a preview after every step by default; "
         "in a form, as JSON.",
@@ -162,7 +184,8 @@ class TryOnFields(PromptRanges, Sampled, EncodingRanges):
             shown: whether the answer has a place for previews.
 
         Raises:
-            RequestError: the fields ask for previews that the answer has no place for.
+            RequestError: the fields ask for previews that the answer has no place for, or for a
+                quality of a format that has none.
         """
         own = set(TryOnFields.model_fields) - {"profile", "numerics", "previews"}
         wanted: PreviewPolicy | bool = previews
@@ -173,8 +196,8 @@ class TryOnFields(PromptRanges, Sampled, EncodingRanges):
                 raise field_error("previews", words)
         return {
             **self.model_dump(include=own),
+            **self.encoding(accepted_format),
             "numerics": self.own_numerics(),
-            "format": self.format or accepted_format,
             "previews": wanted,
         }
 
@@ -193,6 +216,31 @@ class TryOnJson(TryOnFields):
     garments: list[Base64] = Field(default=[], max_length=MAX_GARMENTS)
 
 
+class Labels(RootModel[dict[str, str]]):
+    """Whatever is to be found again with a job."""
+
+
+class JobFields(TryOnFields):
+    """A job but for its pictures."""
+
+    labels: Annotated[Labels | None, in_a_form_as_json(Labels)] = Field(
+        default=None,
+        description="Names and values to find again with the job; in a form, as JSON.",
+    )
+
+    def own_labels(self) -> dict[str, str]:
+        """Give the labels."""
+        return self.labels.root if self.labels else {}
+
+
+class JobForm(JobFields, TryOnForm):
+    """A form's fields, files beside."""
+
+
+class JobJson(JobFields, TryOnJson):
+    """The same as JSON, with pictures in base64."""
+
+
 async def read_json(request: Request, kind: type[B]) -> B:
     """Read a JSON body, beside the event loop.
 
@@ -202,13 +250,7 @@ async def read_json(request: Request, kind: type[B]) -> B:
     body = await request.body()
     most = request.app.state.settings.max_json_values
 
-    def read() -> B:
-        content = read_json_text(body, most)
-        if not isinstance(content, dict):
-            raise RequestError("the body is no JSON object", reason=Reason.MESSAGE_MALFORMED)
-        return parse(kind, content)
-
-    return await asyncio.to_thread(read)
+    return await asyncio.to_thread(parse_json, kind, body, most)
 
 
 def media_type_of(request: Request) -> str:
@@ -225,7 +267,23 @@ async def read_try_on(request: Request) -> tuple[TryOnFields, list[bytes]]:
     if media_type_of(request) == JSON:
         content = await read_json(request, TryOnJson)
         return content, [content.person, *content.garments]
+    return await _read_form(request, TryOnFields)
+
+
+async def read_job(request: Request) -> tuple[JobFields, list[bytes]]:
+    """Read a job as `read_try_on` reads a try-on.
+
+    Raises:
+        RequestError: it does not hold.
+    """
+    if media_type_of(request) == JSON:
+        content = await read_json(request, JobJson)
+        return content, [content.person, *content.garments]
+    return await _read_form(request, JobFields)
+
+
+async def _read_form(request: Request, kind: type[B]) -> tuple[B, list[bytes]]:
     form = await read_form(request, "person", "garments", "garment")
     garments = form.pictures("garments", "garment")
     pictures = [*form.pictures("person", least=1, most=1), *garments]
-    return form.read(TryOnFields), pictures
+    return form.read(kind), pictures

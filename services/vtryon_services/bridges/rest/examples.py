@@ -20,9 +20,13 @@ _TRY_ON = {
     "steps": 4,
     "seed": 7,
 }
+_FORM: dict[str, Any] = {"person": "person.png", "garments": ["garment.png"], **_TRY_ON}
+_JSON: dict[str, Any] = {"person": _PERSON, "garments": [_GARMENT], **_TRY_ON}
 EXAMPLES: dict[str, dict[str, Any]] = {
-    "TryOnForm": {"person": "person.png", "garments": ["garment.png"], **_TRY_ON},
-    "TryOnJson": {"person": _PERSON, "garments": [_GARMENT], **_TRY_ON},
+    "TryOnForm": _FORM,
+    "TryOnJson": _JSON,
+    "JobForm": {**_FORM, "labels": '{"order": "4711"}'},
+    "JobJson": {**_JSON, "labels": {"order": "4711"}},
     "EncodePictures": {"pictures": ["person.png", "garment.png"]},
     "EncodeText": {
         "pictures": ["person.png", "garment.png"],

@@ -90,14 +90,14 @@ class ImageEdit(PromptRanges, Sampled):
         return self.output_format is ImageFormat.PNG
 
     @property
-    def ignored(self) -> dict[str, str]:
-        """Name, as a header, what was given and changes nothing."""
+    def ignored(self) -> list[str]:
+        """Name what was given and changes nothing."""
         names = [name for name in _IGNORED if name in self.model_fields_set]
         if self.lossless and self.output_compression is not None:
             names.append("output_compression")
         if self.partial_images and not self.stream:
             names.append("partial_images")
-        return {IGNORED: ", ".join(names)} if names else {}
+        return names
 
     def options(self) -> dict[str, Any]:
         """Give the arguments of `vtryon.Client.try_on`."""
@@ -159,8 +159,15 @@ async def edit(request: Request, doors: DoorsOf, settings: SettingsOf) -> Respon
         last,
         _partial_images(fields.partial_images),
         keepalive_seconds=settings.keepalive_seconds,
-        headers=fields.ignored,
+        headers=_ignored(request, fields),
     )
+
+
+def _ignored(request: Request, fields: ImageEdit) -> dict[str, str]:
+    """Name, as a header, what was given and changes nothing: fields, and other routes' headers."""
+    headers = [name for name in ("idempotency-key", "prefer") if name in request.headers]
+    names = [*fields.ignored, *headers]
+    return {IGNORED: ", ".join(names)} if names else {}
 
 
 def _partial_images(count: int) -> Callable[[Event], bytes | None]:
@@ -199,7 +206,7 @@ async def _wait(
         results = await asyncio.gather(*runs)
     data = [{"b64_json": _base64(result.picture), **_how(result)} for result in results]
     # Of several pictures, headers tell of the first; `data` tells of each.
-    headers = {**fields.ignored, **result_headers(results[0])}
+    headers = {**_ignored(request, fields), **result_headers(results[0])}
     return JSONResponse({**_common(results[0].picture), "data": data}, headers=headers)
 
 

@@ -13,14 +13,15 @@ from vtryon.errors import Reason, RequestError, StageError, VtryonError
 from vtryon.jobs import Job, Jobs, JobState, JobUpdate
 from vtryon.plain import plain
 from vtryon.status import from_reason
-from vtryon_services.bridges.rest.accept import EVENT_STREAM
+from vtryon_services.bridges.rest.accept import EVENT_STREAM, wanted_format
 from vtryon_services.bridges.rest.answers import (
     event_frame,
     event_stream,
     frame,
+    in_format,
     picture_answer,
 )
-from vtryon_services.bridges.rest.bodies import JSON, TryOnForm, TryOnJson, read_try_on
+from vtryon_services.bridges.rest.bodies import JSON, JobForm, JobJson, read_job
 from vtryon_services.bridges.rest.documents import (
     PICTURE,
     PROBLEMS,
@@ -63,7 +64,7 @@ IdempotencyKey = Annotated[
     "",
     responses=MADE,
     status_code=202,
-    openapi_extra=body_of({FORM: TryOnForm, JSON: TryOnJson}),
+    openapi_extra=body_of({FORM: JobForm, JSON: JobJson}),
     response_class=Response,
 )
 async def create(
@@ -87,11 +88,12 @@ async def make(
     if key is not None and not GOOD_REQUEST_ID.fullmatch(key):
         words = "takes 1 to 128 printable characters without spaces"
         raise field_error("header.idempotency-key", words)
-    fields, pictures = await read_try_on(request)
+    fields, pictures = await read_job(request)
     return await jobs.create(
         pictures[0],
         pictures[1:],
         request_id=key or "",
+        labels=fields.own_labels(),
         **fields.options(None, previews=previews),
     )
 
@@ -136,8 +138,10 @@ async def erase(request: Request, doors: DoorsOf, job_id: str) -> Response:
 
 @router.get("/{job_id}/picture", responses=PICTURE, response_class=Response)
 async def picture(request: Request, doors: DoorsOf, job_id: str) -> Response:
-    """Fetch the picture of a job that succeeded."""
-    return picture_answer(await doors.jobs(request).picture(job_id))
+    """Fetch the picture of a job that succeeded, in a format that `Accept` names."""
+    wanted = wanted_format(request)
+    found = await doors.jobs(request).picture(job_id)
+    return picture_answer(await in_format(found, wanted))
 
 
 @router.get("/{job_id}/events", responses=_EVENTS, response_class=Response)

@@ -9,6 +9,7 @@ from vtryon.errors import Reason, RequestError
 
 MAX_DEPTH = 32
 MAX_VALUES = 10_000
+_MAX_DIGITS = 64
 _PIECE = 64 * 1024
 _STRUCTURE = (b"[", b"{", b",", b":")
 
@@ -20,12 +21,12 @@ def read_json_text(text: bytes, max_values: int = MAX_VALUES) -> Any:
     included: pictures in base64 have none of them.
 
     Raises:
-        RequestError: it is no JSON, has too many values, is nested too deep, or names a member
-            twice.
+        RequestError: it is no JSON, has too many values, is nested too deep, names a member twice,
+            or has a number of too many digits.
     """
     _check_structure(text, max_values)
     try:
-        value = json.loads(text, object_pairs_hook=_members)
+        value = json.loads(text, object_pairs_hook=_members, parse_int=_whole)
     except (ValueError, RecursionError):
         raise _malformed("is no JSON") from None
     _check_depth(value)
@@ -39,6 +40,12 @@ def _check_structure(text: bytes, max_values: int) -> None:
         found += sum(text.count(one, start, start + _PIECE) for one in _STRUCTURE)
         if found > max_values:
             raise _malformed(f"has more than {max_values} brackets, commas and colons")
+
+
+def _whole(digits: str) -> int:
+    if len(digits) > _MAX_DIGITS:
+        raise _malformed(f"has a number of more than {_MAX_DIGITS} digits")
+    return int(digits)
 
 
 def _members(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -19,6 +19,7 @@ from vtryon.errors import (
     Reason,
     RequestError,
     StageError,
+    UnavailableError,
     Violation,
     VtryonError,
 )
@@ -45,6 +46,10 @@ _STATUSES = {
     grpc.StatusCode.CANCELLED: _CLIENT_CLOSED_REQUEST,
 }
 _PLAIN: dict[int, Reason] = {HTTPStatus.NOT_FOUND: Reason.NOT_FOUND}
+_NOT_OFFERED = (
+    "the mesh behind this address does not offer that; jobs take the address of a jobs service in "
+    "VTRYON_REST_JOBS_TARGET"
+)
 _MAX_VIOLATIONS, _MAX_NAME, _MAX_TEXT = 20, 128, 2000
 _BY_REASON = {
     Reason.PAYLOAD_TOO_LARGE: HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
@@ -81,6 +86,8 @@ def status_of(error: VtryonError) -> int:
 
 def problem_of(error: VtryonError, request: Request, status: int | None = None) -> dict[str, Any]:
     """Describe an error; what callers sent is cut, so that an answer has a bounded size."""
+    if error.metadata.get("status") == grpc.StatusCode.UNIMPLEMENTED.name:
+        error = UnavailableError(_NOT_OFFERED)
     reason = error.reason or Reason.STAGE_FAILED
     title = reason.value.replace("_", " ").capitalize()
     problem = Problem(

@@ -22,17 +22,18 @@ from vtryon.tensor_files import (
 )
 from vtryon.tensors import Tensor
 from vtryon.types import SampleStart, Stage
+from vtryon_services.bridges.rest.accept import wanted_format
 from vtryon_services.bridges.rest.answers import (
     digests_header,
     left_with,
     picture_answer,
     unused_header,
 )
-from vtryon_services.bridges.rest.bodies import Profiled, Sampled, Timed
+from vtryon_services.bridges.rest.bodies import Encoded, Profiled, Sampled, Timed
 from vtryon_services.bridges.rest.documents import PICTURE, SAFETENSORS, SAMPLED, TENSORS, body_of
 from vtryon_services.bridges.rest.doors import DoorsOf
 from vtryon_services.bridges.rest.forms import FORM, read_form
-from vtryon_services.runtime.ranges import EncodingRanges, PromptRanges
+from vtryon_services.runtime.ranges import PromptRanges
 
 T = TypeVar("T")
 router = APIRouter(prefix="/v1/stages", tags=["stages"])
@@ -59,7 +60,7 @@ class Sample(Sampled):
     latents: str = Field(default="", json_schema_extra=_FILE)
 
 
-class Decode(EncodingRanges, Timed):
+class Decode(Encoded, Timed):
     """The decoder's form."""
 
     latents: str = Field(default="", json_schema_extra=_FILE)
@@ -148,15 +149,15 @@ async def sample(request: Request, doors: DoorsOf) -> Response:
     response_class=Response,
 )
 async def decode(request: Request, doors: DoorsOf) -> Response:
-    """Decode the latents of one picture."""
+    """Decode the latents of one picture, to the `format` or to one that `Accept` names."""
+    accepted_format = wanted_format(request)
     form = await read_form(request, "latents")
     file = form.file("latents")
     fields = form.read(Decode)
     latents = await asyncio.to_thread(lambda: only_latents(load(file)))
     run = doors.to(Stage.DECODING, request).decoding.decode(
         latents,
-        format=fields.format,
-        quality=fields.quality,
+        **fields.encoding(accepted_format),
         timeout_seconds=fields.timeout_seconds,
     )
     picture, headers = await _finished(request, run)
