@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from vtryon.errors import RequestError
+from vtryon.errors import Reason, RequestError
 from vtryon.stream import DECODE, ENCODE_LATENTS, ENCODE_TEXT, SAMPLE, Method
 from vtryon.types import (
     DecodeStart,
@@ -110,3 +110,29 @@ def check_route(stage: str, route: Sequence[str]) -> None:
     behind = way[way.index(stage) + 1 :]
     if list(route) != behind[: len(route)]:
         raise RequestError(f"route: behind {stage} come {', '.join(behind)}, in this order")
+    gives = KINDS[stage].gives
+    if route and gives and not gives & _taken_by(route):
+        kinds = ", ".join(sorted(kind.value for kind in gives))
+        raise RequestError(f"route: no stage in it takes what {stage} gives: {kinds}")
+
+
+def check_payloads(
+    stage: str, record: Mapping[str, Any], kinds: Sequence[PayloadKind | None]
+) -> None:
+    """Check that each payload is for this stage, one behind it, or one where the request has been.
+
+    Raises:
+        RequestError: names a payload that none of them takes.
+    """
+    been = (hop["stage"] for hop in record["hops"] if hop["stage"])
+    taken = _taken_by({stage, *record["route"], *been})
+    for number, kind in enumerate(kinds):
+        if kind not in taken:
+            raise RequestError(
+                f"payloads.{number}: neither {stage} nor a stage of the route takes {kind}",
+                reason=Reason.PAYLOAD_INVALID,
+            )
+
+
+def _taken_by(stages: Iterable[str]) -> set[PayloadKind]:
+    return {kind for name in stages if name in KINDS for kind in KINDS[name].takes}

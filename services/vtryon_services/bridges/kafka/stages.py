@@ -33,7 +33,7 @@ from vtryon_services.bridges.kafka.records import (
     read_options,
     read_payload,
 )
-from vtryon_services.bridges.kafka.route import KINDS, PICTURES, ROUTE, check_route
+from vtryon_services.bridges.kafka.route import KINDS, PICTURES, ROUTE, check_payloads, check_route
 from vtryon_services.bridges.kafka.schemas import Codec
 from vtryon_services.bridges.kafka.sender import Sender
 from vtryon_services.bridges.kafka.settings import KafkaSettings
@@ -80,7 +80,7 @@ class StageWork:
         left = received.left_seconds(self._settings.work_timeout_seconds)
         if left <= 0:
             raise DeadlineError(f"out of time before {self._stage} began")
-        given = await self._given(record["payloads"])
+        given = await self._given(record)
         headers = received.passed_on()
         if record["job_id"] and self._stage == ROUTE[0]:
             await self._sender.send([self._chain.event(record, JobState.RUNNING, headers)])
@@ -98,13 +98,15 @@ class StageWork:
         record["fits"] = plain(result.finished.fits) or record["fits"]
         return await self._passed_on(record, result, headers)
 
-    async def _given(self, payloads: Sequence[Mapping[str, Any]]) -> list[Outgoing]:
+    async def _given(self, record: Mapping[str, Any]) -> list[Outgoing]:
         given, room = [], self._settings.max_payload_bytes
-        for number, one in enumerate(payloads):
-            payload = read_payload(one)
+        payloads = [read_payload(one) for one in record["payloads"]]
+        check_payloads(self._stage, record, [payload.kind for payload in payloads])
+        for number, payload in enumerate(payloads):
             if payload.kind not in self._kind.takes:
-                continue
-            data = await self._claims.unpack(f"payloads.{number}", one["content"], room)
+                continue  # for a stage behind, or left by one where the request has been
+            content = record["payloads"][number]["content"]
+            data = await self._claims.unpack(f"payloads.{number}", content, room)
             room -= len(data)
             kind = PayloadKind.IMAGE if payload.kind in PICTURES else payload.kind
             given.append(Outgoing(replace(payload, kind=kind, byte_length=len(data)), data))

@@ -194,6 +194,13 @@ async def test_what_a_stage_refuses(chain: Kafka) -> None:
             ),
             {},
         ),
+        "embeddings that no stage takes": (
+            "text-encoder",
+            {**request(name(), picture()), "route": ["latent-encoder"]},
+            {},
+        ),
+        "a picture for the sampler": ("sampling", request(name(), picture()), {}),
+        "a garment for the decoder": ("decoding", request(name(), picture("garment_image")), {}),
         "a kind that nobody knows": ("decoding", request(name(), picture("film")), {}),
         "a priority that nobody knows": (
             "latent-encoder",
