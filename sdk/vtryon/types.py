@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from enum import StrEnum
 
@@ -280,30 +279,6 @@ def settled(options: TryOnOptions, seed: int) -> TryOnOptions:
         options,
         seed=seed if options.seed is None else options.seed,
         negative_prompt=None if unguided else options.negative_prompt,
-    )
-
-
-def sample_start(options: TryOnOptions, given: Sequence[Payload]) -> SampleStart:
-    """Give what of a try-on is the sampler's.
-
-    By default the target has the person's size, as it was encoded: that of the first reference.
-    """
-    width, height = options.width or 0, options.height or 0
-    specs = [one.tensor for one in given if one.kind is PayloadKind.REFERENCE_LATENTS]
-    shape = specs[0].shape if specs and specs[0] else ()
-    if not (width or height) and len(shape) == 3:
-        height, width = 8 * shape[1], 8 * shape[2]
-    return SampleStart(
-        numerics=options.numerics,
-        width=width,
-        height=height,
-        steps=options.steps,
-        true_cfg_scale=options.true_cfg_scale,
-        seed=options.seed,
-        strength=options.strength,
-        sigmas=options.sigmas,
-        previews=options.previews,
-        priority=options.priority,
     )
 
 

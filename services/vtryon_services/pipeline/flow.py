@@ -16,17 +16,7 @@ from dataclasses import replace
 from vtryon.errors import VtryonError
 from vtryon.events import Chunk, Event, Finished, Fit, Output, Preview, ResumeChunk
 from vtryon.payloads import Outgoing
-from vtryon.types import (
-    DecodeStart,
-    EncodeLatentsStart,
-    EncodeTextStart,
-    Payload,
-    PayloadKind,
-    Stage,
-    Start,
-    TryOnStart,
-    sample_start,
-)
+from vtryon.types import Payload, PayloadKind, Stage, Start, TryOnStart
 from vtryon_services.pipeline.attempts import Attempts, Retries
 from vtryon_services.pipeline.clients import StageCall, StageClients
 from vtryon_services.pipeline.ledger import name_subjects, with_own_share
@@ -35,6 +25,7 @@ from vtryon_services.pipeline.stage_run import StageRun, as_kind
 from vtryon_services.runtime.call import Call, Incoming
 from vtryon_services.runtime.metrics import count_dropped_preview
 from vtryon_services.runtime.resuming import check_encoders, digest_of_encoders
+from vtryon_services.runtime.starts import STARTS, sample_start
 
 _EVENTS_HELD = 64
 
@@ -124,15 +115,11 @@ class Flow:
         latents = self._open(
             group,
             Stage.LATENT_ENCODER,
-            EncodeLatentsStart(numerics=options.numerics),
+            STARTS[Stage.LATENT_ENCODER](options, declared),
             images(),
             subjects,
         )
-        text = EncodeTextStart(
-            numerics=options.numerics,
-            prompt=options.prompt,
-            negative_prompt=options.negative_prompt,
-        )
+        text = STARTS[Stage.TEXT_ENCODER](options, declared)
         texts = self._open(group, Stage.TEXT_ENCODER, text, images())
         group.create_task(self._pass_on(pictures))
         embeddings = await texts.output
@@ -156,7 +143,7 @@ class Flow:
     async def _decode(
         self, group: asyncio.TaskGroup, latents: Sequence[Outgoing]
     ) -> list[Outgoing]:
-        start = DecodeStart(format=self._options.format, quality=self._options.quality)
+        start = STARTS[Stage.DECODING](self._options, [one.payload for one in latents])
         return await self._open(group, Stage.DECODING, start, latents).output
 
     def _open(

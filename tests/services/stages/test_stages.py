@@ -14,7 +14,16 @@ from vtryon import Conditioning, Embeddings, Preview, SampleStart, Tensor
 from vtryon.embedded import embedded_mesh
 from vtryon.errors import Reason, RequestError
 from vtryon.events import ResumeChunk
-from vtryon.types import DataType, Profile, ResumePoint, TensorSpec
+from vtryon.types import (
+    DataType,
+    GuidanceNorm,
+    Profile,
+    ResizeFilter,
+    ResumePoint,
+    RopeLayout,
+    SigmaSchedule,
+    TensorSpec,
+)
 from vtryon_services.engine.latent_encoder import LatentEncoder
 
 START = SampleStart(width=96, height=128, steps=4, seed=5)
@@ -167,3 +176,34 @@ async def test_a_broken_picture_is_refused_and_the_other_one_is_kept(example) ->
             await client.latent_encoder.encode([example.person, broken])
         [latents] = await client.latent_encoder.encode([example.person])
     assert latents.spec.shape == (16, 16, 12)
+
+
+async def test_numerics_that_a_stage_does_not_use_are_listed(scripted: vtryon.Client) -> None:
+    every = vtryon.Numerics(
+        schedule=SigmaSchedule.SIMPLE,
+        shift=2.0,
+        guidance_norm=GuidanceNorm.NONE,
+        resize=ResizeFilter.AREA,
+        rope_layout=RopeLayout.COMFY,
+    )
+    of_sampler = ["guidance_norm", "rope_layout", "schedule", "shift"]
+    for run in (
+        scripted.latent_encoder.encode([png()], numerics=every),
+        scripted.text_encoder.encode("x", [png()], numerics=every),
+    ):
+        async for event in run:
+            if isinstance(event, vtryon.Accepted):
+                found = [one.field for one in event.unused_options]
+        assert found == [f"numerics.{name}" for name in of_sampler]
+
+    embeddings = await scripted.text_encoder.encode("x", [png()], negative_prompt="y")
+    references = await scripted.latent_encoder.encode([png()])
+    start = replace(START, steps=1, true_cfg_scale=2.0, numerics=every)
+    run = scripted.sampling.sample(start, Conditioning(embeddings, references))
+    async for event in run:
+        if isinstance(event, vtryon.Accepted):
+            assert [one.field for one in event.unused_options] == ["numerics.resize"]
+    result = await scripted.try_on(
+        png(), steps=1, true_cfg_scale=2.0, negative_prompt="y", numerics=every
+    )
+    assert result.unused_options == ()  # each stage is told its own

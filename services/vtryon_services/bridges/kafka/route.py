@@ -2,23 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from vtryon.errors import Reason, RequestError
 from vtryon.stream import DECODE, ENCODE_LATENTS, ENCODE_TEXT, SAMPLE, Method
-from vtryon.types import (
-    DecodeStart,
-    EncodeLatentsStart,
-    EncodeTextStart,
-    Payload,
-    PayloadKind,
-    Stage,
-    Start,
-    TryOnOptions,
-    sample_start,
-)
+from vtryon.types import PayloadKind, Stage
 from vtryon_services.runtime.settings import JOBS
 
 ROUTE: tuple[str, ...] = (
@@ -39,7 +29,6 @@ class Kind:
     method: Method
     takes: frozenset[PayloadKind]
     gives: frozenset[PayloadKind]
-    start: Callable[[TryOnOptions, Sequence[Payload]], Start]
 
     def named(self, kind: PayloadKind | None, route: Sequence[str]) -> PayloadKind | None:
         """Name what the stage gave as the next stage takes it."""
@@ -47,33 +36,22 @@ class Kind:
         return reference if route and reference in self.gives else kind
 
 
-def _text(options: TryOnOptions, _: Sequence[Payload]) -> Start:
-    return EncodeTextStart(
-        numerics=options.numerics,
-        prompt=options.prompt,
-        negative_prompt=options.negative_prompt,
-    )
-
-
 KINDS: dict[str, Kind] = {
-    Stage.TEXT_ENCODER: Kind(ENCODE_TEXT, frozenset(PICTURES), frozenset(_EMBEDDINGS), _text),
+    Stage.TEXT_ENCODER: Kind(ENCODE_TEXT, frozenset(PICTURES), frozenset(_EMBEDDINGS)),
     Stage.LATENT_ENCODER: Kind(
         ENCODE_LATENTS,
         frozenset(PICTURES),
         frozenset({PayloadKind.REFERENCE_LATENTS}),
-        lambda options, _: EncodeLatentsStart(numerics=options.numerics),
     ),
     Stage.SAMPLING: Kind(
         SAMPLE,
         frozenset({*_EMBEDDINGS, PayloadKind.REFERENCE_LATENTS, PayloadKind.NOISE}),
         frozenset({PayloadKind.LATENTS}),
-        sample_start,
     ),
     Stage.DECODING: Kind(
         DECODE,
         frozenset({PayloadKind.LATENTS}),
         frozenset(),
-        lambda options, _: DecodeStart(format=options.format, quality=options.quality),
     ),
 }
 

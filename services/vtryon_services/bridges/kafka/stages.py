@@ -20,7 +20,7 @@ from vtryon.plain import plain
 from vtryon.run import Received as Result
 from vtryon.run import Run
 from vtryon.stream import StreamCall
-from vtryon.types import PayloadKind, Priority
+from vtryon.types import PayloadKind, Priority, Stage
 from vtryon_services.bridges.kafka.chain import STAGE_REQUEST, Chain
 from vtryon_services.bridges.kafka.claims import Claims
 from vtryon_services.bridges.kafka.messages import Message, Received
@@ -40,6 +40,7 @@ from vtryon_services.bridges.kafka.settings import KafkaSettings
 from vtryon_services.bridges.kafka.topics import Names
 from vtryon_services.runtime.ranges import check_labels, check_request_id
 from vtryon_services.runtime.settings import JOBS
+from vtryon_services.runtime.starts import STARTS
 
 STAGE_RESPONSE = "stage_response"
 
@@ -131,7 +132,7 @@ class StageWork:
             return StreamCall(
                 channel,
                 self._kind.method,
-                self._kind.start(options, [one.payload for one in given]),
+                STARTS[Stage(self._stage)](options, [one.payload for one in given]),
                 given,
                 timeout_seconds=seconds,
                 request_id=record["request_id"],

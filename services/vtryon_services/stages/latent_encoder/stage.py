@@ -14,6 +14,7 @@ from vtryon_services.runtime.cache import ResultCache
 from vtryon_services.runtime.call import Call, Incoming, accepted, send_output
 from vtryon_services.runtime.ledger import one_hop
 from vtryon_services.runtime.places import Places
+from vtryon_services.runtime.starts import numerics_for, unused_numerics
 from vtryon_services.stages.latent_encoder.settings import LatentEncoderSettings
 
 STAGE = Stage.LATENT_ENCODER
@@ -55,7 +56,8 @@ class LatentEncoderStage:
             STAGE,
             call,
             model_digest=self._backend.digest,
-            numerics=numerics.to_wire(),
+            numerics=numerics_for(STAGE, numerics.to_wire()),
+            unused_options=unused_numerics(STAGE, start.numerics),
             cached=self._cache.had(call.tenant, keys),
         )
         for picture in pictures:

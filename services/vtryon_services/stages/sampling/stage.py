@@ -24,6 +24,7 @@ from vtryon_services.runtime.ranges import (
     check_ranges,
 )
 from vtryon_services.runtime.resuming import check_sampler
+from vtryon_services.runtime.starts import numerics_for, unused_numerics
 from vtryon_services.runtime.unused import unused_options
 from vtryon_services.stages.sampling.conditioning import check_declared, receive
 from vtryon_services.stages.sampling.settings import SamplingSettings
@@ -55,7 +56,7 @@ class SamplingStage:
                 STAGE,
                 call,
                 model_digest=self._backend.digest,
-                numerics=plan.numerics.to_wire(),
+                numerics=numerics_for(STAGE, plan.numerics.to_wire()),
                 seed=plan.seed,
                 steps=plan.steps,
                 true_cfg_scale=plan.true_cfg_scale,
@@ -91,11 +92,14 @@ class SamplingStage:
     def _unused(self, start: SampleStart, plan: Plan) -> tuple[UnusedOption, ...]:
         kinds = {payload.kind for payload in start.payloads}
         negative = PayloadKind.NEGATIVE_EMBEDDINGS in kinds
-        return unused_options(
-            start,
-            plan.true_cfg_scale,
-            negative=negative,
-            can_preview=self._backend.can_preview,
+        return (
+            *unused_options(
+                start,
+                plan.true_cfg_scale,
+                negative=negative,
+                can_preview=self._backend.can_preview,
+            ),
+            *unused_numerics(STAGE, start.numerics),
         )
 
     def _events(self, done: StepDone, plan: Plan) -> list[Event]:

@@ -17,6 +17,7 @@ from vtryon_services.runtime.call import Call, Incoming, accepted, send_output
 from vtryon_services.runtime.ledger import one_hop
 from vtryon_services.runtime.places import Places
 from vtryon_services.runtime.ranges import PromptRanges, check_ranges
+from vtryon_services.runtime.starts import numerics_for, unused_numerics
 from vtryon_services.stages.text_encoder.settings import TextEncoderSettings
 
 STAGE = Stage.TEXT_ENCODER
@@ -50,7 +51,8 @@ class TextEncoderStage:
             STAGE,
             call,
             model_digest=self._backend.digest,
-            numerics=numerics.to_wire(),
+            numerics=numerics_for(STAGE, numerics.to_wire()),
+            unused_options=unused_numerics(STAGE, start.numerics),
             cached=self._cache.had(call.tenant, [key]),
         )
         for image in images:

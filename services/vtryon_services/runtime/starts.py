@@ -1,0 +1,94 @@
+"""What of a try-on's options each stage is told: the start of its call, its numerics."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import fields, replace
+
+from vtryon.events import UnusedOption
+from vtryon.types import (
+    DecodeStart,
+    EncodeLatentsStart,
+    EncodeTextStart,
+    Numerics,
+    Payload,
+    PayloadKind,
+    SampleStart,
+    Stage,
+    Start,
+    TryOnOptions,
+)
+
+_CHOICES = {one.name for one in fields(Numerics)} - {"profile"}
+_RESIZE = {"resize"}
+# Of a profile's choices; the profile itself goes to all of these.
+_USED = {
+    Stage.LATENT_ENCODER: _RESIZE,
+    Stage.TEXT_ENCODER: _RESIZE,
+    Stage.SAMPLING: _CHOICES - _RESIZE,
+}
+
+
+def numerics_for(stage: Stage, numerics: Numerics | None) -> Numerics | None:
+    """Give the numerics that a stage uses."""
+    if numerics is None:
+        return None
+    return replace(numerics, **dict.fromkeys(_CHOICES - _USED[stage], None))
+
+
+def unused_numerics(stage: Stage, numerics: Numerics | None) -> tuple[UnusedOption, ...]:
+    """Name the numerics that a caller gave to a stage that does not use them."""
+    names = sorted(_CHOICES - _USED[stage])
+    return tuple(
+        UnusedOption(f"numerics.{name}", f"changes nothing in {stage}")
+        for name in names
+        if getattr(numerics, name, None) is not None
+    )
+
+
+def _encode_latents(options: TryOnOptions, _: Sequence[Payload]) -> EncodeLatentsStart:
+    return EncodeLatentsStart(numerics=numerics_for(Stage.LATENT_ENCODER, options.numerics))
+
+
+def _encode_text(options: TryOnOptions, _: Sequence[Payload]) -> EncodeTextStart:
+    return EncodeTextStart(
+        numerics=numerics_for(Stage.TEXT_ENCODER, options.numerics),
+        prompt=options.prompt,
+        negative_prompt=options.negative_prompt,
+    )
+
+
+def sample_start(options: TryOnOptions, given: Sequence[Payload]) -> SampleStart:
+    """Give what of a try-on is the sampler's.
+
+    By default the target has the person's size, as it was encoded: that of the first reference.
+    """
+    width, height = options.width or 0, options.height or 0
+    specs = [one.tensor for one in given if one.kind is PayloadKind.REFERENCE_LATENTS]
+    shape = specs[0].shape if specs and specs[0] else ()
+    if not (width or height) and len(shape) == 3:
+        height, width = 8 * shape[1], 8 * shape[2]
+    return SampleStart(
+        numerics=numerics_for(Stage.SAMPLING, options.numerics),
+        width=width,
+        height=height,
+        steps=options.steps,
+        true_cfg_scale=options.true_cfg_scale,
+        seed=options.seed,
+        strength=options.strength,
+        sigmas=options.sigmas,
+        previews=options.previews,
+        priority=options.priority,
+    )
+
+
+def _decode(options: TryOnOptions, _: Sequence[Payload]) -> DecodeStart:
+    return DecodeStart(format=options.format, quality=options.quality)
+
+
+STARTS: dict[Stage, Callable[[TryOnOptions, Sequence[Payload]], Start]] = {
+    Stage.LATENT_ENCODER: _encode_latents,
+    Stage.TEXT_ENCODER: _encode_text,
+    Stage.SAMPLING: sample_start,
+    Stage.DECODING: _decode,
+}
