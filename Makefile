@@ -10,9 +10,10 @@ SEED ?= 0
 RUN ?= run
 LIKE ?= 1b
 CASES ?= ../shared/cases
-# Of the tests, 0 for one process. Several are faster where there are more than two cores; on two,
-# tests that start many processes run into their time limits.
-WORKERS ?= 0
+# Processes for the tests that may run side by side. Those of ALONE start many processes, fill the
+# machine or measure time: they run one after another, behind the others.
+WORKERS ?= 2
+ALONE := tests/end_to_end tests/loadtests tests/mesh tests/reliability tests/on_triton
 
 .PHONY: help try-on test bare cases mutants check format generate bench bench-gpu triton strip evaluate train clean
 .DEFAULT_GOAL := help
@@ -45,8 +46,9 @@ try-on: $(VENV)/.product ## draw a person and a garment, and put one on the othe
 		-o $(EXAMPLE)/contact-sheet.png
 
 test: $(VENV)/.dev .triton ## run the tests (WORKERS=n PYTEST=options)
-	@$(BIN)/python -m pytest --numprocesses $(WORKERS) --ignore tests/on_triton $(PYTEST)
-	@$(BIN)/python -m pytest tests/on_triton $(PYTEST)  # alone: a server loads for minutes beside others
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses $(WORKERS) $(ALONE:%=--ignore %) $(PYTEST)
+	@$(BIN)/python -m pytest $(filter-out %/on_triton,$(ALONE)) $(PYTEST)
+	@$(BIN)/python -m pytest tests/on_triton $(PYTEST)  # a folder called triton on the path breaks torch
 
 bare: $(VENV)/.dev .triton ## run every shell line of the README in environments with just its extras
 	@$(BIN)/python -m pytest -m bare $(PYTEST)

@@ -1,7 +1,7 @@
 from collections.abc import AsyncIterator, Iterator
 
 import pytest
-from tests.support.kafka import Kafka, broker_process, registry_process
+from tests.support.kafka import Kafka, kafka_and_registry
 from tests.support.processes import ServedMesh, served
 from xdist.scheduler import LoadScopeScheduling
 
@@ -57,12 +57,16 @@ def example() -> Example:
     return held_out(0)
 
 
+# Whose tests share servers.
+_TOGETHER = ("tests/mesh/", "tests/services/bridges/kafka/")
+
+
 class OneWorkerPerFile(LoadScopeScheduling):
-    """Keeps the tests of a file in one worker of pytest-xdist, and all that share the mesh."""
+    """Keeps the tests of a file in one worker of pytest-xdist, and those that share servers."""
 
     def _split_scope(self, nodeid: str) -> str:
         file = nodeid.partition("::")[0]
-        return "tests/mesh/" if file.startswith("tests/mesh/") else file
+        return next((folder for folder in _TOGETHER if file.startswith(folder)), file)
 
 
 def pytest_xdist_make_scheduler(config: pytest.Config, log: object) -> OneWorkerPerFile:
@@ -75,12 +79,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     )
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def kafka_servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Kafka]:
-    """A broker in memory, and a schema registry."""
-    broker, registry = (
-        broker_process(),
-        registry_process(tmp_path_factory.mktemp("kafka") / "r.json"),
-    )
-    with broker.running(), registry.running():
-        yield Kafka(broker, registry)
+    """A broker in memory, and a schema registry; a module's own, for they compute when idle."""
+    with kafka_and_registry(tmp_path_factory.mktemp("kafka")) as servers:
+        yield servers

@@ -108,7 +108,7 @@ def town_of(
         yield Town(mesh, layout, supervisor, issuer)
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def town(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Town]:
     with town_of(tmp_path_factory.mktemp("mesh"), services=None) as town:
         yield town

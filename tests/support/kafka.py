@@ -283,3 +283,11 @@ def stored_broker(folder: Path) -> Iterator[Process]:
         broker = broker_process("s3://tansu/", **environment)
         with broker.running():
             yield broker
+
+
+@contextmanager
+def kafka_and_registry(folder: Path) -> Iterator[Kafka]:
+    """Run a broker in memory and a schema registry until the block ends."""
+    broker, registry = broker_process(), registry_process(folder / "r.json")
+    with broker.running(), registry.running():
+        yield Kafka(broker, registry)

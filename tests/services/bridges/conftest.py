@@ -16,7 +16,7 @@ from vtryon_services.jobs.settings import JobsSettings
 Bridge = Callable[..., AbstractAsyncContextManager[httpx.AsyncClient]]
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 async def rest(scripted_mesh: str) -> AsyncIterator[str]:
     """The bridge over the scripted mesh, on a port of its own; its URL."""
     settings = RestSettings.load(listen="127.0.0.1:0", pipeline_target=scripted_mesh)
@@ -24,7 +24,7 @@ async def rest(scripted_mesh: str) -> AsyncIterator[str]:
         yield f"http://{began.address}"
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 async def drawing_rest(mesh: str) -> AsyncIterator[str]:
     """The bridge over the mesh with the shipped checkpoint."""
     settings = RestSettings.load(listen="127.0.0.1:0", pipeline_target=mesh)
@@ -44,7 +44,7 @@ async def drawing_http(drawing_rest: str) -> AsyncIterator[httpx.AsyncClient]:
         yield client
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 async def jobs_rest(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[str]:
     """The bridge over a scripted mesh that has jobs as well; its URL."""
     folder = tmp_path_factory.mktemp("jobs")

@@ -5,13 +5,19 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from tests.support.kafka import Kafka
+from tests.support.kafka import Kafka, kafka_and_registry
 from tests.support.processes import ServedMesh, served
 
 
 @pytest.fixture(scope="package")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("kafka")
+
+
+@pytest.fixture(scope="package")
+def kafka_servers(folder: Path) -> Iterator[Kafka]:
+    with kafka_and_registry(folder) as servers:
+        yield servers
 
 
 @pytest.fixture(scope="package")
