@@ -70,6 +70,7 @@ check: $(VENV)/.dev ## lint, types, layers, contracts, spelling
 		echo "buf breaking, against the commit before"; $(BIN)/buf breaking --against '.git#ref=HEAD~1'; fi
 	$(BIN)/codespell
 	@$(BIN)/python protos/generate.py --check
+	@$(BIN)/python -m tests.house
 
 format: $(VENV)/.dev ## format Python and protos
 	$(BIN)/ruff check --fix --quiet . ; $(BIN)/ruff format .

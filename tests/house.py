@@ -1,0 +1,134 @@
+"""Measure the house: the words of its docstrings, its names, the length of its functions.
+
+    python -m tests.house [FOLDER …] [--worst]
+
+Counts over the product's hand-written code. With folders, over those alone; with `--worst`, lists
+what the figures are made of. Exits with 1 where a figure is over its bound.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ast
+import re
+import statistics
+import sys
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+PRODUCT = ("sdk/vtryon", "services/vtryon_services", "mesh/vtryon_mesh")
+GENERATED = ("sdk/vtryon/v1", "services/vtryon_services/jobs/migrations")
+# Pronouns and verbs that stand where a technical noun would say more.
+DIALECT = re.compile(
+    r"\b(what|whose|whom|nobody|somebody|whoever|told|said|behind|beside|besides|takes|given|"
+    r"others|where there is|is none)\b",
+    re.IGNORECASE,
+)
+WORD = re.compile(r"[A-Za-z][A-Za-z'-]*")
+BOUNDS = {
+    "dialect words per 1,000 of docstrings": 27.0,
+    "class names in two modules": 41,
+    "public names without a docstring": 74,
+    "lines of a function, 90th percentile": 21,
+    "lines of a module, largest": 440,
+}
+
+
+@dataclass(slots=True)
+class House:
+    """What was counted."""
+
+    words: Counter[str] = field(default_factory=Counter)
+    dialect: dict[str, list[str]] = field(default_factory=lambda: defaultdict(list))
+    classes: dict[str, list[str]] = field(default_factory=lambda: defaultdict(list))
+    undocumented: list[str] = field(default_factory=list)
+    functions: dict[str, int] = field(default_factory=dict)
+    modules: dict[str, int] = field(default_factory=dict)
+
+    def figures(self) -> dict[str, float]:
+        """Give each figure by its name."""
+        dialect = sum(len(found) for found in self.dialect.values())
+        lengths = sorted(self.functions.values())
+        return {
+            "dialect words per 1,000 of docstrings": 1000 * dialect / self.words.total(),
+            "class names in two modules": sum(len(at) > 1 for at in self.classes.values()),
+            "public names without a docstring": len(self.undocumented),
+            "lines of a function, 90th percentile": statistics.quantiles(lengths, n=10)[-1],
+            "lines of a module, largest": max(self.modules.values()),
+        }
+
+
+def modules(folders: Sequence[Path]) -> Iterator[Path]:
+    """Give the hand-written modules of folders, or single modules."""
+    for folder in folders:
+        for path in sorted(folder.rglob("*.py")) if folder.is_dir() else [folder]:
+            if not any(path.is_relative_to(ROOT / generated) for generated in GENERATED):
+                yield path
+
+
+def count(folders: Sequence[Path]) -> House:
+    """Read and count all modules."""
+    house = House()
+    for path in modules(folders):
+        text = path.read_text()
+        name = str(path.relative_to(ROOT))
+        house.modules[name] = text.count("\n")
+        for node in ast.walk(ast.parse(text)):
+            _count_node(node, name, house)
+    return house
+
+
+def _count_node(node: ast.AST, name: str, house: House) -> None:
+    documented = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
+    if not isinstance(node, documented):
+        return
+    own = getattr(node, "name", "")
+    at = f"{name}:{getattr(node, 'lineno', 1)}"
+    docstring = ast.get_docstring(node) or ""
+    house.words[name] += len(WORD.findall(docstring))
+    house.dialect[at] += DIALECT.findall(docstring)
+    if not docstring and own and not own.startswith("_") and node.col_offset <= 4:
+        house.undocumented.append(f"{at} {own}")
+    if isinstance(node, ast.ClassDef) and node.col_offset == 0:
+        house.classes[own].append(at)
+    elif isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+        house.functions[f"{at} {own}"] = (node.end_lineno or node.lineno) - node.lineno + 1
+
+
+def show_worst(house: House) -> None:
+    """List what the figures are made of."""
+    for at, found in sorted(house.dialect.items()):
+        if found:
+            print(f"{at}: {', '.join(found)}")
+    for own, at in sorted(house.classes.items()):
+        if len(at) > 1:
+            print(f"class {own}: {', '.join(at)}")
+    for own in house.undocumented:
+        print(f"no docstring: {own}")
+    for own, length in sorted(house.functions.items(), key=lambda one: -one[1])[:10]:
+        print(f"{length} lines: {own}")
+
+
+def main() -> int:
+    """Count, print, and compare with the bounds."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("folders", type=Path, nargs="*")
+    parser.add_argument("--worst", action="store_true", help="list what the figures are made of")
+    given = parser.parse_args()
+    folders = [path.resolve() for path in given.folders] or [ROOT / name for name in PRODUCT]
+    house = count(folders)
+    if given.worst:
+        show_worst(house)
+    over = 0
+    for name, figure in house.figures().items():
+        verdict = "" if figure <= BOUNDS[name] else f"  over {BOUNDS[name]:g}"
+        over += bool(verdict)
+        print(f"{figure:8.1f}  {name}{verdict}")
+    return int(bool(over) and not given.folders)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
