@@ -70,14 +70,16 @@ check: $(VENV)/.dev ## lint, types, layers, contracts, spelling
 		echo "buf breaking, against the commit before"; $(BIN)/buf breaking --against '.git#ref=HEAD~1'; fi
 	$(BIN)/codespell
 	@$(BIN)/python protos/generate.py --check
+	@$(BIN)/python docs/generate.py --check
 	@$(BIN)/python -m tests.house
 
 format: $(VENV)/.dev ## format Python and protos
 	$(BIN)/ruff check --fix --quiet . ; $(BIN)/ruff format .
 	$(BIN)/buf format --write
 
-generate: $(VENV)/.dev ## make sdk/vtryon/v1 from protos
+generate: $(VENV)/.dev ## make sdk/vtryon/v1 from protos, and docs/settings.md from the settings
 	$(BIN)/python protos/generate.py
+	$(BIN)/python docs/generate.py
 
 bench: $(VENV)/.dev .triton ## measure: try-ons beside diffusers, overload, padding, streaming, shared memory, the mesh, doors, hostile callers
 	$(BIN)/python -m vtryon_loadtests.throughput --triton --plot docs/throughput.png

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from contextlib import AsyncExitStack
-from typing import Self
+from typing import Any, Self
 
 from pydantic import Field
 
@@ -13,20 +13,23 @@ from vtryon.types import Stage
 from vtryon_services.runtime.addresses import OptionalTarget, Target
 from vtryon_services.runtime.settings import JOBS, ProcessSettings
 
-_BESIDE = Field(default="", description="host:port; empty: with the pipeline.")
+
+def _own(service: str) -> Any:
+    description = f"host:port of {service}. Empty: the same as pipeline_target."
+    return Field(default="", description=description)
 
 
 class TargetSettings(ProcessSettings):
     """What every bridge can be told besides."""
 
-    pipeline_target: Target = Field(default="127.0.0.1:50050", description="host:port.")
-    latent_encoder_target: OptionalTarget = Field(
-        default="", description="If not with the pipeline."
+    pipeline_target: Target = Field(
+        default="127.0.0.1:50050", description="host:port of the pipeline."
     )
-    text_encoder_target: OptionalTarget = _BESIDE
-    sampling_target: OptionalTarget = _BESIDE
-    decoding_target: OptionalTarget = _BESIDE
-    jobs_target: OptionalTarget = _BESIDE
+    latent_encoder_target: OptionalTarget = _own("the latent encoder")
+    text_encoder_target: OptionalTarget = _own("the text encoder")
+    sampling_target: OptionalTarget = _own("the sampler")
+    decoding_target: OptionalTarget = _own("the decoder")
+    jobs_target: OptionalTarget = _own("the jobs service")
 
     def target(self, service: str) -> str:
         """Where a service is."""

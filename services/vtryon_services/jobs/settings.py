@@ -18,70 +18,99 @@ class JobsSettings(ServiceSettings):
 
     service: ClassVar[str] = JOBS
 
-    listen: str = "127.0.0.1:50055"
-    pipeline_target: Target = Field(default="127.0.0.1:50050", description="host:port.")
+    listen: str = Field(
+        default="127.0.0.1:50055", description="Address to serve on: host:port or unix:/path."
+    )
+    pipeline_target: Target = Field(
+        default="127.0.0.1:50050", description="host:port of the pipeline that runs the jobs."
+    )
     data_folder: Path = Field(
         default=Path(),
-        description="Folder of what relative paths in database_url and artifacts_url name; made "
-        "where it is missing, readable by its owner alone. By default the current folder. Its "
+        description="Base folder of relative paths in database_url and artifacts_url; created "
+        "if missing, readable by its owner only. Default: the current folder. Its "
         "absolute path is logged at the start.",
     )
     database_url: str = Field(
         default="sqlite+aiosqlite:///vtryon-jobs.sqlite",
-        description="SQLAlchemy's; in production postgresql+asyncpg://…",
+        description="SQLAlchemy URL of the job store: sqlite+aiosqlite:///PATH, or "
+        "postgresql+asyncpg://... in production.",
     )
     artifacts_url: str = Field(
         default="vtryon-jobs",
-        description="Where pictures are kept: a folder, or s3://bucket/prefix.",
+        description="Storage of pictures and latents: a folder, or s3://bucket/prefix.",
     )
     runners: int = Field(
-        default=8, ge=0, description="Jobs run at once by this process; 0 to serve alone."
+        default=8,
+        ge=0,
+        description="Maximum jobs that this process runs concurrently. 0: serve the API only.",
     )
     lease_seconds: float = Field(
-        default=15.0, gt=0, description="A runner that says nothing for so long has lost its job."
+        default=15.0,
+        gt=0,
+        description="Lease duration in seconds; a job whose runner does not renew its lease in "
+        "time is reassigned.",
     )
     poll_seconds: float = Field(
-        default=0.25, gt=0, description="How often other processes' doings are looked for."
+        default=0.25,
+        gt=0,
+        description="Interval in seconds at which changes made by other processes are polled.",
     )
-    max_attempts: int = Field(default=4, ge=1, le=100, description="Of one job.")
+    max_attempts: int = Field(
+        default=4,
+        ge=1,
+        le=100,
+        description="Maximum attempts at one job; then it fails with its last error.",
+    )
     retry_seconds: float = Field(
         default=2.0,
         gt=0,
-        description="Before the second attempt; four times as long before each next.",
+        description="Seconds before the second attempt; each further pause is four times as long.",
     )
     resume_every: int = Field(
-        default=4, ge=0, le=200, description="Keep the latents of every n-th step; 0 for never."
+        default=4,
+        ge=0,
+        le=200,
+        description="Store a resume point at every n-th step. 0: never, so that an interrupted "
+        "job starts anew.",
     )
     job_timeout_seconds: float = Field(
-        default=_DAY, gt=0, le=30 * _DAY, description="For jobs that name no deadline."
+        default=_DAY,
+        gt=0,
+        le=30 * _DAY,
+        description="Deadline in seconds of jobs that set none, queueing and retries included.",
     )
     keep_seconds: float = Field(
-        default=7 * _DAY, gt=0, description="After its end, until a job's pictures are erased."
+        default=7 * _DAY,
+        gt=0,
+        description="Retention in seconds of a job's pictures and prompts after its end.",
     )
     leftover_seconds: float = Field(
         default=3600.0,
         ge=1,
-        description="Pictures of a job that was never made, since the process or its caller ended "
-        "first, are deleted after so many seconds; longer than an upload to the artifact store "
-        "takes.",
+        description="Retention in seconds of uploaded pictures whose job was never created "
+        "because the client or process ended first. Must exceed the longest upload.",
     )
     outbox: bool = Field(
         default=False,
-        description="Keep every change of state until a bridge has published it.",
+        description="Keep every state change until a Kafka bridge has published it.",
     )
-    max_waiting: int = Field(default=10_000, ge=1, description="Jobs queued before refusal.")
+    max_waiting: int = Field(
+        default=10_000,
+        ge=1,
+        description="Maximum queued jobs; further ones are rejected as QUEUE_FULL.",
+    )
     page_bytes: int = Field(
         default=1024 * 1024,
         ge=64 * 1024,
         le=3 * 1024 * 1024,
-        description="Bytes after which a page of ListJobs ends, with a token for the next, even if "
-        "fewer jobs are on it than were asked for.",
+        description="Maximum bytes of one page of ListJobs; a page that reaches it ends early, "
+        "with a token for the next.",
     )
     max_watches_per_tenant: int = Field(
         default=64,
         ge=1,
-        description="WatchJob calls that one tenant may have open in this process; more are "
-        "refused as QUEUE_FULL with a time to come back.",
+        description="Maximum concurrent WatchJob calls of one tenant in this process; further "
+        "ones are rejected as QUEUE_FULL with a retry delay.",
     )
 
     @property

@@ -16,34 +16,56 @@ class PipelineSettings(ServiceSettings):
 
     service: ClassVar[Stage] = Stage.PIPELINE
 
-    listen: str = "127.0.0.1:50050"
+    listen: str = Field(
+        default="127.0.0.1:50050", description="Address to serve on: host:port or unix:/path."
+    )
     topology: Literal["direct", "ensemble"] = Field(
         default="direct",
-        description="Over four stages, or as one request of a Triton server's ensemble.",
+        description="`direct` calls the four stages; `ensemble` sends one request to a Triton "
+        "server's ensemble model.",
     )
     triton_url: Addresses = Field(
         default="127.0.0.1:8001",
-        description="Of the ensemble: host:port, or several between commas.",
+        description="host:port of the Triton server's gRPC endpoint for the ensemble topology; "
+        "several are separated by commas and balanced.",
     )
     triton_shared_memory_bytes: int = Field(
-        default=256 * 1024, ge=0, description="As that of the stages."
+        default=256 * 1024,
+        ge=0,
+        description="Minimum input size in bytes that is sent to a Triton server on the same "
+        "machine through shared memory. 0: never.",
     )
-    latent_encoder_target: Target = Field(default="127.0.0.1:50051", description="host:port.")
-    text_encoder_target: Target = Field(default="127.0.0.1:50052", description="host:port.")
-    sampling_target: Target = Field(default="127.0.0.1:50053", description="host:port.")
-    decoding_target: Target = Field(default="127.0.0.1:50054", description="host:port.")
+    latent_encoder_target: Target = Field(
+        default="127.0.0.1:50051", description="host:port of the latent encoder."
+    )
+    text_encoder_target: Target = Field(
+        default="127.0.0.1:50052", description="host:port of the text encoder."
+    )
+    sampling_target: Target = Field(
+        default="127.0.0.1:50053", description="host:port of the sampler."
+    )
+    decoding_target: Target = Field(
+        default="127.0.0.1:50054", description="host:port of the decoder."
+    )
     stage_attempts: int = Field(
-        default=4, ge=1, le=16, description="Attempts at a stage that goes away, elsewhere."
+        default=4,
+        ge=1,
+        le=16,
+        description="Maximum attempts at a stage, each on another replica if there is one.",
     )
     resume_every: int = Field(
-        default=4, ge=0, le=200, description="Keep the latents of every n-th step; 0 for never."
+        default=4,
+        ge=0,
+        le=200,
+        description="Keep a resume point of every n-th step in memory for failover. 0: never, "
+        "so that a failed sampler starts anew.",
     )
     max_requests: int = Field(
         default=32,
         ge=1,
-        description="Try-ons at once; one more is refused as QUEUE_FULL, or waits if its "
-        "tenant has less than an equal share of them.",
+        description="Maximum concurrent try-ons; further ones are rejected as QUEUE_FULL, or "
+        "queue if their tenant has less than an equal share.",
     )
     max_garments: int = Field(
-        default=MAX_GARMENTS, ge=0, le=8, description="Garments of one try-on."
+        default=MAX_GARMENTS, ge=0, le=8, description="Maximum garment pictures of one try-on."
     )

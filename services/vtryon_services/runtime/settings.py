@@ -41,26 +41,37 @@ class ProcessSettings(BaseSettings):
     model_config = SettingsConfigDict(extra="forbid", frozen=True, hide_input_in_errors=False)
 
     listen: str = Field(
-        default="127.0.0.1:50050", description="Address to serve on, host:port or unix:/path."
+        default="127.0.0.1:50050", description="Address to serve on: host:port or unix:/path."
     )
     profile: Literal["development", "production"] = Field(
         default="development",
-        description="production turns reflection off and logs JSON.",
+        description="`production` turns gRPC reflection off and logs JSON; `development` logs "
+        "text.",
     )
-    log_level: Literal["debug", "info", "warning", "error"] = "info"
+    log_level: Literal["debug", "info", "warning", "error"] = Field(
+        default="info", description="Least severe log level that is written."
+    )
     otlp_endpoint: str | None = Field(
         default=None,
-        description="Where traces and metrics go, host:port of an OTLP gRPC receiver.",
+        description="host:port of the OTLP gRPC receiver for traces and metrics. Unset: none "
+        "are exported, unless OpenTelemetry's own variables name one.",
     )
     prometheus_listen: str | None = Field(
         default=None,
-        description="Where Prometheus may ask for metrics, host:port; not for the public.",
+        description="host:port to serve Prometheus metrics on, without authentication: keep it "
+        "private. Unset: not served.",
     )
     drain_delay_seconds: float = Field(
-        default=0.0, ge=0, description="From NOT_SERVING to closing, for routing to notice."
+        default=0.0,
+        ge=0,
+        description="Seconds between reporting NOT_SERVING and refusing new calls at shutdown, "
+        "so that load balancers notice.",
     )
     drain_grace_seconds: float = Field(
-        default=30.0, ge=0, description="What calls still open get to finish."
+        default=30.0,
+        ge=0,
+        description="Grace period in seconds for in-flight calls during shutdown; calls still "
+        "open then are cancelled.",
     )
 
     @classmethod
@@ -125,90 +136,118 @@ class ProcessSettings(BaseSettings):
 class ServiceSettings(ProcessSettings):
     """What every gRPC service can be told besides."""
 
-    tls_certificate_path: Path | None = Field(default=None, description="PEM; turns TLS on.")
-    tls_key_path: Path | None = Field(default=None, description="PEM of the certificate's key.")
+    tls_certificate_path: Path | None = Field(
+        default=None,
+        description="PEM certificate chain of this server; enables TLS, together with "
+        "tls_key_path.",
+    )
+    tls_key_path: Path | None = Field(
+        default=None, description="PEM private key of tls_certificate_path."
+    )
     tls_client_ca_path: Path | None = Field(
-        default=None, description="PEM of who may sign clients' certificates; turns mutual TLS on."
+        default=None,
+        description="PEM certificates of the authorities that sign client certificates; enables "
+        "mutual TLS.",
     )
     default_timeout_seconds: float = Field(
-        default=120.0, gt=0, le=3600, description="For callers that set no deadline."
+        default=120.0,
+        gt=0,
+        le=3600,
+        description="Deadline in seconds of calls whose client sets none.",
     )
     write_timeout_seconds: float = Field(
-        default=30.0, gt=0, description="A caller that reads nothing for so long is cut off."
+        default=30.0,
+        gt=0,
+        description="Seconds that a client may leave a sent message unread; then its call is "
+        "cancelled.",
     )
     first_message_timeout_seconds: float = Field(
         default=10.0,
         gt=0,
-        description="Wait for the first message of a call; then it ends as STREAM_INCOMPLETE.",
+        description="Seconds to wait for the first message of a call; then it fails as "
+        "STREAM_INCOMPLETE.",
     )
     chunk_timeout_seconds: float = Field(
         default=30.0,
         gt=0,
-        description="Wait for the next chunk of a call; then it ends as STREAM_INCOMPLETE.",
+        description="Seconds to wait for the next chunk of a call; then it fails as "
+        "STREAM_INCOMPLETE.",
     )
     max_streams: int = Field(
         default=1000,
         ge=1,
-        description="Calls open at once on one connection; others wait in the client, where they "
-        "are not shared fairly among tenants.",
+        description="Maximum concurrent calls on one connection. Further calls queue in the "
+        "client, where tenants do not share fairly.",
     )
     max_calls: int = Field(
         default=1000,
         ge=1,
-        description="Calls open at once in this process; one more is refused as QUEUE_FULL.",
+        description="Maximum concurrent calls of this process; further ones are rejected as "
+        "QUEUE_FULL.",
     )
     max_calls_per_tenant: int = Field(
         default=400,
         ge=1,
-        description="Calls of one tenant open at once; one more is refused as QUEUE_FULL.",
+        description="Maximum concurrent calls of one tenant; further ones are rejected as "
+        "QUEUE_FULL.",
     )
     max_silent_calls: int = Field(
         default=16,
         ge=1,
-        description="Calls of one tenant without their first message for over a second; with one "
-        "more, the oldest of them ends as QUEUE_FULL.",
+        description="Maximum calls of one tenant that have sent no message for over a second; "
+        "one more cancels the oldest of them as QUEUE_FULL.",
     )
     max_health_watches: int = Field(
         default=64,
         ge=1,
-        description="Health Watch streams open at once; one more ends as RESOURCE_EXHAUSTED.",
+        description="Maximum concurrent health Watch streams; further ones are rejected as "
+        "RESOURCE_EXHAUSTED.",
     )
     max_payload_bytes: int = Field(
-        default=256 * 1024 * 1024, ge=1, description="All payloads of one call together, in bytes."
+        default=256 * 1024 * 1024,
+        ge=1,
+        description="Maximum total payload bytes of one call; a call that declares more is "
+        "rejected as PAYLOAD_TOO_LARGE.",
     )
     max_declared_bytes: int = Field(
         default=4 * 1024**3,
         ge=1,
-        description="Payload bytes declared by all open calls of this process; a call that "
-        "declares more is refused as QUEUE_FULL.",
+        description="Maximum payload bytes declared by all open calls of this process; a call "
+        "that exceeds it is rejected as QUEUE_FULL.",
     )
     max_declared_bytes_per_tenant: int = Field(
         default=1024**3,
         ge=1,
-        description="Payload bytes declared by all open calls of one tenant; a call that "
-        "declares more is refused as QUEUE_FULL.",
+        description="Maximum payload bytes declared by all open calls of one tenant; a call "
+        "that exceeds it is rejected as QUEUE_FULL.",
     )
     handshake_timeout_seconds: float = Field(
         default=3.0,
         gt=0,
-        description="Wait for a new connection's TLS and HTTP/2 handshake; then it is closed.",
+        description="Seconds for the TLS and HTTP/2 handshake of a new connection; then it is "
+        "closed.",
     )
     max_connections: int = Field(
         default=0,
         ge=0,
-        description="Connections open at once; one more is closed at once. 0: three quarters of "
-        "the file descriptors that this process may have, at most 10000.",
+        description="Maximum open connections; further ones are closed at once. 0: three "
+        "quarters of this process's file descriptor limit, at most 10000.",
     )
     max_connection_idle_seconds: float = Field(
-        default=300.0, gt=0, description="A connection without a call for so long is closed."
+        default=300.0,
+        gt=0,
+        description="Seconds after which a connection without a call is closed.",
     )
     max_connection_age_seconds: float = Field(
         default=600.0,
         gt=0,
-        description="A connection of this age takes no new calls; clients open another.",
+        description="Seconds after which a connection accepts no new calls; clients open "
+        "another one, which rebalances load.",
     )
     max_connection_age_grace_seconds: float = Field(
-        default=3600.0, gt=0, description="What calls on a connection of that age get to finish."
+        default=3600.0,
+        gt=0,
+        description="Grace period in seconds for in-flight calls on a connection of maximum age.",
     )
 
 
@@ -217,48 +256,71 @@ class StageSettings(ServiceSettings):
 
     backend: Literal["torch", "triton", "scripted"] = Field(
         default="torch",
-        description="Where the arithmetic happens; scripted computes nothing and takes set times.",
+        description="Where inference runs: `torch` in this process, `triton` on a Triton "
+        "server, `scripted` nowhere: it sleeps for set times and returns test data.",
     )
     triton_url: Addresses = Field(
         default="127.0.0.1:8001",
-        description="Of the triton backend: host:port, or several between commas.",
+        description="host:port of the Triton server's gRPC endpoint for the triton backend; "
+        "several are separated by commas and balanced.",
     )
     triton_shared_memory_bytes: int = Field(
         default=256 * 1024,
         ge=0,
-        description="Inputs of so many bytes go to a Triton server on this machine through shared "
-        "memory; 0: never.",
+        description="Minimum input size in bytes that is sent to a Triton server on the same "
+        "machine through shared memory. 0: never.",
     )
     checkpoint: Path | None = Field(
-        default=None, description="Folder in diffusers layout; unset: the one that ships."
+        default=None,
+        description="Checkpoint folder in diffusers layout. Unset: the small checkpoint in the "
+        "package.",
     )
-    device: str = Field(default="cpu", description='A torch device: "cpu", "cuda", "cuda:1".')
+    device: str = Field(default="cpu", description='torch device: "cpu", "cuda" or "cuda:1".')
     dtype: Literal["fp32", "bf16", "fp16"] = Field(
-        default="fp32", description="Element type of the weights."
+        default="fp32", description="Element type of the weights and of most arithmetic."
     )
-    threads: int = Field(default=0, ge=0, description="torch threads; 0 leaves it to torch.")
+    threads: int = Field(default=0, ge=0, description="torch CPU threads. 0: torch's own default.")
     compiled: bool = Field(
         default=False,
-        description="Compile the sampler's blocks: a slower start, quicker steps.",
+        description="Compile the sampler's transformer blocks: slower start, faster steps.",
     )
-    places: int = Field(default=16, ge=1, description="Requests computed at once.")
-    max_waiting: int = Field(default=64, ge=0, description="Requests waiting before refusal.")
+    places: int = Field(
+        default=16,
+        ge=1,
+        description="Maximum requests computed concurrently; further ones queue, up to "
+        "max_waiting.",
+    )
+    max_waiting: int = Field(
+        default=64,
+        ge=0,
+        description="Maximum queued requests; further ones are rejected as QUEUE_FULL.",
+    )
     scripted_seconds: float = Field(
-        default=0.0, ge=0, description="What the scripted backend takes, per step when sampling."
+        default=0.0,
+        ge=0,
+        description="Seconds that the scripted backend sleeps per request, and per step when "
+        "sampling.",
     )
 
 
 class EncoderSettings(StageSettings):
     """What the encoders can be told besides."""
 
-    max_pictures: int = Field(default=4, ge=0, description="Pictures of one request.")
+    max_pictures: int = Field(
+        default=4,
+        ge=0,
+        description="Maximum pictures of one request; a request with more is rejected.",
+    )
     cache_bytes: int = Field(
-        default=256 * 1024 * 1024, ge=0, description="Results kept for equal input; 0 for none."
+        default=256 * 1024 * 1024,
+        ge=0,
+        description="Size in bytes of the result cache for equal inputs; the least recently "
+        "used results are evicted. 0: no cache.",
     )
     cache_per_tenant: bool = Field(
         default=True,
-        description="Whether a tenant is given results of its own requests alone. If false, "
-        "tenants share results; `accepted.cached` speaks of a tenant's own requests all the same.",
+        description="Isolate cached results per tenant. If false, tenants share them; "
+        "`accepted.cached` still reports a tenant's own requests only.",
     )
 
 

@@ -4,8 +4,10 @@ from hypothesis import strategies as st
 
 from vtryon.errors import SettingsError
 from vtryon.types import Stage
+from vtryon_services.bridges.kafka.settings import KafkaSettings
+from vtryon_services.bridges.rest.settings import RestSettings
 from vtryon_services.host import KINDS, load_settings, settings_of
-from vtryon_services.runtime.settings import variable_prefix
+from vtryon_services.runtime.settings import JOBS, variable_prefix
 from vtryon_services.stages.sampling.settings import SamplingSettings
 
 
@@ -137,3 +139,14 @@ def test_an_unknown_variable_is_said_once_with_each_service_once(monkeypatch, va
     assert caught.value.message.count(variable) == 1
     services = caught.value.message.partition("Settings of ")[2].partition(":")[0].split(", ")
     assert len(services) == len(set(services)) >= 1
+
+
+def test_every_setting_says_what_it_does() -> None:
+    kinds = [*map(settings_of, (*Stage, JOBS)), RestSettings, KafkaSettings]
+    mute = {
+        f"{kind.service}.{name}"
+        for kind in kinds
+        for name, field in kind.model_fields.items()
+        if len((field.description or "").split()) < 4
+    }
+    assert mute == set()

@@ -23,74 +23,122 @@ class KafkaSettings(TargetSettings, ServiceSettings):
 
     service: ClassVar[str] = KAFKA
 
-    listen: str = Field(default="127.0.0.1:50056", description="Of its health service, host:port.")
-    bootstrap_servers: str = Field(
-        default="127.0.0.1:9092", description="host:port, or several between commas."
+    listen: str = Field(
+        default="127.0.0.1:50056", description="host:port of the gRPC health service."
     )
-    security_protocol: Literal["PLAINTEXT", "SSL", "SASL_PLAINTEXT", "SASL_SSL"] = "PLAINTEXT"
-    sasl_mechanism: Literal["PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512"] = "SCRAM-SHA-512"
-    sasl_username: str | None = None
-    sasl_password: SecretStr | None = None
+    bootstrap_servers: str = Field(
+        default="127.0.0.1:9092",
+        description="host:port of a Kafka broker; several are separated by commas.",
+    )
+    security_protocol: Literal["PLAINTEXT", "SSL", "SASL_PLAINTEXT", "SASL_SSL"] = Field(
+        default="PLAINTEXT", description="Transport security of the connection to the brokers."
+    )
+    sasl_mechanism: Literal["PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512"] = Field(
+        default="SCRAM-SHA-512", description="SASL mechanism, for a security_protocol with SASL."
+    )
+    sasl_username: str | None = Field(
+        default=None, description="SASL user name; required with SASL."
+    )
+    sasl_password: SecretStr | None = Field(
+        default=None, description="SASL password; required with SASL."
+    )
     tls_ca_path: str | None = Field(
-        default=None, description="PEM of who signs brokers' certificates; else the system's."
+        default=None,
+        description="PEM certificates of the authorities that sign broker certificates. Unset: "
+        "the system's.",
     )
     registry_url: str = Field(
-        default="http://127.0.0.1:8081", description="Of a schema registry with Confluent's API."
+        default="http://127.0.0.1:8081",
+        description="URL of a schema registry with Confluent's API.",
     )
-    registry_user: str | None = None
-    registry_password: SecretStr | None = None
+    registry_user: str | None = Field(
+        default=None, description="User name for the schema registry's basic authentication."
+    )
+    registry_password: SecretStr | None = Field(
+        default=None, description="Password for the schema registry's basic authentication."
+    )
     serves: str = Field(
         default="jobs",
-        description="Between commas: jobs, and the stages whose topics are worked on; or all.",
+        description="Topics to consume, separated by commas: `jobs` and names of stages, or `all`.",
     )
     topology: Literal["hybrid", "kafka"] = Field(
         default="hybrid",
-        description="Of whole jobs: through the ledger of jobs and the pipeline, or from stage to "
-        "stage by topics alone.",
+        description="How whole jobs run: `hybrid` through the job store and the pipeline, "
+        "`kafka` from stage to stage by topics alone.",
     )
-    prefix: str = Field(default="vtryon", pattern=r"^[a-z0-9-]+$", description="Of all topics.")
+    prefix: str = Field(
+        default="vtryon",
+        pattern=r"^[a-z0-9-]+$",
+        description="Prefix of all topic and group names.",
+    )
     claims_url: str = Field(
         default="vtryon-claims",
-        description="Where bytes are kept that are too many for a message: a folder, or "
+        description="Claim-check storage of payloads too large for a message: a folder, or "
         "s3://bucket/prefix.",
     )
     claim_bytes: int = Field(
-        default=512 * 1024, ge=0, description="A message's bytes beyond which they are kept there."
+        default=512 * 1024,
+        ge=0,
+        description="Payload bytes of a message above which payloads go to claims_url.",
     )
     claim_seconds: float = Field(
-        default=7 * _DAY, gt=0, description="How long; of a bucket its own rules say so."
+        default=7 * _DAY,
+        gt=0,
+        description="Retention in seconds of claim-check objects. For S3, configure bucket "
+        "lifecycle rules instead.",
     )
     create_topics: bool = Field(
-        default=False, description="Make topics that are missing when it starts; for development."
+        default=False, description="Create missing topics at the start; for development."
     )
-    partitions: int = Field(default=3, ge=1, description="Of each topic of requests.")
-    replication: int = Field(default=1, ge=1, description="Of each topic.")
-    retention_seconds: float = Field(default=7 * _DAY, gt=0, description="Of each topic.")
+    partitions: int = Field(
+        default=3, ge=1, description="Partitions of each request topic that is created."
+    )
+    replication: int = Field(
+        default=1, ge=1, description="Replication factor of each topic that is created."
+    )
+    retention_seconds: float = Field(
+        default=7 * _DAY, gt=0, description="Retention in seconds of each topic that is created."
+    )
     max_message_bytes: int = Field(
-        default=1024 * 1024, ge=640 * 1024, description="Of each topic, and of what is sent."
+        default=1024 * 1024,
+        ge=640 * 1024,
+        description="Maximum bytes of a message, of each topic that is created and of "
+        "everything that is produced.",
     )
     idempotent: bool | None = Field(
         default=None,
-        description="Whether the producer is idempotent: the broker then drops what a repeated "
-        "request brings twice. Unset: where the broker has it, and the log says where not. true: "
-        "the start fails where the broker has not. false: never.",
+        description="Use the idempotent producer, so that the broker drops duplicates of a "
+        "retried send. Unset: if the broker supports it, with a warning otherwise. "
+        "true: the start fails without support. false: never.",
     )
-    request_timeout_seconds: float = Field(default=40.0, gt=5, description="Of a broker's answer.")
+    request_timeout_seconds: float = Field(
+        default=40.0, gt=5, description="Seconds to wait for a broker's response."
+    )
     session_seconds: float = Field(
         default=10.0,
         ge=1,
         le=300,
-        description="A member silent for so long has left its group.",
+        description="Session timeout in seconds of the consumer group; a member silent for "
+        "longer is removed.",
     )
-    concurrency: int = Field(default=16, ge=1, description="Messages of one topic worked on.")
+    concurrency: int = Field(
+        default=16, ge=1, description="Maximum messages of one topic processed concurrently."
+    )
     max_in_flight: int = Field(
-        default=16, ge=1, description="Messages of one partition held, waiting ones included."
+        default=16,
+        ge=1,
+        description="Maximum messages of one partition held in memory, waiting ones included.",
     )
     retry_seconds: tuple[float, ...] = Field(
-        default=(5.0, 60.0), description="Before each further attempt, each with its own topic."
+        default=(5.0, 60.0),
+        description="Seconds before each further attempt; each has a retry topic of its own, "
+        "and the dead-letter topic follows.",
     )
     work_timeout_seconds: float = Field(
-        default=600.0, gt=0, le=3600, description="For messages that name no deadline."
+        default=600.0,
+        gt=0,
+        le=3600,
+        description="Deadline in seconds of messages without a `deadline` header.",
     )
 
     @model_validator(mode="after")

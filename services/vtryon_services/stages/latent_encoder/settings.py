@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import ClassVar
 
+from pydantic import Field
+
 from vtryon.types import Stage
 from vtryon_services.runtime.settings import EncoderSettings
 
@@ -13,4 +15,6 @@ class LatentEncoderSettings(EncoderSettings):
 
     service: ClassVar[Stage] = Stage.LATENT_ENCODER
 
-    listen: str = "127.0.0.1:50051"
+    listen: str = Field(
+        default="127.0.0.1:50051", description="Address to serve on: host:port or unix:/path."
+    )

@@ -15,5 +15,11 @@ class SamplingSettings(StageSettings):
 
     service: ClassVar[Stage] = Stage.SAMPLING
 
-    listen: str = "127.0.0.1:50053"
-    max_references: int = Field(default=4, ge=1, description="Reference pictures of one request.")
+    listen: str = Field(
+        default="127.0.0.1:50053", description="Address to serve on: host:port or unix:/path."
+    )
+    max_references: int = Field(
+        default=4,
+        ge=1,
+        description="Maximum reference pictures of one request; a request with more is rejected.",
+    )
