@@ -83,8 +83,12 @@ class Batch:
                     await room.acquire()
                     task = group.create_task(self._do(entry))
                     task.add_done_callback(lambda _: room.release())
-        except* SettingsError as errors:
-            raise errors.exceptions[0] from None
+        except ExceptionGroup as failed:
+            # Not `except*`, from which Python below 3.11.4 raises groups alone.
+            ours, others = failed.split(SettingsError)
+            if ours is None or others is not None:
+                raise
+            raise ours.exceptions[0] from None
 
     async def _do(self, entry: Entry) -> None:
         key, keep = "", self.journal.write

@@ -63,6 +63,7 @@ def run(repository: Path, checkpoint: Checkpoint, stage: Stage, **given: torch.T
     return session.run(None, {name: one.numpy() for name, one in given.items()})[0]
 
 
+@pytest.mark.timeout(600)
 def test_the_vae(checkpoint, repository) -> None:
     vae = StillVae.load(checkpoint, PLACEMENT)
     for batch, height, width in [(1, 32, 96), (3, 64, 32)]:
