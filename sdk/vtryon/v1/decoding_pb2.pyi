@@ -56,7 +56,7 @@ class DecodeStart(_message.Message):
     format: _image_pb2.ImageFormat.ValueType
     """Unset: PNG."""
     quality: _builtins.int
-    """JPEG and WebP quality, 1 to 100; unset: 90. Refused with PNG."""
+    """JPEG and WebP quality, 1 to 100; unset: 90. Rejected with PNG."""
     @_builtins.property
     def payloads(self) -> _containers.RepeatedCompositeFieldContainer[_tensor_pb2.Payload]: ...
     def __init__(

@@ -27,7 +27,7 @@ if _version_not_supported:
 
 
 class DecodingServiceStub:
-    """Latents to a picture.
+    """Decodes latents to a picture.
     """
 
     def __init__(self, channel):
@@ -44,7 +44,7 @@ class DecodingServiceStub:
 
 
 class DecodingServiceServicer:
-    """Latents to a picture.
+    """Decodes latents to a picture.
     """
 
     def Decode(self, request_iterator, context):
@@ -54,8 +54,8 @@ class DecodingServiceServicer:
         grammar of `Event`; the output is one payload of kind IMAGE, whose declaration carries format,
         width and height.
 
-        Errors: INVALID_ARGUMENT for a shape that is not the checkpoint's or for values that are not
-        finite; RESOURCE_EXHAUSTED where the queue is full, with RetryInfo; DEADLINE_EXCEEDED.
+        Errors: INVALID_ARGUMENT for a shape other than the checkpoint's or for NaN and infinity;
+        RESOURCE_EXHAUSTED with RetryInfo if the queue is full; DEADLINE_EXCEEDED.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -78,7 +78,7 @@ def add_DecodingServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class DecodingService:
-    """Latents to a picture.
+    """Decodes latents to a picture.
     """
 
     @staticmethod

@@ -28,7 +28,7 @@ GRPC_GENERATED_VERSION: str
 GRPC_VERSION: str
 
 class DecodingServiceStub:
-    """Latents to a picture."""
+    """Decodes latents to a picture."""
 
     @_typing.overload
     def __new__(cls, channel: _grpc.Channel) -> _Self: ...
@@ -41,13 +41,13 @@ class DecodingServiceStub:
     grammar of `Event`; the output is one payload of kind IMAGE, whose declaration carries format,
     width and height.
 
-    Errors: INVALID_ARGUMENT for a shape that is not the checkpoint's or for values that are not
-    finite; RESOURCE_EXHAUSTED where the queue is full, with RetryInfo; DEADLINE_EXCEEDED.
+    Errors: INVALID_ARGUMENT for a shape other than the checkpoint's or for NaN and infinity;
+    RESOURCE_EXHAUSTED with RetryInfo if the queue is full; DEADLINE_EXCEEDED.
     """
 
 @_typing.type_check_only
 class DecodingServiceAsyncStub(DecodingServiceStub):
-    """Latents to a picture."""
+    """Decodes latents to a picture."""
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     Decode: _aio.StreamStreamMultiCallable[_decoding_pb2.DecodeRequest, _stream_pb2.Event]  # type: ignore[assignment]
@@ -57,12 +57,12 @@ class DecodingServiceAsyncStub(DecodingServiceStub):
     grammar of `Event`; the output is one payload of kind IMAGE, whose declaration carries format,
     width and height.
 
-    Errors: INVALID_ARGUMENT for a shape that is not the checkpoint's or for values that are not
-    finite; RESOURCE_EXHAUSTED where the queue is full, with RetryInfo; DEADLINE_EXCEEDED.
+    Errors: INVALID_ARGUMENT for a shape other than the checkpoint's or for NaN and infinity;
+    RESOURCE_EXHAUSTED with RetryInfo if the queue is full; DEADLINE_EXCEEDED.
     """
 
 class DecodingServiceServicer(metaclass=_abc_1.ABCMeta):
-    """Latents to a picture."""
+    """Decodes latents to a picture."""
 
     @_abc_1.abstractmethod
     def Decode(
@@ -76,8 +76,8 @@ class DecodingServiceServicer(metaclass=_abc_1.ABCMeta):
         grammar of `Event`; the output is one payload of kind IMAGE, whose declaration carries format,
         width and height.
 
-        Errors: INVALID_ARGUMENT for a shape that is not the checkpoint's or for values that are not
-        finite; RESOURCE_EXHAUSTED where the queue is full, with RetryInfo; DEADLINE_EXCEEDED.
+        Errors: INVALID_ARGUMENT for a shape other than the checkpoint's or for NaN and infinity;
+        RESOURCE_EXHAUSTED with RetryInfo if the queue is full; DEADLINE_EXCEEDED.
         """
 
 def add_DecodingServiceServicer_to_server(servicer: DecodingServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -24,14 +24,14 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     DESCRIPTOR: _descriptor.EnumDescriptor
     ERROR_REASON_UNSPECIFIED: _ErrorReason.ValueType  # 0
     ERROR_REASON_FIELD_INVALID: _ErrorReason.ValueType  # 1
-    """INVALID_ARGUMENT: correct the request; the same one will fail again.
+    """INVALID_ARGUMENT: correct the request; a retry will fail again.
 
     A field is out of its range; google.rpc.BadRequest names each.
     """
     ERROR_REASON_NUMERICS_UNSUPPORTED: _ErrorReason.ValueType  # 2
-    """The numerics asked for can't be computed together, or not by this checkpoint."""
+    """The requested numerics can't be combined, or this checkpoint does not support them."""
     ERROR_REASON_PAYLOAD_TOO_LARGE: _ErrorReason.ValueType  # 3
-    """More bytes than the limit, by the declaration."""
+    """The declared payloads exceed the size limit."""
     ERROR_REASON_PAYLOAD_INVALID: _ErrorReason.ValueType  # 4
     """Payloads missing, doubled, or of the wrong kind, element type, shape or length."""
     ERROR_REASON_TENSOR_NOT_FINITE: _ErrorReason.ValueType  # 5
@@ -43,32 +43,32 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     ERROR_REASON_PICTURE_UNREADABLE: _ErrorReason.ValueType  # 8
     """A picture is cut off or corrupt."""
     ERROR_REASON_STREAM_OUT_OF_ORDER: _ErrorReason.ValueType  # 9
-    """A message that the grammar of the stream does not allow here."""
+    """The stream's grammar does not allow this message here."""
     ERROR_REASON_STREAM_INCOMPLETE: _ErrorReason.ValueType  # 10
-    """The caller closed before the payloads were complete."""
+    """The client closed the stream before the payloads were complete."""
     ERROR_REASON_MESSAGE_MALFORMED: _ErrorReason.ValueType  # 11
-    """Bytes that are no message of this call."""
+    """The bytes are not a message of this call."""
     ERROR_REASON_QUEUE_FULL: _ErrorReason.ValueType  # 12
-    """RESOURCE_EXHAUSTED: try again after google.rpc.RetryInfo.
+    """RESOURCE_EXHAUSTED: retry after google.rpc.RetryInfo.
 
     The queue is full.
     """
     ERROR_REASON_DEADLINE_UNREACHABLE: _ErrorReason.ValueType  # 24
-    """The work that goes first would leave too little time before the deadline."""
+    """Queued work ahead of the request leaves too little time before its deadline."""
     ERROR_REASON_STAGE_UNAVAILABLE: _ErrorReason.ValueType  # 13
-    """UNAVAILABLE: try again, elsewhere if there is an elsewhere.
+    """UNAVAILABLE: retry, on another server if there is one.
 
     A stage can't be reached.
     """
     ERROR_REASON_SHUTTING_DOWN: _ErrorReason.ValueType  # 14
-    """The server is going away and takes no new work."""
+    """The server is shutting down and accepts no new work."""
     ERROR_REASON_DEADLINE_PASSED: _ErrorReason.ValueType  # 15
     """DEADLINE_EXCEEDED.
 
-    The metadata says how many steps were completed.
+    The metadata has the number of completed steps.
     """
     ERROR_REASON_CHECKPOINT_NOT_FOUND: _ErrorReason.ValueType  # 16
-    """FAILED_PRECONDITION: the server is set up wrongly.
+    """FAILED_PRECONDITION: the server is misconfigured.
 
     No checkpoint at the path, or a part of it is missing.
     """
@@ -79,40 +79,40 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     ERROR_REASON_CHECKPOINT_UNSUPPORTED: _ErrorReason.ValueType  # 19
     """A model class or configuration that the engine can't compute."""
     ERROR_REASON_MODEL_CHANGED: _ErrorReason.ValueType  # 27
-    """The resume point is of another model than the server's: begin anew, without it."""
+    """The resume point was computed by another model than the server's: retry without it."""
     ERROR_REASON_UNAUTHENTICATED: _ErrorReason.ValueType  # 20
     """UNAUTHENTICATED and PERMISSION_DENIED."""
     ERROR_REASON_PERMISSION_DENIED: _ErrorReason.ValueType  # 21
     ERROR_REASON_NOT_FOUND: _ErrorReason.ValueType  # 25
     """NOT_FOUND and ALREADY_EXISTS.
 
-    There is no such job, path or topic; or it is somebody else's.
+    The job, path or topic does not exist, or belongs to another tenant.
     """
     ERROR_REASON_ALREADY_EXISTS: _ErrorReason.ValueType  # 26
-    """The request id stands for another request already."""
+    """The request id is already used by another request."""
     ERROR_REASON_STAGE_FAILED: _ErrorReason.ValueType  # 22
     """INTERNAL.
 
-    The stage failed; its log has the cause, under the request's id.
+    The stage failed; its log has the cause with the request's id.
     """
     ERROR_REASON_CANCELLED: _ErrorReason.ValueType  # 23
-    """CANCELLED, on the client's side only: the caller left its own call."""
+    """CANCELLED, in clients only: the client cancelled its own call."""
 
 class ErrorReason(_ErrorReason, metaclass=_ErrorReasonEnumTypeWrapper):
-    """Every failure that a program may act on: the `reason` of the google.rpc.ErrorInfo (domain
+    """Failures that a program can handle: the `reason` of the google.rpc.ErrorInfo (domain
     "vtryon") in the details of a failed call's status, without the prefix.
     """
 
 ERROR_REASON_UNSPECIFIED: ErrorReason.ValueType  # 0
 ERROR_REASON_FIELD_INVALID: ErrorReason.ValueType  # 1
-"""INVALID_ARGUMENT: correct the request; the same one will fail again.
+"""INVALID_ARGUMENT: correct the request; a retry will fail again.
 
 A field is out of its range; google.rpc.BadRequest names each.
 """
 ERROR_REASON_NUMERICS_UNSUPPORTED: ErrorReason.ValueType  # 2
-"""The numerics asked for can't be computed together, or not by this checkpoint."""
+"""The requested numerics can't be combined, or this checkpoint does not support them."""
 ERROR_REASON_PAYLOAD_TOO_LARGE: ErrorReason.ValueType  # 3
-"""More bytes than the limit, by the declaration."""
+"""The declared payloads exceed the size limit."""
 ERROR_REASON_PAYLOAD_INVALID: ErrorReason.ValueType  # 4
 """Payloads missing, doubled, or of the wrong kind, element type, shape or length."""
 ERROR_REASON_TENSOR_NOT_FINITE: ErrorReason.ValueType  # 5
@@ -124,32 +124,32 @@ ERROR_REASON_PICTURE_FORMAT_UNSUPPORTED: ErrorReason.ValueType  # 7
 ERROR_REASON_PICTURE_UNREADABLE: ErrorReason.ValueType  # 8
 """A picture is cut off or corrupt."""
 ERROR_REASON_STREAM_OUT_OF_ORDER: ErrorReason.ValueType  # 9
-"""A message that the grammar of the stream does not allow here."""
+"""The stream's grammar does not allow this message here."""
 ERROR_REASON_STREAM_INCOMPLETE: ErrorReason.ValueType  # 10
-"""The caller closed before the payloads were complete."""
+"""The client closed the stream before the payloads were complete."""
 ERROR_REASON_MESSAGE_MALFORMED: ErrorReason.ValueType  # 11
-"""Bytes that are no message of this call."""
+"""The bytes are not a message of this call."""
 ERROR_REASON_QUEUE_FULL: ErrorReason.ValueType  # 12
-"""RESOURCE_EXHAUSTED: try again after google.rpc.RetryInfo.
+"""RESOURCE_EXHAUSTED: retry after google.rpc.RetryInfo.
 
 The queue is full.
 """
 ERROR_REASON_DEADLINE_UNREACHABLE: ErrorReason.ValueType  # 24
-"""The work that goes first would leave too little time before the deadline."""
+"""Queued work ahead of the request leaves too little time before its deadline."""
 ERROR_REASON_STAGE_UNAVAILABLE: ErrorReason.ValueType  # 13
-"""UNAVAILABLE: try again, elsewhere if there is an elsewhere.
+"""UNAVAILABLE: retry, on another server if there is one.
 
 A stage can't be reached.
 """
 ERROR_REASON_SHUTTING_DOWN: ErrorReason.ValueType  # 14
-"""The server is going away and takes no new work."""
+"""The server is shutting down and accepts no new work."""
 ERROR_REASON_DEADLINE_PASSED: ErrorReason.ValueType  # 15
 """DEADLINE_EXCEEDED.
 
-The metadata says how many steps were completed.
+The metadata has the number of completed steps.
 """
 ERROR_REASON_CHECKPOINT_NOT_FOUND: ErrorReason.ValueType  # 16
-"""FAILED_PRECONDITION: the server is set up wrongly.
+"""FAILED_PRECONDITION: the server is misconfigured.
 
 No checkpoint at the path, or a part of it is missing.
 """
@@ -160,22 +160,22 @@ ERROR_REASON_CHECKPOINT_CORRUPT: ErrorReason.ValueType  # 18
 ERROR_REASON_CHECKPOINT_UNSUPPORTED: ErrorReason.ValueType  # 19
 """A model class or configuration that the engine can't compute."""
 ERROR_REASON_MODEL_CHANGED: ErrorReason.ValueType  # 27
-"""The resume point is of another model than the server's: begin anew, without it."""
+"""The resume point was computed by another model than the server's: retry without it."""
 ERROR_REASON_UNAUTHENTICATED: ErrorReason.ValueType  # 20
 """UNAUTHENTICATED and PERMISSION_DENIED."""
 ERROR_REASON_PERMISSION_DENIED: ErrorReason.ValueType  # 21
 ERROR_REASON_NOT_FOUND: ErrorReason.ValueType  # 25
 """NOT_FOUND and ALREADY_EXISTS.
 
-There is no such job, path or topic; or it is somebody else's.
+The job, path or topic does not exist, or belongs to another tenant.
 """
 ERROR_REASON_ALREADY_EXISTS: ErrorReason.ValueType  # 26
-"""The request id stands for another request already."""
+"""The request id is already used by another request."""
 ERROR_REASON_STAGE_FAILED: ErrorReason.ValueType  # 22
 """INTERNAL.
 
-The stage failed; its log has the cause, under the request's id.
+The stage failed; its log has the cause with the request's id.
 """
 ERROR_REASON_CANCELLED: ErrorReason.ValueType  # 23
-"""CANCELLED, on the client's side only: the caller left its own call."""
+"""CANCELLED, in clients only: the client cancelled its own call."""
 Global___ErrorReason: _TypeAlias = ErrorReason  # noqa: Y015

@@ -24,7 +24,7 @@ class _ImageFormat:
 class _ImageFormatEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ImageFormat.ValueType], _builtins.type):
     DESCRIPTOR: _descriptor.EnumDescriptor
     IMAGE_FORMAT_UNSPECIFIED: _ImageFormat.ValueType  # 0
-    """In a request: tell the format from the picture's first bytes."""
+    """In a request: detect the format from the picture's first bytes."""
     IMAGE_FORMAT_PNG: _ImageFormat.ValueType  # 1
     IMAGE_FORMAT_JPEG: _ImageFormat.ValueType  # 2
     IMAGE_FORMAT_WEBP: _ImageFormat.ValueType  # 3
@@ -32,7 +32,7 @@ class _ImageFormatEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ImageForm
 class ImageFormat(_ImageFormat, metaclass=_ImageFormatEnumTypeWrapper): ...
 
 IMAGE_FORMAT_UNSPECIFIED: ImageFormat.ValueType  # 0
-"""In a request: tell the format from the picture's first bytes."""
+"""In a request: detect the format from the picture's first bytes."""
 IMAGE_FORMAT_PNG: ImageFormat.ValueType  # 1
 IMAGE_FORMAT_JPEG: ImageFormat.ValueType  # 2
 IMAGE_FORMAT_WEBP: ImageFormat.ValueType  # 3
@@ -77,7 +77,7 @@ class EncodedImage(_message.Message):
     HEIGHT_FIELD_NUMBER: _builtins.int
     format: Global___ImageFormat.ValueType
     width: _builtins.int
-    """Pixels; set by the server. Ignored in requests: the picture's own header counts."""
+    """Pixels; set by the server. Ignored in requests: the server reads the picture's header."""
     height: _builtins.int
     def __init__(
         self,
@@ -121,7 +121,7 @@ Global___InlineImage: _TypeAlias = InlineImage  # noqa: Y015
 
 @_typing.final
 class Fit(_message.Message):
-    """How a picture was brought to the size that the checkpoint works at."""
+    """How a picture was resized to the checkpoint's working size."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -133,14 +133,14 @@ class Fit(_message.Message):
     METHOD_FIELD_NUMBER: _builtins.int
     NOTE_FIELD_NUMBER: _builtins.int
     subject: _builtins.str
-    """Which picture: "person", "garment", "garment 2"."""
+    """Name of the picture: "person", "garment", "garment 2"."""
     from_width: _builtins.int
     from_height: _builtins.int
     to_width: _builtins.int
     to_height: _builtins.int
     method: Global___FitMethod.ValueType
     note: _builtins.str
-    """Where the size is another than that of the tool whose numerics were asked for: which, and why."""
+    """Set if the size differs from that of the tool whose numerics were requested: how, and why."""
     def __init__(
         self,
         *,

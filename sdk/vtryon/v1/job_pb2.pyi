@@ -39,7 +39,7 @@ class _JobStateEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_JobState.Val
     JOB_STATE_CANCELLED: _JobState.ValueType  # 5
 
 class JobState(_JobState, metaclass=_JobStateEnumTypeWrapper):
-    """QUEUED → RUNNING → SUCCEEDED | FAILED | CANCELLED; RUNNING → QUEUED where another attempt follows."""
+    """QUEUED → RUNNING → SUCCEEDED | FAILED | CANCELLED; RUNNING → QUEUED before another attempt."""
 
 JOB_STATE_UNSPECIFIED: JobState.ValueType  # 0
 JOB_STATE_QUEUED: JobState.ValueType  # 1
@@ -118,19 +118,21 @@ class Job(_message.Message):
     request_id: _builtins.str
     state: Global___JobState.ValueType
     attempts: _builtins.int
-    """Attempts begun."""
+    """Number of attempts started."""
     step: _builtins.int
-    """Denoise steps done, of so many; 0 of 0 before the first."""
+    """Completed denoise steps and their total; 0 and 0 before the first."""
     steps: _builtins.int
     sequence: _builtins.int
-    """Of the last update."""
+    """Sequence number of the latest update."""
     erased: _builtins.bool
-    """True once its pictures, prompts, previews and latents are gone."""
+    """True once its pictures, prompts, previews and latents are deleted."""
     erasing: _builtins.bool
-    """True from when it is to be erased until it is `erased`; prompts are not given any more."""
+    """True from the request to erase it until it is `erased`; its prompts are no longer returned."""
     @_builtins.property
     def options(self) -> _pipeline_pb2.TryOnOptions:
-        """Of this try-on: the seed is drawn when the job is made, so that every attempt draws the same."""
+        """Options of the try-on. The seed is chosen when the job is created, so that every attempt
+        generates the same picture.
+        """
 
     @_builtins.property
     def created_at(self) -> _timestamp_pb2.Timestamp: ...
@@ -140,15 +142,15 @@ class Job(_message.Message):
     def ended_at(self) -> _timestamp_pb2.Timestamp: ...
     @_builtins.property
     def expires_at(self) -> _timestamp_pb2.Timestamp:
-        """When its pictures and prompts are erased."""
+        """Time at which its pictures and prompts are erased."""
 
     @_builtins.property
     def error(self) -> Global___JobError:
-        """Where it failed."""
+        """Set if it failed."""
 
     @_builtins.property
     def picture(self) -> _image_pb2.EncodedImage:
-        """Where it succeeded; its bytes come by FetchPicture."""
+        """Set if it succeeded; FetchPicture returns the bytes."""
 
     @_builtins.property
     def ledger(self) -> _stream_pb2.Ledger: ...
@@ -156,15 +158,15 @@ class Job(_message.Message):
     def fits(self) -> _containers.RepeatedCompositeFieldContainer[_image_pb2.Fit]: ...
     @_builtins.property
     def labels(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
-        """As they were given."""
+        """Labels of CreateJobStart."""
 
     @_builtins.property
     def unused_options(self) -> _containers.RepeatedCompositeFieldContainer[_stream_pb2.UnusedOption]:
-        """Where it succeeded: options that changed nothing."""
+        """Set if it succeeded: options that had no effect."""
 
     @_builtins.property
     def model_digests(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
-        """Where it succeeded: of the model that each stage computed with, by the stage's name."""
+        """Set if it succeeded: digest of the model that each stage used, by the stage's name."""
 
     def __init__(
         self,
@@ -201,7 +203,7 @@ Global___Job: _TypeAlias = Job  # noqa: Y015
 
 @_typing.final
 class JobError(_message.Message):
-    """The same reasons, words and facts as a failed call's status."""
+    """Reason, message and metadata of the failed try-on's status."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -304,21 +306,23 @@ class CreateJobStart(_message.Message):
     LABELS_FIELD_NUMBER: _builtins.int
     CORRELATION_ID_FIELD_NUMBER: _builtins.int
     request_id: _builtins.str
-    """1 to 128 printable characters; made up where it is empty, and then nothing is idempotent."""
+    """Idempotency key, 1 to 128 printable characters. Empty: the server generates one, and a repeated
+    call creates another job.
+    """
     timeout_seconds: _builtins.float
-    """The job's deadline from now on, queueing and all attempts included; a day by default."""
+    """Deadline of the job in seconds from now, including queueing and all attempts; a day by default."""
     correlation_id: _builtins.bytes
-    """Of the caller's own system: comes back with the outcomes of the job. At most 1024 bytes."""
+    """Opaque id of the client's own system, returned with the job's outcomes. At most 1024 bytes."""
     @_builtins.property
     def payloads(self) -> _containers.RepeatedCompositeFieldContainer[_tensor_pb2.Payload]:
-        """As in TryOnStart."""
+        """See TryOnStart."""
 
     @_builtins.property
     def options(self) -> _pipeline_pb2.TryOnOptions: ...
     @_builtins.property
     def labels(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
-        """Whatever the caller wants to find again with the job: at most 16, keys of 1 to 64 characters,
-        values of at most 256. Not part of what makes two requests the same.
+        """Metadata of the client, stored with the job: at most 16 entries, keys of 1 to 64 characters,
+        values of at most 256. Ignored when requests of the same `request_id` are compared.
         """
 
     def __init__(
@@ -368,12 +372,12 @@ class ListJobsRequest(_message.Message):
     PAGE_SIZE_FIELD_NUMBER: _builtins.int
     PAGE_TOKEN_FIELD_NUMBER: _builtins.int
     page_size: _builtins.int
-    """1 to 1000; 0 for 100."""
+    """1 to 1000; 0: 100."""
     page_token: _builtins.str
-    """Of the page before."""
+    """`next_page_token` of the previous page."""
     @_builtins.property
     def states(self) -> _containers.RepeatedScalarFieldContainer[Global___JobState.ValueType]:
-        """All where it is empty."""
+        """Empty: all states."""
 
     def __init__(
         self,
@@ -397,7 +401,7 @@ class ListJobsResponse(_message.Message):
     JOBS_FIELD_NUMBER: _builtins.int
     NEXT_PAGE_TOKEN_FIELD_NUMBER: _builtins.int
     next_page_token: _builtins.str
-    """Empty behind the last page."""
+    """Empty on the last page."""
     @_builtins.property
     def jobs(self) -> _containers.RepeatedCompositeFieldContainer[Global___Job]: ...
     def __init__(
@@ -460,7 +464,7 @@ class WatchJobRequest(_message.Message):
     FROM_SEQUENCE_FIELD_NUMBER: _builtins.int
     id: _builtins.str
     from_sequence: _builtins.int
-    """The first update to send: 1 is the job's first; 0 for all; at most 2^63 - 1."""
+    """First update to send: 1 is the job's first, 0 sends all; at most 2^63 - 1."""
     def __init__(
         self,
         *,
@@ -492,7 +496,7 @@ class JobUpdate(_message.Message):
 
     @_builtins.property
     def event(self) -> _stream_pb2.Event:
-        """Its try-on says something: all but `output`, chunks and `finished`."""
+        """An event of its try-on: any but `output`, `chunk` and `finished`."""
 
     def __init__(
         self,

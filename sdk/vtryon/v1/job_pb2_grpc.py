@@ -27,9 +27,9 @@ if _version_not_supported:
 
 
 class JobServiceStub:
-    """Try-ons that outlive their connection, whichever door they came by.
+    """Asynchronous try-ons, which continue without their client's connection. All interfaces share them.
 
-    A job belongs to the tenant who made it; to every other it is NOT_FOUND.
+    A job belongs to the tenant that created it; calls of any other tenant get NOT_FOUND.
     """
 
     def __init__(self, channel):
@@ -76,61 +76,61 @@ class JobServiceStub:
 
 
 class JobServiceServicer:
-    """Try-ons that outlive their connection, whichever door they came by.
+    """Asynchronous try-ons, which continue without their client's connection. All interfaces share them.
 
-    A job belongs to the tenant who made it; to every other it is NOT_FOUND.
+    A job belongs to the tenant that created it; calls of any other tenant get NOT_FOUND.
     """
 
     def CreateJob(self, request_iterator, context):
-        """Make a job, or find the one that was made with the same `request_id` before.
+        """Create a job, or return the existing one with the same `request_id`.
 
-        Requests: `start` declaring the payloads of a try-on, their chunks, half-close. The answer comes
-        when the job is durable. The same id with another payload is ALREADY_EXISTS.
+        Requests: `start` declaring the payloads of a try-on, their chunks, half-close. The response is
+        sent once the job is durable. The same id with another request is ALREADY_EXISTS.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def GetJob(self, request, context):
-        """NOT_FOUND where there is none of that id.
+        """Return a job; NOT_FOUND if no job has this id.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def ListJobs(self, request, context):
-        """The newest first. A page may end before `page_size` jobs, when it is large.
+        """List jobs, newest first. A page with large jobs may hold fewer than `page_size`.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def CancelJob(self, request, context):
-        """Cancel a job that has not ended; answers when no step of it runs any more, or after five
-        seconds. Its pictures and prompts are erased. A job that has ended stays as it is.
+        """Cancel a job that has not ended, and erase its pictures and prompts. Returns when none of its
+        steps is running, or after five seconds. A job that has ended is not changed.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def EraseJob(self, request, context):
-        """Cancel a job, and erase its pictures, prompts, previews and latents. The answer has `erased`
-        where they are gone, else `erasing`: the server goes on until they are.
+        """Cancel a job, and erase its pictures, prompts, previews and latents. The response has `erased` if
+        they are deleted, otherwise `erasing`: the server keeps trying until they are.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def WatchJob(self, request, context):
-        """What happened to a job, from a sequence number on, and then what happens, until it has ended.
-        Sequence numbers have no gap.
+        """Stream the updates of a job from a sequence number on, past and future ones, until it has ended.
+        Sequence numbers have no gaps.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def FetchPicture(self, request, context):
-        """The picture of a job that succeeded: the grammar of `Event`, without progress.
+        """Download the picture of a job that succeeded: the grammar of `Event`, without progress.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -183,9 +183,9 @@ def add_JobServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class JobService:
-    """Try-ons that outlive their connection, whichever door they came by.
+    """Asynchronous try-ons, which continue without their client's connection. All interfaces share them.
 
-    A job belongs to the tenant who made it; to every other it is NOT_FOUND.
+    A job belongs to the tenant that created it; calls of any other tenant get NOT_FOUND.
     """
 
     @staticmethod

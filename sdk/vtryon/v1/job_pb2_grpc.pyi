@@ -28,9 +28,9 @@ GRPC_GENERATED_VERSION: str
 GRPC_VERSION: str
 
 class JobServiceStub:
-    """Try-ons that outlive their connection, whichever door they came by.
+    """Asynchronous try-ons, which continue without their client's connection. All interfaces share them.
 
-    A job belongs to the tenant who made it; to every other it is NOT_FOUND.
+    A job belongs to the tenant that created it; calls of any other tenant get NOT_FOUND.
     """
 
     @_typing.overload
@@ -38,67 +38,67 @@ class JobServiceStub:
     @_typing.overload
     def __new__(cls, channel: _aio.Channel) -> JobServiceAsyncStub: ...
     CreateJob: _grpc.StreamUnaryMultiCallable[_job_pb2.CreateJobRequest, _job_pb2.Job]
-    """Make a job, or find the one that was made with the same `request_id` before.
+    """Create a job, or return the existing one with the same `request_id`.
 
-    Requests: `start` declaring the payloads of a try-on, their chunks, half-close. The answer comes
-    when the job is durable. The same id with another payload is ALREADY_EXISTS.
+    Requests: `start` declaring the payloads of a try-on, their chunks, half-close. The response is
+    sent once the job is durable. The same id with another request is ALREADY_EXISTS.
     """
     GetJob: _grpc.UnaryUnaryMultiCallable[_job_pb2.GetJobRequest, _job_pb2.Job]
-    """NOT_FOUND where there is none of that id."""
+    """Return a job; NOT_FOUND if no job has this id."""
     ListJobs: _grpc.UnaryUnaryMultiCallable[_job_pb2.ListJobsRequest, _job_pb2.ListJobsResponse]
-    """The newest first. A page may end before `page_size` jobs, when it is large."""
+    """List jobs, newest first. A page with large jobs may hold fewer than `page_size`."""
     CancelJob: _grpc.UnaryUnaryMultiCallable[_job_pb2.CancelJobRequest, _job_pb2.Job]
-    """Cancel a job that has not ended; answers when no step of it runs any more, or after five
-    seconds. Its pictures and prompts are erased. A job that has ended stays as it is.
+    """Cancel a job that has not ended, and erase its pictures and prompts. Returns when none of its
+    steps is running, or after five seconds. A job that has ended is not changed.
     """
     EraseJob: _grpc.UnaryUnaryMultiCallable[_job_pb2.EraseJobRequest, _job_pb2.Job]
-    """Cancel a job, and erase its pictures, prompts, previews and latents. The answer has `erased`
-    where they are gone, else `erasing`: the server goes on until they are.
+    """Cancel a job, and erase its pictures, prompts, previews and latents. The response has `erased` if
+    they are deleted, otherwise `erasing`: the server keeps trying until they are.
     """
     WatchJob: _grpc.UnaryStreamMultiCallable[_job_pb2.WatchJobRequest, _job_pb2.JobUpdate]
-    """What happened to a job, from a sequence number on, and then what happens, until it has ended.
-    Sequence numbers have no gap.
+    """Stream the updates of a job from a sequence number on, past and future ones, until it has ended.
+    Sequence numbers have no gaps.
     """
     FetchPicture: _grpc.UnaryStreamMultiCallable[_job_pb2.FetchPictureRequest, _stream_pb2.Event]
-    """The picture of a job that succeeded: the grammar of `Event`, without progress."""
+    """Download the picture of a job that succeeded: the grammar of `Event`, without progress."""
 
 @_typing.type_check_only
 class JobServiceAsyncStub(JobServiceStub):
-    """Try-ons that outlive their connection, whichever door they came by.
+    """Asynchronous try-ons, which continue without their client's connection. All interfaces share them.
 
-    A job belongs to the tenant who made it; to every other it is NOT_FOUND.
+    A job belongs to the tenant that created it; calls of any other tenant get NOT_FOUND.
     """
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     CreateJob: _aio.StreamUnaryMultiCallable[_job_pb2.CreateJobRequest, _job_pb2.Job]  # type: ignore[assignment]
-    """Make a job, or find the one that was made with the same `request_id` before.
+    """Create a job, or return the existing one with the same `request_id`.
 
-    Requests: `start` declaring the payloads of a try-on, their chunks, half-close. The answer comes
-    when the job is durable. The same id with another payload is ALREADY_EXISTS.
+    Requests: `start` declaring the payloads of a try-on, their chunks, half-close. The response is
+    sent once the job is durable. The same id with another request is ALREADY_EXISTS.
     """
     GetJob: _aio.UnaryUnaryMultiCallable[_job_pb2.GetJobRequest, _job_pb2.Job]  # type: ignore[assignment]
-    """NOT_FOUND where there is none of that id."""
+    """Return a job; NOT_FOUND if no job has this id."""
     ListJobs: _aio.UnaryUnaryMultiCallable[_job_pb2.ListJobsRequest, _job_pb2.ListJobsResponse]  # type: ignore[assignment]
-    """The newest first. A page may end before `page_size` jobs, when it is large."""
+    """List jobs, newest first. A page with large jobs may hold fewer than `page_size`."""
     CancelJob: _aio.UnaryUnaryMultiCallable[_job_pb2.CancelJobRequest, _job_pb2.Job]  # type: ignore[assignment]
-    """Cancel a job that has not ended; answers when no step of it runs any more, or after five
-    seconds. Its pictures and prompts are erased. A job that has ended stays as it is.
+    """Cancel a job that has not ended, and erase its pictures and prompts. Returns when none of its
+    steps is running, or after five seconds. A job that has ended is not changed.
     """
     EraseJob: _aio.UnaryUnaryMultiCallable[_job_pb2.EraseJobRequest, _job_pb2.Job]  # type: ignore[assignment]
-    """Cancel a job, and erase its pictures, prompts, previews and latents. The answer has `erased`
-    where they are gone, else `erasing`: the server goes on until they are.
+    """Cancel a job, and erase its pictures, prompts, previews and latents. The response has `erased` if
+    they are deleted, otherwise `erasing`: the server keeps trying until they are.
     """
     WatchJob: _aio.UnaryStreamMultiCallable[_job_pb2.WatchJobRequest, _job_pb2.JobUpdate]  # type: ignore[assignment]
-    """What happened to a job, from a sequence number on, and then what happens, until it has ended.
-    Sequence numbers have no gap.
+    """Stream the updates of a job from a sequence number on, past and future ones, until it has ended.
+    Sequence numbers have no gaps.
     """
     FetchPicture: _aio.UnaryStreamMultiCallable[_job_pb2.FetchPictureRequest, _stream_pb2.Event]  # type: ignore[assignment]
-    """The picture of a job that succeeded: the grammar of `Event`, without progress."""
+    """Download the picture of a job that succeeded: the grammar of `Event`, without progress."""
 
 class JobServiceServicer(metaclass=_abc_1.ABCMeta):
-    """Try-ons that outlive their connection, whichever door they came by.
+    """Asynchronous try-ons, which continue without their client's connection. All interfaces share them.
 
-    A job belongs to the tenant who made it; to every other it is NOT_FOUND.
+    A job belongs to the tenant that created it; calls of any other tenant get NOT_FOUND.
     """
 
     @_abc_1.abstractmethod
@@ -107,10 +107,10 @@ class JobServiceServicer(metaclass=_abc_1.ABCMeta):
         request_iterator: _MaybeAsyncIterator[_job_pb2.CreateJobRequest],
         context: _ServicerContext,
     ) -> _typing.Union[_job_pb2.Job, _abc.Awaitable[_job_pb2.Job]]:
-        """Make a job, or find the one that was made with the same `request_id` before.
+        """Create a job, or return the existing one with the same `request_id`.
 
-        Requests: `start` declaring the payloads of a try-on, their chunks, half-close. The answer comes
-        when the job is durable. The same id with another payload is ALREADY_EXISTS.
+        Requests: `start` declaring the payloads of a try-on, their chunks, half-close. The response is
+        sent once the job is durable. The same id with another request is ALREADY_EXISTS.
         """
 
     @_abc_1.abstractmethod
@@ -119,7 +119,7 @@ class JobServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _job_pb2.GetJobRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_job_pb2.Job, _abc.Awaitable[_job_pb2.Job]]:
-        """NOT_FOUND where there is none of that id."""
+        """Return a job; NOT_FOUND if no job has this id."""
 
     @_abc_1.abstractmethod
     def ListJobs(
@@ -127,7 +127,7 @@ class JobServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _job_pb2.ListJobsRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_job_pb2.ListJobsResponse, _abc.Awaitable[_job_pb2.ListJobsResponse]]:
-        """The newest first. A page may end before `page_size` jobs, when it is large."""
+        """List jobs, newest first. A page with large jobs may hold fewer than `page_size`."""
 
     @_abc_1.abstractmethod
     def CancelJob(
@@ -135,8 +135,8 @@ class JobServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _job_pb2.CancelJobRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_job_pb2.Job, _abc.Awaitable[_job_pb2.Job]]:
-        """Cancel a job that has not ended; answers when no step of it runs any more, or after five
-        seconds. Its pictures and prompts are erased. A job that has ended stays as it is.
+        """Cancel a job that has not ended, and erase its pictures and prompts. Returns when none of its
+        steps is running, or after five seconds. A job that has ended is not changed.
         """
 
     @_abc_1.abstractmethod
@@ -145,8 +145,8 @@ class JobServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _job_pb2.EraseJobRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_job_pb2.Job, _abc.Awaitable[_job_pb2.Job]]:
-        """Cancel a job, and erase its pictures, prompts, previews and latents. The answer has `erased`
-        where they are gone, else `erasing`: the server goes on until they are.
+        """Cancel a job, and erase its pictures, prompts, previews and latents. The response has `erased` if
+        they are deleted, otherwise `erasing`: the server keeps trying until they are.
         """
 
     @_abc_1.abstractmethod
@@ -155,8 +155,8 @@ class JobServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _job_pb2.WatchJobRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_job_pb2.JobUpdate], _abc.AsyncIterator[_job_pb2.JobUpdate]]:
-        """What happened to a job, from a sequence number on, and then what happens, until it has ended.
-        Sequence numbers have no gap.
+        """Stream the updates of a job from a sequence number on, past and future ones, until it has ended.
+        Sequence numbers have no gaps.
         """
 
     @_abc_1.abstractmethod
@@ -165,6 +165,6 @@ class JobServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _job_pb2.FetchPictureRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_stream_pb2.Event], _abc.AsyncIterator[_stream_pb2.Event]]:
-        """The picture of a job that succeeded: the grammar of `Event`, without progress."""
+        """Download the picture of a job that succeeded: the grammar of `Event`, without progress."""
 
 def add_JobServiceServicer_to_server(servicer: JobServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -27,7 +27,7 @@ if _version_not_supported:
 
 
 class LatentEncoderServiceStub:
-    """Pictures to latents.
+    """Encodes pictures to latents.
     """
 
     def __init__(self, channel):
@@ -44,20 +44,20 @@ class LatentEncoderServiceStub:
 
 
 class LatentEncoderServiceServicer:
-    """Pictures to latents.
+    """Encodes pictures to latents.
     """
 
     def Encode(self, request_iterator, context):
-        """Encode pictures with the VAE, those of one size together.
+        """Encode pictures with the VAE; pictures of the same size are batched.
 
         Requests: `start` declaring one or more payloads of kind IMAGE, their chunks, half-close.
         Responses: the grammar of `Event`; the output is a payload of kind LATENTS for each picture, in
         their order: FP32, (channels, height / 8, width / 8), normalised with the checkpoint's
-        statistics; `finished.fits` says how each was brought to size. `accepted.cached` is true where
-        all of them were.
+        statistics; `finished.fits` describes how each was resized. `accepted.cached` is true if all
+        of them were cached.
 
-        Errors: INVALID_ARGUMENT for a picture that is too large, broken or of another format;
-        RESOURCE_EXHAUSTED where the queue is full, with RetryInfo; DEADLINE_EXCEEDED.
+        Errors: INVALID_ARGUMENT for a picture that is too large, corrupt or of another format;
+        RESOURCE_EXHAUSTED with RetryInfo if the queue is full; DEADLINE_EXCEEDED.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -80,7 +80,7 @@ def add_LatentEncoderServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class LatentEncoderService:
-    """Pictures to latents.
+    """Encodes pictures to latents.
     """
 
     @staticmethod

@@ -28,45 +28,45 @@ GRPC_GENERATED_VERSION: str
 GRPC_VERSION: str
 
 class LatentEncoderServiceStub:
-    """Pictures to latents."""
+    """Encodes pictures to latents."""
 
     @_typing.overload
     def __new__(cls, channel: _grpc.Channel) -> _Self: ...
     @_typing.overload
     def __new__(cls, channel: _aio.Channel) -> LatentEncoderServiceAsyncStub: ...
     Encode: _grpc.StreamStreamMultiCallable[_latent_encoder_pb2.EncodeLatentsRequest, _stream_pb2.Event]
-    """Encode pictures with the VAE, those of one size together.
+    """Encode pictures with the VAE; pictures of the same size are batched.
 
     Requests: `start` declaring one or more payloads of kind IMAGE, their chunks, half-close.
     Responses: the grammar of `Event`; the output is a payload of kind LATENTS for each picture, in
     their order: FP32, (channels, height / 8, width / 8), normalised with the checkpoint's
-    statistics; `finished.fits` says how each was brought to size. `accepted.cached` is true where
-    all of them were.
+    statistics; `finished.fits` describes how each was resized. `accepted.cached` is true if all
+    of them were cached.
 
-    Errors: INVALID_ARGUMENT for a picture that is too large, broken or of another format;
-    RESOURCE_EXHAUSTED where the queue is full, with RetryInfo; DEADLINE_EXCEEDED.
+    Errors: INVALID_ARGUMENT for a picture that is too large, corrupt or of another format;
+    RESOURCE_EXHAUSTED with RetryInfo if the queue is full; DEADLINE_EXCEEDED.
     """
 
 @_typing.type_check_only
 class LatentEncoderServiceAsyncStub(LatentEncoderServiceStub):
-    """Pictures to latents."""
+    """Encodes pictures to latents."""
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     Encode: _aio.StreamStreamMultiCallable[_latent_encoder_pb2.EncodeLatentsRequest, _stream_pb2.Event]  # type: ignore[assignment]
-    """Encode pictures with the VAE, those of one size together.
+    """Encode pictures with the VAE; pictures of the same size are batched.
 
     Requests: `start` declaring one or more payloads of kind IMAGE, their chunks, half-close.
     Responses: the grammar of `Event`; the output is a payload of kind LATENTS for each picture, in
     their order: FP32, (channels, height / 8, width / 8), normalised with the checkpoint's
-    statistics; `finished.fits` says how each was brought to size. `accepted.cached` is true where
-    all of them were.
+    statistics; `finished.fits` describes how each was resized. `accepted.cached` is true if all
+    of them were cached.
 
-    Errors: INVALID_ARGUMENT for a picture that is too large, broken or of another format;
-    RESOURCE_EXHAUSTED where the queue is full, with RetryInfo; DEADLINE_EXCEEDED.
+    Errors: INVALID_ARGUMENT for a picture that is too large, corrupt or of another format;
+    RESOURCE_EXHAUSTED with RetryInfo if the queue is full; DEADLINE_EXCEEDED.
     """
 
 class LatentEncoderServiceServicer(metaclass=_abc_1.ABCMeta):
-    """Pictures to latents."""
+    """Encodes pictures to latents."""
 
     @_abc_1.abstractmethod
     def Encode(
@@ -74,16 +74,16 @@ class LatentEncoderServiceServicer(metaclass=_abc_1.ABCMeta):
         request_iterator: _MaybeAsyncIterator[_latent_encoder_pb2.EncodeLatentsRequest],
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_stream_pb2.Event], _abc.AsyncIterator[_stream_pb2.Event]]:
-        """Encode pictures with the VAE, those of one size together.
+        """Encode pictures with the VAE; pictures of the same size are batched.
 
         Requests: `start` declaring one or more payloads of kind IMAGE, their chunks, half-close.
         Responses: the grammar of `Event`; the output is a payload of kind LATENTS for each picture, in
         their order: FP32, (channels, height / 8, width / 8), normalised with the checkpoint's
-        statistics; `finished.fits` says how each was brought to size. `accepted.cached` is true where
-        all of them were.
+        statistics; `finished.fits` describes how each was resized. `accepted.cached` is true if all
+        of them were cached.
 
-        Errors: INVALID_ARGUMENT for a picture that is too large, broken or of another format;
-        RESOURCE_EXHAUSTED where the queue is full, with RetryInfo; DEADLINE_EXCEEDED.
+        Errors: INVALID_ARGUMENT for a picture that is too large, corrupt or of another format;
+        RESOURCE_EXHAUSTED with RetryInfo if the queue is full; DEADLINE_EXCEEDED.
         """
 
 def add_LatentEncoderServiceServicer_to_server(servicer: LatentEncoderServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -24,11 +24,11 @@ class _Profile:
 class _ProfileEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Profile.ValueType], _builtins.type):
     DESCRIPTOR: _descriptor.EnumDescriptor
     PROFILE_UNSPECIFIED: _Profile.ValueType  # 0
-    """diffusers."""
+    """Same as DIFFUSERS."""
     PROFILE_DIFFUSERS: _Profile.ValueType  # 1
-    """As diffusers' QwenImageEditPlusPipeline."""
+    """Matches diffusers' QwenImageEditPlusPipeline."""
     PROFILE_COMFY: _Profile.ValueType  # 2
-    """As the ComfyUI graph: AuraFlow shift, `simple` scheduler, CFGNorm."""
+    """Matches the ComfyUI graph: AuraFlow shift, `simple` scheduler, CFGNorm."""
     PROFILE_LIGHTNING: _Profile.ValueType  # 3
     """For step-distilled checkpoints: shift 3, few steps, no guidance."""
 
@@ -36,11 +36,11 @@ class Profile(_Profile, metaclass=_ProfileEnumTypeWrapper):
     """A named set of numerics. Each choice can also be set alone in `Numerics`."""
 
 PROFILE_UNSPECIFIED: Profile.ValueType  # 0
-"""diffusers."""
+"""Same as DIFFUSERS."""
 PROFILE_DIFFUSERS: Profile.ValueType  # 1
-"""As diffusers' QwenImageEditPlusPipeline."""
+"""Matches diffusers' QwenImageEditPlusPipeline."""
 PROFILE_COMFY: Profile.ValueType  # 2
-"""As the ComfyUI graph: AuraFlow shift, `simple` scheduler, CFGNorm."""
+"""Matches the ComfyUI graph: AuraFlow shift, `simple` scheduler, CFGNorm."""
 PROFILE_LIGHTNING: Profile.ValueType  # 3
 """For step-distilled checkpoints: shift 3, few steps, no guidance."""
 Global___Profile: _TypeAlias = Profile  # noqa: Y015
@@ -78,18 +78,18 @@ class _GuidanceNormEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Guidance
     DESCRIPTOR: _descriptor.EnumDescriptor
     GUIDANCE_NORM_UNSPECIFIED: _GuidanceNorm.ValueType  # 0
     GUIDANCE_NORM_VELOCITY: _GuidanceNorm.ValueType  # 1
-    """The guided velocity takes the length of the conditional one, per token."""
+    """Rescale the guided velocity to the norm of the conditional one, per token."""
     GUIDANCE_NORM_X0: _GuidanceNorm.ValueType  # 2
-    """The guided x0 is never longer than the conditional one, per latent pixel."""
+    """Limit the norm of the guided x0 to that of the conditional one, per latent pixel."""
     GUIDANCE_NORM_NONE: _GuidanceNorm.ValueType  # 3
 
 class GuidanceNorm(_GuidanceNorm, metaclass=_GuidanceNormEnumTypeWrapper): ...
 
 GUIDANCE_NORM_UNSPECIFIED: GuidanceNorm.ValueType  # 0
 GUIDANCE_NORM_VELOCITY: GuidanceNorm.ValueType  # 1
-"""The guided velocity takes the length of the conditional one, per token."""
+"""Rescale the guided velocity to the norm of the conditional one, per token."""
 GUIDANCE_NORM_X0: GuidanceNorm.ValueType  # 2
-"""The guided x0 is never longer than the conditional one, per latent pixel."""
+"""Limit the norm of the guided x0 to that of the conditional one, per latent pixel."""
 GUIDANCE_NORM_NONE: GuidanceNorm.ValueType  # 3
 Global___GuidanceNorm: _TypeAlias = GuidanceNorm  # noqa: Y015
 
@@ -118,29 +118,34 @@ class _RopeLayoutEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_RopeLayout
     DESCRIPTOR: _descriptor.EnumDescriptor
     ROPE_LAYOUT_UNSPECIFIED: _RopeLayout.ValueType  # 0
     ROPE_LAYOUT_DIFFUSERS: _RopeLayout.ValueType  # 1
-    """Text begins behind the largest half side over target and references; an odd count of patches
-    leans to the negative side (55: −28 to 26).
+    """Text positions start after the largest half side of target and references; an odd number of
+    patches extends further to the negative side (55: −28 to 26).
     """
     ROPE_LAYOUT_COMFY: _RopeLayout.ValueType  # 2
-    """Text begins behind the largest half side of the target; an odd count is centred (−27 to 27)."""
+    """Text positions start after the largest half side of the target; an odd number is centred (−27 to
+    27).
+    """
 
 class RopeLayout(_RopeLayout, metaclass=_RopeLayoutEnumTypeWrapper):
-    """How rotary positions are laid out."""
+    """Layout of the rotary positions."""
 
 ROPE_LAYOUT_UNSPECIFIED: RopeLayout.ValueType  # 0
 ROPE_LAYOUT_DIFFUSERS: RopeLayout.ValueType  # 1
-"""Text begins behind the largest half side over target and references; an odd count of patches
-leans to the negative side (55: −28 to 26).
+"""Text positions start after the largest half side of target and references; an odd number of
+patches extends further to the negative side (55: −28 to 26).
 """
 ROPE_LAYOUT_COMFY: RopeLayout.ValueType  # 2
-"""Text begins behind the largest half side of the target; an odd count is centred (−27 to 27)."""
+"""Text positions start after the largest half side of the target; an odd number is centred (−27 to
+27).
+"""
 Global___RopeLayout: _TypeAlias = RopeLayout  # noqa: Y015
 
 @_typing.final
 class Numerics(_message.Message):
-    """A profile, and what departs from it. Unset fields take the profile's choice.
+    """A profile, and overrides of its choices. Unset fields use the profile's choice. A stage lists the
+    choices that it does not use in `Accepted.unused_options`.
 
-    A combination that the server can't compute is refused with ERROR_REASON_NUMERICS_UNSUPPORTED.
+    A combination that the server can't compute is rejected with ERROR_REASON_NUMERICS_UNSUPPORTED.
     """
 
     DESCRIPTOR: _descriptor.Descriptor

@@ -26,10 +26,10 @@ if _version_not_supported:
 
 
 class OutcomeServiceStub:
-    """What becomes of the jobs of all tenants, for bridges that tell others.
+    """Transactional outbox of the jobs of all tenants, for bridges that publish their outcomes.
 
-    Every change of a job's state is kept, in the transaction that makes it, until a bridge says that
-    it is published. The edge does not serve this.
+    Every state change of a job is stored in the transaction that makes it, until a bridge confirms
+    that it is published. The edge does not expose this service.
     """
 
     def __init__(self, channel):
@@ -46,17 +46,17 @@ class OutcomeServiceStub:
 
 
 class OutcomeServiceServicer:
-    """What becomes of the jobs of all tenants, for bridges that tell others.
+    """Transactional outbox of the jobs of all tenants, for bridges that publish their outcomes.
 
-    Every change of a job's state is kept, in the transaction that makes it, until a bridge says that
-    it is published. The edge does not serve this.
+    Every state change of a job is stored in the transaction that makes it, until a bridge confirms
+    that it is published. The edge does not expose this service.
     """
 
     def TakeOutcomes(self, request, context):
-        """Take the oldest outcomes that are not published yet.
+        """Return the oldest unpublished outcomes.
 
-        One owner at a time has its turn, and keeps it while it goes on asking; others get nothing until
-        five seconds after its last call. What is taken and never said to be published is given again.
+        Only one owner holds the lease, and renews it by each call; other owners get nothing until five
+        seconds after its last call. Outcomes that are not confirmed are returned again.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -79,10 +79,10 @@ def add_OutcomeServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class OutcomeService:
-    """What becomes of the jobs of all tenants, for bridges that tell others.
+    """Transactional outbox of the jobs of all tenants, for bridges that publish their outcomes.
 
-    Every change of a job's state is kept, in the transaction that makes it, until a bridge says that
-    it is published. The edge does not serve this.
+    Every state change of a job is stored in the transaction that makes it, until a bridge confirms
+    that it is published. The edge does not expose this service.
     """
 
     @staticmethod

@@ -27,10 +27,10 @@ GRPC_GENERATED_VERSION: str
 GRPC_VERSION: str
 
 class OutcomeServiceStub:
-    """What becomes of the jobs of all tenants, for bridges that tell others.
+    """Transactional outbox of the jobs of all tenants, for bridges that publish their outcomes.
 
-    Every change of a job's state is kept, in the transaction that makes it, until a bridge says that
-    it is published. The edge does not serve this.
+    Every state change of a job is stored in the transaction that makes it, until a bridge confirms
+    that it is published. The edge does not expose this service.
     """
 
     @_typing.overload
@@ -38,33 +38,33 @@ class OutcomeServiceStub:
     @_typing.overload
     def __new__(cls, channel: _aio.Channel) -> OutcomeServiceAsyncStub: ...
     TakeOutcomes: _grpc.UnaryUnaryMultiCallable[_outcome_pb2.TakeOutcomesRequest, _outcome_pb2.TakeOutcomesResponse]
-    """Take the oldest outcomes that are not published yet.
+    """Return the oldest unpublished outcomes.
 
-    One owner at a time has its turn, and keeps it while it goes on asking; others get nothing until
-    five seconds after its last call. What is taken and never said to be published is given again.
+    Only one owner holds the lease, and renews it by each call; other owners get nothing until five
+    seconds after its last call. Outcomes that are not confirmed are returned again.
     """
 
 @_typing.type_check_only
 class OutcomeServiceAsyncStub(OutcomeServiceStub):
-    """What becomes of the jobs of all tenants, for bridges that tell others.
+    """Transactional outbox of the jobs of all tenants, for bridges that publish their outcomes.
 
-    Every change of a job's state is kept, in the transaction that makes it, until a bridge says that
-    it is published. The edge does not serve this.
+    Every state change of a job is stored in the transaction that makes it, until a bridge confirms
+    that it is published. The edge does not expose this service.
     """
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     TakeOutcomes: _aio.UnaryUnaryMultiCallable[_outcome_pb2.TakeOutcomesRequest, _outcome_pb2.TakeOutcomesResponse]  # type: ignore[assignment]
-    """Take the oldest outcomes that are not published yet.
+    """Return the oldest unpublished outcomes.
 
-    One owner at a time has its turn, and keeps it while it goes on asking; others get nothing until
-    five seconds after its last call. What is taken and never said to be published is given again.
+    Only one owner holds the lease, and renews it by each call; other owners get nothing until five
+    seconds after its last call. Outcomes that are not confirmed are returned again.
     """
 
 class OutcomeServiceServicer(metaclass=_abc_1.ABCMeta):
-    """What becomes of the jobs of all tenants, for bridges that tell others.
+    """Transactional outbox of the jobs of all tenants, for bridges that publish their outcomes.
 
-    Every change of a job's state is kept, in the transaction that makes it, until a bridge says that
-    it is published. The edge does not serve this.
+    Every state change of a job is stored in the transaction that makes it, until a bridge confirms
+    that it is published. The edge does not expose this service.
     """
 
     @_abc_1.abstractmethod
@@ -73,10 +73,10 @@ class OutcomeServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _outcome_pb2.TakeOutcomesRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_outcome_pb2.TakeOutcomesResponse, _abc.Awaitable[_outcome_pb2.TakeOutcomesResponse]]:
-        """Take the oldest outcomes that are not published yet.
+        """Return the oldest unpublished outcomes.
 
-        One owner at a time has its turn, and keeps it while it goes on asking; others get nothing until
-        five seconds after its last call. What is taken and never said to be published is given again.
+        Only one owner holds the lease, and renews it by each call; other owners get nothing until five
+        seconds after its last call. Outcomes that are not confirmed are returned again.
         """
 
 def add_OutcomeServiceServicer_to_server(servicer: OutcomeServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -58,8 +58,8 @@ class TryOnStart(_message.Message):
     RESUME_FIELD_NUMBER: _builtins.int
     RESUME_EVERY_FIELD_NUMBER: _builtins.int
     resume_every: _builtins.int
-    """A resume point for the caller after every n-th step; 0 for none. The topology `ensemble` has
-    none, and begins anew.
+    """Send a resume point after every n-th step; 0: none. The topology `ensemble` sends none and
+    restarts from the first step.
     """
     @_builtins.property
     def payloads(self) -> _containers.RepeatedCompositeFieldContainer[_tensor_pb2.Payload]: ...
@@ -67,8 +67,8 @@ class TryOnStart(_message.Message):
     def options(self) -> Global___TryOnOptions: ...
     @_builtins.property
     def resume(self) -> _sampling_pb2.ResumePoint:
-        """Go on where an earlier request of the same options and seed stopped, with a payload of kind
-        RESUME_LATENTS behind the pictures.
+        """Continue from a resume point of an earlier request with the same options and seed. Requires a
+        payload of kind RESUME_LATENTS after the pictures.
         """
 
     def __init__(
@@ -137,10 +137,10 @@ class TryOnOptions(_message.Message):
     prompt: _builtins.str
     """At most 2000 characters, no NUL."""
     negative_prompt: _builtins.str
-    """With it, and true_cfg_scale above 1, guidance is on."""
+    """Guidance needs a negative prompt (which may be empty) and a true_cfg_scale above 1."""
     steps: _builtins.int
-    """The fields below: as in SampleStart. Width and height, both or neither: by default the size at
-    which the person is encoded.
+    """The fields below are those of SampleStart. Set both width and height or neither; the default is
+    the size at which the person is encoded.
     """
     true_cfg_scale: _builtins.float
     seed: _builtins.int
@@ -149,7 +149,7 @@ class TryOnOptions(_message.Message):
     height: _builtins.int
     priority: _stream_pb2.Priority.ValueType
     format: _image_pb2.ImageFormat.ValueType
-    """As in DecodeStart."""
+    """See DecodeStart."""
     quality: _builtins.int
     @_builtins.property
     def numerics(self) -> _numerics_pb2.Numerics: ...

@@ -27,7 +27,7 @@ if _version_not_supported:
 
 
 class PipelineServiceStub:
-    """The front door: two pictures and a sentence to one picture.
+    """Entry point: runs a try-on, from two pictures and a prompt to one picture, through all stages.
     """
 
     def __init__(self, channel):
@@ -49,27 +49,26 @@ class PipelineServiceStub:
 
 
 class PipelineServiceServicer:
-    """The front door: two pictures and a sentence to one picture.
+    """Entry point: runs a try-on, from two pictures and a prompt to one picture, through all stages.
     """
 
     def TryOn(self, request_iterator, context):
-        """Put the garment on the person.
+        """Generate a picture of the person wearing the garments.
 
         Requests: `start` declaring exactly one payload of kind PERSON_IMAGE, then zero to three of
         GARMENT_IMAGE; their chunks, half-close. Responses: the grammar of `Event`, with a
         `stage_started` and a `stage_finished` for each stage; the output is one payload of kind IMAGE.
 
-        Cancelling the call cancels every stage. The deadline is the caller's and shrinks from hop to
-        hop. A failure of a stage comes through with the stage's own status and reason, and the stage's
-        name in the metadata of its ErrorInfo.
+        Cancelling the call cancels every stage. The client's deadline is propagated to every stage. A
+        failed stage ends the call with its own status and reason; ErrorInfo's metadata names the stage.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def TryOnInline(self, request, context):
-        """The same with the pictures inside the request, up to 3 MiB together: for browsers, whose
-        gRPC-Web can't stream requests, and for one-line command-line calls.
+        """TryOn with the pictures inside the request, up to 3 MiB in total: for browsers, because gRPC-Web
+        has no client streaming, and for grpcurl.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -97,7 +96,7 @@ def add_PipelineServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class PipelineService:
-    """The front door: two pictures and a sentence to one picture.
+    """Entry point: runs a try-on, from two pictures and a prompt to one picture, through all stages.
     """
 
     @staticmethod

@@ -28,51 +28,49 @@ GRPC_GENERATED_VERSION: str
 GRPC_VERSION: str
 
 class PipelineServiceStub:
-    """The front door: two pictures and a sentence to one picture."""
+    """Entry point: runs a try-on, from two pictures and a prompt to one picture, through all stages."""
 
     @_typing.overload
     def __new__(cls, channel: _grpc.Channel) -> _Self: ...
     @_typing.overload
     def __new__(cls, channel: _aio.Channel) -> PipelineServiceAsyncStub: ...
     TryOn: _grpc.StreamStreamMultiCallable[_pipeline_pb2.TryOnRequest, _stream_pb2.Event]
-    """Put the garment on the person.
+    """Generate a picture of the person wearing the garments.
 
     Requests: `start` declaring exactly one payload of kind PERSON_IMAGE, then zero to three of
     GARMENT_IMAGE; their chunks, half-close. Responses: the grammar of `Event`, with a
     `stage_started` and a `stage_finished` for each stage; the output is one payload of kind IMAGE.
 
-    Cancelling the call cancels every stage. The deadline is the caller's and shrinks from hop to
-    hop. A failure of a stage comes through with the stage's own status and reason, and the stage's
-    name in the metadata of its ErrorInfo.
+    Cancelling the call cancels every stage. The client's deadline is propagated to every stage. A
+    failed stage ends the call with its own status and reason; ErrorInfo's metadata names the stage.
     """
     TryOnInline: _grpc.UnaryStreamMultiCallable[_pipeline_pb2.TryOnInlineRequest, _stream_pb2.Event]
-    """The same with the pictures inside the request, up to 3 MiB together: for browsers, whose
-    gRPC-Web can't stream requests, and for one-line command-line calls.
+    """TryOn with the pictures inside the request, up to 3 MiB in total: for browsers, because gRPC-Web
+    has no client streaming, and for grpcurl.
     """
 
 @_typing.type_check_only
 class PipelineServiceAsyncStub(PipelineServiceStub):
-    """The front door: two pictures and a sentence to one picture."""
+    """Entry point: runs a try-on, from two pictures and a prompt to one picture, through all stages."""
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     TryOn: _aio.StreamStreamMultiCallable[_pipeline_pb2.TryOnRequest, _stream_pb2.Event]  # type: ignore[assignment]
-    """Put the garment on the person.
+    """Generate a picture of the person wearing the garments.
 
     Requests: `start` declaring exactly one payload of kind PERSON_IMAGE, then zero to three of
     GARMENT_IMAGE; their chunks, half-close. Responses: the grammar of `Event`, with a
     `stage_started` and a `stage_finished` for each stage; the output is one payload of kind IMAGE.
 
-    Cancelling the call cancels every stage. The deadline is the caller's and shrinks from hop to
-    hop. A failure of a stage comes through with the stage's own status and reason, and the stage's
-    name in the metadata of its ErrorInfo.
+    Cancelling the call cancels every stage. The client's deadline is propagated to every stage. A
+    failed stage ends the call with its own status and reason; ErrorInfo's metadata names the stage.
     """
     TryOnInline: _aio.UnaryStreamMultiCallable[_pipeline_pb2.TryOnInlineRequest, _stream_pb2.Event]  # type: ignore[assignment]
-    """The same with the pictures inside the request, up to 3 MiB together: for browsers, whose
-    gRPC-Web can't stream requests, and for one-line command-line calls.
+    """TryOn with the pictures inside the request, up to 3 MiB in total: for browsers, because gRPC-Web
+    has no client streaming, and for grpcurl.
     """
 
 class PipelineServiceServicer(metaclass=_abc_1.ABCMeta):
-    """The front door: two pictures and a sentence to one picture."""
+    """Entry point: runs a try-on, from two pictures and a prompt to one picture, through all stages."""
 
     @_abc_1.abstractmethod
     def TryOn(
@@ -80,15 +78,14 @@ class PipelineServiceServicer(metaclass=_abc_1.ABCMeta):
         request_iterator: _MaybeAsyncIterator[_pipeline_pb2.TryOnRequest],
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_stream_pb2.Event], _abc.AsyncIterator[_stream_pb2.Event]]:
-        """Put the garment on the person.
+        """Generate a picture of the person wearing the garments.
 
         Requests: `start` declaring exactly one payload of kind PERSON_IMAGE, then zero to three of
         GARMENT_IMAGE; their chunks, half-close. Responses: the grammar of `Event`, with a
         `stage_started` and a `stage_finished` for each stage; the output is one payload of kind IMAGE.
 
-        Cancelling the call cancels every stage. The deadline is the caller's and shrinks from hop to
-        hop. A failure of a stage comes through with the stage's own status and reason, and the stage's
-        name in the metadata of its ErrorInfo.
+        Cancelling the call cancels every stage. The client's deadline is propagated to every stage. A
+        failed stage ends the call with its own status and reason; ErrorInfo's metadata names the stage.
         """
 
     @_abc_1.abstractmethod
@@ -97,8 +94,8 @@ class PipelineServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _pipeline_pb2.TryOnInlineRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_stream_pb2.Event], _abc.AsyncIterator[_stream_pb2.Event]]:
-        """The same with the pictures inside the request, up to 3 MiB together: for browsers, whose
-        gRPC-Web can't stream requests, and for one-line command-line calls.
+        """TryOn with the pictures inside the request, up to 3 MiB in total: for browsers, because gRPC-Web
+        has no client streaming, and for grpcurl.
         """
 
 def add_PipelineServiceServicer_to_server(servicer: PipelineServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

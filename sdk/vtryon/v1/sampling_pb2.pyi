@@ -72,21 +72,21 @@ class SampleStart(_message.Message):
     true_cfg_scale: _builtins.float
     """0 to 30; guidance is on above 1, and only with negative embeddings."""
     seed: _builtins.int
-    """0 to 2^64 − 1; unset: the server draws one and says so in `accepted`. Not with a NOISE payload."""
+    """0 to 2^64 − 1; unset: the server chooses one and reports it in `accepted`. Not with a NOISE payload."""
     strength: _builtins.float
     """The share of the schedule to run, above 0 to 1; below 1 the first reference, noised, is the
     starting point and must have the target's size.
     """
     priority: _stream_pb2.Priority.ValueType
     resume_every: _builtins.int
-    """A resume point after every n-th step; 0 for none."""
+    """Send a resume point after every n-th step; 0: none."""
     @_builtins.property
     def payloads(self) -> _containers.RepeatedCompositeFieldContainer[_tensor_pb2.Payload]: ...
     @_builtins.property
     def numerics(self) -> _numerics_pb2.Numerics: ...
     @_builtins.property
     def sigmas(self) -> _containers.RepeatedScalarFieldContainer[_builtins.float]:
-        """In place of the schedule: noise levels that never rise, the first at most 1, the last above 0.
+        """Replaces the schedule: non-increasing noise levels, the first at most 1, the last above 0.
         `steps` must be unset or their number. A first level below 1 starts from the first reference,
         noised to that level, which must have the target's size.
         """
@@ -141,7 +141,7 @@ Global___SampleStart: _TypeAlias = SampleStart  # noqa: Y015
 
 @_typing.final
 class ResumePoint(_message.Message):
-    """Where an earlier attempt stopped. Its latents are the RESUME_LATENTS payload."""
+    """Where an earlier attempt stopped. The RESUME_LATENTS payload holds its latents."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -149,13 +149,15 @@ class ResumePoint(_message.Message):
     MODEL_DIGEST_FIELD_NUMBER: _builtins.int
     ENCODERS_DIGEST_FIELD_NUMBER: _builtins.int
     step: _builtins.int
-    """Steps already done: 1 to steps − 1."""
+    """Completed steps: 1 to steps − 1."""
     model_digest: _builtins.str
-    """As the `resume_chunk` said: what computed the latents. A sampler of another digest answers
-    FAILED_PRECONDITION with ERROR_REASON_MODEL_CHANGED.
+    """`model_digest` of the `resume_chunk`. A sampler with another digest responds with
+    FAILED_PRECONDITION and ERROR_REASON_MODEL_CHANGED.
     """
     encoders_digest: _builtins.str
-    """In a `TryOnStart`: as the `resume_chunk` said. Checked by the pipeline as `model_digest` is."""
+    """In a `TryOnStart`: `encoders_digest` of the `resume_chunk`, checked by the pipeline in the same
+    way.
+    """
     def __init__(
         self,
         *,

@@ -27,7 +27,7 @@ if _version_not_supported:
 
 
 class SamplingServiceStub:
-    """Noise to latents.
+    """Denoises latents with the transformer.
     """
 
     def __init__(self, channel):
@@ -44,7 +44,7 @@ class SamplingServiceStub:
 
 
 class SamplingServiceServicer:
-    """Noise to latents.
+    """Denoises latents with the transformer.
     """
 
     def Sample(self, request_iterator, context):
@@ -55,12 +55,12 @@ class SamplingServiceServicer:
         the person); their chunks, half-close. Responses: the grammar of `Event`; the output is one
         payload of kind LATENTS, FP32, (channels, height / 8, width / 8).
 
-        Cancelling the call frees its slot before the next step; no step begins after the deadline. A
-        server that drains ends its calls as UNAVAILABLE with ERROR_REASON_SHUTTING_DOWN, behind a last
-        resume point if the caller asked for any.
+        Cancelling the call frees its batch slot before the next step; no step starts after the deadline.
+        A draining server ends its calls as UNAVAILABLE with ERROR_REASON_SHUTTING_DOWN, after a last
+        resume point if the client requested any.
 
-        Errors: INVALID_ARGUMENT for a range or shape that does not hold; RESOURCE_EXHAUSTED where no
-        slot comes free in time, with RetryInfo; DEADLINE_EXCEEDED with the steps completed.
+        Errors: INVALID_ARGUMENT for a value or shape out of range; RESOURCE_EXHAUSTED with RetryInfo if
+        the queue is full or the deadline can't be met; DEADLINE_EXCEEDED with the completed steps.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -83,7 +83,7 @@ def add_SamplingServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class SamplingService:
-    """Noise to latents.
+    """Denoises latents with the transformer.
     """
 
     @staticmethod

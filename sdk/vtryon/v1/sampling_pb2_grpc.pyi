@@ -28,7 +28,7 @@ GRPC_GENERATED_VERSION: str
 GRPC_VERSION: str
 
 class SamplingServiceStub:
-    """Noise to latents."""
+    """Denoises latents with the transformer."""
 
     @_typing.overload
     def __new__(cls, channel: _grpc.Channel) -> _Self: ...
@@ -42,17 +42,17 @@ class SamplingServiceStub:
     the person); their chunks, half-close. Responses: the grammar of `Event`; the output is one
     payload of kind LATENTS, FP32, (channels, height / 8, width / 8).
 
-    Cancelling the call frees its slot before the next step; no step begins after the deadline. A
-    server that drains ends its calls as UNAVAILABLE with ERROR_REASON_SHUTTING_DOWN, behind a last
-    resume point if the caller asked for any.
+    Cancelling the call frees its batch slot before the next step; no step starts after the deadline.
+    A draining server ends its calls as UNAVAILABLE with ERROR_REASON_SHUTTING_DOWN, after a last
+    resume point if the client requested any.
 
-    Errors: INVALID_ARGUMENT for a range or shape that does not hold; RESOURCE_EXHAUSTED where no
-    slot comes free in time, with RetryInfo; DEADLINE_EXCEEDED with the steps completed.
+    Errors: INVALID_ARGUMENT for a value or shape out of range; RESOURCE_EXHAUSTED with RetryInfo if
+    the queue is full or the deadline can't be met; DEADLINE_EXCEEDED with the completed steps.
     """
 
 @_typing.type_check_only
 class SamplingServiceAsyncStub(SamplingServiceStub):
-    """Noise to latents."""
+    """Denoises latents with the transformer."""
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     Sample: _aio.StreamStreamMultiCallable[_sampling_pb2.SampleRequest, _stream_pb2.Event]  # type: ignore[assignment]
@@ -63,16 +63,16 @@ class SamplingServiceAsyncStub(SamplingServiceStub):
     the person); their chunks, half-close. Responses: the grammar of `Event`; the output is one
     payload of kind LATENTS, FP32, (channels, height / 8, width / 8).
 
-    Cancelling the call frees its slot before the next step; no step begins after the deadline. A
-    server that drains ends its calls as UNAVAILABLE with ERROR_REASON_SHUTTING_DOWN, behind a last
-    resume point if the caller asked for any.
+    Cancelling the call frees its batch slot before the next step; no step starts after the deadline.
+    A draining server ends its calls as UNAVAILABLE with ERROR_REASON_SHUTTING_DOWN, after a last
+    resume point if the client requested any.
 
-    Errors: INVALID_ARGUMENT for a range or shape that does not hold; RESOURCE_EXHAUSTED where no
-    slot comes free in time, with RetryInfo; DEADLINE_EXCEEDED with the steps completed.
+    Errors: INVALID_ARGUMENT for a value or shape out of range; RESOURCE_EXHAUSTED with RetryInfo if
+    the queue is full or the deadline can't be met; DEADLINE_EXCEEDED with the completed steps.
     """
 
 class SamplingServiceServicer(metaclass=_abc_1.ABCMeta):
-    """Noise to latents."""
+    """Denoises latents with the transformer."""
 
     @_abc_1.abstractmethod
     def Sample(
@@ -87,12 +87,12 @@ class SamplingServiceServicer(metaclass=_abc_1.ABCMeta):
         the person); their chunks, half-close. Responses: the grammar of `Event`; the output is one
         payload of kind LATENTS, FP32, (channels, height / 8, width / 8).
 
-        Cancelling the call frees its slot before the next step; no step begins after the deadline. A
-        server that drains ends its calls as UNAVAILABLE with ERROR_REASON_SHUTTING_DOWN, behind a last
-        resume point if the caller asked for any.
+        Cancelling the call frees its batch slot before the next step; no step starts after the deadline.
+        A draining server ends its calls as UNAVAILABLE with ERROR_REASON_SHUTTING_DOWN, after a last
+        resume point if the client requested any.
 
-        Errors: INVALID_ARGUMENT for a range or shape that does not hold; RESOURCE_EXHAUSTED where no
-        slot comes free in time, with RetryInfo; DEADLINE_EXCEEDED with the steps completed.
+        Errors: INVALID_ARGUMENT for a value or shape out of range; RESOURCE_EXHAUSTED with RetryInfo if
+        the queue is full or the deadline can't be met; DEADLINE_EXCEEDED with the completed steps.
         """
 
 def add_SamplingServiceServicer_to_server(servicer: SamplingServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

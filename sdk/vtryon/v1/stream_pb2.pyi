@@ -34,7 +34,7 @@ class _StageEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Stage.ValueType
     STAGE_SAMPLING: _Stage.ValueType  # 3
     STAGE_DECODING: _Stage.ValueType  # 4
     STAGE_PIPELINE: _Stage.ValueType  # 5
-    """Not a stage of the graph: the front door's own share in a ledger."""
+    """Not a stage of the graph: the pipeline service's own share of the timings."""
 
 class Stage(_Stage, metaclass=_StageEnumTypeWrapper): ...
 
@@ -44,7 +44,7 @@ STAGE_TEXT_ENCODER: Stage.ValueType  # 2
 STAGE_SAMPLING: Stage.ValueType  # 3
 STAGE_DECODING: Stage.ValueType  # 4
 STAGE_PIPELINE: Stage.ValueType  # 5
-"""Not a stage of the graph: the front door's own share in a ledger."""
+"""Not a stage of the graph: the pipeline service's own share of the timings."""
 Global___Stage: _TypeAlias = Stage  # noqa: Y015
 
 class _Priority:
@@ -54,14 +54,14 @@ class _Priority:
 class _PriorityEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Priority.ValueType], _builtins.type):
     DESCRIPTOR: _descriptor.EnumDescriptor
     PRIORITY_UNSPECIFIED: _Priority.ValueType  # 0
-    """INTERACTIVE."""
+    """Same as INTERACTIVE."""
     PRIORITY_INTERACTIVE: _Priority.ValueType  # 1
     PRIORITY_BATCH: _Priority.ValueType  # 2
 
 class Priority(_Priority, metaclass=_PriorityEnumTypeWrapper): ...
 
 PRIORITY_UNSPECIFIED: Priority.ValueType  # 0
-"""INTERACTIVE."""
+"""Same as INTERACTIVE."""
 PRIORITY_INTERACTIVE: Priority.ValueType  # 1
 PRIORITY_BATCH: Priority.ValueType  # 2
 Global___Priority: _TypeAlias = Priority  # noqa: Y015
@@ -74,8 +74,8 @@ class Event(_message.Message):
         responses = accepted (queued | progress | preview | resume_chunk)* output chunk* finished
 
     `start` and `output` declare the payloads whose chunks follow. A server sends `finished` last and
-    closes with OK; any other status means that the chunks received are worthless. A caller leaves by
-    cancelling the call. Either end may answer a message out of order by ending the call with
+    closes with OK; with any other status the received chunks must be discarded. A client cancels a
+    request by cancelling the call. Either end rejects a message out of order by ending the call with
     INVALID_ARGUMENT and ERROR_REASON_STREAM_OUT_OF_ORDER.
     """
 
@@ -129,7 +129,7 @@ Global___Event: _TypeAlias = Event  # noqa: Y015
 
 @_typing.final
 class Accepted(_message.Message):
-    """The start message holds; what the server chose is in here."""
+    """The start message is valid; reports the values that the server chose."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -148,32 +148,32 @@ class Accepted(_message.Message):
     UNUSED_OPTIONS_FIELD_NUMBER: _builtins.int
     stage: Global___Stage.ValueType
     model_digest: _builtins.str
-    """sha256 of the checkpoint's parts that this stage computes with."""
+    """sha256 of the checkpoint parts that this stage uses."""
     timeout_seconds: _builtins.float
-    """The time that the server gives this call, in seconds: the caller's deadline, or the default."""
+    """Deadline of this call in seconds: the client's, or the server's default."""
     timeout_is_default: _builtins.bool
-    """True where the caller set no deadline."""
+    """True if the client set no deadline."""
     seed: _builtins.int
     """Sampling and pipeline only."""
     steps: _builtins.int
     true_cfg_scale: _builtins.float
     width: _builtins.int
-    """The picture's size in pixels, where it is known."""
+    """Size of the result in pixels, if known."""
     height: _builtins.int
     cached: _builtins.bool
-    """Encoders only: true where the result was there, or on its way, before this call asked for it, and
-    the same tenant had asked for it before.
+    """Encoders only: true if the result was cached or being computed before this call, for an earlier
+    request of the same tenant.
     """
     @_builtins.property
     def numerics(self) -> _numerics_pb2.Numerics: ...
     @_builtins.property
     def sigmas(self) -> _containers.RepeatedScalarFieldContainer[_builtins.float]:
-        """Sampling only: noise levels from first to last, steps + 1 of them, the last one 0."""
+        """Sampling only: the noise levels, steps + 1 of them; the last one is 0."""
 
     @_builtins.property
     def unused_options(self) -> _containers.RepeatedCompositeFieldContainer[Global___UnusedOption]:
-        """Sampling and pipeline only: options of the request that change nothing. The pipeline names those
-        that it can tell without the checkpoint, the sampler names all; a result takes both together.
+        """Options of the request that have no effect. The pipeline lists those that it can determine
+        without the checkpoint, each stage lists its own; clients merge both lists.
         """
 
     def __init__(
@@ -226,7 +226,7 @@ Global___Accepted: _TypeAlias = Accepted  # noqa: Y015
 
 @_typing.final
 class UnusedOption(_message.Message):
-    """An option that was given and changes nothing."""
+    """An option of the request that has no effect."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -235,7 +235,7 @@ class UnusedOption(_message.Message):
     field: _builtins.str
     """As in TryOnOptions: "negative_prompt", "numerics.shift"."""
     reason: _builtins.str
-    """What it would take."""
+    """Why it has no effect, and how to change that."""
     def __init__(
         self,
         *,
@@ -252,7 +252,7 @@ Global___UnusedOption: _TypeAlias = UnusedOption  # noqa: Y015
 
 @_typing.final
 class Queued(_message.Message):
-    """The request waits. Sent when it begins to wait and when its place changes."""
+    """The request is queued. Sent when it enters the queue and when its position changes."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -261,9 +261,9 @@ class Queued(_message.Message):
     EXPECTED_SECONDS_FIELD_NUMBER: _builtins.int
     stage: Global___Stage.ValueType
     position: _builtins.int
-    """How many are served before it, those running included."""
+    """Number of requests ahead of it, including running ones."""
     expected_seconds: _builtins.float
-    """Until it is served, as far as can be told; unset where nothing was measured yet."""
+    """Estimated seconds until it is served; unset until the server has measurements."""
     def __init__(
         self,
         *,
@@ -313,7 +313,7 @@ Global___Progress: _TypeAlias = Progress  # noqa: Y015
 
 @_typing.final
 class StageStarted(_message.Message):
-    """A stage took the request on. Sent by the pipeline only."""
+    """A stage accepted the request. Sent by the pipeline only."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -322,7 +322,7 @@ class StageStarted(_message.Message):
     ACCEPTED_FIELD_NUMBER: _builtins.int
     stage: Global___Stage.ValueType
     subject: _builtins.str
-    """What it works on, where that is not all: "person, garment"."""
+    """The pictures that it processes, if not all: "person, garment"."""
     @_builtins.property
     def accepted(self) -> Global___Accepted: ...
     def __init__(
@@ -356,7 +356,7 @@ class StepFinished(_message.Message):
     sigma: _builtins.float
     """The noise level reached."""
     compute_seconds: _builtins.float
-    """What the step took."""
+    """Compute time of the step."""
     def __init__(
         self,
         *,
@@ -375,7 +375,7 @@ Global___StepFinished: _TypeAlias = StepFinished  # noqa: Y015
 
 @_typing.final
 class StageFinished(_message.Message):
-    """A stage gave its result. Sent by the pipeline only."""
+    """A stage has produced its result. Sent by the pipeline only."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -385,7 +385,7 @@ class StageFinished(_message.Message):
     stage: Global___Stage.ValueType
     subject: _builtins.str
     elapsed_seconds: _builtins.float
-    """From the pipeline's request to the stage's result."""
+    """Seconds from the pipeline's request to the stage's result."""
     def __init__(
         self,
         *,
@@ -403,7 +403,7 @@ Global___StageFinished: _TypeAlias = StageFinished  # noqa: Y015
 
 @_typing.final
 class Preview(_message.Message):
-    """A small picture of the x0 estimate after a step. The client scales it up."""
+    """A low-resolution picture of the x0 estimate after a step. The client scales it up."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -431,16 +431,16 @@ Global___Preview: _TypeAlias = Preview  # noqa: Y015
 
 @_typing.final
 class PreviewPolicy(_message.Message):
-    """Which previews the caller wants. Unset: none. A checkpoint without a preview map gives none."""
+    """Which previews to send. Unset: none. A checkpoint without a preview map produces none."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
     EVERY_STEPS_FIELD_NUMBER: _builtins.int
     MAX_PIXELS_FIELD_NUMBER: _builtins.int
     every_steps: _builtins.int
-    """A preview after every n-th step; 0 for none."""
+    """Send a preview after every n-th step; 0: none."""
     max_pixels: _builtins.int
-    """The most pixels of one preview; 0 for the server's choice, one pixel per latent."""
+    """Maximum pixels of one preview; 0: the server's choice, one pixel per latent."""
     def __init__(
         self,
         *,
@@ -457,11 +457,11 @@ Global___PreviewPolicy: _TypeAlias = PreviewPolicy  # noqa: Y015
 
 @_typing.final
 class ResumeChunk(_message.Message):
-    """A piece of a resume point: the latents after a step, from which another server can go on. Sent by
-    the sampler where `SampleStart.resume_every` asks for it, and before it hands a request over.
+    """A chunk of a resume point: the latents after a step, from which another server can continue. Sent
+    by the sampler as `SampleStart.resume_every` requests, and before it migrates a request.
 
-    The latents are FP32 in the shape of the target. Pieces of a resume point follow one another; it is
-    whole when `byte_length` bytes have come, and takes the place of the one before.
+    The latents are FP32 in the shape of the target. Chunks of a resume point are consecutive; it is
+    complete after `byte_length` bytes, and replaces the previous one.
     """
 
     DESCRIPTOR: _descriptor.Descriptor
@@ -473,14 +473,14 @@ class ResumeChunk(_message.Message):
     MODEL_DIGEST_FIELD_NUMBER: _builtins.int
     ENCODERS_DIGEST_FIELD_NUMBER: _builtins.int
     step: _builtins.int
-    """Steps done: 1 to steps − 1."""
+    """Completed steps: 1 to steps − 1."""
     offset: _builtins.int
     byte_length: _builtins.int
     data: _builtins.bytes
     model_digest: _builtins.str
     """The sampler's `Accepted.model_digest`."""
     encoders_digest: _builtins.str
-    """From the pipeline: stands for the `model_digest` of both encoders."""
+    """From the pipeline: identifies the `model_digest` of both encoders."""
     def __init__(
         self,
         *,
@@ -523,7 +523,7 @@ Global___Output: _TypeAlias = Output  # noqa: Y015
 
 @_typing.final
 class Finished(_message.Message):
-    """The end. Nothing follows."""
+    """The last event of a stream."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -549,10 +549,10 @@ Global___Finished: _TypeAlias = Finished  # noqa: Y015
 
 @_typing.final
 class Ledger(_message.Message):
-    """Where the time went.
+    """Timings of a request.
 
-    The hops with `critical` set follow one another and their seconds sum to `wall_seconds`; the others
-    ran beside them.
+    The hops with `critical` set are consecutive and sum to `wall_seconds`; the remaining ones ran in
+    parallel to them.
     """
 
     DESCRIPTOR: _descriptor.Descriptor
@@ -590,11 +590,11 @@ class Hop(_message.Message):
     stage: Global___Stage.ValueType
     subject: _builtins.str
     start_seconds: _builtins.float
-    """From the start of the request to the start of this hop."""
+    """Seconds from the start of the request to the start of this hop."""
     queue_seconds: _builtins.float
-    """Waiting for a place."""
+    """Time spent queued."""
     transfer_seconds: _builtins.float
-    """Bytes on the way, and whatever else was neither waiting nor computing."""
+    """Time spent on transfers, and on everything else that is neither queueing nor computing."""
     compute_seconds: _builtins.float
     critical: _builtins.bool
     def __init__(

@@ -54,7 +54,7 @@ class _PayloadKindEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_PayloadKi
     DESCRIPTOR: _descriptor.EnumDescriptor
     PAYLOAD_KIND_UNSPECIFIED: _PayloadKind.ValueType  # 0
     PAYLOAD_KIND_IMAGE: _PayloadKind.ValueType  # 1
-    """An encoded picture, where the stream takes or gives just one sort of picture."""
+    """An encoded picture, in streams with only one role of picture."""
     PAYLOAD_KIND_PERSON_IMAGE: _PayloadKind.ValueType  # 2
     """The person of a try-on: exactly one."""
     PAYLOAD_KIND_GARMENT_IMAGE: _PayloadKind.ValueType  # 3
@@ -66,18 +66,18 @@ class _PayloadKindEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_PayloadKi
     PAYLOAD_KIND_LATENTS: _PayloadKind.ValueType  # 6
     """Normalised VAE latents (channels, height / 8, width / 8), FP32."""
     PAYLOAD_KIND_REFERENCE_LATENTS: _PayloadKind.ValueType  # 7
-    """Latents of a reference picture, as the latent encoder gave them: one or more, in order."""
+    """Latents of a reference picture, as output by the latent encoder: one or more, in order."""
     PAYLOAD_KIND_NOISE: _PayloadKind.ValueType  # 8
     """Starting noise in the shape of the target's latents, in place of a seed."""
     PAYLOAD_KIND_RESUME_LATENTS: _PayloadKind.ValueType  # 9
-    """Latents to go on from, with SampleStart.resume."""
+    """Latents of a resume point, with SampleStart.resume."""
 
 class PayloadKind(_PayloadKind, metaclass=_PayloadKindEnumTypeWrapper):
-    """What the bytes of a payload are."""
+    """Content of a payload."""
 
 PAYLOAD_KIND_UNSPECIFIED: PayloadKind.ValueType  # 0
 PAYLOAD_KIND_IMAGE: PayloadKind.ValueType  # 1
-"""An encoded picture, where the stream takes or gives just one sort of picture."""
+"""An encoded picture, in streams with only one role of picture."""
 PAYLOAD_KIND_PERSON_IMAGE: PayloadKind.ValueType  # 2
 """The person of a try-on: exactly one."""
 PAYLOAD_KIND_GARMENT_IMAGE: PayloadKind.ValueType  # 3
@@ -89,11 +89,11 @@ PAYLOAD_KIND_NEGATIVE_EMBEDDINGS: PayloadKind.ValueType  # 5
 PAYLOAD_KIND_LATENTS: PayloadKind.ValueType  # 6
 """Normalised VAE latents (channels, height / 8, width / 8), FP32."""
 PAYLOAD_KIND_REFERENCE_LATENTS: PayloadKind.ValueType  # 7
-"""Latents of a reference picture, as the latent encoder gave them: one or more, in order."""
+"""Latents of a reference picture, as output by the latent encoder: one or more, in order."""
 PAYLOAD_KIND_NOISE: PayloadKind.ValueType  # 8
 """Starting noise in the shape of the target's latents, in place of a seed."""
 PAYLOAD_KIND_RESUME_LATENTS: PayloadKind.ValueType  # 9
-"""Latents to go on from, with SampleStart.resume."""
+"""Latents of a resume point, with SampleStart.resume."""
 Global___PayloadKind: _TypeAlias = PayloadKind  # noqa: Y015
 
 @_typing.final
@@ -125,7 +125,7 @@ Global___Tensor: _TypeAlias = Tensor  # noqa: Y015
 
 @_typing.final
 class Payload(_message.Message):
-    """Declares one payload before its first byte, so that limits are checked before anything is kept."""
+    """Declares one payload before its first byte, so that limits are checked before anything is buffered."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -162,8 +162,8 @@ Global___Payload: _TypeAlias = Payload  # noqa: Y015
 class Chunk(_message.Message):
     """A run of bytes of one declared payload.
 
-    Payloads follow one another in the order of their declaration, each from its first byte to its
-    last: `offset` is always the number of that payload's bytes already sent.
+    Payloads are sent in the order of their declaration, each from its first byte to its last: `offset`
+    is always the number of that payload's bytes already sent.
     """
 
     DESCRIPTOR: _descriptor.Descriptor

@@ -27,7 +27,7 @@ if _version_not_supported:
 
 
 class TextEncoderServiceStub:
-    """A prompt and the pictures it speaks of, to embeddings.
+    """Encodes a prompt, and the pictures that it refers to, to embeddings.
     """
 
     def __init__(self, channel):
@@ -44,7 +44,7 @@ class TextEncoderServiceStub:
 
 
 class TextEncoderServiceServicer:
-    """A prompt and the pictures it speaks of, to embeddings.
+    """Encodes a prompt, and the pictures that it refers to, to embeddings.
     """
 
     def Encode(self, request_iterator, context):
@@ -55,7 +55,7 @@ class TextEncoderServiceServicer:
         EMBEDDINGS (tokens, width) and, with a negative prompt, one of kind NEGATIVE_EMBEDDINGS. Neither
         is padded, so there is no mask.
 
-        Errors: as LatentEncoderService.Encode, and INVALID_ARGUMENT for a prompt of over 2000
+        Errors: those of LatentEncoderService.Encode, and INVALID_ARGUMENT for a prompt of over 2000
         characters or with a NUL.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
@@ -79,7 +79,7 @@ def add_TextEncoderServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class TextEncoderService:
-    """A prompt and the pictures it speaks of, to embeddings.
+    """Encodes a prompt, and the pictures that it refers to, to embeddings.
     """
 
     @staticmethod

@@ -28,7 +28,7 @@ GRPC_GENERATED_VERSION: str
 GRPC_VERSION: str
 
 class TextEncoderServiceStub:
-    """A prompt and the pictures it speaks of, to embeddings."""
+    """Encodes a prompt, and the pictures that it refers to, to embeddings."""
 
     @_typing.overload
     def __new__(cls, channel: _grpc.Channel) -> _Self: ...
@@ -42,13 +42,13 @@ class TextEncoderServiceStub:
     EMBEDDINGS (tokens, width) and, with a negative prompt, one of kind NEGATIVE_EMBEDDINGS. Neither
     is padded, so there is no mask.
 
-    Errors: as LatentEncoderService.Encode, and INVALID_ARGUMENT for a prompt of over 2000
+    Errors: those of LatentEncoderService.Encode, and INVALID_ARGUMENT for a prompt of over 2000
     characters or with a NUL.
     """
 
 @_typing.type_check_only
 class TextEncoderServiceAsyncStub(TextEncoderServiceStub):
-    """A prompt and the pictures it speaks of, to embeddings."""
+    """Encodes a prompt, and the pictures that it refers to, to embeddings."""
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     Encode: _aio.StreamStreamMultiCallable[_text_encoder_pb2.EncodeTextRequest, _stream_pb2.Event]  # type: ignore[assignment]
@@ -59,12 +59,12 @@ class TextEncoderServiceAsyncStub(TextEncoderServiceStub):
     EMBEDDINGS (tokens, width) and, with a negative prompt, one of kind NEGATIVE_EMBEDDINGS. Neither
     is padded, so there is no mask.
 
-    Errors: as LatentEncoderService.Encode, and INVALID_ARGUMENT for a prompt of over 2000
+    Errors: those of LatentEncoderService.Encode, and INVALID_ARGUMENT for a prompt of over 2000
     characters or with a NUL.
     """
 
 class TextEncoderServiceServicer(metaclass=_abc_1.ABCMeta):
-    """A prompt and the pictures it speaks of, to embeddings."""
+    """Encodes a prompt, and the pictures that it refers to, to embeddings."""
 
     @_abc_1.abstractmethod
     def Encode(
@@ -79,7 +79,7 @@ class TextEncoderServiceServicer(metaclass=_abc_1.ABCMeta):
         EMBEDDINGS (tokens, width) and, with a negative prompt, one of kind NEGATIVE_EMBEDDINGS. Neither
         is padded, so there is no mask.
 
-        Errors: as LatentEncoderService.Encode, and INVALID_ARGUMENT for a prompt of over 2000
+        Errors: those of LatentEncoderService.Encode, and INVALID_ARGUMENT for a prompt of over 2000
         characters or with a NUL.
         """
 
