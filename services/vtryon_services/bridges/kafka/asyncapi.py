@@ -32,27 +32,27 @@ from vtryon_services.bridges.kafka.topics import Topic, all_topics
 
 _AVRO = "application/vnd.apache.avro;version=1.11.0"
 _HEADERS = {
-    CORRELATION: "Comes back with everything that is said of the request.",
-    CAUSATION: "What caused the message: topic/partition/offset, or a job's id.",
+    CORRELATION: "Opaque id of the client, copied to every message about the request.",
+    CAUSATION: "Cause of the message: topic/partition/offset, or the id of a job.",
     TRACEPARENT: "W3C trace context.",
     TRACESTATE: "W3C trace context.",
     BAGGAGE: "W3C baggage.",
-    TENANT_KEY: "Whose it is.",
-    DEADLINE: "ISO 8601; behind it the request fails.",
-    PRIORITY: "interactive or batch, which is the default.",
+    TENANT_KEY: "Tenant that the message belongs to.",
+    DEADLINE: "ISO 8601 timestamp after which the request fails.",
+    PRIORITY: "interactive or batch; default: batch.",
 }
 _OF_RETRIES = {
-    ATTEMPT: "Attempts before this one.",
-    NOT_BEFORE: "Milliseconds since 1970 until which it is left alone.",
+    ATTEMPT: "Number of earlier attempts.",
+    NOT_BEFORE: "Time before which the message is not processed, in milliseconds since 1970.",
 }
 _OF_DEAD_LETTERS = {
-    REASON: "Of vtryon.v1.ErrorReason, without the prefix.",
-    MESSAGE: "The same for people.",
-    FAILED_AT: "ISO 8601.",
-    FROM_TOPIC: "Where it was first read.",
-    FROM_PARTITION: "Where it was first read.",
-    FROM_OFFSET: "Where it was first read.",
-    ATTEMPT: "Attempts made.",
+    REASON: "A vtryon.v1.ErrorReason without its prefix.",
+    MESSAGE: "Human-readable message of the error.",
+    FAILED_AT: "Time of the failure, ISO 8601.",
+    FROM_TOPIC: "Topic of the original message.",
+    FROM_PARTITION: "Partition of the original message.",
+    FROM_OFFSET: "Offset of the original message.",
+    ATTEMPT: "Number of attempts.",
 }
 
 
@@ -66,7 +66,7 @@ def document() -> dict[str, Any]:
             "title": "vtryon by Kafka",
             "version": vtryon.__version__,
             "description": "Values are Avro in Confluent's wire format: a zero byte, the schema's "
-            "id in four bytes, the record. At least once: what comes twice is the same twice.",
+            "id in four bytes, the record. Delivery is at least once; duplicates are identical.",
         },
         "defaultContentType": _AVRO,
         "channels": {_key(topic): _channel(topic) for topic in topics},
@@ -75,7 +75,7 @@ def document() -> dict[str, Any]:
             "messages": {
                 **{name: _message(name) for name in schemas},
                 "dead_letter": {
-                    "title": "A message that could not be done, with the bytes that it had",
+                    "title": "A message that could not be processed, with its original bytes",
                     "contentType": "application/octet-stream",
                     "headers": _headers({**_HEADERS, **_OF_DEAD_LETTERS}),
                     "payload": {"type": "string", "format": "binary"},
