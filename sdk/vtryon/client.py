@@ -37,21 +37,21 @@ if TYPE_CHECKING:
 
 
 class Client:
-    """A connection to a vtryon mesh.
+    """A connection to a vtryon server or mesh.
 
     Use as ``async with vtryon.Client("localhost:50050") as client``. One client serves any number
-    of requests at once; leaving the context cancels those still open.
+    of concurrent requests; leaving the context cancels those still open.
 
     Args:
         target: "host:port" or "unix:/path" of the pipeline.
-        tls: how to know the server; None for plain text.
-        token: a bearer token, or a function that gives a fresh one for each call.
-        retry: True waits for a server that starts or restarts and for capacity, within each
-            call's deadline, and sends a call again whose connection broke before its first event;
-            False sends each call once; a `RetryPolicy` says it in numbers.
+        tls: how to verify the server and to authenticate; None for plain text.
+        token: a bearer token, or a function that returns a fresh one for each call.
+        retry: True waits within each call's deadline for a server that is starting or has no
+            capacity, and resends a call whose connection broke before its first event. False
+            sends each call once. A `RetryPolicy` sets the limits.
 
     Raises:
-        SettingsError: the target or the token can't be one, or an argument is of another type.
+        SettingsError: the target, the token or the type of an argument is invalid.
     """
 
     def __init__(
@@ -92,9 +92,9 @@ class Client:
         return self._channel
 
     def acting_for(self, tenant: str) -> Client:
-        """Give the same connection for one tenant's requests: shares are fair among tenants.
+        """Return the same connection for the requests of one tenant, for fair scheduling.
 
-        For programs that serve several; a mesh's edge takes the tenant from the token instead.
+        For programs that serve several tenants. Behind an edge, the token names the tenant instead.
         """
         view = copy.copy(self)
         view._channel = self.channel.acting_for(tenant)
@@ -164,42 +164,42 @@ class Client:
         resume_latents: Tensor | None = None,
         resume_every: int = 0,
     ) -> Run[Result]:
-        """Put the garment on the person.
+        """Generate a picture of the person wearing the garment.
 
-        Nothing is sent before the run is awaited, iterated or entered. What is left None is the
-        server's choice, and told in the `Accepted` event.
+        Nothing is sent before the run is awaited, iterated or entered. For arguments left None the
+        server chooses a value and reports it in the `Accepted` event.
 
         Args:
             person: a path, the bytes of a PNG, JPEG or WebP file, an open binary file, a PIL image,
                 an array of uint8, or a `Picture`.
-            garment: the same; or up to three of them; or None, to edit the person by the prompt.
-            prompt: what to do, speaking of "picture 1" (the person) and "picture 2" (the garment).
-            negative_prompt: what to keep away from; with `true_cfg_scale` above 1 it turns guidance
+            garment: the same, or a sequence of up to three; None edits the person by the prompt.
+            prompt: the instruction; "picture 1" is the person and "picture 2" the garment.
+            negative_prompt: what to avoid. Together with `true_cfg_scale` above 1 it turns guidance
                 on, at twice the cost.
             steps: denoise steps, 1 to 200.
-            true_cfg_scale: strength of guidance.
-            seed: the same seed gives the same picture.
-            width: of the result in pixels, a multiple of 16; with `height`. None: the size at
+            true_cfg_scale: guidance scale, 0 to 30.
+            seed: equal requests with equal seeds give equal pictures.
+            width: of the result in pixels, a multiple of 16; requires `height`. None: the size at
                 which the person is encoded.
-            height: of the result in pixels.
+            height: of the result in pixels; requires `width`.
             profile: a named set of numerics: "diffusers", "comfy" or "lightning".
-            numerics: the same with single choices changed; not with `profile`.
-            strength: below 1 starts from the noised person instead of from noise.
-            sigmas: noise levels that never rise, in place of a schedule; a first level below 1
+            numerics: a profile with overrides; excludes `profile`.
+            strength: below 1, start from the noised person instead of from noise.
+            sigmas: non-increasing noise levels, in place of a schedule; a first level below 1
                 starts from the noised person.
-            previews: a small picture after each step; or a policy; or False.
+            previews: True for a preview after each step, a policy, or False.
             priority: INTERACTIVE by default.
             format: of the result; PNG by default.
             quality: of a JPEG or WebP, 1 to 100.
-            timeout_seconds: the deadline of the whole request, from connecting to the picture.
-                None: the server's default, after a wait for it as `retry` allows.
-            request_id: what logs and traces call the request.
-            resume: go on behind these steps of an equal request, seed included.
-            resume_latents: what they came to: the `ResumeChunk`s of that request, joined.
-            resume_every: get resume points after every n-th step.
+            timeout_seconds: deadline of the whole request, connecting included. None: the server's
+                default, after waiting for a connection as long as `retry` allows.
+            request_id: identifies the request in logs and traces.
+            resume: a resume point of an equal request, seed included, to continue from.
+            resume_latents: the latents of `resume`: the joined data of its `ResumeChunk`s.
+            resume_every: receive a resume point after every n-th step; 0 for none.
 
         Raises:
-            RequestError: at once, for what can be told without a server.
+            RequestError: an argument is invalid, as far as that is known without a server.
         """
         options = make_options(
             prompt=prompt,

@@ -1,17 +1,18 @@
-"""What can go wrong, raised alike by clients and by servers.
+"""The errors of vtryon, raised alike by clients and by servers.
 
     VtryonError                     .reason .metadata
-    ├── SettingsError               the program or server is set up wrongly: settings, checkpoint
+    ├── SettingsError               the program or server is misconfigured: settings, checkpoint
     ├── RequestError                correct the request; .violations names each field
-    ├── AccessError                 not who may do this
-    ├── OverloadedError             try again after .retry_after_seconds
-    ├── UnavailableError            the server can't be reached, or is going away
+    ├── AccessError                 not authenticated or not permitted
+    ├── OverloadedError             retry after .retry_after_seconds
+    ├── UnavailableError            the server is unreachable or shutting down
     ├── DeadlineError               out of time; .completed_steps
-    ├── RunCancelledError           the caller left its own call
+    ├── RunCancelledError           the client cancelled its own call
     ├── StageError                  a stage failed; .stage names it
-    └── ProtocolError               the other end broke the grammar of the stream
+    └── ProtocolError               the peer violated the grammar of the stream
 
-`REASONS` is the one table of reason, class and status. Servers read it forwards, clients backwards.
+`REASONS` is the only table of reason, class and status. Servers map errors to statuses with it, and
+clients statuses to errors.
 """
 
 from __future__ import annotations
@@ -65,10 +66,10 @@ class Violation:
 
 
 class VtryonError(Exception):
-    """Base of everything that vtryon raises on purpose.
+    """Base class of all errors of vtryon.
 
     Attributes:
-        reason: what a program may act on; None where the other end gave none.
+        reason: machine-readable reason; None if the peer sent none.
         metadata: short facts by name, such as the stage or a limit.
     """
 
@@ -172,7 +173,7 @@ class ProtocolError(VtryonError):
 
 
 class Row(NamedTuple):
-    """What a reason is raised as, and the status that carries it."""
+    """Error class and gRPC status of a reason."""
 
     error: type[VtryonError]
     status: grpc.StatusCode

@@ -1,4 +1,4 @@
-"""What comes back on a stream: one frozen dataclass per event, `Event` for all of them."""
+"""The events of a stream: one frozen dataclass per event, and `Event` as their union."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from vtryon.v1 import image_pb2, stream_pb2, tensor_pb2
 
 @dataclass(frozen=True, slots=True)
 class UnusedOption(ProtoType):
-    """An option that was given and changes nothing, and what it would take."""
+    """An option of the request that had no effect, and why."""
 
     proto = stream_pb2.UnusedOption
     field: str
@@ -21,7 +21,7 @@ class UnusedOption(ProtoType):
 
 @dataclass(frozen=True, slots=True)
 class Accepted(ProtoType):
-    """The start message holds; what the server chose is in here. See stream.proto."""
+    """The start message is valid; reports the values that the server chose. See stream.proto."""
 
     proto = stream_pb2.Accepted
     stage: Stage | None = None
@@ -41,7 +41,7 @@ class Accepted(ProtoType):
 
 @dataclass(frozen=True, slots=True)
 class Queued(ProtoType):
-    """The request waits behind `position` others, for about `expected_seconds`."""
+    """The request is queued after `position` requests, for about `expected_seconds`."""
 
     proto = stream_pb2.Queued
     stage: Stage | None
@@ -51,7 +51,7 @@ class Queued(ProtoType):
 
 @dataclass(frozen=True, slots=True)
 class StageStarted(ProtoType):
-    """A stage took the request on; `subject` says what it works on, where that is not all."""
+    """A stage accepted the request; `subject` names the pictures it processes, if not all."""
 
     proto = stream_pb2.StageStarted
     stage: Stage | None
@@ -166,7 +166,7 @@ class Hop(ProtoType):
 
 @dataclass(frozen=True, slots=True)
 class Ledger(ProtoType):
-    """Where the time went: the critical hops sum to the wall time, the others ran beside them."""
+    """Timings: the critical hops sum to the wall time, the remaining ones ran in parallel."""
 
     proto = stream_pb2.Ledger
     wall_seconds: float

@@ -45,7 +45,7 @@ _FIRST_PAUSE_SECONDS = 0.1
 
 
 class JobState(StrEnum):
-    """Where a job is; see job.proto for who follows whom."""
+    """State of a job; see job.proto for the transitions."""
 
     QUEUED = "queued"
     RUNNING = "running"
@@ -207,7 +207,7 @@ class ListJobs(ProtoType):
 
 @dataclass(frozen=True, slots=True)
 class JobPage(ProtoType):
-    """Some jobs, and the token of the next page; empty behind the last."""
+    """A page of jobs, and the token of the next page; empty on the last page."""
 
     proto = job_pb2.ListJobsResponse
     jobs: tuple[Job, ...] = ()
@@ -231,21 +231,21 @@ class Jobs:
         correlation_id: bytes = b"",
         **options: Any,
     ) -> Job:
-        """Make a job, or find the one that was made with the same id before.
+        """Create a job, or return the existing one with the same request id.
 
         Args:
             person: a path, the bytes of a PNG, JPEG or WebP file, an open binary file, a PIL image,
                 an array of uint8, or a `Picture`.
-            garment: the same; or up to three of them.
-            request_id: what makes it idempotent.
-            timeout_seconds: until it is given up, queueing and all attempts included.
-            labels: whatever is to be found again with the job.
-            correlation_id: of your own system: Kafka's messages about the job carry it.
-            options: as of `vtryon.Client.try_on`.
+            garment: the same, or a sequence of up to three.
+            request_id: idempotency key of the job.
+            timeout_seconds: deadline of the job, including queueing and all attempts.
+            labels: metadata to store with the job.
+            correlation_id: opaque id of your own system, copied to Kafka messages about the job.
+            options: those of `vtryon.Client.try_on`.
 
         Raises:
-            RequestError: ALREADY_EXISTS, where the id stands for something else; or the request
-                does not hold.
+            RequestError: the request is invalid, or its id belongs to another request
+                (ALREADY_EXISTS).
         """
         check_timeout(timeout_seconds)
         if request_id != "":
@@ -317,12 +317,12 @@ class Jobs:
     async def watch(
         self, job_id: str, *, from_sequence: int = 0
     ) -> AsyncGenerator[JobUpdate, None]:
-        """Give what happened from a sequence number on, and what happens, until the job has ended.
+        """Yield the updates of a job from a sequence number on, until the job has ended.
 
-        If the connection breaks, it goes on behind the last update.
+        After a broken connection, it continues with the next update.
 
         Raises:
-            RequestError: NOT_FOUND.
+            RequestError: the job does not exist (NOT_FOUND).
             UnavailableError: the connection broke several times in a row.
         """
         request_message(WatchJob(job_id, from_sequence))  # refuses now what could not be sent
@@ -355,10 +355,11 @@ class Jobs:
         return await self.get(job_id)
 
     async def picture(self, job_id: str) -> Picture:
-        """Fetch the picture of a job that succeeded.
+        """Download the picture of a job that succeeded.
 
         Raises:
-            RequestError: NOT_FOUND, also where there is none, or none any more.
+            RequestError: the job does not exist, has no picture, or its picture was erased
+                (NOT_FOUND).
             ProtocolError: STREAM_INCOMPLETE, the server closed the stream early.
         """
         asked, grammar, assembler = FetchPicture(job_id), Responses(), Assembler(())

@@ -1,4 +1,4 @@
-"""What a try-on can be told, by whichever door: from arguments to messages."""
+"""Options of a try-on: from keyword arguments to messages, for every interface."""
 
 from __future__ import annotations
 
@@ -44,10 +44,10 @@ def make_options(
     format: ImageFormat | str | None = None,  # noqa: A002
     quality: int | None = None,
 ) -> TryOnOptions:
-    """Make the options of a try-on; see `vtryon.Client.try_on`.
+    """Build the options of a try-on; see `vtryon.Client.try_on`.
 
     Raises:
-        RequestError: a value is none of its argument's; the violation names the argument.
+        RequestError: a value has the wrong type; the violation names the argument.
     """
     options = TryOnOptions(
         prompt=prompt,

@@ -43,7 +43,7 @@ SUFFIXES = {
 
 @dataclass(frozen=True, slots=True)
 class Picture(ProtoType):
-    """An encoded picture: the bytes of a PNG, JPEG or WebP file, and what they hold."""
+    """An encoded picture: the bytes of a PNG, JPEG or WebP file, with format and size."""
 
     proto = image_pb2.InlineImage
     image: EncodedImage | None
@@ -61,7 +61,7 @@ class Picture(ProtoType):
         return {f"image/{kind.value}": self.data}
 
     def _repr_png_(self) -> bytes | None:
-        """Show the picture where a notebook takes PNG alone; None for other formats."""
+        """Return the PNG for notebooks that display PNG only; None for other formats."""
         return self.data if self.data.startswith(b"\x89PNG") else None
 
     @property
@@ -98,7 +98,7 @@ class Picture(ProtoType):
 
 
 def digest(data: bytes) -> str:
-    """Give what stands for an encoded picture: its BLAKE2b, in hexadecimal."""
+    """Return the BLAKE2b digest of an encoded picture, in hexadecimal."""
     return hashlib.blake2b(data, digest_size=16).hexdigest()
 
 
@@ -110,19 +110,19 @@ def write_whole(path: Path, data: bytes) -> Path:
 
 
 def read_picture(source: PictureSource | Picture, name: str = "picture") -> bytes:
-    """Give the encoded bytes of a picture.
+    """Return the encoded bytes of a picture.
 
-    A file that can be rewound is read from its beginning. A PIL image becomes what its file would
-    be on the server: upright, sRGB, its transparency laid over white.
+    A seekable file is read from its beginning. A PIL image is converted as the server would convert
+    its file: EXIF orientation applied, sRGB, transparency laid over white.
 
     Args:
         source: a path, the bytes of a file, a binary file, a PIL image, a `Picture`, or an array of
-            uint8: (height, width), or with 3 or 4 channels behind.
-        name: what errors call it.
+            uint8, (height, width) or (height, width, 3 or 4).
+        name: of the picture in error messages.
 
     Raises:
-        RequestError: it is something else, can't be read, or is over the limits.
-        SettingsError: a PIL image or an array, and Pillow is not installed.
+        RequestError: the source is of another type, can't be read, or exceeds the limits.
+        SettingsError: the source is a PIL image or an array, and Pillow is not installed.
     """
     match source:
         case str() | os.PathLike():

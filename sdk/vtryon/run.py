@@ -67,11 +67,11 @@ class Result:
 
     Attributes:
         picture: the person wearing the garment.
-        seed: what the noise was drawn from; the same request with it gives the same picture.
-        ledger: where the time went.
-        fits: how the pictures were brought to the checkpoint's size.
-        accepted: what the pipeline chose.
-        stages: what each stage chose: sigmas and size by sampling, the digests of the models.
+        seed: the seed of the noise; an equal request with it gives an equal picture.
+        ledger: the timings of the request.
+        fits: how the input pictures were resized.
+        accepted: the values that the pipeline chose.
+        stages: the values that each stage chose, such as sigmas, size and model digests.
     """
 
     picture: Picture
@@ -97,7 +97,7 @@ class Result:
 
     @property
     def unused_options(self) -> tuple[UnusedOption, ...]:
-        """Options that were given and changed nothing, as the pipeline and the stages say."""
+        """Options of the request that had no effect, as reported by the pipeline and the stages."""
         said = (self.accepted, *self.stages.values())
         return tuple({one.field: one for own in said for one in own.unused_options}.values())
 
@@ -106,23 +106,23 @@ OpenCall = Callable[[float | None], Awaitable[StreamCall]]
 
 
 class Run(Coroutine[Any, Any, T]):
-    """A request on its way; it is sent when first awaited, iterated or entered.
+    """A request in progress; it is sent when first awaited, iterated or entered.
 
-    * ``await run`` gives the result. Several tasks may await one run, also beside its iteration.
-    * ``async for event in run`` gives the events, without the bytes of the result; a run can be
+    * ``await run`` returns the result. Several tasks may await one run, also during iteration.
+    * ``async for event in run`` yields the events, without the bytes of the result. A run can be
       iterated once, and awaited afterwards for the result.
-    * ``async with run`` cancels on exit what is not finished.
-    * ``group.create_task(run)``, ``asyncio.gather(run, ...)`` and ``asyncio.wait_for(run, 5)`` take
-      it as a coroutine.
+    * ``async with run`` cancels an unfinished run on exit.
+    * ``group.create_task(run)``, ``asyncio.gather(run, ...)`` and ``asyncio.wait_for(run, 5)``
+      accept it as a coroutine.
 
     Breaking out of the iteration, cancelling the task or leaving the context cancels the call; the
-    server frees its slot before the next step. Awaiting a run that was left raises
+    server frees its batch slot before the next step. Awaiting a cancelled run raises
     `RunCancelledError`.
 
     Args:
-        attempts: begins the attempts of the call; see `vtryon.retry`.
-        open_call: opens one attempt, which has so many seconds.
-        finish: makes the result of all that came.
+        attempts: starts the attempts of the call; see `vtryon.retry`.
+        open_call: opens one attempt with a timeout in seconds.
+        finish: builds the result from the received events.
     """
 
     def __init__(
@@ -270,7 +270,7 @@ class Run(Coroutine[Any, Any, T]):
 
 
 class _Receiver:
-    """Collects what a result needs, and says which events are for the user."""
+    """Collect the parts of a result, and select the events for the user."""
 
     def __init__(self) -> None:
         self._accepted: Accepted | None = None

@@ -36,13 +36,13 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, slots=True)
 class Embeddings:
-    """What the text encoder gives: (tokens, width) for the prompt, and for the negative prompt."""
+    """Output of the text encoder: (tokens, width) of the prompt, and of the negative prompt."""
 
     positive: Tensor
     negative: Tensor | None = None
 
     def __post_init__(self) -> None:
-        """Refuse what is no tensor."""
+        """Reject values that are not tensors."""
         check_tensor("positive", self.positive)
         if self.negative is not None:
             check_tensor("negative", self.negative)
@@ -50,13 +50,13 @@ class Embeddings:
 
 @dataclass(frozen=True, slots=True)
 class Conditioning:
-    """What the sampler works from.
+    """Input of the sampler.
 
     Attributes:
         embeddings: of the prompt and, for guidance, of the negative prompt.
         references: latents of the pictures, (channels, height / 8, width / 8), the person first.
         noise: the starting noise in the target's shape, in place of a seed.
-        resume_latents: where an earlier attempt stopped, with `SampleStart.resume`.
+        resume_latents: latents of a resume point, with `SampleStart.resume`.
     """
 
     embeddings: Embeddings
@@ -65,7 +65,7 @@ class Conditioning:
     resume_latents: Tensor | None = None
 
     def __post_init__(self) -> None:
-        """Refuse what is no embeddings or no tensor."""
+        """Reject values that are not embeddings or tensors."""
         check_kind("embeddings", self.embeddings, Embeddings, "Embeddings")
         for number, one in enumerate(sequence("references", self.references, "tensors")):
             check_tensor(f"references[{number}]", one)
@@ -256,10 +256,10 @@ async def image_payloads(
     """Read pictures and declare them, without blocking the event loop.
 
     Args:
-        pictures: the kind, the picture, and what errors call it, of each.
+        pictures: kind, picture, and name for error messages, of each.
 
     Raises:
-        RequestError: one can't be read.
+        RequestError: a picture can't be read.
     """
     return [
         outgoing_image(kind, await asyncio.to_thread(read_picture, source, name))

@@ -1,4 +1,4 @@
-"""What a request is made of: the start messages of the five calls, and the words they use."""
+"""Parts of requests: the start messages of the five calls, and the enums they use."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ class SigmaSchedule(StrEnum):
 
 
 class GuidanceNorm(StrEnum):
-    """What keeps guided predictions from growing."""
+    """How the norm of guided predictions is limited."""
 
     VELOCITY = "velocity"
     X0 = "x0"
@@ -117,7 +117,7 @@ class DataType(StrEnum):
 
 
 class PayloadKind(StrEnum):
-    """What the bytes of a payload are; see tensor.proto."""
+    """Content of a payload; see tensor.proto."""
 
     IMAGE = "image"
     PERSON_IMAGE = "person_image"
@@ -162,7 +162,7 @@ class Payload(ProtoType):
 
 @dataclass(frozen=True, slots=True)
 class Numerics(ProtoType):
-    """A profile, and what departs from it; None takes the profile's choice."""
+    """A profile, and overrides of its choices; None uses the profile's choice."""
 
     proto = numerics_pb2.Numerics
     profile: Profile | None = None
@@ -184,12 +184,12 @@ class PreviewPolicy(ProtoType):
 
 @dataclass(frozen=True, slots=True)
 class ResumePoint(ProtoType):
-    """Where an earlier attempt stopped: `ResumeChunk.point` makes one.
+    """Where an earlier attempt stopped; `ResumeChunk.point` creates one.
 
     Attributes:
-        step: steps already done.
-        model_digest: of the sampler that did them; another sampler refuses to go on.
-        encoders_digest: of the encoders before it; a pipeline with others refuses to go on.
+        step: number of completed steps.
+        model_digest: of the sampler that ran them; a sampler with another model rejects it.
+        encoders_digest: of the encoders; a pipeline with other encoders rejects it.
     """
 
     proto = sampling_pb2.ResumePoint
