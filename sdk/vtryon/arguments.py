@@ -15,7 +15,7 @@ E = TypeVar("E", bound=StrEnum)
 
 
 def argument_error(argument: str, description: str) -> RequestError:
-    """Make the error of an argument whose value can't be used."""
+    """Build the error for an argument with an invalid value."""
     violation = Violation(argument, description)
     return RequestError(f"{argument}: {description}", violations=(violation,))
 
@@ -27,13 +27,13 @@ def check_kind(
 
     Args:
         argument: its name.
-        value: what was given.
-        kind: what it must be an instance of.
-        takes: what the error calls `kind`.
-        hint: what the error says besides, such as how to make one.
+        value: the value passed.
+        kind: the required type.
+        takes: name of `kind` in the error.
+        hint: an addition to the error, such as how to construct one.
 
     Raises:
-        RequestError: it is of another type.
+        RequestError: the value has another type.
     """
     if not isinstance(value, kind):
         more = f"; {hint}" if hint else ""
@@ -52,10 +52,10 @@ def check_setting(setting: str, value: object, kind: type | tuple[type, ...], ta
 
 
 def sequence(argument: str, values: Any, of: str) -> tuple[Any, ...]:
-    """Give the items of an argument that takes several, in their order.
+    """Return the items of an argument that accepts several, in order.
 
     Raises:
-        RequestError: it is one thing, text or bytes, or has no order.
+        RequestError: the value is a single item, text or bytes, or is unordered.
     """
     single = (str, bytes, bytearray, memoryview, Mapping, AbstractSet)
     if isinstance(values, Iterable) and not isinstance(values, single):

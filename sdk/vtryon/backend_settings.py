@@ -1,6 +1,6 @@
-"""Which settings one backend of the stages reads and the others do not.
+"""Settings that only some backends of the stages read.
 
-`vtryon serve` and `vtryon up` both refuse what is set and not read, by this one table.
+`vtryon serve` and `vtryon up` use this one table to reject settings that would have no effect.
 """
 
 from __future__ import annotations
@@ -28,11 +28,11 @@ def variable(name: str, service: str = "") -> str:
 
 
 def unread(service: str, backend: str, given: Container[str]) -> Iterator[str]:
-    """Describe each variable that is set for a stage and that its backend does not read.
+    """Describe each variable that is set for a stage but not read by its backend.
 
     Args:
         service: the stage.
-        backend: the stage's.
+        backend: backend of the stage.
         given: names of the variables that are set.
     """
     for name, only in ONLY_OF.items():
@@ -42,13 +42,13 @@ def unread(service: str, backend: str, given: Container[str]) -> Iterator[str]:
 
 
 def refusal(said: str, name: str, because: str, backend: str) -> str:
-    """Say that a setting is not read, and what to do.
+    """Describe a setting that is not read, and how to correct it.
 
     Args:
-        said: the setting as its user wrote it: a variable or an argument.
+        said: the setting as the user wrote it: a variable or an argument.
         name: of the setting.
-        because: what reads no such setting.
-        backend: the one that computes.
+        because: the component that does not read it.
+        backend: backend in use.
     """
     only = ONLY_OF[name]
     advice = f"unset it, or choose the backend {only}"

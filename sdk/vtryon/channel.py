@@ -74,7 +74,7 @@ class Tls:
     server_name: str | None = None
 
     def __post_init__(self) -> None:
-        """Refuse what is no path and no name."""
+        """Reject values that are not paths or names."""
         for name in ("ca_path", "certificate_path", "key_path"):
             if (path := getattr(self, name)) is not None:
                 check_setting(f"tls.{name}", path, (str, os.PathLike), "a path")
@@ -97,19 +97,19 @@ class Tls:
 
 
 class Channel:
-    """An open connection; made inside a running event loop, closed by `close()` or `async with`.
+    """An open connection; created in a running event loop, closed by `close()` or `async with`.
 
     Args:
-        target: "host:port", "unix:/path" or any gRPC target; several replicas behind one name, or
-            as in "ipv4:10.0.0.1:50053,10.0.0.2:50053", take calls in turn.
+        target: "host:port", "unix:/path" or any gRPC target. Several replicas behind one name, or
+            listed as in "ipv4:10.0.0.1:50053,10.0.0.2:50053", are used round-robin.
         tls: None for plain text.
-        token: a bearer token, or a function that gives a fresh one for each call.
-        retry: whether and how calls wait for a server and are sent again.
-        between_services: for a service's own calls: a server that went away is found soon, and the
-            caller goes on elsewhere by itself, instead of a retry down here.
+        token: a bearer token, or a function that returns a fresh one for each call.
+        retry: whether and how calls wait for a server and are resent.
+        between_services: for calls from a service: detects a dead server sooner, and leaves
+            failover to the caller instead of retrying here.
 
     Raises:
-        SettingsError: the target or the token can't be one, or a token would leave the machine in
+        SettingsError: the target or the token is invalid, or a token would leave the machine in
             plain text.
     """
 
@@ -163,10 +163,10 @@ class Channel:
         return Attempts(self._retries, timeout_seconds, self._tenant)
 
     def metadata(self) -> tuple[tuple[str, str], ...]:
-        """What each call carries: the token and the tenant, if there are any.
+        """Metadata of each call: the token and the tenant, if set.
 
         Raises:
-            SettingsError: what the function for tokens gave is none.
+            SettingsError: the token function returned an invalid token.
         """
         tenant = ((TENANT_KEY, self._tenant),) if self._tenant else ()
         if self._token is None:
@@ -196,11 +196,11 @@ class Channel:
 
 
 def check_connection(target: str, tls: Tls | None, token: Token | None) -> Token | None:
-    """Check what a connection is made of; give the token without surrounding white space.
+    """Check the parameters of a connection; return the token without surrounding white space.
 
     Raises:
-        SettingsError: the target or the token can't be one, `tls` is no `Tls`, or a token would
-            leave the machine in plain text.
+        SettingsError: the target, the token or `tls` is invalid, or a token would leave the machine
+            in plain text.
     """
     check_target(target)
     if tls is not None:

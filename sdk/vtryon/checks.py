@@ -1,7 +1,7 @@
-"""What `vtryon doctor` looks at: findings, and what the packages of this distribution contribute.
+"""The checks of `vtryon doctor`: findings, and the entry points that contribute them.
 
-A package adds its checks by an entry point of the group `vtryon.checks`: a function that gives
-findings by the very finders that its commands use, so that the two never disagree.
+A package adds checks by an entry point of the group `vtryon.checks`: a function that yields
+findings of the same finders that its commands use, so that both always agree.
 """
 
 from __future__ import annotations
@@ -16,14 +16,14 @@ from vtryon import extras
 
 
 class Finding(NamedTuple):
-    """One thing that was looked at.
+    """Result of one check.
 
     Attributes:
-        name: of the thing.
-        ok: whether it is there and can be used.
-        found: its version, place or state; where it is not ok, what is wrong.
-        needed: whether vtryon can't do its main job without it.
-        remedy: what to do where it is not ok.
+        name: of the checked item.
+        ok: whether it exists and is usable.
+        found: its version, location or state; the problem if not ok.
+        needed: whether vtryon depends on it for its main function.
+        remedy: how to correct the problem.
     """
 
     name: str

@@ -1,4 +1,4 @@
-"""The mesh inside a program, where the server package is installed beside the SDK."""
+"""The mesh in the current process, if the server package is installed with the SDK."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""Which extra of the package each command needs, and which of them are missing here.
+"""Extras of the package that each command needs, and which of them are missing.
 
-The only place that knows. What an extra contains is read from the metadata of the installed
-package, so this module lists commands and services and never packages.
+The only module with this table. The content of an extra is read from the metadata of the installed
+package, so that commands and services are listed here, and packages are not.
 """
 
 from __future__ import annotations
@@ -70,11 +70,11 @@ def needed(words: Sequence[str]) -> tuple[str, ...]:
 
 
 def of_services(words: Iterable[str], backend: str | None = None) -> set[str]:
-    """Name the extras of the services among some words of a command line.
+    """Return the extras of the services named in a command line.
 
     Args:
-        words: names of services, and `all`; others are left alone, they may be values of options.
-        backend: of all stages; without it, each has its own by its variables.
+        words: words of the command line; services and `all` count, the rest is ignored.
+        backend: backend of all stages; without it, each stage's variables decide.
     """
     named = {name for word in words for name in (Stage if word == "all" else [word])}
     known = named & {*Stage, *SERVICES}
@@ -88,11 +88,11 @@ def _set_backend(service: str) -> str | None:
 
 
 def of_service(name: str, backend: str | None = None) -> tuple[str, ...]:
-    """Name the extras that a service needs, by the name that `vtryon serve` takes.
+    """Return the extras that a service needs, by its name in `vtryon serve`.
 
     Args:
         name: a stage, `pipeline`, `jobs`, `rest` or `kafka`.
-        backend: `torch` (the default), `triton` or `scripted`; of stages.
+        backend: backend of a stage: `torch` (the default), `triton` or `scripted`.
     """
     if name in SERVICES:
         return SERVICES[name]
@@ -121,11 +121,11 @@ def require(what: str, extras: Iterable[str]) -> None:
     """Check that all packages of some extras are installed.
 
     Args:
-        what: the subject of the error's sentence, such as "`vtryon serve rest`".
+        what: subject of the error message, such as "`vtryon serve rest`".
         extras: of this package.
 
     Raises:
-        SettingsError: some are not; says which, and the command that installs them.
+        SettingsError: packages are missing; names them, and the command that installs them.
     """
     if absent := missing(extras):
         names = sorted({name for names in absent.values() for name in names})

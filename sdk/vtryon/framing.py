@@ -1,10 +1,10 @@
-"""Chunk messages, written and read by hand.
+"""Chunk messages, encoded and decoded without protobuf.
 
-protobuf would copy a chunk's bytes twice more on each side, which halves the throughput of large
-tensors. What is written here is byte for byte what protobuf writes; what is read is that same
-layout, and anything else (fields in another order, unknown fields) is left to protobuf.
+protobuf would copy the bytes of a chunk twice more at each end, which halves the throughput of
+large tensors. The encoder produces the same bytes as protobuf; the decoder handles that layout
+only, and leaves every other one (reordered or unknown fields) to protobuf.
 
-Source: the protobuf wire format; `Chunk` in tensor.proto, and where it sits in its messages.
+Source: the protobuf wire format; `Chunk` in tensor.proto and the messages that contain it.
 """
 
 from __future__ import annotations

@@ -1,11 +1,11 @@
-"""The grammar of a stream, as one state machine that both ends use.
+"""The grammar of a stream, as one state machine used by both ends.
 
     requests  = start chunk* half-close
     responses = accepted (queued | progress | preview | resume_chunk)* output chunk* finished
 
-`Requests` and `Responses` are told each message by name, in the order of the wire, by whoever sends
-or receives it. Between `start` or `output` and the end stand the declared payloads, whose bytes a
-`PayloadCursor` counts: in the order of declaration, without gap or overlap, to the last byte.
+Sender and receiver pass the name of each message to `Requests` and `Responses`, in wire order.
+After `start` or `output` the declared payloads follow; a `PayloadCursor` checks that their bytes
+arrive in the order of declaration, without gaps or overlaps, and completely.
 """
 
 from __future__ import annotations

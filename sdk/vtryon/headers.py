@@ -20,7 +20,7 @@ _TOKEN = re.compile(r"[\x21-\x7e]+")
 
 
 def check_request_id(request_id: str) -> str:
-    """Check what a caller calls its request, and give it.
+    """Check a request id from a caller, and return it.
 
     Raises:
         RequestError: it is not 1 to 128 printable ASCII characters without spaces.

@@ -1,12 +1,12 @@
-"""The one conversion between dataclasses and protobuf messages.
+"""Conversion between dataclasses and protobuf messages.
 
-A dataclass that derives from `ProtoType` names its message class and has fields of the message's
-names. Enums become `StrEnum`s by name (UNSPECIFIED is None), repeated fields become tuples, nested
-messages become nested dataclasses, timestamps datetimes, maps dicts, and a field that is not set is
-None where the message can tell. Where an enum is expected, its value as text is accepted too.
+A dataclass derived from `ProtoType` names its message class, and its fields are named after the
+message's. Enums become `StrEnum`s by name (UNSPECIFIED is None), repeated fields become tuples,
+nested messages nested dataclasses, timestamps datetimes, maps dicts, and unset fields with presence
+None. The value of an enum may also be passed as text.
 
-Clients build every request with `request_message`, so that a value that does not fit its field is
-a `RequestError` that names the field, before the call begins.
+Clients build every request with `request_message`, so that an invalid value raises a `RequestError`
+with the field's name before the call starts.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class ProtoType:
 
     @classmethod
     def from_proto(cls, message: Message) -> Self:
-        """Read the fields that this dataclass has; others in the message are left alone."""
+        """Read the fields that this dataclass has; ignore all other fields of the message."""
         fields = message.DESCRIPTOR.fields_by_name
         return cls(**{name: _read(message, fields[name], kind) for name, kind, _ in _fields(cls)})
 
@@ -62,7 +62,7 @@ class FieldValueError(ValueError):
 
     Attributes:
         field: path of the field, such as "numerics.schedule".
-        description: what the field accepts and what it got; never the text itself.
+        description: the accepted and the received type; never the content of a text.
     """
 
     def __init__(self, field: str, description: str) -> None:

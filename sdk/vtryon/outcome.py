@@ -1,9 +1,10 @@
-"""How a call ended: the server's own status, or what went wrong on this side.
+"""How a call ended: the server's status, or a local error.
 
-grpc.aio loses the status where a server refuses a request whose payloads are still being sent: the
-write that then fails overwrites it with INTERNAL, "Internal error from Core" (grpc/grpc#36066, open
-in 1.85). So the status is recorded when it arrives, and looked up here. And grpc.aio reports an
-error of what sends as a cancelled call, which would end the caller's task without a reason.
+grpc.aio loses the status of a server that rejects a request while its payloads are being sent: the
+failing write overwrites it with INTERNAL, "Internal error from Core" (grpc/grpc#36066, open in
+1.85). Therefore the status is recorded on arrival and looked up here. grpc.aio also reports an
+error of the request iterator as a cancelled call, which would end the caller's task without a
+reason.
 """
 
 from __future__ import annotations
@@ -22,10 +23,10 @@ _PATIENCE_SECONDS = 1.0
 
 
 class Outcome:
-    """Records how a call ends, and translates what grpc.aio raises.
+    """Records how a call ends, and translates the exceptions of grpc.aio.
 
     Attributes:
-        send_error: why the requests could not be sent, if that is what ended the call.
+        send_error: the error of sending the requests, if it ended the call.
     """
 
     def __init__(self, call: Any = None) -> None:
@@ -42,7 +43,7 @@ class Outcome:
         call.add_done_callback(self._record)
 
     async def error(self, raised: grpc.aio.AioRpcError) -> VtryonError:
-        """Give the error of what grpc.aio raised: by the server's own status, if there is one."""
+        """Translate an exception of grpc.aio; the server's status takes precedence, if there is one."""
         if self._ended is None or not _is_overwritten(raised.code(), raised.details()):
             return status.from_aio_error(raised)
         try:

@@ -1,4 +1,4 @@
-"""What becomes of jobs, for bridges that tell others."""
+"""Outcomes of jobs, for bridges that publish them."""
 
 from __future__ import annotations
 
@@ -57,10 +57,10 @@ class Outcomes:
     async def take(
         self, published: Sequence[int] = (), *, most: int = 100, wait_seconds: float = 5.0
     ) -> tuple[JobOutcome, ...]:
-        """Say what is published, and take the next; nothing where it is another owner's turn.
+        """Confirm published outcomes and fetch the next; empty while another owner holds the lease.
 
         Raises:
-            VtryonError: the call failed; what is published can be said again.
+            VtryonError: the call failed; confirming the same outcomes again is safe.
         """
         asked = TakeOutcomes(self._owner, tuple(published), most, wait_seconds)
         return (await ask(self._channel, _PATH, asked, TakenOutcomes)).outcomes

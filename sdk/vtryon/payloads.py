@@ -53,10 +53,10 @@ def cut(data: Buffer, size: int = DEFAULT_CHUNK_BYTES) -> Iterator[tuple[int, me
 
 
 class Assembler:
-    """Puts the chunks of declared payloads together, each payload in one buffer.
+    """Assembles the chunks of declared payloads, each payload in one buffer.
 
-    Takes memory for bytes that have come, not for bytes that are declared. That chunks come in
-    order is the grammar's to check.
+    Allocates memory for received bytes, not for declared ones. The grammar checks the order of
+    chunks.
     """
 
     __slots__ = ("buffers", "payloads")

@@ -11,13 +11,13 @@ MAX_PEM_BYTES = 1024 * 1024  # certificates and keys
 
 
 def read_regular(path: Path, most: int) -> bytes:
-    """Read a regular file; one byte more than `most` where it is larger.
+    """Read a regular file; return `most` + 1 bytes of a larger one.
 
-    A pipe without a writer is refused and not waited for, and a device is not read.
+    A pipe without a writer is rejected without blocking, and devices are not read.
 
     Raises:
-        OSError: it can't be read, or is a pipe, a device or a folder.
-        ValueError: the path is none.
+        OSError: the file can't be read, or is a pipe, a device or a folder.
+        ValueError: the path is invalid.
     """
     descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0))
     try:

@@ -30,11 +30,11 @@ _NOT_YET_VALID, _EXPIRED, _OTHER_NAME, _OTHER_ADDRESS = 9, 10, 62, 64
 
 
 class Finding(NamedTuple):
-    """What a probe found.
+    """Result of a probe.
 
     Attributes:
-        text: the cause; empty where none was found.
-        permanent: whether it stays until someone changes a setting, so that waiting is useless.
+        text: the cause; empty if none was found.
+        permanent: whether only a change of settings can help, so that waiting is useless.
     """
 
     text: str
@@ -42,7 +42,7 @@ class Finding(NamedTuple):
 
 
 async def probe(target: str, tls: Tls | None) -> Finding:
-    """Connect once as gRPC would, and say what is in the way; takes a few seconds at most."""
+    """Connect once as gRPC would, and describe the obstacle; takes a few seconds at most."""
     try:
         async with asyncio.timeout(_SECONDS):
             if target.startswith("unix:"):
@@ -159,10 +159,10 @@ def _is_http2(answer: bytes) -> bool:
 
 
 def make_context(tls: Tls) -> ssl.SSLContext:
-    """Make Python's TLS context of the same files that gRPC is given.
+    """Create Python's TLS context from the files passed to gRPC.
 
     Raises:
-        SettingsError: a file is not what it should be.
+        SettingsError: a file is invalid.
     """
     roots = tls.ca_path or os.environ.get("GRPC_DEFAULT_SSL_ROOTS_FILE_PATH")
     try:

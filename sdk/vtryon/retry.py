@@ -1,8 +1,8 @@
-"""Sending calls again: when, how often, and in which order.
+"""Retries: when, how often, and in which order.
 
-One layer for all calls of a client. A call that the server refuses for lack of capacity waits in
-line and is sent again; a call whose connection breaks before anything came back is sent again while
-the budget lasts. Nothing is sent again once the caller has seen an event of it.
+One layer for all calls of a client. A call rejected for lack of capacity queues and is resent; a
+call whose connection breaks before the first event is resent while the budget lasts. A call is
+never resent after its caller has seen an event.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ class RetryPolicy:
     http_proxy: bool = True
 
     def __post_init__(self) -> None:
-        """Refuse what is no number, or below 0, by its name."""
+        """Reject negative values and values that are not numbers, by name."""
         _check_least("max_wait_seconds", self.max_wait_seconds, (int, float), "a number")
         if self.connect_seconds is not None:
             _check_least("connect_seconds", self.connect_seconds, (int, float), "a number")
@@ -93,11 +93,11 @@ class RetryBudget:
 
 
 class Line:
-    """Calls that wait for capacity, in the order in which they were begun.
+    """FIFO queue of the calls that wait for capacity.
 
-    The first in line alone is sent again, not before the server said; once it is let in, the next
-    one is sent. So a full server sees one retry at a time from a tenant of a client, however many
-    calls wait.
+    Only the head is resent, after the delay that the server asked for; once it is accepted, the
+    next one is sent. A full server therefore sees one retry at a time per tenant of a client,
+    however many calls wait.
     """
 
     def __init__(self) -> None:
@@ -138,7 +138,7 @@ class Line:
         return bisect.bisect_left(self._waiting, number, key=lambda entry: entry[0])
 
     def leave(self, number: int) -> None:
-        """Take a call out of the line: it was let in, or given up."""
+        """Remove a call from the queue: it was accepted or given up."""
         at = self._at(number)
         if at < len(self._waiting) and self._waiting[at][0] == number:
             del self._waiting[at]
@@ -147,10 +147,10 @@ class Line:
 
 
 class Retries:
-    """What the calls of one channel share: the policy, the budget, and a line for each tenant.
+    """State shared by the calls of a channel: the policy, the budget, and a queue per tenant.
 
-    Tenants have lines of their own because the server's limits are fair among tenants: a call of
-    one that has room there never waits behind refused calls of another.
+    Queues are per tenant because the server's limits are: a call of a tenant with free capacity
+    never waits for rejected calls of another.
     """
 
     def __init__(self, policy: RetryPolicy, connector: Connector) -> None:

@@ -46,7 +46,7 @@ _RESET = "RST_STREAM"
 
 
 class RpcStatus(NamedTuple):
-    """What ends a call."""
+    """Status of a call: code, message and trailing metadata."""
 
     code: grpc.StatusCode
     message: str
@@ -94,7 +94,7 @@ def from_rpc(
 
 
 def from_reason(reason: Reason, message: str, metadata: Mapping[str, str]) -> VtryonError:
-    """Make the error of a failure that was told in other ways than by a status."""
+    """Build the error of a failure that was reported without a status."""
     return REASONS[reason].error(message, reason=reason, metadata=metadata)
 
 

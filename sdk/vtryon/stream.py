@@ -53,22 +53,22 @@ TRY_ON = Method("/vtryon.v1.PipelineService/TryOn", pipeline_pb2.TryOnRequest)
 
 
 class StreamCall:
-    """Sends start and payloads, gives events, and owns the call.
+    """Sends start and payloads, yields events, and owns the call.
 
     An async context manager and an async iterator. Leaving the context, closing the iteration or an
-    error on either side cancels the call; the server then frees the slot before its next step.
+    error at either end cancels the call; the server then frees the batch slot before its next step.
 
     Args:
-        channel: where to.
-        method: which RPC.
+        channel: the connection.
+        method: the RPC.
         start: the start message; its payloads are filled in from `outgoing`.
         outgoing: the payloads, in order.
-        timeout_seconds: the call's deadline; None leaves it to the server.
-        request_id: what logs and traces call this request; None makes one up.
-        tenant: for whom, where one process calls for several: shares are fair among tenants.
-        content_digest: stands for what the request works on. A mesh may route equal ones to the
-            replica that has seen them; it decides nothing else.
-        chunk_bytes: how payloads given whole are cut, up to 1 MiB.
+        timeout_seconds: deadline of the call; None: the server's default.
+        request_id: identifies the request in logs and traces; None generates one.
+        tenant: tenant of the call, in a process that serves several; scheduling is fair among them.
+        content_digest: digest of the input. A mesh may route equal digests to the same replica,
+            whose cache holds the result.
+        chunk_bytes: chunk size of payloads passed as a whole, up to 1 MiB.
     """
 
     def __init__(

@@ -126,10 +126,10 @@ OPTIONS: Mapping[str, Callable[[Any], Any]] = {
 
 
 def arguments(options: Mapping[str, Any]) -> dict[str, Any]:
-    """Give options as arguments of `Client.try_on`, the numerics among them put together.
+    """Convert options to arguments of `Client.try_on`, with combined numerics.
 
     Args:
-        options: by the names of `OPTIONS`; `numerics` is what the others depart from.
+        options: by the names of `OPTIONS`; `numerics` is the base of the individual choices.
     """
     numerics = {"profile", *NUMERICS}
     own = {name: value for name, value in options.items() if name in numerics and value is not None}
@@ -140,7 +140,7 @@ def arguments(options: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def from_cell(name: str, cell: str, *, decimal_comma: bool = False) -> Any:
-    """Take an option from a cell of a table, where everything is text.
+    """Parse an option from a cell of a table, in which every value is text.
 
     Args:
         name: the option.
@@ -148,7 +148,7 @@ def from_cell(name: str, cell: str, *, decimal_comma: bool = False) -> Any:
         decimal_comma: whether numbers may be written as 2,5.
 
     Raises:
-        ValueError: the text is not what the option takes.
+        ValueError: the text is not a value of the option.
     """
     kind = OPTIONS[name]
     if kind is whole and _WHOLE.fullmatch(cell.strip()):

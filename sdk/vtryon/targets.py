@@ -1,7 +1,7 @@
-"""Addresses of gRPC servers, checked where they are set.
+"""Addresses of gRPC servers, checked when they are set.
 
-gRPC takes almost any text: "http://host:port" fails only when a call tries to resolve it, and
-"host" alone means port 443.
+gRPC accepts almost any text: "http://host:port" fails only when a call resolves it, and "host"
+without a port means port 443.
 """
 
 from __future__ import annotations
@@ -27,13 +27,13 @@ class HostPort(NamedTuple):
 
 
 def check_target(target: str, name: str = "target") -> str:
-    """Check the address of a gRPC server, and give it.
+    """Check the address of a gRPC server, and return it.
 
     Accepted are host:port, unix:/path, dns:///host:port, ipv4: and ipv6: with several addresses
-    between commas, and the other resolvers of gRPC.
+    separated by commas, and gRPC's other resolvers.
 
     Raises:
-        SettingsError: it is none; the message says what to write.
+        SettingsError: the address is invalid; the message describes the accepted forms.
     """
     if not isinstance(target, str):
         raise SettingsError(f"the {name} is text, not {type(target).__name__}: {_HINT}")
@@ -55,10 +55,10 @@ def check_target(target: str, name: str = "target") -> str:
 
 
 def check_addresses(addresses: str, name: str) -> str:
-    """Check one or several host:port between commas, and give them.
+    """Check one or several host:port separated by commas, and return them.
 
     Raises:
-        SettingsError: one of them is none; the message says what to write.
+        SettingsError: an address is invalid; the message describes the accepted form.
     """
     for address in addresses.split(","):
         check_target(address.strip(), name)

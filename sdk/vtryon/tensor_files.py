@@ -1,4 +1,4 @@
-"""Tensors as safetensors: what lies between two stages, kept in files or sent by REST.
+"""Tensors as safetensors: inputs and outputs of stages, in files or over REST.
 
 The names: `embeddings`, `negative_embeddings`, `latents`, and for several pictures `latents_1`,
 `latents_2` and so on.
@@ -32,11 +32,11 @@ def dump(tensors: Mapping[str, Tensor], facts: Mapping[str, str]) -> bytes:
 
 
 def load(data: bytes) -> dict[str, Tensor]:
-    """Take tensors from safetensors; its header is looked at before anything is built of it.
+    """Read tensors from safetensors; the header is checked before anything is allocated.
 
     Raises:
-        RequestError: it is none, has too many tensors, or holds a shape or an element type that has
-            no place on the wire.
+        RequestError: the data is not safetensors, has too many tensors, or has a shape or element
+            type that the protocol does not support.
     """
     from safetensors import SafetensorError
     from safetensors.numpy import load as read
@@ -77,21 +77,21 @@ def _is_shape(shape: Any) -> bool:
 
 
 def name_latents(latents: Sequence[Tensor]) -> dict[str, Tensor]:
-    """Name what the latent encoder gave, in the pictures' order."""
+    """Name the outputs of the latent encoder, in the order of the pictures."""
     return {f"latents_{number}": one for number, one in enumerate(latents, 1)}
 
 
 def name_embeddings(found: Embeddings) -> dict[str, Tensor]:
-    """Name what the text encoder gave."""
+    """Name the outputs of the text encoder."""
     named = {"embeddings": found.positive}
     return named if found.negative is None else {**named, "negative_embeddings": found.negative}
 
 
 def conditioning(texts: Mapping[str, Tensor], pictures: Mapping[str, Tensor]) -> Conditioning:
-    """Make what the sampler works from, of one file of each encoder.
+    """Build the sampler's input from one file of each encoder.
 
     Raises:
-        RequestError: they are not such files, or hold tensors that are not used.
+        RequestError: a file is not of its encoder, or has tensors that would not be used.
     """
     numbered = [f"latents_{number}" for number in range(1, len(pictures) + 1)]
     if "embeddings" not in texts or not pictures or set(pictures) != set(numbered):
@@ -109,10 +109,10 @@ def conditioning(texts: Mapping[str, Tensor], pictures: Mapping[str, Tensor]) ->
 
 
 def only_latents(found: Mapping[str, Tensor]) -> Tensor:
-    """Give what is to be decoded: latents of the sampler, or of one picture.
+    """Return the input of the decoder: latents of the sampler, or of one picture.
 
     Raises:
-        RequestError: there are no latents, or other tensors beside them.
+        RequestError: the file has no latents, or has further tensors.
     """
     name = next((one for one in ("latents", "latents_1") if one in found), None)
     if name is None:

@@ -66,10 +66,10 @@ def parse_json(text: str, where: str) -> Any:
 
     Args:
         text: the document.
-        where: what to call it in an error.
+        where: name of the document in errors.
 
     Raises:
-        RequestError: it is not JSON, or names a key of an object twice.
+        RequestError: the text is not JSON, or an object has a duplicate key.
     """
     try:
         return json.loads(text, object_pairs_hook=_unique)

@@ -32,15 +32,16 @@ async def ask(
     timeout_seconds: float | None = None,
     idempotent: bool = True,
 ) -> R:
-    """Call with a message, or with a stream of them made anew for each attempt; give the answer.
+    """Call with a message, or with a stream of messages; return the response.
 
     Args:
-        channel: where to.
+        channel: the connection.
         path: of the RPC.
-        request: the message, or what makes the stream of encoded messages.
-        reply: what the answer is.
-        timeout_seconds: the call's deadline; None leaves it to the server.
-        idempotent: whether it may be sent again when its connection broke.
+        request: the message, or a function that creates the stream of encoded messages for each
+            attempt.
+        reply: type of the response.
+        timeout_seconds: deadline of the call; None: the server's default.
+        idempotent: whether the call may be resent after a broken connection.
 
     Raises:
         VtryonError: the call failed.
