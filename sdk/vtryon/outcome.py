@@ -43,7 +43,7 @@ class Outcome:
         call.add_done_callback(self._record)
 
     async def error(self, raised: grpc.aio.AioRpcError) -> VtryonError:
-        """Translate an exception of grpc.aio; the server's status takes precedence, if there is one."""
+        """Translate an exception of grpc.aio; prefer the server's status if there is one."""
         if self._ended is None or not _is_overwritten(raised.code(), raised.details()):
             return status.from_aio_error(raised)
         try:

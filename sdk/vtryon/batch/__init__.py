@@ -1,1 +1,1 @@
-"""Many try-ons from files to files: what is there, what is done already, and doing the rest."""
+"""Batches of try-ons from files to files: find entries, skip finished ones, run the rest."""

@@ -24,7 +24,7 @@ _CATEGORIES = ("dresses", "lower_body", "upper_body")
 
 @dataclass(frozen=True, slots=True)
 class _Part:
-    """One part of a data set: a folder of people, one of garments, and what names begin with."""
+    """A part of a data set: the folder of people or garments, and its file name prefix."""
 
     people: Path
     garments: Path

@@ -1,4 +1,4 @@
-"""What a batch is to do: the entries of a folder or a manifest."""
+"""Entries of a batch, from a folder or a manifest."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ class Entry:
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """What a folder or a manifest holds.
+    """Content of a folder or a manifest.
 
     Attributes:
         unused: files that belong to no entry.
@@ -88,12 +88,12 @@ class Found:
 
 
 def find_entries(source: Path, layout: Layout = Layout.PAIRS, *, growing: bool = False) -> Found:
-    """Find what is to be done, in the order of names or of lines; there may be nothing yet.
+    """Find the entries, in the order of names or lines; there may be none yet.
 
     Args:
         source: a folder or a manifest.
         layout: of a folder.
-        growing: lists are still being written: a last line that is incomplete is left for later.
+        growing: lists are still being written: leave an incomplete last line for later.
 
     Raises:
         RequestError: names the line or the file that is invalid.
@@ -129,7 +129,7 @@ def nothing_found(source: Path) -> RequestError:
 
 
 def visible_files(folder: Path) -> Iterator[Path]:
-    """Give what a folder contains by name, without the hidden files of systems."""
+    """Return the files of a folder by name, without the hidden files of operating systems."""
     hidden = {"thumbs.db", "desktop.ini"}
     for path in sorted(folder.iterdir()):
         if not path.name.startswith(".") and path.name.lower() not in hidden:
@@ -142,7 +142,7 @@ def is_picture(path: Path) -> bool:
 
 
 def picture_problem(path: Path) -> str:
-    """Say what is wrong with a picture's file name; empty where nothing is."""
+    """Describe the problem with a picture's file name; empty if there is none."""
     if is_picture(path):
         return ""
     return f"{path.name!r} is not a PNG, JPEG or WebP picture; convert it"

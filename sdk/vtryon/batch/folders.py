@@ -127,7 +127,7 @@ def _cased(group: _Group, *, loose: bool) -> dict[str, list[Path]]:
 
 
 def _choose(paths: list[Path], left: list[Path]) -> Path:
-    """Choose the file of a part: one that can be read, where there is one."""
+    """Choose the file of a part, preferring one of a readable format."""
     usable = [path for path in paths if is_picture(path) or path.suffix.lower() == ".txt"]
     if len(usable) > 1:
         raise RequestError(f"several files for one part: {_named(usable)}")

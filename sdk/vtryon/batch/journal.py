@@ -1,4 +1,4 @@
-"""What a batch has done, a line each: appended, so that whatever ends it loses one line at most."""
+"""Journal of a batch: one appended line per entry, so that an abrupt end loses at most one line."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ NAME = ".vtryon-batch.jsonl"
 
 @dataclass(frozen=True, slots=True)
 class Line:
-    """How an entry went: its key, its result's file, or why there is none.
+    """Outcome of an entry: its key, and the file of its result or the error.
 
     Attributes:
-        digests: of the model that each stage computed with.
-        fits: how each picture was brought to size.
-        unused_options: `field` and `reason` of each option that changed nothing.
+        digests: of the model that each stage used.
+        fits: how each picture was resized.
+        unused_options: `field` and `reason` of each option that had no effect.
     """
 
     name: str
@@ -42,11 +42,11 @@ class Line:
 
 
 class Journal:
-    """The lines of a folder of results; the last one of a name counts.
+    """The journal lines of a results folder; the last line of a name is valid.
 
     Attributes:
-        lines: by the name of the entry, those of earlier runs included.
-        current: the names whose line is of this run: written, or found to hold still.
+        lines: by the name of the entry, including those of earlier runs.
+        current: names with a line of this run: written, or found to be still valid.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -57,10 +57,10 @@ class Journal:
 
     @classmethod
     def open(cls, folder: Path) -> Self:
-        """Read what an earlier batch has left; half a line is none.
+        """Read the journal of an earlier run, ignoring an incomplete line.
 
         Raises:
-            SettingsError: the folder can't be written to.
+            SettingsError: the folder is not writable.
         """
         journal = cls(folder)
         try:

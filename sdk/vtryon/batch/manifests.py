@@ -118,10 +118,10 @@ def _check_header(header: list[str], where: str) -> None:
 def _from_cells(
     header: list[str], cells: list[str], where: str, *, decimal_comma: bool
 ) -> dict[str, Any]:
-    """Take the cells of a row; an empty cell is not given, quoted or not.
+    """Convert the cells of a row; an empty cell, quoted or not, counts as unset.
 
-    White space alone is text to a column of text, as a negative prompt of one space is, and an
-    empty cell to every other.
+    White space alone is a value in a column of text, such as a negative prompt of one space, and
+    unset in every other column.
     """
     row = {}
     for place, cell in enumerate(cells):
@@ -163,6 +163,6 @@ def _from_row(folder: Path, row: Mapping[str, Any], where: str) -> Entry:
 
 
 def _path(folder: Path, written: str) -> Path:
-    """Take an absolute path as the author of the manifest wrote it; others stay in its folder."""
+    """Accept an absolute path of the manifest's author; keep relative ones inside its folder."""
     path = Path(written)
     return real_path(path) if path.is_absolute() else inside(folder, folder / path)

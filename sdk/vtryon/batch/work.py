@@ -41,7 +41,7 @@ class Counts:
 
 @dataclass(slots=True)
 class _Models:
-    """What the mesh computes with, once it was asked."""
+    """Models that the mesh uses, once requested."""
 
     digests: dict[str, str] | None = None
     lock: asyncio.Lock = field(default_factory=asyncio.Lock)
@@ -49,10 +49,10 @@ class _Models:
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """What all entries of a batch have in common; an entry's own options go first.
+    """Parameters of a batch; an entry's own options take precedence.
 
     Attributes:
-        tell: called behind every entry, with how it went and how all went so far.
+        tell: called after every entry, with its outcome and the totals so far.
     """
 
     client: Client
@@ -67,14 +67,14 @@ class Batch:
 
     @property
     def common(self) -> dict[str, Any]:
-        """What decides results besides an entry's own options."""
+        """Parameters that affect results, apart from an entry's own options."""
         return {**self.options, "format": self.format}
 
     async def run(self, entries: Iterable[Entry] | AsyncIterator[Entry]) -> None:
-        """Do entries as they come, a bounded number at once; leaving cancels those on their way.
+        """Process entries as they arrive, with bounded concurrency; leaving cancels running ones.
 
         Raises:
-            SettingsError: results can't be written; what was done stays done.
+            SettingsError: results can't be written; finished entries are kept.
         """
         room = asyncio.Semaphore(self.concurrency)
         try:

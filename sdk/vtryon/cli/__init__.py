@@ -6,7 +6,7 @@ import sys
 
 
 def main() -> None:
-    """Run the command, or say what to install."""
+    """Run the command, or name the extra to install."""
     try:
         from vtryon.cli.app import run
     except KeyboardInterrupt:

@@ -69,7 +69,7 @@ def _add(entry: EntryPoint) -> None:
 
 
 def _add_unavailable(name: str, error: ModuleNotFoundError) -> None:
-    """List a command whose packages are missing, with what installs them."""
+    """List a command whose packages are missing, with the command that installs them."""
     lacking = extras.missing(extras.needed([name])) or ["server"]
     anything = {"ignore_unknown_options": True, "allow_extra_args": True}
     help_text = f"Not installed: {extras.install_command(lacking)}"
@@ -87,8 +87,8 @@ def _unavailable(name: str, error: ModuleNotFoundError) -> Callable[[], None]:
 def run() -> None:
     """Run the command line.
 
-    Whatever goes wrong ends as one line on stderr: exit 2 for what the caller can put right, 1 for
-    everything else, 130 after Ctrl-C.
+    Every failure ends as one line on stderr: exit code 2 for errors that the user can correct, 1
+    for all others, 130 after Ctrl-C.
     """
     words = sys.argv[1:]
     sys.exit(_end(words, lambda: load_commands(words)) or run_command(words))
@@ -106,7 +106,7 @@ def run_command(words: list[str]) -> int:
 
 
 def _end(words: list[str], do: Callable[[], None]) -> int:
-    """Do a part of a command line; gives the exit code, and reports what failed in a line."""
+    """Run a part of a command line; report an error in one line, and return the exit code."""
     try:
         do()
     except SystemExit as ended:

@@ -84,9 +84,9 @@ def batch(
 ) -> None:
     """Do many try-ons, from files to files.
 
-    Run again, it does what is missing: results of the same pictures, options, version and models
-    stay as they are. OUT gets report.json and contact-sheet.png. Exits with 1 where an entry
-    failed, with 2 where there is nothing that could be tried.
+    Run it again to do the missing ones: results with the same pictures, options, version and models
+    are kept. OUT gets report.json and contact-sheet.png. Exit code 1 if an entry failed, 2 if the
+    input is unusable.
     """
     console = PlainConsole(stderr=True)
     given = {

@@ -35,7 +35,7 @@ CheckpointOption = Annotated[
 
 @dataclass(frozen=True, slots=True)
 class Connection:
-    """What the command line says of the mesh."""
+    """Connection options of the command line."""
 
     endpoint: str | None
     tls: bool
@@ -69,10 +69,10 @@ class Connection:
 
 
 def server(endpoint: str | None, tls: bool, tls_ca: Path | None) -> Connection:
-    """Connect to a server that outlives this command, as jobs do.
+    """Return the connection to a server that outlives this command, as jobs need.
 
     Raises:
-        SettingsError: no endpoint is given.
+        SettingsError: no endpoint is set.
     """
     if endpoint is None:
         raise SettingsError(

@@ -31,7 +31,7 @@ class PlainConsole(Console):
         return super().render_str(printable(text), **options)
 
     def status(self, status: Any, **options: Any) -> Status:
-        """Show a spinner with text beside it while a block runs."""
+        """Show a spinner with a text while a block runs."""
         return _PlainStatus(_plain(status), console=self, **options)
 
     def say(self, message: str, style: str = "") -> None:
@@ -78,11 +78,11 @@ def text_column(text_format: str, style: str = "none") -> TextColumn:
 
 
 def whole_table(*columns: str, wrapped: Sequence[str] = ()) -> Table:
-    """Make a table whose values are never cut: identifiers in it can be copied.
+    """Create a table whose values are never truncated, so that identifiers can be copied.
 
     Args:
         columns: the headings.
-        wrapped: columns whose text may run over several lines.
+        wrapped: columns whose text may wrap over several lines.
     """
     table = Table(box=None)
     for name in columns:

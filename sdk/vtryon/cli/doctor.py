@@ -19,7 +19,7 @@ def doctor(
 ) -> None:
     """Show what is installed, which backends can run, and what is missing.
 
-    Exit code 1 where something is missing that the main commands can't do without.
+    Exit code 1 if something is missing that the main commands need.
     """
     findings = examine()
     if as_json:

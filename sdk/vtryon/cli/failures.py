@@ -1,4 +1,4 @@
-"""The last line of a command that failed: what happened, and where the details are."""
+"""The last line of a failed command: the error, and the file with its details."""
 
 from __future__ import annotations
 

@@ -68,8 +68,8 @@ def load_tensors(path: Path) -> dict[str, Tensor]:
     """Read a safetensors file.
 
     Raises:
-        RequestError: it is none, is over the limit or not a regular file, or holds an element type
-            that has no place on the wire.
+        RequestError: the file is not safetensors, exceeds the limit, is not a regular file, or has an
+            element type that the protocol does not support.
     """
     try:
         data = read_regular(path, MAX_TENSORS_BYTES)

@@ -1,4 +1,4 @@
-"""Options of a try-on that commands have alike: a command names those that it takes."""
+"""Try-on options shared by several commands; each command lists the ones that it accepts."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ PREVIEWS = ("preview_every", "preview_max_pixels")
 
 
 def with_options(*names: str) -> Callable[[C], C]:
-    """Add options to a command, which gets those that were given as the dictionary `more`."""
+    """Add options to a command, which receives the ones that were set as the dictionary `more`."""
 
     def decorate(command: C) -> C:
         @functools.wraps(command)
@@ -63,10 +63,10 @@ def with_options(*names: str) -> Callable[[C], C]:
 
 
 def preview_policy(folder: Path | None, given: MutableMapping[str, Any]) -> PreviewPolicy | None:
-    """Take the options of previews out of those that were given; None where there are no previews.
+    """Remove the preview options from the set ones; return None if no previews are wanted.
 
     Raises:
-        RequestError: there are options of previews, but no folder for previews.
+        RequestError: preview options are set without a folder for previews.
     """
     own = {name: given.pop(name) for name in PREVIEWS if name in given}
     if folder is not None:

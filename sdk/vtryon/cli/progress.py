@@ -70,7 +70,7 @@ class LiveProgress:
 
 @contextmanager
 def live_progress(console: Console, *, quiet: bool) -> Iterator[LiveProgress]:
-    """Draw bars on a terminal; draw nothing where there is none, or when `quiet`."""
+    """Show progress bars on a terminal; show nothing elsewhere, or if `quiet`."""
     progress = Progress(
         text_column("{task.description:<26}"),
         BarColumn(bar_width=28),
@@ -86,7 +86,7 @@ def live_progress(console: Console, *, quiet: bool) -> Iterator[LiveProgress]:
 
 
 def ledger_table(ledger: Ledger) -> Table:
-    """Lay out what each stage took; a dot marks the hops that ran beside others."""
+    """Create a table of the timings of each stage; a dot marks hops that ran in parallel."""
     table = Table(box=None, header_style="dim")
     for name in ("stage", "wait", "transfer", "compute", "total"):
         table.add_column(name, justify="left" if name == "stage" else "right")
@@ -110,7 +110,7 @@ def describe_fit(fit: Fit) -> str:
 
 
 def describe_unused(unused: UnusedOption) -> str:
-    """Say that an option changed nothing, and what it would take."""
+    """Describe an option that had no effect, and why."""
     return f"{unused.field} has no effect: {unused.reason}"
 
 

@@ -1,4 +1,4 @@
-"""Request files: the options of a try-on, and what they want of pictures and checkpoint."""
+"""Request files: options of a try-on, and requirements on pictures and checkpoint."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ class RequestFile:
             raise RequestError(f"--ignore-loras: {self.name} names no LoRAs")
 
     def departures(self, pictures: Sequence[Path]) -> list[str]:
-        """Say what of the file can't be honoured, or can't be shown to be."""
+        """List the parts of the file that can't be honoured, or not verifiably."""
         found = []
         if (self.weights or self.zero_cond_t) and not self.digests:
             named = [f"{part} {name}" for part, name in self.weights.items()]
@@ -76,7 +76,7 @@ class RequestFile:
         return found
 
     def remarks(self, pictures: Sequence[Path]) -> list[str]:
-        """Say what is replaced by the command's own arguments."""
+        """List the parts of the file that arguments of the command replace."""
         given = tuple(path.name for path in pictures)
         if not self.pictures or len(self.pictures) != len(given) or self.pictures == given:
             return []
@@ -91,7 +91,7 @@ class RequestFile:
 
 
 def describe(request: Request) -> dict[str, Any]:
-    """Give a request as a file has it; what is unset is left out."""
+    """Return a request in the form of a file, without unset options."""
     options = {name: getattr(request, name, None) for name in _OPTIONS}
     numerics = plain(request.numerics)
     checkpoint = {
@@ -111,10 +111,10 @@ def describe(request: Request) -> dict[str, Any]:
 
 
 def read_request(path: Path) -> RequestFile:
-    """Read a request file; every key is used or refused.
+    """Read a request file; every key is used or rejected.
 
     Raises:
-        RequestError: a key is unknown, or a value is not what its key takes.
+        RequestError: a key is unknown, or a value is invalid for its key.
     """
     content = _mapping(read_json(path), path.name)
     _refuse_unknown(content, {*_OPTIONS, "numerics", "pictures", "checkpoint"}, path.name)

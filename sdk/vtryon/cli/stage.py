@@ -78,7 +78,7 @@ def encode_text(
     *,
     more: Mapping[str, Any],
 ) -> None:
-    """Encode a prompt: tensors `embeddings` and, where one is given, `negative_embeddings`."""
+    """Encode a prompt: tensors `embeddings` and, with a negative prompt, `negative_embeddings`."""
 
     async def work(client: Client) -> None:
         numerics = strict.arguments({"profile": profile, **more})

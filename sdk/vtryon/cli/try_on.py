@@ -40,7 +40,7 @@ from vtryon.types import ImageFormat, PreviewPolicy, Profile
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """What the command line asked for."""
+    """The command line's request."""
 
     person: Path
     garments: list[Path]
@@ -54,7 +54,7 @@ class Job:
     notes: list[str] = field(default_factory=list)
 
     def note(self, departure: str) -> None:
-        """Keep what can't be honoured for the end, or stop at it.
+        """Collect remarks for the end, or fail on the first.
 
         Raises:
             RequestError: the command is strict.
@@ -209,10 +209,10 @@ def _check_digest(event: Event, job: Job) -> None:
 
 
 def format_of(out: Path) -> ImageFormat:
-    """Tell a picture's format by its file's name.
+    """Determine a picture's format from its file name.
 
     Raises:
-        RequestError: there is none of that name.
+        RequestError: the extension is not one of a supported format.
     """
     known = SUFFIXES.get(out.suffix.lower())
     if known is None:
@@ -251,12 +251,12 @@ def _report(result: Result, job: Job, console: PlainConsole, *, as_json: bool) -
 
 
 def exit_code_of(error: VtryonError) -> int:
-    """Give 2 where the command or what it names is to be corrected, else 1."""
+    """Return 2 if the user can correct the error, otherwise 1."""
     return 2 if isinstance(error, RequestError | SettingsError) else 1
 
 
 def report_failure(error: VtryonError, console: PlainConsole, *, as_json: bool) -> None:
-    """Print what went wrong."""
+    """Print an error."""
     if as_json:
         described = {"reason": error.reason, "message": error.message, "metadata": error.metadata}
         typer.echo(json.dumps({"error": described}))

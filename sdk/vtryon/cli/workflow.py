@@ -37,7 +37,7 @@ def import_graph(
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON: request and nodes.")] = False,
 ) -> None:
-    """Read a graph for Qwen-Image-Edit: what each node becomes, and the request that it makes.
+    """Read a graph for Qwen-Image-Edit: the meaning of each node, and the resulting request.
 
     A node or a value that can't be honoured is named, and nothing is written. Use the request by
     `vtryon try-on person.png garment.png --request FILE`.

@@ -20,12 +20,12 @@ __all__ = ["scripted_mesh"]
 def scripted_mesh(
     *, step_seconds: float = 0.0, **settings: Any
 ) -> AbstractAsyncContextManager[str]:
-    """Start the mesh on the scripted backend; gives the target for `vtryon.Client`.
+    """Start the mesh on the scripted backend; yields the target for `vtryon.Client`.
 
     Args:
-        step_seconds: what a denoise step takes, and each of the other stages.
-        settings: of the services, such as `places` or `max_waiting`, to see requests wait or be
-            refused.
+        step_seconds: duration of a denoise step, and of each other stage.
+        settings: of the services, such as `places` or `max_waiting`, to provoke queueing or
+            rejection.
 
     Raises:
         SettingsError: the extra `server` is not installed.

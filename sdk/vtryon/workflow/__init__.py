@@ -1,1 +1,1 @@
-"""ComfyUI's graphs as requests: what each node becomes, or why it can't be honoured."""
+"""ComfyUI graphs as requests: the meaning of each node, or why it can't be honoured."""

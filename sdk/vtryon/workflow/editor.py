@@ -74,8 +74,8 @@ class _Scope:
     """One instance of a level.
 
     Attributes:
-        incoming: what the level above connects to each input slot.
-        overrides: values that the level above writes into nodes, by node and name.
+        incoming: source that the parent level connects to each input slot.
+        overrides: values that the parent level writes into nodes, by node and name.
     """
 
     prefix: str
@@ -220,7 +220,7 @@ def _promoted(
 
 
 def _proxies(node: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """Give what a subgraph's node says it shows: inner node and name of each widget."""
+    """Return the widgets that a subgraph's node exposes: inner node and name of each."""
     written = (node.get("properties") or {}).get("proxyWidgets") or []
     return [(str(one[0]), str(one[1])) for one in written]
 

@@ -1,6 +1,6 @@
-"""What a graph for Qwen-Image-Edit asks for, walked from the picture back to its sources.
+"""The request of a graph for Qwen-Image-Edit, read from the picture back to its sources.
 
-A node or a value that can't be honoured is named and refused, never dropped.
+A node or a value that can't be honoured is named and rejected, never dropped.
 """
 
 from __future__ import annotations

@@ -23,7 +23,7 @@ class Node:
     """A node: `id` is its path through subgraphs, "170:151".
 
     Attributes:
-        values: what is written in it; links: what comes from elsewhere, and goes first.
+        values: the node's own values; links: connected inputs, which take precedence.
         types: of its inputs, in order, and of its outputs; for nodes that are bypassed.
     """
 

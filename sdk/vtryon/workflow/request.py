@@ -1,4 +1,4 @@
-"""What an import makes of a graph: a request, and a line about each node."""
+"""Result of an import: a request, and a line about each node."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ class Lora:
 
 @dataclass(slots=True)
 class Request:
-    """A graph as arguments of `vtryon.Client.try_on`, and what it wants of the checkpoint.
+    """A graph as arguments of `vtryon.Client.try_on`, and its requirements on the checkpoint.
 
     Attributes:
-        sigmas: the noise levels of a `denoise` below 1; empty where the profile's schedule runs.
-        pictures: file names of the person and the garments, as the graph has them.
+        sigmas: the noise levels of a `denoise` below 1; empty if the profile's schedule applies.
+        pictures: file names of the person and the garments in the graph.
         models: names of weights by part: transformer, text_encoder, vae.
         weight_dtype: the precision to which the transformer's weights are cast, if any.
-        zero_cond_t: whether references are to be modulated as at time zero.
+        zero_cond_t: whether references are modulated as at time zero.
     """
 
     prompt: str = ""
@@ -45,7 +45,7 @@ class Request:
 
 @dataclass(frozen=True, slots=True)
 class Line:
-    """What a node becomes, or why it can't be honoured."""
+    """Meaning of a node, or why it can't be honoured."""
 
     node: str
     type: str

@@ -29,12 +29,12 @@ class Refused(Exception):  # noqa: N818, control flow within a reading
 
 
 class Walk:
-    """The part of a reading that knows no meaning.
+    """Traversal of a graph, independent of the meaning of its nodes.
 
     Args:
         graph: the graph to read.
         without: types of nodes to leave out although the picture will differ.
-        why_not: what to say of types that can't be honoured.
+        why_not: explanation for types that can't be honoured.
 
     Raises:
         RequestError: the graph has no node of a type in `without`.
@@ -99,7 +99,7 @@ class Walk:
         self._used.setdefault(node.id, set()).update(names)
 
     def _refuse_unread(self, no_effect: Mapping[str, frozenset[str]]) -> None:
-        """Refuse what nodes of the picture say and nothing has read."""
+        """Reject values of the picture's nodes that nothing has read."""
         for line in list(self._lines.values()):
             node = self._graph.nodes[line.node]
             unread = {name for name, value in node.values.items() if value is not None}
@@ -110,7 +110,7 @@ class Walk:
                 self._refuse(node, f"{', '.join(sorted(unread))}: {known}")
 
     def _source(self, node: Node, name: str, kinds: Sequence[str]) -> Node:
-        """Give the node behind an input, of one of these types."""
+        """Return the node connected to an input, of one of these types."""
         found = self._follow(node, name)
         if found is None:
             raise self._refuse(node, f"nothing is connected to its {name}")
@@ -160,9 +160,9 @@ class Walk:
         return found
 
     def _through(self, node: Node, source: Source) -> Source | None:
-        """Give the input that takes the place of an output: the first of its type, as ComfyUI does.
+        """Return the input that replaces a bypassed output: the first of its type, as in ComfyUI.
 
-        The API's format has no types: there it is the first input that is connected.
+        The API format has no types: there it is the first connected input.
         """
         if not node.output_types:
             return next(iter(node.links.values()), None)
