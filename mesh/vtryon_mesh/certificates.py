@@ -67,7 +67,7 @@ class Authority:
 
     @classmethod
     def load(cls, folder: Path) -> Authority | None:
-        """Read the authority that `keep` has written to a folder; None where there is none.
+        """Read the authority that `keep` stored in a folder; None if there is none.
 
         Raises:
             SettingsError: its files can't be read.
@@ -116,20 +116,20 @@ class Authority:
         write_secret(folder / f"{name}.crt", certificate.public_bytes(_PEM))
 
     def write(self, folder: Path) -> None:
-        """Write `ca.crt`, by which others are known."""
+        """Write `ca.crt`, which verifies the other certificates."""
         write_secret(folder / "ca.crt", self.certificate.public_bytes(_PEM))
 
 
 def kept_authority(folder: Path, kept: Path, *, new: bool = False) -> Authority:
-    """Give the authority of a folder of certificates, or make one where there is none.
+    """Return the authority of a certificates folder, creating one if necessary.
 
     Args:
         folder: of the certificates.
         kept: folder of the authority's key.
-        new: make a new one in any case.
+        new: create a new authority in any case.
 
     Raises:
-        SettingsError: the folder has certificates of an authority whose key is not in `kept`.
+        SettingsError: the certificates were signed by an authority whose key is not in `kept`.
     """
     authority = None if new else Authority.load(kept)
     if authority is not None:
@@ -159,10 +159,10 @@ def make_certificates(
 def renew_certificates(
     folder: Path, mesh: Mesh, authority: Authority, days: float = LEAF_DAYS
 ) -> list[str]:
-    """Issue again every certificate that has lived for half of its time; gives whose.
+    """Reissue every certificate past half of its lifetime; return the renewed names.
 
     Raises:
-        OSError: one can't be written; the others are.
+        OSError: a certificate can't be written; all others are.
     """
     due = list(_due(folder, mesh))
     failures: list[OSError] = []

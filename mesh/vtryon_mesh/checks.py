@@ -1,4 +1,4 @@
-"""What `vtryon doctor` looks at in the mesh: Envoy and the supervisor."""
+"""The mesh's checks for `vtryon doctor`: Envoy and the supervisor."""
 
 from __future__ import annotations
 

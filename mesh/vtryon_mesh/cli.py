@@ -88,11 +88,11 @@ def certificates(
         ),
     ] = False,
 ) -> None:
-    """Make what a mesh outside of Kubernetes needs: certificates, keys for tokens, and a token.
+    """Make certificates, token keys and a token for a mesh outside of Kubernetes.
 
-    In a folder that has certificates already, the authority is kept and the certificates are
-    renewed: Envoys that run take the new ones without a restart. The folder of the authority signs
-    for the whole mesh: give it to no other process.
+    In a folder with certificates, the authority is kept and the certificates are renewed: running
+    Envoys load the new ones without a restart. The authority's folder can sign for the whole mesh:
+    share it with no other process.
     """
     from vtryon_mesh.description import DEFAULT_PATH, Mesh
     from vtryon_mesh.renewal import make

@@ -36,10 +36,10 @@ class Service(_Part):
     """A service of the mesh.
 
     Attributes:
-        grpc: its full name on the wire; or else `http`, what its paths begin with.
-        callers: who may call it; nobody else may.
-        private: other gRPC services of the same process, and who alone may call each.
-        balance: between replicas: the one with the least to do, or the one that content belongs to.
+        grpc: its full gRPC name; or else `http`, the prefix of its paths.
+        callers: services that may call it; all others are denied.
+        private: further gRPC services of the same process, and the only callers of each.
+        balance: between replicas: least requests, or by content digest.
     """
 
     grpc: str | None = None
@@ -57,17 +57,17 @@ class Service(_Part):
 
     @property
     def prefix(self) -> str:
-        """What the paths of its requests begin with."""
+        """Prefix of the paths of its requests."""
         return self.http or f"/{self.grpc}/"
 
     @property
     def prefixes(self) -> list[str]:
-        """What the paths of all its requests begin with."""
+        """Prefixes of the paths of all its requests."""
         return [self.prefix, *(f"/{name}/" for name in self.private)]
 
     @property
     def allowed(self) -> dict[str, tuple[Sequence[str], Sequence[str]]]:
-        """By name: what paths begin with, and who may ask for them; nobody may for others."""
+        """By name: path prefixes, and their only permitted callers."""
         rules: dict[str, tuple[Sequence[str], Sequence[str]]] = {}
         if self.callers:
             rules["callers"] = ([self.prefix, self.health], self.callers)
@@ -77,7 +77,7 @@ class Service(_Part):
 
     @property
     def health(self) -> str:
-        """What the paths of questions for its health begin with."""
+        """Path prefix of its health checks."""
         return HTTP_HEALTH if self.grpc is None else HEALTH_PREFIX
 
 
@@ -96,23 +96,23 @@ class Jwt(_Part):
 
 
 class Limits(_Part):
-    """What callers may take of the edge. Times are in seconds, the default is in `mesh.yaml`.
+    """Limits of the edge. Times are in seconds; the defaults are in `mesh.yaml`.
 
     Attributes:
-        connections: connections at once, of all callers; more are closed when they are accepted.
-        connections_per_second: new connections, of all callers; more are closed.
-        connections_burst: new connections that may arrive at once after a quiet time.
-        handshake: time for the TLS handshake; slower connections are closed.
+        connections: maximum open connections of all clients; further ones are closed on accept.
+        connections_per_second: maximum rate of new connections; further ones are closed.
+        connections_burst: maximum burst of new connections after an idle period.
+        handshake: timeout of the TLS handshake; slower connections are closed.
         idle: how long a connection without a request is kept open.
         request_headers: time from a request's first byte to the end of its headers; then 408.
         request: time from a request's headers to the end of its body; then 408.
-        streams_per_connection: requests at once on an HTTP/2 connection; more are refused.
-        request_headers_kib: size of a request's headers; larger ones are 431.
-        buffered_kib: REST's bodies up to this declared size are read whole before they take a
-            place of the service; larger ones are streamed to it.
+        streams_per_connection: maximum concurrent requests of an HTTP/2 connection.
+        request_headers_kib: maximum size of a request's headers; larger ones are 431.
+        buffered_kib: REST bodies up to this declared size are buffered before the service sees
+            the request; larger ones are streamed to it.
         heap_mib: memory of the edge. Its timeouts shrink from 80 % on, and from 95 % on it accepts
             no connections and no requests (503).
-        health_per_second: health checks of callers without a token; more are 429.
+        health_per_second: maximum rate of health checks without a token; more are 429.
     """
 
     connections: int = Field(ge=1)
@@ -130,13 +130,13 @@ class Limits(_Part):
 
 
 class Edge(_Part):
-    """The mesh's door.
+    """The entry point of the mesh.
 
     Attributes:
-        hosts: names that callers know the edge by, such as `try-on.example.com` or
-            `*.example.com`. Where the edge asks for tokens, an empty list accepts every name;
-            where it does not, loopback names are accepted besides those listed, and no others,
-            so that no web page reaches the edge under a name of its own (DNS rebinding).
+        hosts: host names of the edge, such as `try-on.example.com` or `*.example.com`. If the edge
+            requires tokens, an empty list accepts every name; otherwise only loopback names and
+            listed ones are accepted, so that no web page reaches the edge under a name of its own
+            (DNS rebinding).
     """
 
     port: int = Field(ge=1, le=65535)
@@ -150,16 +150,16 @@ class Edge(_Part):
 
 
 class Mesh(_Part):
-    """All of it.
+    """The whole mesh.
 
     Attributes:
         own_zone: percent of its calls that a caller keeps in its own zone.
-        open_calls: open calls to each replica that its callers' Envoys allow; more are UNAVAILABLE.
-            Must be above `max_calls` of the services, which are shared between tenants: this limit
-            would refuse everybody for one tenant's calls.
+        open_calls: maximum open calls to each replica per calling Envoy; more are UNAVAILABLE.
+            Must exceed `max_calls` of the services, which is shared fairly between tenants: this
+            limit would reject all tenants because of one.
         longest_call: seconds after which Envoy ends a call.
         health_interval: seconds between two health checks of a replica.
-        ejection: seconds that a replica is left alone whose connections fail.
+        ejection: seconds for which a replica with failing connections is ejected.
     """
 
     trust_domain: str

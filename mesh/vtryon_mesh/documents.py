@@ -8,7 +8,7 @@ import yaml
 
 
 def write(*documents: dict[str, Any]) -> str:
-    """Write documents; what occurs twice is written twice."""
+    """Write documents without YAML aliases: repeated values are written out."""
     return yaml.dump_all(documents, Dumper=_Plain, sort_keys=False, width=100)
 
 

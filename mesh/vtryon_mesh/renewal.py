@@ -21,15 +21,15 @@ from vtryon_mesh.local.tokens import TOKEN_SECONDS, Issuer
 
 @dataclass(slots=True)
 class Renewal:
-    """Renews what has lived for half of its lifetime.
+    """Renews certificates and tokens past half of their lifetime.
 
     Attributes:
-        mesh: whose identities they are.
+        mesh: the mesh of the identities.
         certificates: their folder.
-        authority: who signs certificates; None: they are not renewed.
+        authority: signs certificates; None: they are not renewed.
         days: lifetime of a renewed certificate.
-        issuer: who signs tokens; None: there is no token.
-        token: the token's file; tenant: whom it is for.
+        issuer: signs tokens; None: there is no token.
+        token: the token's file; tenant: its subject.
     """
 
     mesh: Mesh
@@ -43,10 +43,10 @@ class Renewal:
     _said: str = ""
 
     def renew(self) -> list[str]:
-        """Renew what is due; gives the names of it.
+        """Renew everything that is due; return the names.
 
         Raises:
-            OSError: a file can't be written; the others are.
+            OSError: a file can't be written; all others are.
         """
         renewed: list[str] = []
         try:
@@ -62,9 +62,9 @@ class Renewal:
         return renewed
 
     def renew_and_say(self, say: Callable[[str], None]) -> None:
-        """Renew what is due, and say what was renewed or why it can't be; each cause is said once.
+        """Renew everything that is due; log the names, or each cause of a failure once.
 
-        What is there is valid for another half of its lifetime: a later call tries again.
+        Existing files are valid for another half of their lifetime: a later call retries.
         """
         try:
             renewed = self.renew()
@@ -88,18 +88,18 @@ def make(
     tenant: str = "local",
     new_authority: bool = False,
 ) -> Renewal:
-    """Make certificates, `jwks.json` and a token in a folder; private keys that sign are kept.
+    """Make certificates, `jwks.json` and a token in a folder; keep existing signing keys.
 
     Args:
-        folder: for what the mesh's processes read.
+        folder: for the files that the mesh's processes read.
         mesh: the description.
-        kept: folder for the keys that sign.
+        kept: folder of the signing keys.
         days: lifetime of a certificate.
-        tenant: whom the token is for.
-        new_authority: replace the authority that is there.
+        tenant: subject of the token.
+        new_authority: replace the existing authority.
 
     Raises:
-        SettingsError: the authority that is there can't be used, or a file can't be written.
+        SettingsError: the existing authority is unusable, or a file can't be written.
     """
     token = folder / "token"
     try:

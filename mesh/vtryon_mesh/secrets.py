@@ -7,9 +7,9 @@ from pathlib import Path
 
 
 def write_secret(path: Path, data: bytes) -> None:
-    """Write a file with mode 0600 and rename it into its place.
+    """Write a file with mode 0600 and rename it into place.
 
-    What is there under either name is replaced, whatever its mode.
+    Existing files of either name are replaced, whatever their mode.
     """
     scratch = path.with_name(f".{path.name}.part")
     scratch.unlink(missing_ok=True)

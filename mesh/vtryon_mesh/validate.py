@@ -13,10 +13,10 @@ from vtryon.errors import SettingsError
 
 
 def find_envoy() -> Path:
-    """Find Envoy: beside this Python, else on PATH.
+    """Find Envoy: next to this Python, or on PATH.
 
     Raises:
-        SettingsError: there is none.
+        SettingsError: there is no Envoy.
     """
     beside = Path(sys.executable).with_name("envoy")
     found = str(beside) if beside.exists() else shutil.which("envoy")

@@ -1,4 +1,4 @@
-"""Who may come in at the edge, and how often: tokens, what they claim, and rates."""
+"""Access at the edge: tokens, their claims, and rate limits."""
 
 from __future__ import annotations
 
@@ -145,9 +145,9 @@ def rules(mesh: Mesh) -> Config:
 
 
 def tenant_names() -> Config:
-    """Ask for a tenant's name in the header that it was copied to, in a gateway of Istio's.
+    """Check the tenant's name in the header that it was copied to, in an Istio gateway.
 
-    Services refuse names that are too long: the expression for that is beyond what RE2 takes there.
+    The services reject names that are too long: RE2 does not accept that expression there.
     """
     characters = {"safe_regex": {"regex": "[!-~]([ -~]*[!-~])?"}}
     named = {"header": {"name": TENANT_HEADER, "string_match": characters}}
@@ -163,7 +163,7 @@ def _bucket(count: int) -> Config:
 
 
 def rate_limits(mesh: Mesh) -> Config:
-    """Limit all callers together, and each tenant; who is over is told to come back."""
+    """Limit the rate of all clients together and of each tenant; excess requests get a retry delay."""
     tenant = {"request_headers": {"header_name": TENANT_HEADER, "descriptor_key": "tenant"}}
     return filter_of(
         "local_ratelimit",

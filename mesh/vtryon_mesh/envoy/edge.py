@@ -43,15 +43,15 @@ _HEALTH_AT_ONCE = 8
 
 @dataclass(frozen=True, slots=True)
 class EdgePlace:
-    """Where the edge is, and what is around it.
+    """Addresses of the edge and of its environment.
 
     Attributes:
-        services: where every replica of each is: its sidecar, or itself where there are none. What
-            is not there is not served.
-        certificates: of the mesh; None where services are reached without TLS.
-        jwks: the keys whose tokens are accepted; None lets everybody in.
-        metrics: where Prometheus may ask, where it does not reach the admin interface.
-        server_certificate: names `NAME.crt` and `NAME.key` for callers' TLS; None for none.
+        services: addresses of every replica of each service: its sidecar, or the replica itself
+            without sidecars. Services that are missing here are not exposed.
+        certificates: of the mesh; None if services are reached without TLS.
+        jwks: keys that sign accepted tokens; None accepts every client.
+        metrics: address for Prometheus, if it can't reach the admin interface.
+        server_certificate: name of `NAME.crt` and `NAME.key` for clients' TLS; None for none.
     """
 
     admin: Address
@@ -106,7 +106,7 @@ def _served(mesh: Mesh, given: EdgePlace) -> dict[str, Service]:
 
 
 def _spokesman(served: Mapping[str, Service]) -> str | None:
-    """Give the first gRPC service, whose health is that of the mesh."""
+    """Return the first gRPC service, whose health represents that of the mesh."""
     return next((name for name, one in served.items() if one.grpc), None)
 
 
@@ -120,7 +120,7 @@ def _filters(mesh: Mesh, given: EdgePlace) -> list[Config]:
 
 
 def _hosts(mesh: Mesh, given: EdgePlace) -> list[Config]:
-    """Serve the names that are allowed; what asks for another one is told so."""
+    """Serve the allowed host names; reject others with an explanation."""
     served = _served(mesh, given)
     routes = [
         route
@@ -190,7 +190,7 @@ def _clusters(mesh: Mesh, given: EdgePlace) -> list[Config]:
 
 
 def _json_errors() -> Config:
-    """Say what Envoy itself refuses as a problem in JSON; gRPC callers get a status."""
+    """Format Envoy's own rejections as a JSON problem; gRPC clients get a status."""
     problem = {
         "json_format": {
             "type": "about:blank",

@@ -136,7 +136,7 @@ def listener(
     *,
     handshake: float = 5,
 ) -> Config:
-    """Listen for HTTP; a TLS handshake that takes longer than so many seconds is ended."""
+    """Create an HTTP listener; slower TLS handshakes than the timeout are aborted."""
     chain: Config = {"filters": [manager]}
     if transport_socket is not None:
         chain["transport_socket"] = transport_socket
@@ -266,7 +266,7 @@ def _tracing(name: str) -> Config:
 
 
 def without_header(name: str, prefix: str) -> Config:
-    """Filter what a log or a reply is for: requests whose header does not begin so."""
+    """Match requests whose header does not have this prefix, for logs and replies."""
     matcher = {
         "name": name,
         "string_match": {"prefix": prefix},

@@ -1,4 +1,4 @@
-"""Which request goes to which service, for how long, and what is repeated."""
+"""Routes: the service of each request, its timeout, and its retries."""
 
 from __future__ import annotations
 
@@ -36,19 +36,19 @@ def service_routes(
     canary: Canary | None = None,
     buffered_kib: int = 0,
 ) -> list[Config]:
-    """Route a service's calls, those to its private methods among them.
+    """Create the routes of a service, including those to its private methods.
 
-    Deadlines are the caller's and the service's, which answer in words of their own; Envoy ends
-    what takes longer than the longest call.
+    Deadlines are enforced by clients and services, which report them properly; Envoy only ends
+    calls that exceed the longest call.
 
     Args:
         mesh: the description.
-        service: whose calls they are.
-        cluster: where they go.
-        retries: repeat what has not reached a service, on another replica if there is one. The
-            pipeline alone knows what else can be repeated.
+        service: the service that is called.
+        cluster: the destination.
+        retries: retry requests that have not reached a service, on another replica if there is
+            one. Only the pipeline knows which further calls can be retried.
         canary: replicas that get a share of the calls.
-        buffered_kib: bodies of HTTP requests up to this size are read whole first.
+        buffered_kib: bodies of HTTP requests up to this size are buffered first.
     """
     action = _action(mesh, service, cluster, canary)
     if service.http is not None:
@@ -114,6 +114,6 @@ def _retries(on: str, count: int) -> Config:
 
 
 def health_route(service: Service, cluster: str) -> Config:
-    """Route questions for a service's health; each gets one answer, and nobody watches."""
+    """Route health checks of a service; each gets one response, Watch is not served."""
     path = HTTP_HEALTH if service.grpc is None else HEALTH_CHECK
     return {"match": {"path": path}, "route": {"cluster": cluster, "timeout": "5s"}}

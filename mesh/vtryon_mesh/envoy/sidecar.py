@@ -1,4 +1,4 @@
-"""The Envoy beside a replica of a service: in from the mesh, out to other services."""
+"""The Envoy sidecar of a service's replica: inbound from the mesh, outbound to other services."""
 
 from __future__ import annotations
 
@@ -25,15 +25,15 @@ from vtryon_mesh.envoy.upstreams import breakers, cluster, otlp_cluster, upstrea
 
 @dataclass(frozen=True, slots=True)
 class Sidecar:
-    """Where a sidecar is, and what is around it.
+    """Addresses of a sidecar and of its environment.
 
     Attributes:
-        application: where the service itself listens, on the loopback address.
-        inbound: where the mesh reaches the service.
-        outbound: where the service reaches each of its callees.
-        callees: the `inbound` of every replica of each; canaries: of those that are tried out.
-        zone: where it is, if that is to count.
-        metrics: where Prometheus may ask, where it does not reach the admin interface.
+        application: loopback address of the service itself.
+        inbound: address at which the mesh reaches the service.
+        outbound: addresses at which the service reaches each of its callees.
+        callees: the `inbound` of every replica of each; canaries: those of the canary replicas.
+        zone: its zone, if calls are balanced by zone.
+        metrics: address for Prometheus, if it can't reach the admin interface.
     """
 
     service: str
@@ -51,7 +51,7 @@ class Sidecar:
 
 
 def render_sidecar(mesh: Mesh, given: Sidecar) -> Config:
-    """Render a sidecar: nobody gets in but the service's callers, to the service's own methods."""
+    """Render a sidecar that admits only the service's callers, to the service's own methods."""
     name, service = given.service, mesh.services[given.service]
     identity = Identity(name, given.certificates)
     log, traced = given.access_log, given.otlp is not None
@@ -108,7 +108,7 @@ def render_sidecar(mesh: Mesh, given: Sidecar) -> Config:
 
 
 def _callers_alone(mesh: Mesh, name: str) -> Config:
-    """Deny what is not allowed: the service's methods to its callers, health to them as well."""
+    """Allow the service's methods and its health checks to its callers; deny the rest."""
 
     def principal(caller: str) -> Config:
         return {"authenticated": {"principal_name": {"exact": mesh.identity(caller)}}}

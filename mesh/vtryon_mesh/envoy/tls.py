@@ -1,4 +1,4 @@
-"""Who an Envoy says that it is, and whom it takes."""
+"""TLS identities of an Envoy, and the identities that it accepts."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from vtryon_mesh.envoy.pieces import TYPES, Config, typed
 
 @dataclass(frozen=True, slots=True)
 class Identity:
-    """Whose certificate an Envoy shows: `NAME.crt` and `NAME.key` in a folder with `ca.crt`."""
+    """Certificate of an Envoy: `NAME.crt` and `NAME.key` in a folder with `ca.crt`."""
 
     name: str
     folder: Path

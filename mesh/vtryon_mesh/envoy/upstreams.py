@@ -50,7 +50,7 @@ def cluster(
 
 
 def breakers(requests: int, *, http1: bool = False) -> Config:
-    """Bound the requests at once to a cluster; over HTTP/1.1 each takes a connection."""
+    """Limit the concurrent requests to a cluster; over HTTP/1.1 each uses a connection."""
     connections = max(_LEAST_CONNECTIONS, requests) if http1 else _LEAST_CONNECTIONS
     return {
         "thresholds": [
@@ -81,10 +81,10 @@ def _health_check(mesh: Mesh, service: Service, *, http1: bool) -> Config:
 
 
 def _outlier_detection(mesh: Mesh) -> Config:
-    """Leave alone for a while a replica that can't be connected to or that resets in a row.
+    """Eject a replica for a while after consecutive connection failures or resets.
 
-    What a service answers never counts: a caller's own deadline or a request that fails by its
-    content would put well replicas aside for everybody.
+    Responses of a service never count: a client's own deadline or a request with failing content
+    would eject healthy replicas for every client.
     """
     return {
         "split_external_local_origin_errors": True,

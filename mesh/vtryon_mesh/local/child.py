@@ -1,7 +1,7 @@
-"""Run a command that is told to end when the process that started it ends, however that ends.
+"""Run a command that is terminated when its parent process ends, however that ends.
 
-`python -I child.py COMMAND…`: supervisord and each of its processes are started so, for a parent
-that is killed can stop nobody. On other systems than Linux the command just runs.
+`python -I child.py COMMAND…` starts supervisord and each of its processes, because a parent that is
+killed can't stop its children. On systems other than Linux the command runs unsupervised.
 """
 
 import ctypes

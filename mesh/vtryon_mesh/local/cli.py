@@ -141,7 +141,7 @@ def up(
 
 
 def _keys(mesh: Mesh, issuer: Issuer | None) -> Keys | None:
-    """Give the keys whose tokens the edge accepts: our own, or an identity provider's."""
+    """Return the keys that sign accepted tokens: our own, or an identity provider's."""
     if issuer is not None:
         return issuer.jwks
     uri = mesh.edge.jwt.jwks_uri
@@ -157,9 +157,9 @@ def _run(layout: Layout, renewal: Renewal, console: PlainConsole) -> None:
 
 
 def _show(layout: Layout, supervisor: Supervisor, renewal: Renewal, console: PlainConsole) -> None:
-    """Show how things are until interrupted: a live table, or lines where nobody looks.
+    """Show the state until interrupted: a live table, or lines without a terminal.
 
-    Certificates and the token are renewed meanwhile, before they expire.
+    Meanwhile certificates and the token are renewed before they expire.
     """
     announced = False
     known: dict[str, str] = {}

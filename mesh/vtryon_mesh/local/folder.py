@@ -46,13 +46,13 @@ def check(folder: Path) -> None:
 
 
 def claim(folder: Path) -> None:
-    """Prepare a folder that `check` has let pass, and mark it as one of ours.
+    """Prepare a folder that `check` has accepted, and mark it as one of ours.
 
-    What an earlier run has left is replaced, except its data: the database of jobs, pictures,
-    claims, schemas. Its logs move to `logs.previous`.
+    Files of an earlier run are replaced, except its data: the database of jobs, pictures, claims,
+    schemas. Its logs move to `logs.previous`.
 
     Raises:
-        SettingsError: it can't be made.
+        SettingsError: the folder can't be created.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)

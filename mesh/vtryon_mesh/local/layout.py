@@ -42,16 +42,16 @@ _TRITON, _BROKER, _REGISTRY = 8001, 9092, 8081
 
 @dataclass(frozen=True, slots=True)
 class Wanted:
-    """What `vtryon up` was asked for.
+    """Options of `vtryon up`.
 
     Attributes:
-        services: those to start; replicas: how many of each, one where it is not said.
-        mtls: sidecars that know one another by certificates, and TLS at the edge.
-        canaries: percent of a service's calls for its last replica; the others share the rest.
-        zones: over so many a service's replicas are spread; sidecars keep most calls in theirs.
-        jwks: keys whose tokens the edge accepts; None accepts everybody.
+        services: to start; replicas: of each service, one by default.
+        mtls: sidecars with mutual TLS, and TLS at the edge.
+        canaries: percent of a service's calls for its last replica; the rest is shared equally.
+        zones: number of zones to spread replicas over; sidecars prefer their own.
+        jwks: keys that sign the tokens that the edge accepts; None accepts every client.
         certificate_days: lifetime of a certificate.
-        free_ports: take ports that the system gives, in place of those of `mesh.yaml`.
+        free_ports: use ports chosen by the system, in place of those of `mesh.yaml`.
     """
 
     services: Sequence[str]
@@ -73,11 +73,11 @@ class Process:
 
     Attributes:
         name: such as "sampling-2" or "sampling-2-envoy".
-        priority: who starts first and ends last.
-        grpc: the service that its health is asked of; None where `health` is HTTP.
-        ready: the path that says so by HTTP; None where to listen is all that is asked.
-        health: where its health is asked.
-        metrics: what Prometheus fetches, host:port/path; None where there is nothing.
+        priority: start order; processes end in reverse.
+        grpc: the service whose health is checked; None if `health` is HTTP.
+        ready: the HTTP path of the readiness check; None if listening is sufficient.
+        health: address of the health check.
+        metrics: Prometheus endpoint, host:port/path; None without one.
     """
 
     name: str
@@ -115,7 +115,7 @@ class Layout:
 
     @property
     def kafka(self) -> dict[str, str]:
-        """What clients of the broker set: its address, the registry's, where claims are kept."""
+        """Settings of Kafka clients: addresses of broker and registry, and the claim-check store."""
         names = [f"VTRYON_KAFKA_{name}" for name in ("BOOTSTRAP_SERVERS", "REGISTRY_URL")]
         names.append("VTRYON_KAFKA_CLAIMS_URL")
         every = [one.environment for one in self.processes if names[0] in one.environment]
@@ -146,7 +146,7 @@ class Layout:
         return {"global": {"scrape_interval": "5s"}, "scrape_configs": jobs}
 
     def taken_ports(self) -> Iterator[tuple[Address, str]]:
-        """Give ports that somebody else listens on, and which process wants each."""
+        """Return ports that are already in use, and the process that needs each."""
         for process in self.processes:
             for address in process.listens:
                 with socket.socket() as probe:
@@ -158,11 +158,11 @@ class Layout:
 
 
 def lay_out(mesh: Mesh, wanted: Wanted, folder: Path) -> Layout:
-    """Decide on every process. Nothing is written yet.
+    """Plan every process, without writing anything.
 
     Raises:
-        SettingsError: a service is unknown, there is no Envoy, or a variable of the environment
-            contradicts what is decided here.
+        SettingsError: a service is unknown, Envoy is missing, or an environment variable
+            contradicts the plan.
     """
     for name in [*wanted.services, *wanted.replicas, *wanted.canaries]:
         if name not in mesh.services:

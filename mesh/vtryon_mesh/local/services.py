@@ -15,10 +15,10 @@ _OPTIONAL = ("jobs", "rest")
 
 @dataclass(frozen=True, slots=True)
 class Chosen:
-    """Services to start, and those that are left out because packages are missing.
+    """Services to start, and those left out because packages are missing.
 
     Attributes:
-        install: the command that installs what is missing; empty where nothing is left out.
+        install: the command that installs the missing packages; empty if none are.
     """
 
     services: list[str]
@@ -27,11 +27,11 @@ class Chosen:
 
 
 def choose(named: Sequence[str], mesh: Mesh, backend: str, *, kafka: bool) -> Chosen:
-    """Choose services; without names, all but Kafka's bridge, which takes a broker.
+    """Choose services; without names, all except Kafka's bridge, which needs a broker.
 
     Raises:
-        SettingsError: packages of a service are missing that was named, or that no mesh is without;
-            says which, and the command that installs them.
+        SettingsError: packages are missing of a named or a required service; names them, and the
+            command that installs them.
     """
     wanted = list(named) or [name for name in mesh.services if name != KAFKA]
     if kafka and KAFKA not in wanted:

@@ -94,10 +94,10 @@ class Supervisor:
 
 
 def refuse_taken_ports(layout: Layout) -> None:
-    """Find out whether every process can listen.
+    """Check that every process can listen.
 
     Raises:
-        SettingsError: somebody else listens on some ports; names each.
+        SettingsError: ports are already in use; names each.
     """
     taken = [f"{address} ({name})" for address, name in layout.taken_ports()]
     if taken:

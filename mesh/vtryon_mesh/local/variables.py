@@ -1,4 +1,4 @@
-"""Variables of one service of a local mesh: those that `vtryon up` sets beside the user's own."""
+"""Variables of one service of a local mesh: those set by `vtryon up`, and the user's own."""
 
 from __future__ import annotations
 
@@ -9,27 +9,27 @@ from vtryon.errors import SettingsError
 
 
 class Variables:
-    """Collects what a service's process gets in addition to its environment.
+    """Collects the variables of a service's process.
 
     Attributes:
         added: the variables, by their full names.
     """
 
     def __init__(self, service: str, given: Mapping[str, str], common: Mapping[str, str]) -> None:
-        """Begin with `common`; `given` is the environment that the process inherits."""
+        """Start with `common`; `given` is the inherited environment."""
         self._service = service
         self._prefix = f"VTRYON_{service.upper().replace('-', '_')}_"
         self._given = {**given, **common}
         self.added = dict(common)
 
     def default(self, name: str, value: str, *, over_short: bool = False) -> None:
-        """Set what the user may set: the user's variable wins.
+        """Set a default, over which the user's variable takes precedence.
 
         Args:
             name: of the setting, such as BACKEND.
-            value: used where the user has set nothing.
-            over_short: an option was read already, so that VTRYON_BACKEND does not count here;
-                VTRYON_SAMPLING_BACKEND does.
+            value: used if the user has not set the variable.
+            over_short: an option was read already, so that VTRYON_BACKEND is ignored here, and
+                VTRYON_SAMPLING_BACKEND is not.
         """
         names = [f"{self._prefix}{name}"] if over_short else self._names(name)
         if not any(one in self._given for one in names):
@@ -48,11 +48,11 @@ class Variables:
         return counts
 
     def decide(self, name: str, value: str) -> None:
-        """Set what only `up` can know.
+        """Set a value that only `up` can know.
 
         Raises:
-            SettingsError: the user's variable has another value; names the variable alone, since
-                a value may hold a password.
+            SettingsError: the user's variable has another value; names only the variable, since a
+                value may hold a password.
         """
         self.refuse(name, unless=value)
         self.added[f"{self._prefix}{name}"] = value

@@ -68,7 +68,7 @@ def load_tensors(path: Path) -> dict[str, Tensor]:
     """Read a safetensors file.
 
     Raises:
-        RequestError: the file is not safetensors, exceeds the limit, is not a regular file, or has an
+        RequestError: the file is not safetensors, exceeds the limit, is not regular, or has an
             element type that the protocol does not support.
     """
     try:
