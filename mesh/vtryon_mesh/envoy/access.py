@@ -163,7 +163,7 @@ def _bucket(count: int) -> Config:
 
 
 def rate_limits(mesh: Mesh) -> Config:
-    """Limit the rate of all clients together and of each tenant; excess requests get a retry delay."""
+    """Limit the rate of all clients and of each tenant; excess requests get a retry delay."""
     tenant = {"request_headers": {"header_name": TENANT_HEADER, "descriptor_key": "tenant"}}
     return filter_of(
         "local_ratelimit",

@@ -115,7 +115,7 @@ class Layout:
 
     @property
     def kafka(self) -> dict[str, str]:
-        """Settings of Kafka clients: addresses of broker and registry, and the claim-check store."""
+        """Settings of Kafka clients: broker, registry and claim-check store."""
         names = [f"VTRYON_KAFKA_{name}" for name in ("BOOTSTRAP_SERVERS", "REGISTRY_URL")]
         names.append("VTRYON_KAFKA_CLAIMS_URL")
         every = [one.environment for one in self.processes if names[0] in one.environment]
