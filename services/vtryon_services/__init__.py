@@ -1,1 +1,1 @@
-"""The services of vtryon: the four stages, the pipeline, and what they stand on."""
+"""The services of vtryon: the four stages, the pipeline, and their foundations."""

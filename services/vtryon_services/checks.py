@@ -1,4 +1,4 @@
-"""What `vtryon doctor` looks at in the services: backends, Triton, jobs, Kafka."""
+"""The services' checks for `vtryon doctor`: backends, Triton, jobs, Kafka."""
 
 from __future__ import annotations
 

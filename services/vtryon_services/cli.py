@@ -55,9 +55,9 @@ def serve(
 ) -> None:
     """Serve one or several stages from this process, on one address.
 
-    Everything else is set by variables, VTRYON_SAMPLING_MAX_WAITING or VTRYON_MAX_WAITING; an
-    unknown name stops the start and lists those that are known. The pipeline finds stages served
-    beside it by itself, and others at VTRYON_PIPELINE_SAMPLING_TARGET and the like.
+    All other settings are variables, such as VTRYON_SAMPLING_MAX_WAITING or VTRYON_MAX_WAITING; an
+    unknown name stops the start and lists the known ones. The pipeline finds stages in its own
+    process, and others at VTRYON_PIPELINE_SAMPLING_TARGET and the like.
     """
     options = {
         "listen": listen,
@@ -96,7 +96,7 @@ async def _serve_door(name: str, given: dict[str, Any]) -> None:
 
 
 def _refuse_unread(stages: Sequence[str], given: dict[str, Any]) -> None:
-    """Refuse an option that no named service has; `--backend` may be given to all alike."""
+    """Reject an option that no named service has; `--backend` may apply to all of them."""
     from vtryon_services.host import settings_of
 
     known = {"backend"}.union(*(settings_of(name).model_fields for name in stages))

@@ -18,15 +18,15 @@ from vtryon_services.runtime.telemetry import set_up_logs
 
 @asynccontextmanager
 async def embedded_mesh(**given: Any) -> AsyncIterator[str]:
-    """Start all services in this process; gives the target for `vtryon.Client`.
+    """Start all services in this process; yields the target for `vtryon.Client`.
 
-    The socket lies in a folder that only this user can enter, and goes with it.
+    The socket is in a folder that only this user can enter, and is deleted with it.
 
     Args:
         given: settings of the services, such as `checkpoint`, `device` or `backend`.
 
     Raises:
-        SettingsError: something is set up wrongly.
+        SettingsError: a setting is invalid.
     """
     quiet = {"log_level": "error", "drain_grace_seconds": 2.0}
     # An ensemble holds the stages already.

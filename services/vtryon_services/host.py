@@ -1,7 +1,7 @@
 """Several services in one process, on one address.
 
-The pipeline among them calls the stages beside it without a wire (`runtime/local.py`): that is less
-work, and a request on its way when draining begins still gets its later stages.
+A pipeline calls stages of the same process without a network hop (`runtime/local.py`): this is
+cheaper, and requests in flight when draining begins still reach their later stages.
 """
 
 from __future__ import annotations
@@ -66,14 +66,14 @@ def settings_of(name: str) -> type[ServiceSettings]:
 
 
 def load_settings(names: Sequence[str], given: Mapping[str, Any]) -> dict[str, ServiceSettings]:
-    """Read the settings of all services of a process; short names count for each that has them.
+    """Read the settings of all services of a process; short names apply to each that has them.
 
     Args:
         names: of the services.
-        given: comes before the environment, for every service that has it.
+        given: takes precedence over the environment, for every service that has it.
 
     Raises:
-        SettingsError: a value does not hold, a name is unknown, or nothing here reads a setting.
+        SettingsError: a value is invalid, a name is unknown, or no service reads a setting.
     """
     kinds = {name: settings_of(name) for name in names}
     loaded = {name: kind.load_from(given, list(kinds.values())) for name, kind in kinds.items()}
@@ -128,12 +128,12 @@ async def _make_jobs(
 
 
 async def make_services(stages: Sequence[str], **given: Any) -> list[Service]:
-    """Make services for one process; the pipeline among them calls the others without a wire.
+    """Create the services of a process; a pipeline calls the others without a network hop.
 
-    Settings `given` come before the environment, for every service that has them.
+    The settings `given` take precedence over the environment, for every service that has them.
 
     Raises:
-        SettingsError: a service is set up wrongly.
+        SettingsError: a service is misconfigured.
     """
     return await _make(load_settings(stages, given))
 
@@ -149,7 +149,7 @@ async def _make(loaded: Mapping[str, ServiceSettings]) -> list[Service]:
 
 
 async def _load(stage: Stage, settings: ServiceSettings) -> Service:
-    """Make a stage, and log what is loaded for how long."""
+    """Create a stage, and log its model and the loading time."""
     loading = asyncio.ensure_future(KINDS[stage].make(settings))
     checkpoint = getattr(settings, "checkpoint", None)
     started, facts = time.monotonic(), {"stage": stage.value}

@@ -1,4 +1,4 @@
-"""Going on elsewhere: what another attempt of a stage starts from, and whether there is one."""
+"""Failover: whether a stage is attempted again, and the start of that attempt."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The stages as the pipeline calls them: across a wire, or beside it in its own process."""
+"""The stages as the pipeline calls them: over the network, or in its own process."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class StageCall(Protocol):
 
 
 class StageClient(Protocol):
-    """What calls a stage: across a wire, or beside the pipeline."""
+    """Client of a stage: over the network, or in the same process."""
 
     def open(
         self,
@@ -62,7 +62,7 @@ class StageClients:
     def connect(
         cls, settings: PipelineSettings, beside: Mapping[Stage, StageClient]
     ) -> StageClients:
-        """Take the stages beside, and connect to the others; connections open when needed."""
+        """Use the stages of this process, and connect to the others; connections open on demand."""
         clients: dict[Stage, StageClient] = {}
         for stage, kind in _WIRE.items():
             name = f"{stage.name.lower()}_target"

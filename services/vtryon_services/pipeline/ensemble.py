@@ -1,7 +1,7 @@
-"""One try-on as one request of a Triton server: the same events as from four stages.
+"""A try-on as one request to a Triton server: the same events as from four stages.
 
-What happens inside the ensemble shows in its responses: the encoders are done when the first step
-begins, and the last step comes with the picture and with what decoding took.
+The responses reveal the progress inside the ensemble: the encoders are done when the first step
+begins, and the last step arrives with the picture and with the decoding time.
 """
 
 from __future__ import annotations
@@ -179,7 +179,7 @@ class EnsembleFlow:
 
 
 def _of_resuming(start: TryOnStart) -> Iterator[UnusedOption]:
-    """Name what was asked for of resume points: an ensemble is always drawn from its beginning."""
+    """List the requested resume options: an ensemble always starts from the first step."""
     if start.resume is not None:
         yield UnusedOption(
             "resume", "the topology `ensemble` begins anew, which draws the same picture"

@@ -53,10 +53,10 @@ class Flow:
         self._events: asyncio.Queue[Event | None] = asyncio.Queue(_EVENTS_HELD)
 
     async def events(self) -> AsyncGenerator[Event, None]:
-        """Run the stages, and give what they say; closing the generator cancels them.
+        """Run the stages, and yield their events; closing the generator cancels them.
 
         Raises:
-            VtryonError: the first failure of a stage, or of the caller's stream.
+            VtryonError: the first failure of a stage, or of the client's stream.
         """
         work = asyncio.create_task(self._work())
         try:
@@ -193,7 +193,7 @@ class Flow:
 
 
 def _first_cause(group: BaseExceptionGroup[BaseException]) -> BaseException:
-    """Give a failure of ours where there is one: the others followed from it."""
+    """Return a VtryonError of the group, if there is one: the other failures follow from it."""
     flat: list[BaseException] = []
     for error in group.exceptions:
         flat += [_first_cause(error)] if isinstance(error, BaseExceptionGroup) else [error]

@@ -1,4 +1,4 @@
-"""What the pipeline takes: checks a request, chooses what it leaves open, lets it flow."""
+"""The pipeline's service: checks a request, fills in defaults, and runs it."""
 
 from __future__ import annotations
 
@@ -122,7 +122,7 @@ class Pipeline:
 
 
 def _choose(options: TryOnOptions) -> TryOnOptions:
-    """Check the options, and draw a seed where there is none."""
+    """Check the options, and choose a seed if none is set."""
     check_options(options)
     resolve(options.numerics)
     return settled(options, draw_seed())

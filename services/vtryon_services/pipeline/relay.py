@@ -15,9 +15,9 @@ _DEPTH = 4
 
 
 class Relay:
-    """One payload's bytes: put in piece by piece, taken out in the same pieces.
+    """The bytes of one payload: written chunk by chunk, read in the same chunks.
 
-    Putting waits while the taker is behind, which slows the sender down by gRPC's flow control.
+    Writing waits for a slow reader, which slows the sender down by gRPC's flow control.
     """
 
     def __init__(self) -> None:
@@ -37,9 +37,9 @@ class Relay:
 
 
 class Replay:
-    """A payload's bytes, kept, so that another attempt can be sent them again.
+    """The buffered bytes of a payload, so that they can be sent again to another replica.
 
-    Iterate it as often as need be: each time it begins with the first byte. Takers may overlap: one
+    May be iterated repeatedly: each iteration starts with the first byte. Readers may overlap: one
     that is about to be cancelled takes nothing from another.
     """
 
@@ -56,7 +56,7 @@ class Replay:
             taken += 1
 
     async def _fetch(self, taken: int) -> bool:
-        """Fetch one more piece, unless somebody has; false at the end."""
+        """Fetch one more chunk, unless another reader has; return False at the end."""
         async with self._one_at_a_time:
             if taken < len(self._kept):
                 return True

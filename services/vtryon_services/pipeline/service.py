@@ -18,12 +18,12 @@ from vtryon_services.runtime.method import Method
 async def make_service(
     settings: PipelineSettings, beside: Mapping[Stage, StageClient] | None = None
 ) -> Service:
-    """Connect to the stages, and give the service; a stage may still be on its way up.
+    """Connect to the stages, and return the service; a stage may still be starting.
 
-    Stages `beside` the pipeline are called as they are, unless their targets are set.
+    Stages of the same process (`beside`) are called directly, unless their targets are set.
 
     Raises:
-        SettingsError: the topology is `ensemble`, and there is none.
+        SettingsError: the topology is `ensemble`, and the server has none.
     """
     if settings.topology == "ensemble":
         from vtryon_services.backends.ensemble import TritonTryOn

@@ -36,12 +36,12 @@ Emit = Callable[[Event], Awaitable[None]]
 
 
 class StageRun:
-    """Runs one call of a stage: events go to `emit`, the result's bytes to relays.
+    """Runs one call of a stage: events go to `emit`, the bytes of the result to relays.
 
     Attributes:
-        output: the result's payloads with their relays, as soon as the stage has declared them.
-        model_digest: what computes the result, by the server that is at it.
-        fits: what the stage said about sizes.
+        output: the result's payloads with their relays, once the stage has declared them.
+        model_digest: of the model that computes the result, as reported by its server.
+        fits: the resizes reported by the stage.
     """
 
     def __init__(

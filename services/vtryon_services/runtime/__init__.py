@@ -1,1 +1,1 @@
-"""What every service stands on: settings, serving, the wire, telemetry. It knows no model."""
+"""Foundations of every service: settings, serving, protocol, telemetry. Independent of models."""

@@ -1,8 +1,8 @@
-"""Between gRPC and a service; but for the interceptor, only this code touches a ServicerContext.
+"""Between gRPC and a service; apart from the interceptor, only this code uses a ServicerContext.
 
-A method is an async generator: of events, of messages, or of one message. The adapter reads
-requests and writes what is given, checks streams against the grammar and the limits, keeps the
-deadline, and turns errors into statuses.
+A method is an async generator of events, of messages, or of one message. The adapter reads
+requests and writes responses, checks streams against the grammar and the limits, enforces the
+deadline, and converts errors to statuses.
 """
 
 from __future__ import annotations
@@ -39,10 +39,10 @@ class Service:
     """A gRPC service, ready to be added to a server.
 
     Attributes:
-        is_ready: asked every second; the health service says what it says.
-        hand_over: called when draining begins, where there may be other replicas: ends the calls
-            that can go on elsewhere.
-        retire: called when draining begins, always: begin nothing new.
+        is_ready: polled every second for the health service.
+        hand_over: called when draining begins, if there may be other replicas: ends the calls that
+            can fail over.
+        retire: always called when draining begins: start nothing new.
         close: called when the server has drained.
     """
 
@@ -56,7 +56,7 @@ class Service:
     close: Callable[[], Awaitable[None]] | None = None
 
     def handler(self, calls: OpenCalls) -> grpc.GenericRpcHandler:
-        """Make what grpc.aio takes; messages stay bytes until the adapter reads them.
+        """Return the handler for grpc.aio; messages stay bytes until the adapter reads them.
 
         Args:
             calls: the open calls of the process.

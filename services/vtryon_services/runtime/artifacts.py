@@ -23,10 +23,10 @@ _RETRIES: RetryConfig = {"max_retries": 3, "retry_timeout": timedelta(seconds=10
 
 
 class Artifacts:
-    """Bytes by name; what is written is there whole, or not at all.
+    """Object storage by name; a written object is complete or absent.
 
     Args:
-        folder: where the bytes are, if they are in a folder: its files are their owner's alone.
+        folder: the folder of the objects, if they are files: readable by their owner only.
     """
 
     def __init__(self, store: ObjectStore, folder: Path | None = None) -> None:
@@ -35,10 +35,10 @@ class Artifacts:
 
     @classmethod
     def open(cls, url: str) -> Artifacts:
-        """Open a folder, made where there is none, or a bucket.
+        """Open a folder, created if missing, or a bucket.
 
         Raises:
-            SettingsError: it can't be used.
+            SettingsError: it is unusable.
         """
         try:
             if "://" in url:
@@ -64,10 +64,10 @@ class Artifacts:
         return name
 
     async def put_new(self, name: str, data: bytes) -> bool:
-        """Write, unless there is something of that name; false where there is.
+        """Write an object unless its name exists; return whether it was written.
 
         Raises:
-            StorageError: the storage can't be written to.
+            StorageError: the storage is not writable.
         """
         try:
             await obstore.put_async(self._store, name, data, mode="create")
@@ -109,10 +109,10 @@ class Artifacts:
             raise StorageError(_failure(error)) from None
 
     async def erase(self, names: Iterable[str]) -> None:
-        """Delete what is there of these.
+        """Delete those of these objects that exist.
 
         Raises:
-            StorageError: the storage can't be written to.
+            StorageError: the storage is not writable.
         """
         for name in names:
             try:
@@ -123,10 +123,10 @@ class Artifacts:
                 raise StorageError(_failure(error)) from None
 
     async def erase_before(self, moment: datetime) -> int:
-        """Delete what was written earlier, and tell how much that was.
+        """Delete objects written before a time; return how many.
 
         Raises:
-            StorageError: the storage can't be used.
+            StorageError: the storage is unusable.
         """
         try:
             everything = [one async for batch in self._store.list() for one in batch]
@@ -137,19 +137,19 @@ class Artifacts:
         return len(old)
 
     async def erase_folders(self, folders: Iterable[str]) -> None:
-        """Delete all that is in these, also what an attempt left that died.
+        """Delete all objects in these folders, including leftovers of interrupted attempts.
 
         Raises:
-            StorageError: the storage can't be used.
+            StorageError: the storage is unusable.
         """
         for folder in folders:
             await self.erase(await self.names(folder))
 
     async def names(self, folder: str) -> list[str]:
-        """List what is in a folder.
+        """List the objects of a folder.
 
         Raises:
-            StorageError: the storage can't be read.
+            StorageError: the storage is not readable.
         """
         try:
             return [one["path"] async for batch in self._store.list(folder) for one in batch]
@@ -163,5 +163,5 @@ def located(url: str, folder: Path) -> str:
 
 
 def _failure(error: Exception) -> str:
-    """Say what failed, without a path."""
+    """Describe a failure without a path."""
     return f"the storage failed ({type(error).__name__})"

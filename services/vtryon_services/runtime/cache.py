@@ -30,13 +30,13 @@ class _Flight(Generic[R]):
 
 
 class ResultCache(Generic[R]):
-    """Least recently used results, up to so many bytes; equal work under way is done once.
+    """LRU cache of results, bounded in bytes; concurrent equal requests are computed once.
 
     Args:
         stage: for the metric.
-        max_bytes: of all results together; 0 keeps nothing, and joins nothing.
-        size_of: how many bytes a result takes.
-        per_tenant: whether a tenant is given results of its own requests alone.
+        max_bytes: of all results together; 0 disables caching and deduplication.
+        size_of: size of a result in bytes.
+        per_tenant: whether tenants share no results.
     """
 
     def __init__(
@@ -56,7 +56,7 @@ class ResultCache(Generic[R]):
         self._asked: LRUCache[tuple[str, Hashable], bool] = LRUCache(_ASKED)
 
     async def key(self, tenant: str, buffers: Sequence[Buffer], *others: Hashable) -> Hashable:
-        """Name a result: by the sha256 of buffers, taken beside the event loop, and by the rest."""
+        """Compute a result's key: the sha256 of buffers, in a worker thread, and the other parts."""
 
         def work() -> tuple[str, ...]:
             return tuple(hashlib.sha256(buffer).hexdigest() for buffer in buffers)
@@ -68,9 +68,9 @@ class ResultCache(Generic[R]):
         return key in self._results or key in self._flights
 
     def had(self, tenant: str, keys: Sequence[Hashable]) -> bool:
-        """Tell a tenant whether all results are there because it asked before.
+        """Return whether all results exist because of earlier requests of this tenant.
 
-        What other tenants asked for is never told.
+        Requests of other tenants are never revealed.
         """
         found = all(key in self and (tenant, key) in self._asked for key in keys)
         self._asked.update({(tenant, key): True for key in keys})
@@ -78,20 +78,20 @@ class ResultCache(Generic[R]):
 
     @property
     def bytes_held(self) -> int:
-        """What the results take."""
+        """Total size of the results."""
         return int(self._results.currsize)
 
     async def get(
         self, keys: Sequence[Hashable], make: Callable[[Sequence[int]], Awaitable[Sequence[R]]]
     ) -> list[R]:
-        """Give the results of `keys`; those that are not there are made now, together.
+        """Return the results of `keys`; the missing ones are computed now, as one batch.
 
-        Whoever waits may be cancelled: the work goes on as long as anybody waits for it. Where it
-        fails, each result is made alone, so that none fails with another.
+        A waiting caller may be cancelled: the computation continues while anyone waits for it. After
+        a failure, each result is computed separately, so that only the failing ones fail.
 
         Args:
             keys: of the results.
-            make: makes those at the given places of `keys`.
+            make: computes the results at these indices of `keys`.
         """
         if not self._max_bytes:
             return list(await make(range(len(keys))))
@@ -119,7 +119,7 @@ class ResultCache(Generic[R]):
         keys: Sequence[Hashable],
         make: Callable[[Sequence[int]], Awaitable[Sequence[R]]],
     ) -> None:
-        """Begin with what is neither there nor on its way."""
+        """Start the results that are neither cached nor being computed."""
         missing = [key for key in wanted if key not in self._flights]
         if missing:
             places = [keys.index(key) for key in missing]

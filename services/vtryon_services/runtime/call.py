@@ -1,4 +1,4 @@
-"""What a service sees of the call that it serves: facts, incoming payloads, and how to answer."""
+"""A service's view of a call: facts, incoming payloads, and responses."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from vtryon.types import Payload, Stage
 
 @dataclass(slots=True)
 class Call:
-    """What a service may know of its call.
+    """Facts of a call.
 
     Attributes:
-        tenant: whose call it is, for fair shares; empty where nobody said.
-        content_digest: what the caller says it works on; to route by, and for nothing else.
-        facts: added to the metadata of an error that ends the call, such as the steps completed.
+        tenant: for fair scheduling; empty if unknown.
+        content_digest: digest of the input as sent by the client; used for routing only.
+        facts: added to the metadata of an error that ends the call, such as the completed steps.
     """
 
     request_id: str
@@ -40,7 +40,7 @@ class Call:
 
     @property
     def remaining_seconds(self) -> float:
-        """Until the deadline; below 0 behind it."""
+        """Seconds until the deadline; negative after it."""
         return self.timeout_seconds - self.elapsed_seconds
 
 
@@ -64,7 +64,7 @@ class Incoming:
 
 
 def accepted(stage: Stage, call: Call, **chosen: Any) -> Accepted:
-    """Make the first event of a stream: the deadline that counts, and what the server chose."""
+    """Build the first event of a stream: the effective deadline, and the server's choices."""
     return Accepted(
         stage=stage,
         timeout_seconds=call.timeout_seconds,

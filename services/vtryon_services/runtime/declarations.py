@@ -1,4 +1,4 @@
-"""What can be told from a start message, before anything is kept."""
+"""Checks of a start message, before any payload is buffered."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def _check_tensor(name: str, payload: Payload) -> None:
 
 
 def payload_invalid(message: str) -> RequestError:
-    """Make the error of a payload that is missing, doubled, or not what it ought to be."""
+    """Build the error of a payload that is missing, duplicated or invalid."""
     return RequestError(message, reason=Reason.PAYLOAD_INVALID)
 
 
@@ -60,7 +60,7 @@ def _too_large(name: str, size: int, limit: int) -> RequestError:
 
 
 def unknown_enum(message: Message) -> str | None:
-    """Name a field, at any depth, whose enum value is newer than this code."""
+    """Return the path of a field whose enum value is newer than this code."""
     for descriptor, value in message.ListFields():
         values = value if descriptor.is_repeated else [value]
         if descriptor.enum_type is not None:
@@ -79,7 +79,7 @@ def check_pictures(payloads: Sequence[Payload], max_garments: int) -> None:
     """Check the declared pictures of a try-on: the person, then garments.
 
     Raises:
-        RequestError: they are others, or too many.
+        RequestError: the kinds or their number are invalid.
     """
     kinds = [payload.kind for payload in payloads]
     garments = kinds[1:]

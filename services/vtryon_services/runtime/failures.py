@@ -1,4 +1,4 @@
-"""What goes wrong in a call, by one of our names."""
+"""Translation of exceptions in calls to VtryonErrors."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ _log = structlog.get_logger("vtryon.service")
 
 
 class CallerLeftError(asyncio.CancelledError):
-    """There is nobody to write to."""
+    """The client has closed the call."""
 
 
 @contextmanager
 def named_failures(stage: str, call: Call) -> Iterator[None]:
-    """Give what goes wrong in a call one of our names, and log what is no caller's business.
+    """Translate exceptions into VtryonErrors; log unexpected ones.
 
     Raises:
-        VtryonError: as it was, of the deadline, or of the stage.
+        VtryonError: the original one, one for the deadline, or one for the stage.
     """
     try:
         yield

@@ -1,4 +1,4 @@
-"""A limit on what a process holds at once, shared fairly among tenants."""
+"""A limit of a process's resources, shared fairly among tenants."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ _RETRY_SECONDS = 1.0
 
 
 class FairLimit:
-    """Counts what is held per tenant, and refuses what goes over.
+    """Counts usage per tenant, and rejects requests over the limit.
 
-    Callers without a tenant share one entry, which only the limit of the process bounds. When the
-    process is full, tenants that hold less than an equal share still get theirs, up to half as much
-    again as the limit; all others are refused.
+    Callers without a tenant share one entry, bounded by the limit of the process only. When the
+    process is full, tenants below an equal share still get theirs, up to one and a half times the
+    limit in total; all other requests are rejected.
 
     Args:
         name: of the limit, for the metric.
@@ -42,7 +42,7 @@ class FairLimit:
 
     @property
     def held(self) -> int:
-        """What is held now, by all tenants."""
+        """Current usage of all tenants."""
         return self._held
 
     @contextmanager

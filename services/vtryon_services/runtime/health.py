@@ -15,10 +15,10 @@ _Status = int
 
 
 class Health:
-    """Says whether services are ready. Its calls take no permit that others need.
+    """The gRPC health service. Its calls use no permits of other calls.
 
     Args:
-        max_watches: watches open at once; one more is refused.
+        max_watches: maximum concurrent Watch streams; further ones are rejected.
     """
 
     def __init__(self, max_watches: int) -> None:
@@ -29,7 +29,7 @@ class Health:
         self._over = False
 
     def handler(self) -> grpc.GenericRpcHandler:
-        """Make what grpc.aio takes; requests stay bytes until their size is known."""
+        """Return the handler for grpc.aio; requests stay bytes until their size is checked."""
         serialize = health_pb2.HealthCheckResponse.SerializeToString
         return grpc.method_handlers_generic_handler(
             health.SERVICE_NAME,
@@ -51,7 +51,7 @@ class Health:
                 self._changed.notify_all()
 
     async def end_watches(self) -> None:
-        """End all watches, after what they have still to say."""
+        """End all Watch streams after their pending updates."""
         async with self._changed:
             self._over = True
             self._changed.notify_all()
@@ -110,6 +110,6 @@ def _service_of(raw: bytes, context: grpc.aio.ServicerContext) -> str | None:
 
 
 def _refuse(context: grpc.aio.ServicerContext, code: grpc.StatusCode, words: str) -> None:
-    """Set a call's status. `abort` would raise, and what it raises keeps the request alive."""
+    """Set a call's status. `abort` would raise an exception that keeps the request alive."""
     context.set_code(code)
     context.set_details(words)

@@ -13,7 +13,7 @@ from vtryon.stream import CONTENT_KEY, REQUEST_ID_KEY
 
 
 class Identity(NamedTuple):
-    """The names in a call's metadata; a name that is not given is empty."""
+    """The names in a call's metadata; a missing name is empty."""
 
     request_id: str
     tenant: str
@@ -28,11 +28,11 @@ def new_request_id() -> str:
 def read_identity(metadata: Iterable[tuple[str, str | bytes]]) -> Identity:
     """Read request id, tenant and content digest.
 
-    No name is ever shortened: two tenants whose names begin alike stay two tenants.
+    Names are never truncated: tenants with a common prefix stay distinct.
 
     Raises:
-        RequestError: a name is too long, has characters beyond printable ASCII or a space at an
-            end, or comes twice.
+        RequestError: a name is too long, is not printable ASCII, begins or ends with a space, or is
+            repeated.
     """
     given: dict[str, str] = {}
     for key, value in metadata:

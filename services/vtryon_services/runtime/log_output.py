@@ -16,13 +16,13 @@ _END = None
 
 
 class LogOutput:
-    """Writes lines to a stream in a thread of its own.
+    """Writes lines to a stream in a separate thread.
 
-    A line is dropped and counted where nobody reads the stream any more, where its disk is full,
-    and where more than 10000 lines wait because the reader is slow.
+    A line is dropped and counted if the stream has no reader any more, if its disk is full, or if
+    more than 10000 lines are queued because the reader is slow.
 
     Args:
-        stream: where the lines go.
+        stream: the destination.
     """
 
     def __init__(self, stream: TextIO) -> None:
@@ -46,7 +46,7 @@ class LogOutput:
         return self
 
     def close(self, seconds: float = 1.0) -> None:
-        """Write what waits, for at most so many seconds."""
+        """Write queued lines, for at most this many seconds."""
         try:
             self._lines.put(_END, timeout=seconds)
         except queue.Full:

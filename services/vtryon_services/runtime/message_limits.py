@@ -1,8 +1,8 @@
-"""How large a request message may be, checked before it is converted: one table for all methods.
+"""Size limits of request messages, checked before conversion: one table for all methods.
 
 A message is bounded in bytes before it is parsed, and in items per repeated field before anything
-walks through it. The limits are coarse: they bound the work on the event loop. Exact ranges, such
-as the number of garments, are checked by whoever takes the message.
+iterates over it. The limits are coarse: they bound the work on the event loop. Each method checks
+exact ranges, such as the number of garments.
 """
 
 from __future__ import annotations
@@ -46,12 +46,12 @@ def check_bytes(raw: bytes, kind: type[Message], bulk: Collection[str] = ()) -> 
 
     Args:
         raw: the message.
-        kind: what it is to be parsed as.
-        bulk: names of its fields that hold a picture's bytes, which have a limit of their own.
+        kind: its message class.
+        bulk: names of the fields with a picture's bytes, which have a separate limit.
 
     Raises:
-        RequestError: the message without its bulk fields is over the limit.
-        ProtocolError: the message is no protobuf, or has too many fields.
+        RequestError: the message without its bulk fields exceeds the limit.
+        ProtocolError: the message is not protobuf, or has too many fields.
     """
     if len(raw) <= MAX_MESSAGE_BYTES:
         return

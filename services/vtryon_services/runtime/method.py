@@ -17,7 +17,7 @@ Serve = Callable[[S, Incoming, Call], AsyncGenerator[Any, None]]
 
 
 class Replies(Enum):
-    """What a method gives: events of the grammar, plain messages or their bytes, or one message."""
+    """Responses of a method: events of the grammar, plain messages, bytes, or one message."""
 
     EVENTS = "events"
     MESSAGES = "messages"
@@ -26,11 +26,11 @@ class Replies(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Method(Generic[S]):
-    """One RPC of a service: its name, its messages, and the generator that serves it.
+    """One RPC of a service: its name, its messages, and the generator that implements it.
 
     Attributes:
-        bulk: fields of a request that hold a picture's bytes, and have a limit of their own.
-        ends_at_drain: it waits for what happens, and a drain does not wait for it.
+        bulk: request fields with a picture's bytes, which have a separate limit.
+        ends_at_drain: a long poll, which draining ends instead of waiting for it.
     """
 
     name: str

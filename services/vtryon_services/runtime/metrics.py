@@ -24,10 +24,10 @@ def count_dropped_preview(stage: str) -> None:
 
 
 class Watched(Generic[T]):
-    """Objects whose figures are metrics as long as they live; those of one label add up.
+    """Objects whose values are exported as metrics while they live, summed per label.
 
     Args:
-        label_of: the value of an object's label, such as the stage that it works for.
+        label_of: returns an object's label value, such as its stage.
         label: the label's name.
     """
 

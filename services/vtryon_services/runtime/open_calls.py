@@ -1,4 +1,4 @@
-"""The calls that a process has open: how many, whose, and which have not begun."""
+"""The open calls of a process: number, tenants, and which have sent no message."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ class OpenCall:
     """One open call, and the two ways in which the server ends it.
 
     Attributes:
-        tenant: whose call it is.
-        refusal: why the server ends the call, once it does.
+        tenant: of the call.
+        refusal: the error with which the server ends the call, if it does.
     """
 
     def __init__(self, tenant: str, *, ends_at_drain: bool) -> None:

@@ -1,8 +1,8 @@
 """OpenTelemetry's standard variables, as far as the exporter package does not check them.
 
-The package reads endpoints, headers, certificates, time limits and compression by itself, for each
-signal and for all. What it would pass over, or what this program does not offer, is refused here
-by its name.
+The package reads endpoints, headers, certificates, timeouts and compression itself, per signal and
+for all. Variables that it would ignore or that this program does not support are rejected here by
+name.
 """
 
 from __future__ import annotations
@@ -55,15 +55,15 @@ def check_variables() -> None:
 
 
 def exporter_options(signal: Signal, endpoint: str | None) -> dict[str, Any] | None:
-    """Give the arguments of a signal's exporter; None where it is to send nothing.
+    """Return the arguments of a signal's exporter; None if the signal is not exported.
 
     Args:
-        signal: what is exported.
-        endpoint: of the settings. The signal's own variable comes before it, and it comes before
+        signal: the exported signal.
+        endpoint: of the settings. The signal's own variable takes precedence over it, and it over
             the variable of all signals.
 
     Raises:
-        SettingsError: OTEL_TRACES_EXPORTER or OTEL_METRICS_EXPORTER has what is not offered.
+        SettingsError: OTEL_TRACES_EXPORTER or OTEL_METRICS_EXPORTER has an unsupported value.
     """
     chosen = _exporter(f"OTEL_{signal}_EXPORTER")
     if chosen == "none":
@@ -104,7 +104,7 @@ def _check_timeout(variable: str) -> None:
 
 
 def _check_headers(variable: str) -> None:
-    """Refuse what is not name=value; headers hold secrets, so they are not repeated."""
+    """Reject headers that are not name=value; they may be secret, so they are not repeated."""
     for number, header in enumerate(os.environ.get(variable, "").split(","), 1):
         name, equals, _ = header.partition("=")
         if header.strip() and not (name.strip() and equals):
@@ -125,7 +125,7 @@ def _check_file(variable: str) -> None:
 
 
 def _check_client_certificate(prefix: str) -> None:
-    """Refuse half of a client's certificate, and one that the package reads beside a CA alone."""
+    """Reject an incomplete client certificate, or one that is ignored without a CA."""
     given = [name for name in _FILES[1:] if os.environ.get(f"{prefix}{name}")]
     if len(given) == 1:
         lacking = next(name for name in _FILES[1:] if name not in given)

@@ -13,16 +13,16 @@ from vtryon_services.runtime.metrics import Watched
 
 
 class Places:
-    """Gives places to the tenants that hold least, and to one tenant in the order of arrival.
+    """Concurrency limiter: grants permits to the tenants that hold the fewest, FIFO per tenant.
 
-    The queue refuses at once when it is full, but for a tenant that holds and awaits less than an
-    equal share of the places: it may always wait, so that no tenant keeps the others out. Callers
+    A full queue rejects requests, except those of a tenant that holds and waits for less than an
+    equal share of the permits: it may always queue, so that no tenant starves another. Callers
     without a tenant count as one.
 
     Args:
         stage: for the metrics.
-        places: requests served at once.
-        max_waiting: requests in the queue before others are refused.
+        places: maximum concurrent requests.
+        max_waiting: maximum queued requests before rejection.
     """
 
     def __init__(self, stage: str, places: int, max_waiting: int) -> None:
@@ -101,7 +101,7 @@ class Places:
             other.moved.set()
 
     def _in_order(self) -> list[Ticket]:
-        """Sort those who wait: by what their tenant holds and awaits, then by arrival."""
+        """Sort waiting requests: by the usage of their tenant, then by arrival."""
         before: Counter[str] = Counter(self._held)
         ranks: dict[Ticket, tuple[int, int]] = {}
         for ticket in sorted(self._waiting, key=lambda one: one.number):
@@ -114,14 +114,14 @@ class Places:
 
 
 class Ticket:
-    """A place, or the wait for one.
+    """A permit, or the wait for one.
 
-    Use as ``with places.enter() as ticket``, and iterate it to wait: it gives the number of
-    requests ahead, again whenever that changes, and ends when the place is there.
+    Use as ``with places.enter() as ticket``, and iterate it to wait: it yields the number of
+    requests ahead whenever that changes, and ends when the permit is granted.
 
     Attributes:
-        tenant: whose it is.
-        number: in the order of arrival.
+        tenant: of the request.
+        number: order of arrival.
     """
 
     _made = 0

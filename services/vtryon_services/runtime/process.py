@@ -28,7 +28,7 @@ _LAST_SECONDS = 2.0
 
 
 class Began(Protocol):
-    """A server that has begun: its address as it turned out, and the names of what it serves."""
+    """A started server: its actual address, and the names of its services."""
 
     @property
     def address(self) -> str: ...  # noqa: D102
@@ -50,7 +50,7 @@ class Serving(NamedTuple):
 
 
 def run_service(settings_type: type[T], make: Callable[[T], Awaitable[Service]]) -> None:
-    """Run one service until it is told to stop; exit 2 where it is set up wrongly."""
+    """Run one service until it is stopped; exit with 2 if it is misconfigured."""
     try:
         settings = settings_type.load()
         asyncio.run(serve(settings, _alone(settings, make)))

@@ -31,7 +31,7 @@ class PreviewRanges(_Ranges):
 
 
 class SamplingRanges(_Ranges):
-    """Of what SampleStart and TryOnOptions have in common."""
+    """Ranges of the common fields of SampleStart and TryOnOptions."""
 
     steps: int | None = Field(default=None, ge=1, le=200)
     true_cfg_scale: float | None = Field(default=None, ge=0, le=30, allow_inf_nan=False)
@@ -62,7 +62,7 @@ class PreviewsRange(_Ranges):
 
 
 class SizeRanges(_Ranges):
-    """Of a target's size, where it is given."""
+    """Ranges of a target's size, if it is set."""
 
     width: int = Field(ge=16, multiple_of=16)
     height: int = Field(ge=16, multiple_of=16)
@@ -75,7 +75,7 @@ class ResumeRanges(_Ranges):
 
 
 class PromptRanges(_Ranges):
-    """Of what is said about the pictures."""
+    """Ranges of the prompts."""
 
     prompt: str = Field(max_length=MAX_PROMPT_CHARACTERS)
     negative_prompt: str | None = Field(default=None, max_length=MAX_PROMPT_CHARACTERS)
@@ -139,17 +139,17 @@ def check_options(options: TryOnOptions) -> None:
 
 
 def check_request_id(text: str) -> None:
-    """Check what a caller calls its request.
+    """Check a request id from a caller.
 
     Raises:
-        RequestError: it is no such name.
+        RequestError: it is invalid.
     """
     if not GOOD_REQUEST_ID.fullmatch(text):
         raise field_error("request_id", "takes 1 to 128 printable characters without spaces")
 
 
 def check_labels(labels: Mapping[str, str]) -> None:
-    """Check what a caller wants to find again with its job.
+    """Check the labels of a job.
 
     Raises:
         RequestError: there are too many, or one is too long.

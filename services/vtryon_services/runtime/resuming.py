@@ -29,7 +29,7 @@ def check_encoders(resume: ResumePoint | None, digest: str) -> None:
 
 
 def digest_of_encoders(latent_encoder: str, text_encoder: str) -> str:
-    """Give what stands for both encoders' digests."""
+    """Combine the digests of both encoders."""
     return hashlib.sha256(f"{latent_encoder}:{text_encoder}".encode()).hexdigest()
 
 

@@ -65,10 +65,10 @@ class Server:
         )
 
     def bind(self, address: str) -> str:
-        """Open an address; port 0 takes a free one. Gives the address as it turned out.
+        """Bind an address, or a free port for port 0; return the actual address.
 
         Raises:
-            SettingsError: the address is taken or is none.
+            SettingsError: the address is in use or invalid.
         """
         credentials = _credentials(self._settings)
         try:
@@ -145,7 +145,7 @@ class Server:
         return [service.proto_name for service in self._services]
 
     async def stop(self) -> None:
-        """Cancel what is open, and stop."""
+        """Cancel the open calls, and stop."""
         await self._stop_watching()
         await self._server.stop(0)
 
@@ -158,7 +158,7 @@ class Server:
 async def _call_all(
     actions: Iterable[Callable[[], Awaitable[None]] | None], seconds: float
 ) -> None:
-    """Run what there is, one after another, for at most so many seconds together."""
+    """Call the existing callbacks in sequence, for at most this many seconds in total."""
     try:
         async with asyncio.timeout(seconds):
             for action in actions:
@@ -169,7 +169,7 @@ async def _call_all(
 
 
 def _limits(settings: ServiceSettings) -> tuple[tuple[str, int], ...]:
-    """Bound connections and their streams, so that none takes what others need."""
+    """Limit connections and their streams, so that no client exhausts them."""
     return (
         ("grpc.max_concurrent_streams", settings.max_streams),
         ("grpc.max_allowed_incoming_connections", settings.max_connections or _most_connections()),

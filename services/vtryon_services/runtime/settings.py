@@ -35,7 +35,7 @@ _CLIENT_NAMES = {"TOKEN"}
 
 
 class ProcessSettings(BaseSettings):
-    """What every process that serves can be told, whatever it speaks."""
+    """Settings of every serving process, whatever its protocol."""
 
     service: ClassVar[str]
     model_config = SettingsConfigDict(extra="forbid", frozen=True, hide_input_in_errors=False)
@@ -90,10 +90,10 @@ class ProcessSettings(BaseSettings):
 
     @classmethod
     def load(cls, **given: Any) -> Self:
-        """Read the environment; `given` comes first.
+        """Read the environment; arguments take precedence.
 
         Raises:
-            SettingsError: names each variable that is unknown or does not hold.
+            SettingsError: names each variable that is unknown or invalid.
         """
         return cls.load_from(given)
 
@@ -101,14 +101,14 @@ class ProcessSettings(BaseSettings):
     def load_from(
         cls, given: Mapping[str, Any], beside: Sequence[type[ProcessSettings]] = ()
     ) -> Self:
-        """Read the environment; of what is given to several services, take what this one has.
+        """Read the environment; of the arguments for several services, use this one's.
 
         Args:
-            given: comes before the environment. Names of services beside are left to them.
+            given: takes precedence over the environment. Settings of `beside` are ignored here.
             beside: settings of the other services of this process, whose short names count too.
 
         Raises:
-            SettingsError: names each variable that is unknown or does not hold.
+            SettingsError: names each variable that is unknown or invalid.
         """
         # `cls` may be among those beside.
         started: list[type[ProcessSettings]] = list(dict.fromkeys((cls, *beside)))
@@ -126,7 +126,7 @@ class ProcessSettings(BaseSettings):
 
     @classmethod
     def _describe(cls, problem: dict[str, Any], given: Mapping[str, Any]) -> str:
-        """Name what holds a wrong value: the variable that was read, or the argument."""
+        """Name the source of an invalid value: the variable that was read, or the argument."""
         field = str(problem["loc"][0]) if problem["loc"] else "settings"
         own, short = variable_prefix(cls.service) + field.upper(), PREFIX + field.upper()
         read = next((name for name in (own, short) if name in _environment()), own)
@@ -134,7 +134,7 @@ class ProcessSettings(BaseSettings):
 
 
 class ServiceSettings(ProcessSettings):
-    """What every gRPC service can be told besides."""
+    """Additional settings of every gRPC service."""
 
     tls_certificate_path: Path | None = Field(
         default=None,
@@ -252,7 +252,7 @@ class ServiceSettings(ProcessSettings):
 
 
 class StageSettings(ServiceSettings):
-    """What every stage can be told besides."""
+    """Additional settings of every stage."""
 
     backend: Literal["torch", "triton", "scripted"] = Field(
         default="torch",
@@ -304,7 +304,7 @@ class StageSettings(ServiceSettings):
 
 
 class EncoderSettings(StageSettings):
-    """What the encoders can be told besides."""
+    """Additional settings of the encoders."""
 
     max_pictures: int = Field(
         default=4,

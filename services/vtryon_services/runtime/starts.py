@@ -1,4 +1,4 @@
-"""What of a try-on's options each stage is told: the start of its call, its numerics."""
+"""Start messages of the stages, from the options of a try-on; each has the numerics it uses."""
 
 from __future__ import annotations
 
@@ -59,9 +59,9 @@ def _encode_text(options: TryOnOptions, _: Sequence[Payload]) -> EncodeTextStart
 
 
 def sample_start(options: TryOnOptions, given: Sequence[Payload]) -> SampleStart:
-    """Give what of a try-on is the sampler's.
+    """Build the sampler's start message.
 
-    By default the target has the person's size, as it was encoded: that of the first reference.
+    The default size of the target is the encoded size of the person: that of the first reference.
     """
     width, height = options.width or 0, options.height or 0
     specs = [one.tensor for one in given if one.kind is PayloadKind.REFERENCE_LATENTS]

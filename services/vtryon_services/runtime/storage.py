@@ -1,4 +1,4 @@
-"""Failures of what bytes and rows are kept in: one error, and one way to log it."""
+"""Failures of object storage and database: one error class, and one way to log."""
 
 from __future__ import annotations
 
@@ -27,10 +27,10 @@ class StorageError(UnavailableError):
 
 
 class Outage:
-    """Counts the failures in a row of a background loop: growing pauses, one log line a minute.
+    """Counts consecutive failures of a background loop: growing pauses, one log line a minute.
 
     Args:
-        log: where to log.
+        log: the logger.
         what: the event to log, such as "leases could not be renewed".
     """
 

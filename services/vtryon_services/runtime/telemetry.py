@@ -26,7 +26,7 @@ def set_up_logs(settings: ProcessSettings) -> Callable[[], None]:
     """Log to standard error: JSON in production, coloured lines in development.
 
     Returns:
-        What writes the lines that still wait, for at most a second.
+        A function that writes the queued lines, for at most a second.
     """
     renderer: structlog.types.Processor = (
         structlog.processors.JSONRenderer()
@@ -53,21 +53,21 @@ def set_up_logs(settings: ProcessSettings) -> Callable[[], None]:
 
 
 def set_up_export(settings: ProcessSettings, name: str) -> Callable[[float], None]:
-    """Send spans and metrics to an OTLP receiver, where one is set.
+    """Send spans and metrics to an OTLP receiver, if one is set.
 
-    The receiver is what OTEL_EXPORTER_OTLP_TRACES_ENDPOINT or ..._METRICS_ENDPOINT says, else
-    `otlp_endpoint`, else what OTEL_EXPORTER_OTLP_ENDPOINT says. Headers, certificates and all else
-    are set by OpenTelemetry's own variables; so are the service's name and other attributes, by
-    OTEL_SERVICE_NAME and OTEL_RESOURCE_ATTRIBUTES. OTEL_SDK_DISABLED turns all of it off.
-    Metrics go every minute, or as OTEL_METRIC_EXPORT_INTERVAL says in milliseconds; Prometheus
-    fetches them where `prometheus_listen` is set.
+    The endpoint is OTEL_EXPORTER_OTLP_TRACES_ENDPOINT or ..._METRICS_ENDPOINT, else
+    `otlp_endpoint`, else OTEL_EXPORTER_OTLP_ENDPOINT. Headers, certificates and all other
+    parameters are set by OpenTelemetry's own variables, as are the service's name and further
+    attributes, by OTEL_SERVICE_NAME and OTEL_RESOURCE_ATTRIBUTES. OTEL_SDK_DISABLED disables all
+    of it. Metrics are sent every minute, or at OTEL_METRIC_EXPORT_INTERVAL in milliseconds;
+    Prometheus scrapes them if `prometheus_listen` is set.
 
     Returns:
-        What sends what has not been sent, for at most so many seconds.
+        A function that flushes pending data, for at most this many seconds.
 
     Raises:
-        SettingsError: Prometheus' port is taken, or no address; or a variable of OpenTelemetry
-            has what is not offered.
+        SettingsError: Prometheus' address is in use or invalid, or a variable of OpenTelemetry has
+            an unsupported value.
     """
     if is_disabled():
         if settings.prometheus_listen:
@@ -113,7 +113,7 @@ def _resource(name: str) -> Resource:
 
 
 def _run_at_once(actions: list[Callable[[], object]], seconds: float) -> None:
-    """Run actions beside one another; leave behind those that take longer."""
+    """Run actions in parallel; abandon those that exceed the timeout."""
     threads = [threading.Thread(target=_quietly, args=(one,), daemon=True) for one in actions]
     until = time.monotonic() + seconds
     for thread in threads:

@@ -15,14 +15,14 @@ _STAGES = tuple(stage for stage in Stage if stage is not Stage.PIPELINE)
 
 
 def unread_settings(loaded: Iterable[ProcessSettings], given: Mapping[str, Any]) -> Iterator[str]:
-    """Describe each setting that is set and that none of the loaded services reads.
+    """Describe each setting that is set but not read by any of the loaded services.
 
-    A service's own variable counts for that service. A short one, and an argument, are read if
+    A service's own variable counts for that service. A short one, and an argument, count as read if
     one stage of the process reads them.
 
     Args:
         loaded: the settings of the services of this process.
-        given: the settings that the program gave as arguments.
+        given: the settings passed as arguments.
     """
     services = list(loaded)
     stages = [one for one in services if isinstance(one, StageSettings)]

@@ -1,4 +1,4 @@
-"""Options that were given and change nothing, said back to the caller."""
+"""Options of a request that have no effect, reported back to the client."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ def unused_options(
     negative: bool,
     can_preview: bool = True,
 ) -> tuple[UnusedOption, ...]:
-    """Name the options of a request that don't change its picture.
+    """List the options of a request that do not affect its picture.
 
     Args:
-        given: the options as the caller gave them.
-        scale: the scale of guidance that counts; None where the sampler is still to choose it.
+        given: the options as sent by the client.
+        scale: the effective guidance scale; None if the sampler has yet to choose it.
         negative: whether there is a negative prompt.
-        can_preview: whether the checkpoint has what previews are made with; True where the
-            sampler is still to say it.
+        can_preview: whether the checkpoint has a preview map; True if the sampler has yet to
+            report it.
     """
     return (
         *_of_guidance(given, scale, negative=negative),
@@ -34,7 +34,7 @@ def unused_options(
 def _of_guidance(
     given: TryOnOptions | SampleStart, scale: float | None, *, negative: bool
 ) -> Iterator[UnusedOption]:
-    """Guidance takes a scale above 1 and a negative prompt; a scale of 1 asks for none."""
+    """Guidance needs a scale above 1 and a negative prompt; a scale of 1 disables it."""
     wanted = given.true_cfg_scale is not None and given.true_cfg_scale > 1
     off = not negative or (scale is not None and scale <= 1)
     if wanted and not negative:

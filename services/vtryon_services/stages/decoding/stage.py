@@ -22,7 +22,7 @@ STAGE = Stage.DECODING
 
 
 class DecodingStage:
-    """Takes latents, waits for a place, gives a picture."""
+    """Accepts latents, waits for a permit, returns a picture."""
 
     def __init__(self, backend: DecodingBackend, settings: DecodingSettings) -> None:
         self._backend = backend

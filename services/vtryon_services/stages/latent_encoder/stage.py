@@ -21,7 +21,7 @@ STAGE = Stage.LATENT_ENCODER
 
 
 class LatentEncoderStage:
-    """Takes pictures, waits for a place, gives the latents of each."""
+    """Accepts pictures, waits for a permit, returns the latents of each."""
 
     def __init__(self, backend: LatentEncoderBackend, settings: LatentEncoderSettings) -> None:
         self._backend = backend

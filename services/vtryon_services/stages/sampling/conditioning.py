@@ -1,4 +1,4 @@
-"""The sampler's payloads: what may be declared, and what becomes of it."""
+"""The sampler's payloads: checks of their declaration, and conversion."""
 
 from __future__ import annotations
 

@@ -33,7 +33,7 @@ STAGE = Stage.SAMPLING
 
 
 class SamplingStage:
-    """Takes embeddings and latents, waits for a slot, denoises step by step."""
+    """Accepts embeddings and latents, waits for a batch slot, denoises step by step."""
 
     def __init__(self, backend: SamplingBackend, settings: SamplingSettings) -> None:
         self._backend = backend

@@ -24,7 +24,7 @@ STAGE = Stage.TEXT_ENCODER
 
 
 class TextEncoderStage:
-    """Takes a prompt and pictures, waits for a place, gives embeddings."""
+    """Accepts a prompt and pictures, waits for a permit, returns embeddings."""
 
     def __init__(self, backend: TextEncoderBackend, settings: TextEncoderSettings) -> None:
         self._backend = backend
