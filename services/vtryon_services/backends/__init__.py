@@ -1,4 +1,4 @@
-"""Where a stage's arithmetic happens: `torch` in this process, `scripted` nowhere.
+"""Backends of the stages: `torch` in this process, `triton` on a server, `scripted` with no model.
 
-`loading` gives what `protocols` describes, whichever it is.
+`loading` returns an implementation of `protocols`.
 """

@@ -43,12 +43,12 @@ _EMPTY = np.empty(0, np.uint8)
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """What the ensemble said after a step.
+    """A response of the ensemble, after a step.
 
     Attributes:
         sigma: the noise level reached.
-        decoding_seconds: with the last step; else 0.
-        fits: how the pictures were brought to size; with the first step alone.
+        decoding_seconds: with the last step; otherwise 0.
+        fits: resizes of the pictures; only with the first step.
         picture: the result, with the last step.
     """
 
@@ -63,11 +63,11 @@ class Progress:
 
 
 class TritonTryOn:
-    """Draws with the ensemble `tryon`.
+    """Runs the ensemble `tryon`.
 
     Attributes:
-        digests: of what computes each stage.
-        can_preview: whether the checkpoint has what previews are made with.
+        digests: of the model of each stage.
+        can_preview: whether the checkpoint has a preview map.
     """
 
     def __init__(self, pool: TritonPool, described: Mapping[Model, Mapping[str, str]]) -> None:
@@ -78,10 +78,10 @@ class TritonTryOn:
 
     @classmethod
     async def connect(cls, settings: TritonSettings, max_garments: int) -> Self:
-        """Find the model, and wait for it if it is being loaded.
+        """Find the model, and wait for it while it is loading.
 
         Raises:
-            SettingsError: no server has it, it takes fewer garments, or the servers differ.
+            SettingsError: no server has it, it accepts fewer garments, or the servers differ.
         """
         if max_garments > len(GARMENTS):
             raise SettingsError(
@@ -113,9 +113,9 @@ class TritonTryOn:
         timeout_seconds: float,
         tenant: str,
     ) -> AsyncGenerator[Standing | Progress, None]:
-        """Ask for a try-on, and give what comes; closing the generator ends it in the server.
+        """Request a try-on, and yield its progress; closing the generator cancels it on the server.
 
-        The person's picture is the first.
+        The first picture is the person.
 
         Raises:
             VtryonError: it failed; the metadata names the stage.

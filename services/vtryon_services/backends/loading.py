@@ -1,4 +1,4 @@
-"""Which backend a stage's settings ask for. What it stands on is imported only then."""
+"""The backend of a stage's settings; its dependencies are imported on demand."""
 
 from __future__ import annotations
 

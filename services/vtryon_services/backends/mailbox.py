@@ -43,7 +43,7 @@ class Mailbox:
         self._put(step)
 
     def ended(self, error: VtryonError | None) -> None:
-        """Nothing comes after what is kept."""
+        """Mark the end of the stream."""
         self._error = error
         self._over = True
         self._notify()

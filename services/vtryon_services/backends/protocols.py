@@ -1,4 +1,4 @@
-"""What a stage asks of its backend. Tensors are as they cross the wire."""
+"""Interfaces between stages and backends. Tensors are in their wire format."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ class Latents(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class StepDone:
-    """A denoise step: how many are done, what it took, and the preview if one was wanted.
+    """A denoise step: number of completed steps, duration, and the preview if requested.
 
-    The last one carries the latents; others do where the caller wants resume points.
+    The last one has the latents; earlier ones have them as resume points require.
     """
 
     step: int
@@ -39,11 +39,11 @@ class StepDone:
 
 @dataclass(frozen=True, slots=True)
 class Wanted:
-    """What a caller wants to see before the end.
+    """Intermediate outputs that a request asks for.
 
     Attributes:
-        previews: which; None for none.
-        resume_every: latents after every n-th step, and before the request is handed over; 0: none.
+        previews: policy; None for none.
+        resume_every: latents after every n-th step, and before a migration; 0: none.
     """
 
     previews: PreviewPolicy | None = None
@@ -65,10 +65,10 @@ class Slot(Protocol):
 
 
 class Backend(Protocol):
-    """What all backends have in common.
+    """Base class of all backends.
 
     Attributes:
-        digest: of the weights and configurations that it computes with.
+        digest: of its weights and configurations.
     """
 
     digest: str
@@ -78,7 +78,7 @@ class Backend(Protocol):
         return True
 
     async def close(self) -> None:
-        """Let go of what it holds."""
+        """Release all resources."""
         return
 
 
@@ -86,7 +86,7 @@ class LatentEncoderBackend(Backend, Protocol):
     """Encodes pictures."""
 
     def check(self, picture: Buffer) -> None:
-        """Look at a picture's header, before it waits; `RequestError` where it is none."""
+        """Check a picture's header before queueing; raises `RequestError` if it is invalid."""
         ...
 
     async def encode(self, pictures: Sequence[Buffer], numerics: Resolved) -> Sequence[Latents]:
@@ -98,7 +98,7 @@ class TextEncoderBackend(Backend, Protocol):
     """Encodes prompts."""
 
     def check(self, picture: Buffer) -> None:
-        """Look at a picture's header, before it waits; `RequestError` where it is none."""
+        """Check a picture's header before queueing; raises `RequestError` if it is invalid."""
         ...
 
     async def encode(
@@ -119,7 +119,7 @@ class SamplingBackend(Backend, Protocol):
         channels: of latents.
         width: of embeddings.
         max_target_area: pixels of the largest picture.
-        can_preview: whether the checkpoint has what previews are made with.
+        can_preview: whether the checkpoint has a preview map.
     """
 
     channels: int
@@ -142,7 +142,7 @@ class SamplingBackend(Backend, Protocol):
         ...
 
     async def hand_over(self) -> None:
-        """End every request as UNAVAILABLE, behind its last resume point; admit no more."""
+        """End every request as UNAVAILABLE, after its last resume point; admit no more."""
         ...
 
 

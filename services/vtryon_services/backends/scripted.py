@@ -119,7 +119,7 @@ class ScriptedSampling(Backend):
         return ScriptedSlot(demand, self._places, self._seconds)
 
     async def hand_over(self) -> None:
-        """Let requests finish: what they do takes no time that counts."""
+        """Let requests finish: they take negligible time."""
 
 
 class ScriptedSlot:

@@ -1,7 +1,8 @@
 """The engine in this process.
 
-One thread computes for all stages of the process: torch spreads an operation over the cores itself,
-and two operations at once would only fight for them. Pictures are decoded and encoded beside it.
+One thread computes for all stages of the process: torch parallelises an operation over the cores
+itself, and concurrent operations would only compete. Pictures are decoded and encoded in worker
+threads.
 """
 
 from __future__ import annotations
@@ -69,7 +70,7 @@ class TorchLatentEncoder(Backend):
         self.digest = engine.digest
 
     async def encode(self, given: Sequence[Buffer], numerics: Resolved) -> Sequence[Latents]:
-        """Decode beside, encode on the compute thread with whatever waits there as well."""
+        """Decode pictures in worker threads; encode on the compute thread, with queued items."""
 
         def prepare(picture: Buffer) -> Fitted:
             return self._engine.fit(pictures.decode(picture), numerics)
@@ -104,7 +105,7 @@ class TorchTextEncoder(Backend):
         images: Sequence[Buffer],
         numerics: Resolved,
     ) -> Embeddings:
-        """Decode beside, encode on the compute thread with whatever waits there as well."""
+        """Decode pictures in worker threads; encode on the compute thread, with queued items."""
         prompts = [prompt] if negative_prompt is None else [prompt, negative_prompt]
 
         def prepare() -> list[Asked]:
@@ -172,7 +173,7 @@ class TorchSampling(Backend):
         return TorchSlot(self.batcher.admit(demand), self._engine)
 
     async def hand_over(self) -> None:
-        """End every request behind the step under way."""
+        """End every request after the current step."""
         await asyncio.wrap_future(self.batcher.begin_drain())
 
 
@@ -260,7 +261,7 @@ class TorchDecoding(Backend):
         self.max_target_area = engine.max_target_area
 
     async def decode(self, latents: Tensor, format: ImageFormat, quality: int | None) -> Picture:  # noqa: A002
-        """Decode on the compute thread with whatever waits there as well, encode beside it."""
+        """Decode on the compute thread, batched with queued items; encode in a worker thread."""
         [pixels] = await _gather(self._merger.submit(_from_wire(latents)))
 
         def draw() -> Picture:

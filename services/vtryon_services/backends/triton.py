@@ -1,4 +1,4 @@
-"""The engine in a Triton server: what the stages ask of it, as requests of its models."""
+"""The engine on a Triton server: backends that send requests to its models."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ _START_SECONDS = 60.0  # a server that starts beside us gets so long
 
 
 class TritonSettings(Protocol):
-    """What both stages and pipeline can be told of Triton."""
+    """Triton settings of stages and pipeline."""
 
     @property
     def triton_url(self) -> str:
@@ -68,7 +68,7 @@ async def find(model: Model, settings: TritonSettings) -> TritonPool:
 
 
 async def agreed(pool: TritonPool, models: Sequence[Model]) -> dict[Model, dict[str, str]]:
-    """Give what the servers' export wrote about models; the pool is closed where they differ.
+    """Return the servers' export metadata of models; closes the pool if they differ.
 
     Raises:
         SettingsError: the servers have different models.
@@ -119,7 +119,7 @@ class TritonLatentEncoder(_TritonBackend):
     check = staticmethod(pictures.check)
 
     async def encode(self, given: Sequence[Buffer], numerics: Resolved) -> Sequence[Latents]:
-        """Ask for each; the server puts together what comes together."""
+        """Request each picture; the server batches them."""
         return await asyncio.gather(*(self._encode(picture, numerics) for picture in given))
 
     async def _encode(self, picture: Buffer, numerics: Resolved) -> Latents:
@@ -158,7 +158,7 @@ class TritonTextEncoder(_TritonBackend):
 
 
 class TritonSampling(_TritonBackend, Scheduled):
-    """Denoises with the model `sampling`, whose running batch is in the server."""
+    """Denoises with the model `sampling`; the step batcher runs on the server."""
 
     model = Model.SAMPLING
 
@@ -256,7 +256,7 @@ class TritonDecoding(_TritonBackend):
 
 
 def can_preview(described: Mapping[str, str]) -> bool:
-    """Tell from what the export wrote of the sampler whether it can make previews."""
+    """Return whether the exported sampler can make previews, by its metadata."""
     return described.get(PREVIEWS) != "0"
 
 
@@ -269,7 +269,7 @@ def read_fit(found: np.ndarray, geometry: Geometry, numerics: Resolved) -> Fit:
 
 
 def read_preview(found: Mapping[str, np.ndarray]) -> Picture | None:
-    """Read the preview of a step, where there is one."""
+    """Read the preview of a step, if there is one."""
     if "PREVIEW" not in found:
         return None
     declared = EncodedImage(ImageFormat.PNG, *found["PREVIEW_SIZE"].tolist())

@@ -20,7 +20,7 @@ def _own(service: str) -> Any:
 
 
 class TargetSettings(ProcessSettings):
-    """What every bridge can be told besides."""
+    """Additional settings of every bridge."""
 
     pipeline_target: Target = Field(
         default="127.0.0.1:50050", description="host:port of the pipeline."

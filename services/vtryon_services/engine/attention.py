@@ -94,7 +94,7 @@ def install(transformer: QwenImageTransformer2DModel) -> None:
 
 
 class _NoPositions(torch.nn.Module):
-    """Stands in for `pos_embed`, whose part `JointAttention` takes over."""
+    """Placeholder for `pos_embed`, whose function is in `JointAttention`."""
 
     def forward(self, *_shapes: object, **_options: object) -> None:
         """Give nothing."""

@@ -80,9 +80,9 @@ class Checkpoint:
 
     @classmethod
     def open(cls, folder: Path) -> Checkpoint:
-        """Look at the layout, at what the index says it is, and at the headers of all weights.
+        """Check the layout, the model class in the index, and the headers of all weights.
 
-        A part that is not there is refused when it is loaded: a stage needs its own parts alone.
+        A missing part is rejected when it is loaded: a stage needs only its own parts.
         """
         layout.check_root(folder)
         checkpoint = cls(folder)
@@ -146,9 +146,9 @@ class Checkpoint:
         return made
 
     def digest(self, stage: Stage) -> str:
-        """Give the sha256 of what decides a stage's results, by the content of its files.
+        """Return the sha256 of everything that affects a stage's results, by content.
 
-        Weights, configurations, tokenizer and geometry are in it.
+        It covers weights, configurations, tokenizer and geometry.
         """
         digest = hashlib.sha256(self.geometry.model_dump_json().encode())
         paths = [
@@ -197,7 +197,7 @@ class Checkpoint:
         return listed
 
     def _check_digests(self, name: str) -> None:
-        """Compare a part with digests.json: other weights are refused, other settings told."""
+        """Compare a part with digests.json: reject other weights, log other settings."""
         for path in layout.used_files(name, self.folder / name):
             label = self._label(path)
             listed = self._listed_digests.get(label)

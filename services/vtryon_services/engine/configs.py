@@ -1,8 +1,8 @@
-"""Configurations of parts: every field is used, known to change nothing, or refused.
+"""Configurations of parts: every field is used, known to have no effect, or rejected.
 
-The libraries warn about a field that they don't know, or keep it without using it. Here the fields
-are those of the class that reads them, and a short list of others with the reason why they don't
-matter.
+The libraries warn about a field that they don't know, or store it without using it. Here the fields
+are those of the class that reads them, and a short list of further ones with the reason why they
+have no effect.
 """
 
 from __future__ import annotations
@@ -111,10 +111,10 @@ def read_json(path: Path, label: str) -> Config:
 
 
 def read_config(part: str, folder: Path) -> Config:
-    """Read a part's configuration, every field of it known.
+    """Read a part's configuration, and check every field of it.
 
     Raises:
-        SettingsError: a field is unknown, or its value asks for what is not computed.
+        SettingsError: a field is unknown, or its value asks for an unsupported computation.
     """
     if part == "processor":
         return _read_processor(folder)
@@ -152,7 +152,7 @@ def _of_class(owner: type, named: str, more: Mapping[str, str]) -> Callable[[str
 
 
 def signature_defaults(owner: type) -> Config:
-    """Give what a class takes a field to be that is not in a configuration."""
+    """Return a class's defaults for fields missing in a configuration."""
     parameters = inspect.signature(owner).parameters.values()
     return {one.name: one.default for one in parameters}
 
@@ -249,7 +249,7 @@ def _read_processor(folder: Path) -> Config:
 
 
 def _picture_half(label: str, content: Config) -> Config:
-    """Take what is said of pictures out of a file that may say more."""
+    """Extract the picture settings from a file that may have more."""
     if content.get("processor_class", "Qwen2VLProcessor") not in _PROCESSOR_CLASSES:
         raise unsupported(
             f"{label} is of a {content['processor_class']}; the engine computes Qwen2VLProcessor"

@@ -1,8 +1,8 @@
-"""Files of pictures, looked through before a decoder sees them.
+"""Picture files, parsed before a decoder sees them.
 
-What a decoder is given holds pixels and what it takes to read them; orientation and profile lie
-beside. Other metadata is skipped unread, so it can neither cost anything nor refuse a picture. What
-makes decoding costly is counted first: pixels, chunks, segments, scans.
+The decoder receives only pixels and the data needed to decode them; orientation and profile are
+returned separately. Other metadata is skipped unread, so it can neither cost anything nor cause a
+rejection. Drivers of the decoding cost are counted first: pixels, chunks, segments, scans.
 """
 
 from __future__ import annotations
@@ -54,11 +54,11 @@ _JPEG_METADATA = {*range(0xE1, 0xEE), 0xEF, 0xFE}  # APP1 to APP15 but Adobe's, 
 
 @dataclass(slots=True)
 class Container:
-    """A file without what no decoder needs.
+    """A file reduced to the data that a decoder needs.
 
     Attributes:
         pieces: together the file for the decoder.
-        size: width and height in pixels, as the header has them.
+        size: width and height in pixels, from the header.
     """
 
     format: ImageFormat
@@ -170,7 +170,7 @@ def _chunk(kind: bytes, body: bytes = b"") -> bytes:
 
 
 def _transparency(body: memoryview, depth: int, colours: int) -> bytes:
-    """Give the chunk as Pillow takes it, which scales grey of 2 and 4 bits, but not its key."""
+    """Adapt the chunk to Pillow, which scales grey of 2 and 4 bits, but not its key."""
     if colours == 2 and depth == 16:  # Pillow reads 8 bits of each channel, the key has 16
         raise unsupported("a transparent colour (tRNS) in a PNG of 16 bits a channel")
     if colours == 0 and depth in {2, 4} and len(body) == 2:
@@ -216,7 +216,7 @@ def _read_jpeg(view: memoryview) -> Container:
 
 
 def _segments_of_jpeg(view: memoryview) -> Iterator[tuple[int, memoryview, memoryview]]:
-    """Give marker, segment and what lies between it and the next, up to the end of the picture.
+    """Yield marker, segment and the bytes up to the next, until the end of the picture.
 
     Raises:
         RequestError: there are too many.

@@ -43,7 +43,7 @@ def sha256_of(path: Path) -> str:
 
 
 def _identity(path: Path) -> dict[str, int]:
-    """Tell a file from others and from its earlier self; the change time can't be set by hand."""
+    """Identify a file and its version; its change time can't be set by users."""
     seen = path.stat()
     return {
         "device": seen.st_dev,

@@ -41,7 +41,7 @@ def bring_to_size(
 def describe_fit(
     picture: Image.Image, fitted: Image.Image, geometry: Geometry, resize: ResizeFilter
 ) -> Fit:
-    """Say what `bring_to_size` did to a reference picture."""
+    """Describe the resize of `bring_to_size`."""
     method = FitMethod.PAD if geometry.fit == "pad" else FitMethod.AREA
     return with_note(Fit("", *picture.size, *fitted.size, method), geometry, resize)
 
@@ -99,7 +99,7 @@ def _border_colour(picture: Image.Image) -> tuple[int, int, int]:
 
 
 def to_tensor(picture: Image.Image) -> torch.Tensor:
-    """Give pixels as the VAE takes them.
+    """Convert pixels to the VAE's input.
 
     Shapes:
         result: (3, height, width), float32 in −1 to 1.

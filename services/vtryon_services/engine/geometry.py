@@ -1,4 +1,4 @@
-"""Sizes a checkpoint works at: `geometry.json` beside its `model_index.json`.
+"""Working sizes of a checkpoint: `geometry.json`, next to its `model_index.json`.
 
 diffusers keeps these as constants of a pipeline module; they belong to the checkpoint.
 """
@@ -28,7 +28,7 @@ class Size(NamedTuple):
 
 
 class Defaults(BaseModel):
-    """What a request gets that asks for nothing."""
+    """Defaults of requests."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -61,10 +61,10 @@ class Geometry(BaseModel):
 
     @classmethod
     def load(cls, folder: Path) -> Geometry:
-        """Read the file, or take the defaults where there is none.
+        """Read the file, or use the defaults if there is none.
 
         Raises:
-            SettingsError: the file can't be read or does not hold.
+            SettingsError: the file is unreadable or invalid.
         """
         path = folder / FILE_NAME
         if not path.exists():

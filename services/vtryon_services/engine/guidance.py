@@ -1,4 +1,4 @@
-"""Classifier-free guidance with a real negative prediction, and what keeps it in bounds."""
+"""Classifier-free guidance with a real negative prediction, and its norm limits."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""Which files of a checkpoint are used, which are known to change nothing, and all others.
+"""Files of a checkpoint: used, known to have no effect, or rejected.
 
-Every file is one of the three. What is neither used nor known to change nothing is refused by its
-name: a file that is passed over in silence may be one that was meant to change the picture.
+A file that is neither used nor known to have no effect is rejected by its name: it may be meant to
+change the picture.
 """
 
 from __future__ import annotations
@@ -79,10 +79,10 @@ _HARMLESS_IN_PART = {
 
 
 def check_root(folder: Path) -> None:
-    """Look at what is said to be a checkpoint, before anything in it is read.
+    """Check the folder of a checkpoint, before reading anything in it.
 
     Raises:
-        SettingsError: it is none, or holds what nothing would use.
+        SettingsError: it is not a checkpoint, or has unused files.
     """
     if not folder.is_dir():
         raise _no_folder(folder)

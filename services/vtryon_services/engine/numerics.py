@@ -21,7 +21,7 @@ class Resolved:
     rope_layout: RopeLayout
 
     def to_wire(self) -> Numerics:
-        """Say what was chosen, in `accepted`."""
+        """Convert to the `numerics` of `accepted`."""
         return Numerics(
             self.profile,
             self.schedule,
@@ -68,10 +68,10 @@ DEFAULTS = {
 
 
 def resolve(wanted: Numerics | None) -> Resolved:
-    """Fill in what a request leaves open.
+    """Fill in the choices that a request leaves open.
 
     Raises:
-        RequestError: the choices don't go together, or the shift is out of its range.
+        RequestError: the choices are incompatible, or the shift is out of range.
     """
     wanted = wanted or Numerics()
     base = _PROFILES[wanted.profile or Profile.DIFFUSERS]

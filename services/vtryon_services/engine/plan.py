@@ -16,12 +16,12 @@ _NOISE_ONLY = 1 - 1e-6  # rounded schedules may start this far below 1
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What to sample.
+    """A resolved sampling request.
 
     Attributes:
         width, height: of the target in pixels.
-        sigmas: noise levels that never rise, one more than steps; the last one 0.
-        first_step: steps that an earlier attempt has done.
+        sigmas: non-increasing noise levels, one more than steps; the last one 0.
+        first_step: number of steps completed by an earlier attempt.
     """
 
     numerics: Resolved
@@ -52,7 +52,7 @@ class Plan:
 
 
 def is_due(step: int, every: int) -> bool:
-    """Whether what comes after every n-th step comes after this one; 0 is never."""
+    """Return whether an action of every n-th step follows this one; 0 is never."""
     return every > 0 and step % every == 0
 
 
@@ -64,11 +64,11 @@ def count_tokens(plan: Plan, text: int, references: Iterable[Sequence[int]]) -> 
 
 @dataclass(frozen=True, slots=True)
 class Demand:
-    """What a request asks of a sampler, known before its payloads arrive.
+    """Resources of a sampling request, known before its payloads arrive.
 
     Attributes:
         tokens: of one prediction: target, references and text.
-        guided: whether a step takes two predictions.
+        guided: whether a step needs two predictions.
         deadline: on `time.monotonic`; infinite for none.
     """
 

@@ -1,4 +1,4 @@
-"""From what a request leaves open to a plan with every number in it."""
+"""From a sampling request to a plan, with all defaults filled in."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from vtryon_services.engine.plan import Plan
 
 
 class Schedules(Protocol):
-    """What a checkpoint decides of a plan."""
+    """The schedules of a checkpoint."""
 
     def defaults(self, numerics: Resolved) -> Defaults:
         """Steps and scale of a request that names none."""
@@ -27,10 +27,10 @@ class Schedules(Protocol):
 
 
 def plan_of(start: SampleStart, schedules: Schedules) -> Plan:
-    """Decide what a request leaves open, whose fields are in their ranges.
+    """Fill in the defaults of a request whose fields are in range.
 
     Raises:
-        RequestError: the numerics don't go together, or the resume point is behind the last step.
+        RequestError: the numerics are incompatible, or the resume point is after the last step.
     """
     numerics = resolve(start.numerics)
     defaults = schedules.defaults(numerics)

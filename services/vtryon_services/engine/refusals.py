@@ -14,12 +14,12 @@ def not_found(message: str) -> SettingsError:
 
 
 def unsafe(message: str) -> SettingsError:
-    """Make the error for a file whose format can run code."""
+    """Build the error for a file whose format can run code."""
     return SettingsError(message, reason=Reason.CHECKPOINT_UNSAFE)
 
 
 def unsupported(message: str) -> SettingsError:
-    """Make the error for what the engine can't compute, or would have to pass over."""
+    """Build the error for unsupported content of a checkpoint."""
     return SettingsError(message, reason=Reason.CHECKPOINT_UNSUPPORTED)
 
 

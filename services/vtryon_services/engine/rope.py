@@ -12,7 +12,7 @@ Shape = tuple[int, int, int]
 
 
 class Rope:
-    """The angles of every token: diffusers' QwenEmbedRope, and ComfyUI's layout besides.
+    """The rotary angles of every token: diffusers' QwenEmbedRope, and ComfyUI's layout.
 
     Source: "RoFormer", Su et al. 2021, eq. 34, theta 10000, on three axes (frame, row, column).
     """

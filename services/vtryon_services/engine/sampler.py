@@ -76,7 +76,7 @@ class Sample:
         return self.plan.sigmas[self.step]
 
     def rows(self) -> list[Row]:
-        """Give the predictions that the next step takes: one, or two under guidance."""
+        """Return the predictions of the next step: one, or two under guidance."""
         embeddings = [self.positive] if self.negative is None else [self.positive, self.negative]
         layout = self.plan.numerics.rope_layout
         return [
@@ -110,7 +110,7 @@ class Sample:
 
 
 class Pass(NamedTuple):
-    """One forward of a step: its rows, its tokens with padding, and what it took."""
+    """One forward of a step: its rows, its tokens with padding, and its duration."""
 
     rows: int
     tokens: int
@@ -234,12 +234,12 @@ class Sampler(Scheduled):
 
     @torch.inference_mode()
     def advance(self, samples: Sequence[Sample], rows_at_once: int = 64) -> list[Pass]:
-        """Do one step of each sample, whatever their sizes, prompts and step numbers.
+        """Run one step of each sample, whatever their sizes, prompts and step numbers.
 
-        A sample's latents do not depend on the others, but for the rounding of sums.
+        A sample's latents are independent of the batch, except for the rounding of sums.
 
         Raises:
-            StageError: a prediction is not finite; no sample has been advanced then.
+            StageError: a prediction is not finite; no sample has advanced then.
         """
         wanted = [sample.rows() for sample in samples]
         rows = [row for own in wanted for row in own]
@@ -261,9 +261,9 @@ class Sampler(Scheduled):
         return passes
 
     def _wait(self) -> None:
-        """Wait for the device, so that a pass took what it seems to, and a cancel counts at once.
+        """Synchronise with the device, so that timings are real and cancels take effect.
 
-        Between passes: nothing within one waits.
+        Between passes: nothing within one synchronises.
         """
         if self.device.type == "cuda":
             torch.cuda.current_stream(self.device).synchronize()

@@ -23,10 +23,10 @@ _PROBED = ((2, 16), (50, 4096))  # steps, target tokens
 
 
 def load_transformer(checkpoint: Checkpoint, placement: Placement) -> QwenImageTransformer2DModel:
-    """Load `transformer/`; a marker among its weights stands for `zero_cond_t`.
+    """Load `transformer/`; a marker tensor in its weights enables `zero_cond_t`.
 
     Raises:
-        SettingsError: the checkpoint does not hold, or asks for what the sampler does not compute.
+        SettingsError: the checkpoint is invalid or unsupported.
     """
     weights = checkpoint.weights("transformer")
     config = _with_marker(checkpoint.config("transformer"), weights)
@@ -65,10 +65,10 @@ def _check_transformer(config: Config) -> None:
 
 
 def load_scheduler(checkpoint: Checkpoint) -> FlowMatchEulerDiscreteScheduler:
-    """Load `scheduler/`, and compute schedules with it before a request does.
+    """Load `scheduler/`, and test its schedules before the first request.
 
     Raises:
-        SettingsError: the checkpoint does not hold, or asks for what the sampler does not compute.
+        SettingsError: the checkpoint is invalid or unsupported.
     """
     config = checkpoint.config("scheduler")
     _check_scheduler({**signature_defaults(FlowMatchEulerDiscreteScheduler), **config})

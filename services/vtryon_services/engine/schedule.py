@@ -15,7 +15,7 @@ from vtryon_services.engine.plan import TOKEN_PIXELS
 
 
 class Scheduled:
-    """A checkpoint's schedules: what it decides of a plan."""
+    """A checkpoint's schedules, for plans."""
 
     _scheduler: FlowMatchEulerDiscreteScheduler
     geometry: Geometry

@@ -1,7 +1,7 @@
 """The video VAE for still pictures: its causal 3-D convolutions as 2-D ones.
 
-A still picture is one frame behind nothing but zeros, so of each causal kernel only the last
-temporal tap meets data, and the convolutions over time alone never run. Exact, and about a third of
+A still picture is a single frame after zeros, so that only the last temporal tap of each causal
+kernel has an effect, and the convolutions over time alone never run. Exact, and about a third of
 the work.
 """
 
@@ -54,16 +54,16 @@ class LastTapConv(QwenImageCausalConv3d):
         return frame.unsqueeze(2)
 
     def extra_repr(self) -> str:
-        """Say what it is; the base class would look for a third dimension."""
+        """Describe the module; the base class expects a third dimension."""
         return f"last temporal tap, {tuple(self.weight.shape)}"
 
 
 class ChannelNorm(QwenImageRMS_norm):
-    """The library's norm over channels, in a way that is quick on the device.
+    """The library's norm over channels, in a fast form for each device.
 
-    torch's norm along a dimension that is not the last takes twenty times as long on a CPU, which
-    is half of an encoder's time; a product is quick in every memory layout. On a GPU the product's
-    passes over memory were half of the VAE's time; torch's own RMS norm is one pass.
+    torch's norm along a dimension that is not the last is twenty times slower on a CPU, which was
+    half of an encoder's time; a product is fast in every memory layout. On a GPU the product's
+    passes over memory were half of the VAE's time; torch's own RMS norm is a single pass.
     """
 
     def __init__(self, norm: QwenImageRMS_norm) -> None:
@@ -75,7 +75,7 @@ class ChannelNorm(QwenImageRMS_norm):
         return self.in_one_pass(x) if x.is_cuda else self.by_a_product(x)
 
     def in_one_pass(self, x: torch.Tensor) -> torch.Tensor:
-        """Use torch's RMS norm, whose channels come last."""
+        """Use torch's RMS norm, over the last dimension."""
         weight = self.gamma.flatten()
         scaled = nn.functional.rms_norm(x.movedim(1, -1), weight.shape, weight, eps=_LEAST)
         return scaled.movedim(-1, 1) + self.bias
@@ -131,7 +131,7 @@ class StillVae(nn.Module):
         return self.to_latents(pixels.to(self._mean.device)).cpu()
 
     def to_latents(self, pixels: torch.Tensor) -> torch.Tensor:
-        """Do what `encode` does, on the device."""
+        """Encode like `encode`, with input and result on the device."""
         frames = pixels.to(self._vae.dtype).unsqueeze(2)
         moments = self._vae.quant_conv(self._vae.encoder(frames))
         mode = moments[:, : self.channels].float()
@@ -150,7 +150,7 @@ class StillVae(nn.Module):
         return self.to_pixels(latents.to(self._mean.device), tiled=tiled).cpu()
 
     def to_pixels(self, latents: torch.Tensor, *, tiled: bool = False) -> torch.Tensor:
-        """Do what `decode` does, on the device."""
+        """Decode like `decode`, with input and result on the device."""
         z = latents.float().unsqueeze(2)
         z = (z * self._std + self._mean).to(self._vae.dtype)
         if tiled:

@@ -39,7 +39,7 @@ _CONTROL_TOKEN = re.compile(r"<\|\w+\|>")
 
 
 class Seen(NamedTuple):
-    """A request's pictures, as the vision tower takes them.
+    """A request's pictures, as input of the vision tower.
 
     Shapes:
         pixels: (patches of all pictures, values of a patch); grids: (pictures, 3), in patches.
@@ -117,13 +117,13 @@ class TextEncoder:
 
     @torch.inference_mode()
     def embed(self, asked: Sequence[Asked]) -> list[torch.Tensor]:
-        """Embed prompts in one forward; the shorter ones are padded behind their end.
+        """Embed prompts in one forward; shorter ones are padded at their end.
 
         Shapes:
             result: (tokens, width) each, in the placement's element type, on the CPU.
 
         Raises:
-            StageError: the model gives NaN.
+            StageError: the model returns NaN.
         """
         texts = [TEMPLATE.format(self._introduce(one.seen.grids) + one.prompt) for one in asked]
         padded = len(texts) > 1
@@ -158,10 +158,10 @@ class TextEncoder:
 
 
 def picture_tokens(model: Qwen2_5_VLModel, tokens: torch.Tensor) -> torch.Tensor:
-    """Mark the picture tokens with 1, the others with 0.
+    """Mark picture tokens with 1, and text tokens with 0.
 
-    transformers 5 gives a token three-dimensional rotary positions only where it is marked so;
-    without the marks every token silently has the positions of text.
+    transformers 5 assigns three-dimensional rotary positions only to marked tokens; without the
+    marks every token silently has the positions of text.
     """
     return (tokens == model.config.image_token_id).int()
 

@@ -1,4 +1,4 @@
-"""The tensors of a part: what its safetensors files hold, checked before anything is loaded."""
+"""The tensors of a part: its safetensors files, checked before anything is loaded."""
 
 from __future__ import annotations
 
@@ -47,11 +47,11 @@ class Weights:
 
     @classmethod
     def find(cls, part: str, folder: Path) -> Weights:
-        """Read the headers of a part's weights, and refuse what can't be computed with.
+        """Read the headers of a part's weights, and reject unsupported ones.
 
         Raises:
-            SettingsError: files are missing, doubled, damaged, or hold something else than plain
-                floating-point weights.
+            SettingsError: files are missing, duplicated or damaged, or have tensors other than
+                plain floating-point weights.
         """
         tensors: dict[str, Stored] = {}
         for path in _files(part, folder):
@@ -89,16 +89,16 @@ class Weights:
         placement: Placement,
         keep: Collection[str] = (),
     ) -> M:
-        """Make a model of diffusers with these weights, each read once, to where it computes.
+        """Create a diffusers model with these weights, each read once, onto its device.
 
         Args:
             model: its class.
             config: of the class; its fields have been checked.
-            placement: where, and in which element type.
-            keep: the children to load; the others are left out of the model. All by default.
+            placement: device and element type.
+            keep: the child modules to load; all by default.
 
         Raises:
-            SettingsError: names or shapes are not those of the configuration's model.
+            SettingsError: names or shapes differ from the configured model's.
         """
         with library_errors(self.part), init_empty_weights():
             made: M = model.from_config(dict(config))  # type: ignore[attr-defined]
@@ -113,10 +113,10 @@ class Weights:
             return made.eval().requires_grad_(False).to(placement.device)
 
     def check_names(self, missing: Iterable[str], unexpected: Iterable[str]) -> None:
-        """Refuse weights whose names are not those of the model.
+        """Reject weights whose names differ from the model's.
 
         Raises:
-            SettingsError: naming the keys.
+            SettingsError: names the keys.
         """
         lacking, others = sorted(missing), sorted(unexpected)
         if others:

@@ -1,7 +1,7 @@
-"""The vision tower's attention within windows, all windows in one product.
+"""The vision tower's windowed attention, with all windows in one product.
 
 The library calls attention once per window, 29 times in a layer for two pictures of 384²; on a GPU
-that is 900 launches in a row, five times as long as what they compute.
+these 900 sequential launches take five times as long as the computation.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import (
 
 
 class Windows(NamedTuple):
-    """Where the patches of each window are, the shorter windows filled up to the longest.
+    """Patch indices of each window, padded to the longest window.
 
     Shapes:
         patches: (windows, longest), indices; places: (patches,), indices into that, flattened.
-        mask: (windows, 1, 1, longest), True for what is a patch; None if nothing is filled up.
+        mask: (windows, 1, 1, longest), True for patches; None without padding.
     """
 
     patches: torch.Tensor

@@ -1,4 +1,4 @@
-"""One attempt at a job: the pipeline draws it, and what it says is written down."""
+"""One attempt at a job: the pipeline runs it, and its events are stored."""
 
 from __future__ import annotations
 
@@ -83,10 +83,10 @@ class Attempt:
             self._run.cancel()
 
     async def run(self) -> None:
-        """Draw, and write down how it went.
+        """Run the try-on, and store its outcome.
 
         Raises:
-            LeaseLostError: somebody else has the job.
+            LeaseLostError: the lease has passed to another runner.
         """
         try:
             result = await self._draw()
@@ -114,7 +114,7 @@ class Attempt:
         await self._finish(Outcome(JobState.SUCCEEDED, detail, artifact))
 
     async def _hand_back(self) -> None:
-        """Let another process go on at once; where that can't be said, when the lease ends."""
+        """Return the job for another process to continue; if that fails, the lease expires."""
         with suppress(LeaseLostError, StorageError):
             happened, self._happened = self._happened, []
             if happened:
@@ -127,15 +127,15 @@ class Attempt:
         return await self._insist(lambda: self._artifacts.put(name, data), give_up=True)
 
     async def _insist(self, write: Callable[[], Awaitable[T]], *, give_up: bool = False) -> T:
-        """Repeat a write while the storage is away: what was drawn is not to be lost by that.
+        """Retry a write while the storage is unavailable, so that computed results are not lost.
 
         Args:
-            write: what to repeat.
+            write: the write to retry.
             give_up: stop when the job is cancelled or out of time.
 
         Raises:
-            LeaseLostError: somebody else has the job.
-            StorageError: it was given up.
+            LeaseLostError: the lease has passed to another runner.
+            StorageError: the retries were given up.
         """
         outage = Outage(_log, "what a job did could not be written down yet")
         while True:
@@ -239,7 +239,7 @@ class Attempt:
         return replace(preview, picture=replace(preview.picture, data=data))
 
     async def _write(self) -> None:
-        """Write what has happened, several events at once."""
+        """Store pending events, several at once."""
         happened, self._happened = self._happened, []
         if happened:
             await self._insist(
@@ -272,7 +272,7 @@ class Attempt:
         await self._drop(before.artifact if before else None)
 
     async def _drop(self, artifact: str | None) -> None:
-        """Delete what is not needed any more; what stays is deleted with the job."""
+        """Delete artifacts that are no longer needed; failures are deleted with the job."""
         with suppress(StorageError):
             await self._artifacts.erase([artifact] if artifact else [])
 

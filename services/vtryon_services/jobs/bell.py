@@ -1,4 +1,4 @@
-"""News within a process; what others do is found by looking."""
+"""In-process notifications; changes by other processes are polled."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ class Bell:
 
     @contextmanager
     def listen(self, name: str) -> Iterator[News]:
-        """Listen until the block is left; what is told before the first wait is not missed."""
+        """Subscribe until the block ends; notifications before the first wait are not missed."""
         news = News()
         self._listeners[name].add(news)
         try:

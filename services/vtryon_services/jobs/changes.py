@@ -1,4 +1,4 @@
-"""Changes of jobs: each takes the job's next sequence numbers, and leaves an update for each."""
+"""Changes of jobs: each uses the job's next sequence numbers, and stores an update for each."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from vtryon_services.jobs.tables import jobs, updates
 
 
 class LeaseLostError(Exception):
-    """Somebody else has the job by now; what this runner knows of it is worth nothing."""
+    """The lease has passed to another runner; this runner's state is obsolete."""
 
 
 class Changes:
@@ -50,7 +50,7 @@ class Changes:
         return kept
 
     async def publish(self, connection: AsyncConnection, row: Row[Any], change: JobUpdate) -> None:
-        """Have a bridge tell others of a change, where there are bridges."""
+        """Add a change to the outbox, if bridges publish changes."""
         if self._published:
             await keep(connection, row.tenant, Origin.of(row), change)
 
@@ -84,7 +84,7 @@ class Changes:
         return row
 
     def ending(self, state: JobState, detail: Job | None = None) -> dict[str, Any]:
-        """Give the columns of a job that ends; what a cancelled one was about is erased at once."""
+        """Return the columns of a job that ends; a cancelled one is erased at once."""
         now = time.time()
         values = {
             "state": state.value,

@@ -96,10 +96,10 @@ class Database:
 
     @asynccontextmanager
     async def writing(self) -> AsyncIterator[AsyncConnection]:
-        """Read and write in one transaction; an error takes all of it back.
+        """Read and write in one transaction; an error rolls it back.
 
         Raises:
-            ConflictError: a row of the same key is there already.
+            ConflictError: a row with the same key exists.
             StorageError: the database failed.
         """
         with _named_failures():
@@ -124,7 +124,7 @@ def located(url: str, folder: Path) -> str:
 
 @contextmanager
 def _named_failures() -> Iterator[None]:
-    """Give what goes wrong one of our names; neither statements nor values are repeated."""
+    """Translate exceptions into StorageErrors, without statements and values."""
     try:
         yield
     except (SQLAlchemyError, OSError) as error:
@@ -144,10 +144,10 @@ def _upgrade(connection: Connection) -> None:
 
 
 def _write_ahead(path: str) -> None:
-    """Have readers and the writer not wait for one another; the file remembers that.
+    """Switch the file to write-ahead logging, so that readers and the writer don't block.
 
-    SQLite does not wait for the lock that this takes, where two begin at once. A new file is its
-    owner's alone, and so are the journals that SQLite makes beside it.
+    SQLite does not wait for this lock if two processes start at once. A new file is readable by
+    its owner only, as are the journals that SQLite creates for it.
     """
     if path and path != ":memory:":
         os.close(os.open(path, os.O_CREAT | os.O_RDWR, 0o600))

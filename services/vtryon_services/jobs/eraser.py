@@ -1,4 +1,4 @@
-"""Deletes what jobs leave in the artifact store, and goes on until all of it is gone."""
+"""Deletes the artifacts of erased jobs, and retries until all are deleted."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class Eraser:
         self._seals = seals
 
     async def erase(self, job_id: str) -> bool:
-        """Erase a marked job that has ended; false where the storage refuses, or there is none.
+        """Erase a marked job that has ended; return False if the storage fails or there is none.
 
         Raises:
             StorageError: the database failed.
@@ -58,7 +58,7 @@ class Eraser:
         return True
 
     async def run(self) -> None:
-        """Look for what is to be erased, and count what is open, until cancelled."""
+        """Erase what is due, and count what is pending, until cancelled."""
         outage = Outage(_log, "jobs could not be looked through")
         while True:
             pause = _SWEEP_SECONDS
@@ -71,7 +71,7 @@ class Eraser:
             await asyncio.sleep(pause)
 
     async def sweep(self) -> None:
-        """Erase what is due.
+        """Erase everything that is due.
 
         Raises:
             StorageError: the database failed.

@@ -1,7 +1,7 @@
-"""What is to be deleted from the artifact store, in SQL; a name is forgotten after its bytes are.
+"""Pending deletions from the artifact store, in SQL; a name is deleted after its bytes.
 
-A job that is to be erased is marked first (`erasing`), then its folder is deleted, and only then it
-counts as `erased`. A process that ends in between leaves the mark, and the next sweep goes on.
+A job to be erased is marked first (`erasing`), then its folder is deleted, and only then is it
+`erased`. If a process ends in between, the mark remains, and the next sweep continues.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ class Erasures:
             await connection.execute(insert(leftovers).values(**row))
 
     async def expire(self) -> None:
-        """Mark jobs whose time to be kept is over, and fail those that are out of time."""
+        """Mark jobs past their retention, and fail those past their deadline."""
         now = time.time()
         late = and_(jobs.c.state == JobState.QUEUED.value, jobs.c.deadline < now)
         over = and_(jobs.c.expires_at < now, jobs.c.erased.is_(False), jobs.c.erasing.is_(False))
@@ -58,7 +58,7 @@ class Erasures:
             await connection.execute(update(jobs).where(over).values(**FORGET))
 
     async def due(self, behind: str) -> Sequence[tuple[str, list[str]]]:
-        """Give ended jobs that are to be erased, and their folders, by id behind another."""
+        """Return ended jobs that are to be erased, with their folders, by id after a given one."""
         wanted = (
             select(jobs.c.id, jobs.c.pictures)
             .where(jobs.c.erasing.is_(True), jobs.c.state.in_(_ENDED), jobs.c.id > behind)

@@ -1,4 +1,4 @@
-"""A runner takes a job for a while; who writes under a lease proves that it still holds."""
+"""Leases: a runner holds a job for a limited time, and every write verifies its lease."""
 
 from __future__ import annotations
 
@@ -35,9 +35,9 @@ class Leases:
         self._max_attempts = max_attempts
 
     async def lease(self, owner: str, seconds: float) -> Leased | None:
-        """Take the next job: of the tenant with the fewest running, the oldest; None for none.
+        """Lease the next job: the oldest of the tenant with the fewest running; None without jobs.
 
-        A job whose runner said nothing for the length of its lease is taken from it.
+        A job whose lease has expired is reassigned.
         """
         now = time.time()
         free = or_(
@@ -96,20 +96,20 @@ class Leases:
     async def record(
         self, leased: Leased, happened: Sequence[tuple[datetime, Event]], step: int, steps: int
     ) -> None:
-        """Write down what a try-on said.
+        """Store events of a try-on.
 
         Raises:
-            LeaseLostError: somebody else has the job.
+            LeaseLostError: the lease has passed to another runner.
         """
         async with self._database.writing() as connection:
             values = {"step": step, "steps": steps} if steps else {}
             await self._changes.advance(connection, _held(leased), values, happened)
 
     async def keep_resume(self, leased: Leased, resume: Resume) -> None:
-        """Note from where another attempt can go on.
+        """Store a resume point for another attempt.
 
         Raises:
-            LeaseLostError: somebody else has the job.
+            LeaseLostError: the lease has passed to another runner.
         """
         changed = (
             update(jobs)
@@ -132,7 +132,7 @@ class Leases:
         """End a job.
 
         Raises:
-            LeaseLostError: somebody else has the job.
+            LeaseLostError: the lease has passed to another runner.
         """
         values = self._changes.ending(outcome.state, outcome.detail)
         values["picture_artifact"] = outcome.picture_artifact
@@ -140,10 +140,10 @@ class Leases:
             return await self._changes.change(connection, _held(leased), values)
 
     async def put_back(self, leased: Leased, delay_seconds: float, *, counted: bool) -> None:
-        """Let another attempt follow; one that was not `counted` does not use any up.
+        """Queue a job for another attempt; if not `counted`, this one does not count.
 
         Raises:
-            LeaseLostError: somebody else has the job.
+            LeaseLostError: the lease has passed to another runner.
         """
         values = {
             "state": JobState.QUEUED.value,

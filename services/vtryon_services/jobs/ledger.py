@@ -1,4 +1,4 @@
-"""What is known of every job, in SQL."""
+"""The job store, in SQL."""
 
 from __future__ import annotations
 
@@ -127,10 +127,10 @@ class Ledger:
         return kept_of(await self._row(tenant, job_id))
 
     async def picture(self, tenant: str, job_id: str) -> tuple[Kept, str]:
-        """Give a job and the artifact of its picture.
+        """Return a job and the artifact of its picture.
 
         Raises:
-            RequestError: NOT_FOUND, also where there is no picture.
+            RequestError: NOT_FOUND, also if there is no picture.
         """
         row = await self._row(tenant, job_id)
         if row.picture_artifact is None or row.erased or row.erasing:
@@ -150,12 +150,12 @@ class Ledger:
     async def page(
         self, tenant: str, states: Sequence[JobState], size: int, token: str, max_bytes: int
     ) -> tuple[list[Kept], str]:
-        """Give a tenant's jobs, the newest first, and the token of the page behind them.
+        """Return a tenant's jobs, newest first, and the token of the next page.
 
-        A page ends after `size` jobs, or behind the job with which it reaches `max_bytes`.
+        A page ends after `size` jobs, or after the job with which it reaches `max_bytes`.
 
         Raises:
-            RequestError: the token is none.
+            RequestError: the token is invalid.
         """
         found: list[Kept] = []
         taken_bytes, following = 0, token

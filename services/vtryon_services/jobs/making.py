@@ -64,7 +64,7 @@ class Maker:
             task.exception()  # its caller was told, or has left
 
     async def finish(self) -> None:
-        """Wait for what callers have left behind."""
+        """Wait for the cleanup of interrupted uploads."""
         await asyncio.gather(*self._under_way, return_exceptions=True)
 
     async def _make(
@@ -114,7 +114,7 @@ class Maker:
 
 
 def digest_of(options: TryOnOptions, pictures: Sequence[Buffer]) -> str:
-    """Stand for everything that decides what is drawn: previews don't."""
+    """Compute the digest of everything that affects the result; previews don't."""
     asked = replace(options, previews=None).to_proto().SerializeToString(deterministic=True)
     whole = hashlib.blake2b(asked, digest_size=32)
     for picture in pictures:

@@ -1,4 +1,4 @@
-"""Who made a job: what comes back with all that is said of it."""
+"""Origin of a job: metadata that is copied to every message about it."""
 
 from __future__ import annotations
 
@@ -51,5 +51,5 @@ class Origin:
 
     @property
     def carrier(self) -> Mapping[str, str]:
-        """What `propagate.extract` reads."""
+        """Carrier for `propagate.extract`."""
         return {name: value for name in _TRACE if (value := getattr(self, name))}

@@ -33,7 +33,7 @@ class Outbox:
         self._database = database
 
     async def take(self, owner: str, published: Sequence[int], most: int) -> list[JobOutcome]:
-        """Forget what is published, and give the oldest; nothing where it is not one's turn."""
+        """Delete published outcomes, and return the oldest; none while another owner leases."""
         if most and not published and not await self.count():
             return []  # to look costs less than to write
         now = time.time()
@@ -62,7 +62,7 @@ class Outbox:
         ]
 
     async def count(self) -> int:
-        """Count what is to be published."""
+        """Count unpublished outcomes."""
         async with self._database.reading() as connection:
             found = await connection.execute(select(func.count()).select_from(outbox))
             return int(found.scalar_one())

@@ -46,7 +46,7 @@ class NewJob:
 
 @dataclass(frozen=True, slots=True)
 class Resume:
-    """Latents from which an attempt goes on: where they are kept, their shape, whose they are."""
+    """A stored resume point: artifact, shape and model digests."""
 
     point: ResumePoint
     artifact: str
@@ -86,7 +86,7 @@ def failed(job_id: str, reason: Reason | None, message: str, metadata: dict[str,
 
 
 def out_of_time(job_id: str) -> Job:
-    """Describe the end of a job whose deadline has passed."""
+    """Build the error of a job past its deadline."""
     return failed(job_id, Reason.DEADLINE_PASSED, "out of time before it was done", {})
 
 
@@ -142,15 +142,15 @@ def leased_of(before: Row[Any]) -> Leased:
 
 
 def token_of(row: Row[Any]) -> str:
-    """Say where a page behind this row begins."""
+    """Build the token of the page after this row."""
     return base64.urlsafe_b64encode(f"{row.created_at!r}/{row.id}".encode()).decode()
 
 
 def read_token(token: str) -> tuple[float, str]:
-    """Read what `token_of` gave.
+    """Parse a token of `token_of`.
 
     Raises:
-        RequestError: it is something else.
+        RequestError: it is invalid.
     """
     try:
         created_at, _, job_id = base64.urlsafe_b64decode(token.encode()).decode().partition("/")

@@ -1,4 +1,4 @@
-"""Takes jobs from the ledger and has the pipeline draw them."""
+"""Leases jobs, and runs them on the pipeline."""
 
 from __future__ import annotations
 

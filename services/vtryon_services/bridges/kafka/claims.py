@@ -1,4 +1,4 @@
-"""The claim check: what is too large for a message is kept elsewhere; the message says where."""
+"""The claim check: large payloads are stored elsewhere, and messages reference them."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ _RESULTS, _REQUESTS = "results", "requests"
 
 
 class Claims:
-    """Turns bytes into a record's `Content`, and back.
+    """Converts bytes to a record's `Content`, and back.
 
     Args:
-        limit_bytes: what one message may hold itself.
+        limit_bytes: maximum inline bytes of one message.
     """
 
     def __init__(self, artifacts: Artifacts, limit_bytes: int) -> None:
@@ -33,15 +33,15 @@ class Claims:
     async def pack(
         self, several: Sequence[Buffer], *, taken_bytes: int = 0, job_id: str = ""
     ) -> list[dict[str, Any]]:
-        """Keep in the message what fits together, the small ones first, and the rest elsewhere.
+        """Keep payloads inline while they fit, small ones first, and store the rest.
 
         Args:
-            several: what is to be kept.
-            taken_bytes: what the message holds already.
-            job_id: the job of the ledger that they belong to: erased with it.
+            several: the payloads.
+            taken_bytes: bytes already in the message.
+            job_id: the job that they belong to, with which they are erased.
 
         Raises:
-            UnavailableError: the claim store can't be written to.
+            UnavailableError: the claim-check store is not writable.
         """
         packed: list[dict[str, Any]] = [{} for _ in several]
         room = self._limit_bytes - taken_bytes
@@ -92,21 +92,21 @@ class Claims:
             await self._artifacts.put(f"{_given(job_id)}/{_sha256(name.encode())}", name.encode())
 
     async def erase(self, job_id: str) -> None:
-        """Delete what was kept of a job's results, and what was assigned to it.
+        """Delete the stored results of a job, and the objects assigned to it.
 
         Raises:
-            UnavailableError: the claim store can't be used.
+            UnavailableError: the claim-check store is unusable.
         """
         for note in await self._artifacts.names(_given(job_id)):
             await self._artifacts.erase([(await self._artifacts.get(note)).decode()])
         await self._artifacts.erase_folders([f"{_RESULTS}/{job_id}"])
 
     async def unpack(self, field: str, content: dict[str, Any], limit_bytes: int) -> bytes:
-        """Give the bytes of a record's `Content`.
+        """Return the bytes of a record's `Content`.
 
         Raises:
-            RequestError: they are missing, too many, or others than the claim says.
-            UnavailableError: the claim store can't be read.
+            RequestError: they are missing, too large, or differ from the claim.
+            UnavailableError: the claim-check store is not readable.
         """
         inline, claim = content["inline"], content["claim"]
         if (inline is None) == (claim is None):

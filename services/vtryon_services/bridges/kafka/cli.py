@@ -46,7 +46,7 @@ def create(bootstrap_servers: _Servers = None) -> None:
 
 @topics_app.command()
 def check(bootstrap_servers: _Servers = None) -> None:
-    """Say what of partitions, retention and limits is not as the bridge needs it."""
+    """Report partitions, retention and limits of topics that differ from the bridge's needs."""
     from vtryon_services.bridges.kafka.settings import WORKS
     from vtryon_services.bridges.kafka.topics import all_topics, check_topics
 

@@ -1,4 +1,4 @@
-"""Dead letters: what is there, one of them in full, and back to work."""
+"""Dead letters: list them, show one, and redrive them."""
 
 from __future__ import annotations
 
@@ -104,15 +104,15 @@ class DeadLetters:
         from_stage: str | None,
         told: Callable[[DeadLetter, str, VtryonError | None], None],
     ) -> int:
-        """Send dead letters again, as they were; gives how many. They stay where they are.
+        """Send dead letters again, unchanged; return how many. They stay in their topic.
 
-        Where no offsets are given, what was sent is committed up to the first letter that can't
-        be sent: the next call begins with that one, and sends those behind it once more.
+        Without offsets, progress is committed up to the first letter that can't be sent: the next
+        call starts with that one, and sends the later ones again.
 
         Args:
-            offsets: which; where it is empty, all that were not sent again before.
-            from_stage: an earlier stage to go on from, of try-ons that go from stage to stage.
-            told: called for each with the topic it went to, or with what kept it from going.
+            offsets: of the letters; empty: all that were not redriven before.
+            from_stage: an earlier stage to restart from, for try-ons that go from stage to stage.
+            told: called for each with its destination topic, or with the error.
         """
         codec, sender, sent = Codec(self._settings), Sender(self._settings), 0
         commits = not offsets

@@ -1,4 +1,4 @@
-"""Whole jobs by Kafka: requests become jobs, and what becomes of jobs is published."""
+"""Whole jobs over Kafka: requests become jobs, and outcomes of jobs are published."""
 
 from __future__ import annotations
 
@@ -105,7 +105,7 @@ class JobRequests:
         )
 
     async def failed(self, received: Received, error: VtryonError) -> Sequence[Message]:
-        """Answer that there will be no picture; nobody can be told of what can't be read."""
+        """Build the response that there will be no picture; unreadable requests get none."""
         try:
             record = await self._codec.decode(REQUEST, received.value)
         except ProtocolError:
@@ -149,9 +149,9 @@ class LedgerJobs(JobRequests):
 
 
 class Relay:
-    """Publishes what becomes of all doors' jobs: each change, and each end with its picture.
+    """Publishes the outcomes of all jobs: each change, and each end with its picture.
 
-    What is published twice after a crash is the same twice: a job's id and sequence tell.
+    Messages published twice after a crash are identical: job id and sequence detect them.
     """
 
     def __init__(

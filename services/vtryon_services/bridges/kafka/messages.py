@@ -1,4 +1,4 @@
-"""Messages as they come and as they go, and what their headers say."""
+"""Consumed and produced messages, and their headers."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ class Received:
 
     @classmethod
     def of(cls, record: ConsumerRecord[bytes, bytes]) -> Received:
-        """Take what counts of a consumer's record; of a header given twice, the last."""
+        """Convert a consumer's record; of a repeated header, the last one counts."""
         return cls(
             record.topic,
             record.partition,
@@ -68,7 +68,7 @@ class Received:
         return f"{self.topic}/{self.partition}/{self.offset}"
 
     def header(self, name: str) -> str:
-        """Give a header's text; empty where there is none."""
+        """Return a header's text; empty if it is missing."""
         return self.headers.get(name, b"")[:_LONGEST_VALUE].decode("utf-8", "replace")
 
     @property
@@ -83,7 +83,7 @@ class Received:
 
     @property
     def tenant(self) -> str:
-        """Whose it is."""
+        """Tenant of the message."""
         return self.header(TENANT_KEY)
 
     @property
@@ -98,10 +98,10 @@ class Received:
         return max(0.0, float(until) / 1000 - time.time()) if until.isdecimal() else 0.0
 
     def left_seconds(self, limit: float = math.inf) -> float:
-        """Give what is left until its deadline, and no more than a limit.
+        """Return the time until its deadline, at most a limit.
 
         Raises:
-            RequestError: the header is no time.
+            RequestError: the header is not a timestamp.
         """
         if not (text := self.header(DEADLINE)):
             return limit
@@ -141,7 +141,7 @@ class Received:
             raise RequestError(f"header {TENANT_KEY}: takes {TENANT_RULE}")
 
     def passed_on(self) -> dict[str, bytes]:
-        """Give the headers for what this message causes; without those that are too long."""
+        """Return the headers of caused messages, without those that are too long."""
         found = {
             name: self.headers[name]
             for name in _PASSED_ON
@@ -167,7 +167,7 @@ class Message:
     headers: Mapping[str, bytes] = field(default_factory=dict)
 
     def sent_headers(self) -> Sequence[tuple[str, bytes]]:
-        """Give the headers as a producer takes them."""
+        """Return the headers in the producer's format."""
         return [(name, value) for name, value in self.headers.items()]
 
 

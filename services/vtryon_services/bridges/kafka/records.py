@@ -26,10 +26,10 @@ _KIND = TypeAdapter(PayloadKind)
 
 
 def read_options(record: Mapping[str, Any]) -> TryOnOptions:
-    """Read a record's options; their ranges are checked by who takes them.
+    """Read a record's options; their consumer checks the ranges.
 
     Raises:
-        RequestError: a word that nobody knows, or a seed that is no number.
+        RequestError: an enum value is unknown, or a seed is not a number.
     """
     given = dict(record)
     if isinstance(seed := given.get("seed"), str):
@@ -50,10 +50,10 @@ def seed_record(seed: int | None) -> int | str | None:
 
 
 def read_payload(record: Mapping[str, Any]) -> Payload:
-    """Read the declaration of a payload, but for its length.
+    """Read the declaration of a payload, without its length.
 
     Raises:
-        RequestError: a word that nobody knows.
+        RequestError: an enum value is unknown.
     """
     tensor, image = record["tensor"], record["image"]
     return Payload(
@@ -80,9 +80,9 @@ def payload_record(payload: Payload, content: Mapping[str, Any]) -> dict[str, An
 
 
 def answerable(record: Mapping[str, Any]) -> dict[str, Any]:
-    """Give a request whose id and labels fit into an answer, whatever it was refused for.
+    """Return a rejected request with an id and labels that fit into a response.
 
-    Both are whole, or empty where they are over their limits.
+    Both are unchanged, or empty if they exceed their limits.
     """
     labels, request_id = record["labels"], record["request_id"]
     try:

@@ -40,13 +40,13 @@ _BAD_SCHEMA, _INCOMPATIBLE, _UNPROCESSABLE = 42201, 409, 422
 
 
 class Posted(BaseModel):
-    """A schema that is sent; what else is said of it is left alone."""
+    """A posted schema; its other fields are ignored."""
 
     text: str = Field(alias="schema")
 
 
 class RegistryError(Exception):
-    """What is answered with an error code of Confluent's."""
+    """A response with one of Confluent's error codes."""
 
     def __init__(self, code: int, message: str) -> None:
         super().__init__(message)

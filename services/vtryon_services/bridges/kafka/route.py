@@ -1,4 +1,4 @@
-"""A try-on's way from stage to stage, and what each stage takes and gives."""
+"""The route of a try-on from stage to stage, with the inputs and outputs of each stage."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ _EMBEDDINGS = {PayloadKind.EMBEDDINGS, PayloadKind.NEGATIVE_EMBEDDINGS}
 
 @dataclass(frozen=True, slots=True)
 class Kind:
-    """What a stage takes of a request, how it is called, and as what it takes pictures."""
+    """Inputs and outputs of a stage, and its RPC."""
 
     method: Method
     takes: frozenset[PayloadKind]
     gives: frozenset[PayloadKind]
 
     def named(self, kind: PayloadKind | None, route: Sequence[str]) -> PayloadKind | None:
-        """Name what the stage gave as the next stage takes it."""
+        """Rename the stage's output to the input of the next stage."""
         reference = PayloadKind.REFERENCE_LATENTS
         return reference if route and reference in self.gives else kind
 
@@ -79,10 +79,10 @@ def again_from(record: Mapping[str, Any], at: str, stage: str) -> dict[str, Any]
 
 
 def check_route(stage: str, route: Sequence[str]) -> None:
-    """Check where a request goes behind a stage.
+    """Check the stages that follow a stage.
 
     Raises:
-        RequestError: not to the stages behind it, in their order.
+        RequestError: they are not the next ones in order, or none uses the stage's output.
     """
     way = list(ROUTE)
     behind = way[way.index(stage) + 1 :]
@@ -97,10 +97,10 @@ def check_route(stage: str, route: Sequence[str]) -> None:
 def check_payloads(
     stage: str, record: Mapping[str, Any], kinds: Sequence[PayloadKind | None]
 ) -> None:
-    """Check that each payload is for this stage, one behind it, or one where the request has been.
+    """Check that each payload is an input of this stage, a later one, or a completed one.
 
     Raises:
-        RequestError: names a payload that none of them takes.
+        RequestError: names a payload that no stage uses.
     """
     been = (hop["stage"] for hop in record["hops"] if hop["stage"])
     taken = _taken_by({stage, *record["route"], *been})

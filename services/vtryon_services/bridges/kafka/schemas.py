@@ -105,10 +105,10 @@ class Codec:
             raise
 
     def encode(self, schema: str, record: Mapping[str, Any]) -> bytes:
-        """Write a record of one of our schemas.
+        """Encode a record of one of our schemas.
 
         Raises:
-            ValueError: the record is none of that schema.
+            ValueError: the record does not match the schema.
         """
         out = io.BytesIO()
         out.write(_HEADER.pack(_MAGIC, self._ids[schema]))
@@ -116,11 +116,11 @@ class Codec:
         return out.getvalue()
 
     async def decode(self, schema: str, data: bytes | None) -> dict[str, Any]:
-        """Read what any schema wrote that ours can follow.
+        """Decode a record of any schema that is compatible with ours.
 
         Raises:
-            ProtocolError: MESSAGE_MALFORMED; it never will be read.
-            UnavailableError: the registry can't be asked now.
+            ProtocolError: MESSAGE_MALFORMED; it can never be read.
+            UnavailableError: the registry is unreachable.
         """
         if data is None or len(data) < _HEADER.size:
             raise _malformed("the message is no record in the schema registry's wire format")

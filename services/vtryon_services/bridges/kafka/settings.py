@@ -162,10 +162,10 @@ class KafkaSettings(TargetSettings, ServiceSettings):
         return list(dict.fromkeys(self._named()))
 
     def connection(self) -> dict[str, Any]:
-        """Give what every client of the broker is told.
+        """Return the connection parameters of every Kafka client.
 
         Raises:
-            SettingsError: TLS or SASL is set up by half.
+            SettingsError: TLS or SASL is incomplete.
         """
         given: dict[str, Any] = {
             "bootstrap_servers": self.bootstrap_servers,

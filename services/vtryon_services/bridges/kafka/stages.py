@@ -1,7 +1,7 @@
-"""Every stage on its own topics; a try-on goes from topic to topic, with nobody in the middle.
+"""Every stage on its own topics; a try-on goes from topic to topic, without a coordinator.
 
-A request carries what the stages behind it will need and where it goes next: each worker adds its
-result and passes it on. Bytes that are kept elsewhere stay there; their claims are passed on.
+A request carries the inputs of the later stages and its route: each worker adds its result and
+passes the request on. Stored payloads are passed on as claims.
 """
 
 from __future__ import annotations
@@ -164,7 +164,7 @@ class StageWork:
         return [Message(Names(self._settings, route[0]).requests, key, request, headers)]
 
     async def failed(self, received: Received, error: VtryonError) -> Sequence[Message]:
-        """Answer that there will be no result; nobody can be told of what can't be read."""
+        """Build the response that there will be no result; unreadable requests get none."""
         try:
             record = await self._codec.decode(STAGE_REQUEST, received.value)
         except ProtocolError:

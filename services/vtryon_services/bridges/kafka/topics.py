@@ -20,11 +20,10 @@ _LIMIT, _RETENTION = "max.message.bytes", "retention.ms"
 
 @dataclass(frozen=True, slots=True)
 class Topic:
-    """A topic as it ought to be.
+    """Required configuration of a topic.
 
     Attributes:
-        schema: file under protos/kafka of what is in it; None for dead letters, which are what they
-            were.
+        schema: file under protos/kafka; None for dead letters, which keep their original bytes.
     """
 
     name: str
@@ -95,10 +94,10 @@ async def create_topics(settings: KafkaSettings) -> list[str]:
 
 
 async def check_topics(settings: KafkaSettings, works: Sequence[str]) -> list[str]:
-    """Say what does not hold of the topics that these works need; nothing where all is well.
+    """Report problems of the topics that these consumers need; empty if there are none.
 
     Raises:
-        SettingsError: the broker can't be reached.
+        SettingsError: the broker is unreachable.
     """
     needed = [one for one in all_topics(settings) if one.name.split(".")[1] in works]
     async with _admin(settings) as admin:

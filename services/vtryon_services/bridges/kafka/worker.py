@@ -1,11 +1,11 @@
-"""Works on the messages of a topic: several at once, in order per key, nothing lost.
+"""Consumer of a topic's messages: several concurrently, in order per key, without loss.
 
-A message is done when what it caused is safely with the broker; offsets are committed behind done
-messages alone. What is done twice after a crash has the same effect as once.
+A message is done when the broker has acknowledged the messages that it caused; offsets are
+committed after done messages only. Work repeated after a crash has the same effect as once.
 
-What can't be done now, because a service, the registry or the broker is away, is waited for: the
-message stays where it is. What failed is tried again by way of the retry topics, then becomes a
-dead letter. What never can be done is a dead letter at once.
+While a service, the registry or the broker is away, the message waits in place. A failed message
+goes through the retry topics, then to the dead letters; one that can never succeed goes there at
+once.
 """
 
 from __future__ import annotations
@@ -49,25 +49,25 @@ _waits = _meter.create_counter(
 
 
 class Work(Protocol):
-    """What is done with a topic's messages."""
+    """Processing of a topic's messages."""
 
     names: Names
 
     async def handle(self, received: Received) -> Sequence[Message]:
-        """Do it, and give what it causes.
+        """Process a message; return the messages that it causes.
 
         Raises:
-            VtryonError: it can't be done.
+            VtryonError: it failed.
         """
         ...
 
     async def failed(self, received: Received, error: VtryonError) -> Sequence[Message]:
-        """Give what tells the sender that it never will be done."""
+        """Build the message that reports the final failure to the sender."""
         ...
 
 
 class Partition:
-    """What is in hand of a partition, and up to where all is done."""
+    """Messages in progress of a partition, and the offset up to which all are done."""
 
     def __init__(self) -> None:
         self.tasks: dict[int, asyncio.Task[None]] = {}
@@ -121,7 +121,7 @@ class Worker(ConsumerRebalanceListener):
         self._loop = asyncio.create_task(self._run())
 
     async def stop(self) -> None:
-        """Leave what is in hand to others, and commit what is done."""
+        """Abandon messages in progress to other members, and commit finished ones."""
         if self._loop is not None:
             self._loop.cancel()
             await asyncio.gather(self._loop, return_exceptions=True)
@@ -271,14 +271,14 @@ class Worker(ConsumerRebalanceListener):
                 partition.committed = position
 
     async def on_partitions_revoked(self, revoked: Iterable[TopicPartition]) -> None:
-        """Commit what is done, while the partitions are still ours.
+        """Commit finished messages while the partitions are still ours.
 
-        Work goes on until it is known whose they are next: a rebalance costs none that stays here.
+        Work continues until the new assignment is known: partitions that stay lose nothing.
         """
         await self._commit()
 
     async def on_partitions_assigned(self, assigned: Iterable[TopicPartition]) -> None:
-        """Leave what others have now; what stays here goes on behind what is in hand."""
+        """Abandon lost partitions; kept ones continue after their messages in progress."""
         mine = set(assigned)
         kept = {place: one for place, one in self._partitions.items() if place in mine}
         await self._leave(one for place, one in self._partitions.items() if place not in mine)

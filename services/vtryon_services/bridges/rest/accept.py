@@ -42,12 +42,12 @@ class _Range:
 
 
 def wanted_answer(request: Request) -> tuple[Answer, ImageFormat | None]:
-    """Read `Accept`: the kind of answer that the caller likes best, and a picture's format.
+    """Parse `Accept`: the preferred kind of response, and a picture's format.
 
-    The format is None where any picture will do: it is then the request's `format`, or PNG.
+    The format is None if any picture is accepted: the request's `format` then applies, or PNG.
 
     Raises:
-        RequestError: there is none of what it names.
+        RequestError: none of the accepted types is available.
     """
     chosen, named = _choose(request, _OFFERED)
     if chosen not in _FORMATS:

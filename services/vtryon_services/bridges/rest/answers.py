@@ -218,9 +218,9 @@ def event_stream(
 async def _kept_alive(
     request: Request, frames: AsyncGenerator[bytes, None], seconds: float
 ) -> AsyncGenerator[bytes, None]:
-    """Put a comment where nothing has been said for a while, so that proxies stay.
+    """Add a comment after a period of silence, so that proxies keep the connection open.
 
-    Ends, and closes the frames, when the caller drops the connection.
+    Ends, and closes the frames, when the client disconnects.
     """
     gone = asyncio.create_task(_disconnected(request))
     following = asyncio.create_task(_next(frames))

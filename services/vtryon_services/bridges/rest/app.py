@@ -87,6 +87,6 @@ async def _health(request: Request) -> Response:
 
 
 async def _readiness(request: Request) -> Response:
-    """Say whether the pipeline behind it is ready."""
+    """Report whether the pipeline is ready."""
     await request.app.state.readiness.check()
     return JSONResponse({"status": "ok"})

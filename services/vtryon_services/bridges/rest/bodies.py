@@ -1,4 +1,4 @@
-"""What requests bring: the same fields in a form and in JSON, with the ranges of the gRPC door."""
+"""Request bodies: the same fields in forms and in JSON, with the ranges of the gRPC interface."""
 
 from __future__ import annotations
 
@@ -108,7 +108,7 @@ def in_a_form_as_json(kind: type[B]) -> BeforeValidator:
 
 
 class Timed(BaseModel):
-    """What every request can be told; fields that are not known are refused."""
+    """Fields of every request; unknown fields are rejected."""
 
     model_config = ConfigDict(extra="forbid", from_attributes=False)
 
@@ -118,7 +118,7 @@ class Timed(BaseModel):
 
 
 class Profiled(Timed):
-    """What requests to every stage that has numerics can be told."""
+    """Fields of requests to stages with numerics."""
 
     profile: Profile | None = Field(default=None, description="A named set of numerics.")
     numerics: Annotated[NumericsBody | None, in_a_form_as_json(NumericsBody)] = Field(
@@ -134,7 +134,7 @@ class Profiled(Timed):
 
 
 class Sampled(SamplingRanges, Profiled):
-    """What decides how and when is drawn."""
+    """Fields of the sampler."""
 
     width: int | None = Field(default=None, ge=16, multiple_of=16)
     height: int | None = Field(default=None, ge=16, multiple_of=16)
@@ -160,7 +160,7 @@ class Encoded(EncodingFields):
 
 
 class TryOnFields(PromptRanges, Sampled, Encoded):
-    """A try-on but for its pictures; what is left out is the server's choice."""
+    """A try-on without its pictures; the server chooses defaults for unset fields."""
 
     prompt: str = Field(
         default=DEFAULT_PROMPT,
@@ -203,7 +203,7 @@ class TryOnFields(PromptRanges, Sampled, Encoded):
 
 
 class TryOnForm(TryOnFields):
-    """A form's fields, files beside."""
+    """A try-on as form fields, with pictures as files."""
 
     person: str = Field(json_schema_extra={"format": "binary"})
     garments: list[str] = Field(default=[], json_schema_extra={"items": {"format": "binary"}})
@@ -234,7 +234,7 @@ class JobFields(TryOnFields):
 
 
 class JobForm(JobFields, TryOnForm):
-    """A form's fields, files beside."""
+    """A job as form fields, with pictures as files."""
 
 
 class JobJson(JobFields, TryOnJson):
@@ -242,10 +242,10 @@ class JobJson(JobFields, TryOnJson):
 
 
 async def read_json(request: Request, kind: type[B]) -> B:
-    """Read a JSON body, beside the event loop.
+    """Read a JSON body, in a worker thread.
 
     Raises:
-        RequestError: it is none, or does not hold.
+        RequestError: the body is not JSON, or a field is invalid.
     """
     body = await request.body()
     most = request.app.state.settings.max_json_values

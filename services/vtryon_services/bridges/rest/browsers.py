@@ -1,4 +1,4 @@
-"""What pages of other origins need of this interface: the edge's CORS policy is made from it.
+"""CORS requirements of this interface, from which the edge's CORS policy is made.
 
 python -m vtryon_services.bridges.rest.browsers mesh/vtryon_mesh/envoy/browsers.json
 """

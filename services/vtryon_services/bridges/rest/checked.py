@@ -29,12 +29,12 @@ def parse(kind: type[B], content: dict[str, Any]) -> B:
 
 
 def parse_json(kind: type[B], text: bytes, max_values: int = MAX_VALUES) -> B:
-    """Check the fields of a JSON object, whose types are JSON's own: "5" and true are no numbers.
+    """Validate the fields of a JSON object by JSON's types: "5" and true are not numbers.
 
-    Takes long where the text is large: call it beside the event loop.
+    Slow for a large text: call it in a worker thread.
 
     Raises:
-        RequestError: it is no such object, or names each field that does not hold.
+        RequestError: the text is not a JSON object, or fields are invalid; names each.
     """
     if not isinstance(read_json_text(text, max_values), dict):
         raise RequestError("the JSON is no object", reason=Reason.MESSAGE_MALFORMED)

@@ -51,7 +51,7 @@ _HEADERS = {
 
 
 def headers_of(*names: str) -> dict[str, Any]:
-    """Document headers of an answer, besides the request's id."""
+    """Document response headers, in addition to the request id."""
     return {
         name: {"description": _HEADERS[name], "schema": {"type": "string"}}
         for name in (*names, "x-request-id")

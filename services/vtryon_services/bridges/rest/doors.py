@@ -19,7 +19,7 @@ class Doors(Clients):
     """The clients, as requests want them."""
 
     def to(self, service: str, request: Request) -> Client:
-        """Give the client of a service, for the tenant whom the edge has named."""
+        """Return the client of a service, for the tenant named by the edge."""
         return self.of(service).acting_for(request.headers.get(TENANT_KEY, ""))
 
     def jobs(self, request: Request) -> Jobs:

@@ -1,6 +1,6 @@
 """One example per body for the OpenAPI document, by the name of the body's model.
 
-In a form's example a file is given by its name; JSON's has whole pictures, of 48 × 64 pixels.
+The form's example names files; JSON's contains whole pictures, of 48 × 64 pixels.
 """
 
 from __future__ import annotations

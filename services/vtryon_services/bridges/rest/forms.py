@@ -92,7 +92,7 @@ class Form:
         return [read_picture(data) for data in found]
 
     def file(self, name: str) -> bytes:
-        """Take the one file of a name.
+        """Return the only file with a name.
 
         Raises:
             RequestError: there is none, or there are several.
@@ -114,14 +114,14 @@ class Form:
 
 
 async def read_form(request: Request, *files: str) -> Form:
-    """Read a multipart form, whole.
+    """Read a multipart form completely.
 
     Args:
-        request: whose body it is.
-        files: names whose parts are files, also where no file name is given.
+        request: with the body.
+        files: names whose parts are files, even without a file name.
 
     Raises:
-        RequestError: it is none, or brings too much.
+        RequestError: the body is not a form, or exceeds a limit.
     """
     kind, options = parse_options_header(request.headers.get("content-type", ""))
     if kind.decode("latin-1").lower() != FORM:
@@ -169,7 +169,7 @@ def _parse(boundary: bytes, body: bytes, most: int) -> list[Part]:
 
 
 class _Reader:
-    """What a parser calls: collects parts."""
+    """Callbacks of the parser, which collect parts."""
 
     def __init__(self, most: int) -> None:
         self.parts: list[Part] = []

@@ -1,7 +1,8 @@
 """`POST /v1/images/edits`: for clients of OpenAI's Images API, whose first picture is the person.
 
-Source of the fields: the API reference of `images.edit`. What would change the picture and can't be
-honoured is refused by name; what changes nothing here is ignored and listed in `x-vtryon-ignored`.
+Source of the fields: the API reference of `images.edit`. Fields that would change the picture but
+can't be honoured are rejected by name; fields without effect are ignored and listed in
+`x-vtryon-ignored`.
 """
 
 from __future__ import annotations
@@ -55,7 +56,7 @@ _NOT_USED = "Changes nothing here; ignored."
 
 
 class ImageEdit(PromptRanges, Sampled):
-    """The form of `images.edit`, and what a try-on can be told besides."""
+    """The form of `images.edit`, and additional fields of a try-on."""
 
     image: list[str] = Field(
         default=[],
@@ -91,7 +92,7 @@ class ImageEdit(PromptRanges, Sampled):
 
     @property
     def ignored(self) -> list[str]:
-        """Name what was given and changes nothing."""
+        """Fields of the request without effect."""
         names = [name for name in _IGNORED if name in self.model_fields_set]
         if self.lossless and self.output_compression is not None:
             names.append("output_compression")
@@ -130,7 +131,7 @@ class ImageEdit(PromptRanges, Sampled):
     response_class=Response,
 )
 async def edit(request: Request, doors: DoorsOf, settings: SettingsOf) -> Response:
-    """Do what OpenAI's clients call an edit: the first picture is the person."""
+    """Run a try-on for OpenAI's clients: the first picture is the person."""
     form = await read_form(request, "image")
     pictures = form.pictures("image", least=1)
     fields = form.read(ImageEdit)
@@ -164,7 +165,7 @@ async def edit(request: Request, doors: DoorsOf, settings: SettingsOf) -> Respon
 
 
 def _ignored(request: Request, fields: ImageEdit) -> dict[str, str]:
-    """Name, as a header, what was given and changes nothing: fields, and other routes' headers."""
+    """List, in a header, fields without effect and headers of other routes."""
     headers = [name for name in ("idempotency-key", "prefer") if name in request.headers]
     names = [*fields.ignored, *headers]
     return {IGNORED: ", ".join(names)} if names else {}
@@ -211,7 +212,7 @@ async def _wait(
 
 
 def _how(result: Result) -> dict[str, Any]:
-    """Say how a picture was made, beside what OpenAI's clients read."""
+    """Describe how a picture was made, in addition to OpenAI's fields."""
     return {
         "seed": result.seed,
         "fits": plain(result.fits),

@@ -152,9 +152,9 @@ async def events(
     job_id: str,
     last_event_id: Annotated[str, Header()] = "",
 ) -> Response:
-    """Watch a job until it has ended; `Last-Event-ID` goes on behind that update.
+    """Stream the updates of a job until it has ended; `Last-Event-ID` resumes after that update.
 
-    Behind the last update of a job that has ended there is 204, so that an EventSource stays away.
+    After the last update of an ended job the response is 204, so that an EventSource stops.
     """
     jobs = doors.jobs(request)
     job = await jobs.get(job_id)
@@ -168,7 +168,7 @@ async def events(
 
 
 def _sequence_of(last_event_id: str) -> int:
-    """Read a Last-Event-ID; an empty one is none, as for an EventSource that has seen none."""
+    """Parse a Last-Event-ID; an empty one counts as unset, as an EventSource first sends it."""
     text = last_event_id.strip()
     if not text:
         return 0

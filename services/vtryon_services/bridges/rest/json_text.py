@@ -15,14 +15,14 @@ _STRUCTURE = (b"[", b"{", b",", b":")
 
 
 def read_json_text(text: bytes, max_values: int = MAX_VALUES) -> Any:
-    """Read JSON; what takes long, so call it beside the event loop where it may be large.
+    """Parse JSON; slow for a large text, so call it in a worker thread.
 
-    The count of brackets, commas and colons bounds the number of values, those within texts
-    included: pictures in base64 have none of them.
+    The number of brackets, commas and colons bounds the number of values. Those inside texts count
+    as well: pictures in base64 have none of them.
 
     Raises:
-        RequestError: it is no JSON, has too many values, is nested too deep, names a member twice,
-            or has a number of too many digits.
+        RequestError: the text is not JSON, has too many values, is nested too deep, repeats a key
+            of an object, or has a number of too many digits.
     """
     _check_structure(text, max_values)
     try:

@@ -1,4 +1,4 @@
-"""What every request meets first: an id, a log line, its name and origin, its body's limits."""
+"""Middleware of every request: id, log line, host and origin checks, limits of the body."""
 
 from __future__ import annotations
 
@@ -36,11 +36,11 @@ _DRAINED_BYTES, _DRAIN_SECONDS = 256 * 1024 * 1024, 2.0
 
 
 class Limits:
-    """Refuses what is too much before it is read, and reads bodies before permits are taken.
+    """Rejects excessive requests before reading them, and reads bodies before permits are used.
 
     Args:
-        app: what serves the request.
-        settings: how much is too much.
+        app: the next ASGI application.
+        settings: the limits.
         uploads: counts the bodies.
     """
 
@@ -155,7 +155,7 @@ def _has_body(headers: Headers) -> bool:
 
 
 def _replayed(body: bytes, receive: Receive) -> Receive:
-    """Give a body that was read already, then what the connection says."""
+    """Return a body that was read already, then the messages of the connection."""
     given = [body]
 
     async def replay() -> Message:
@@ -169,9 +169,9 @@ def _replayed(body: bytes, receive: Receive) -> Receive:
 async def _refuse(
     error: VtryonError, scope: Scope, receive: Receive, send: Send, *, unread: bool
 ) -> None:
-    """Answer a request that is not served; what is left of its body is read for a moment.
+    """Respond to a rejected request; the rest of its body is drained for a moment.
 
-    A connection that is closed with unread bytes is reset, and the answer is lost with it.
+    Closing a connection with unread bytes resets it, and the client loses the response.
     """
     status = _SLOW_BODY if isinstance(error, DeadlineError) else None
     answer = respond(error, Request(scope), status)

@@ -1,7 +1,7 @@
-"""Which names the server answers to, and which sites' pages may call it.
+"""Accepted host names of the server, and sites whose pages may call it.
 
-A page whose name is made to point at this machine sends its own name as Host (DNS rebinding), and
-any page can send a form without asking first: browsers say so in Origin and Sec-Fetch-Site.
+A page whose name resolves to this machine sends its own name as Host (DNS rebinding), and any page
+can send a form without a preflight: browsers declare both in Origin and Sec-Fetch-Site.
 """
 
 from __future__ import annotations

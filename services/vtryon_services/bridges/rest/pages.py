@@ -1,4 +1,4 @@
-"""Pages for people, without scripts or other hosts: what this is at `/`, its routes at `/docs`."""
+"""HTML pages without scripts or external hosts: an overview at `/`, the routes at `/docs`."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ _HEADERS = {"content-security-policy": "default-src 'none'; style-src 'unsafe-in
 
 @index.get("/")
 async def about(request: Request) -> Response:
-    """Say what this is, and where its documents are."""
+    """Describe the server, with links to its documents."""
     shown = [DOCUMENT] if request.app.state.settings.profile == "production" else [DOCS, DOCUMENT]
     if "text/html" not in request.headers.get("accept", ""):
         links = {"docs": DOCS, "openapi": DOCUMENT}

@@ -65,7 +65,7 @@ class FieldViolation(BaseModel):
 
 
 class Problem(BaseModel):
-    """What went wrong; `reason` is for programs, `detail` for people."""
+    """An error: `reason` is machine-readable, `detail` human-readable."""
 
     type: str = Field(examples=["urn:vtryon:QUEUE_FULL"])
     title: str
@@ -85,7 +85,7 @@ def status_of(error: VtryonError) -> int:
 
 
 def problem_of(error: VtryonError, request: Request, status: int | None = None) -> dict[str, Any]:
-    """Describe an error; what callers sent is cut, so that an answer has a bounded size."""
+    """Describe an error; texts from clients are truncated, which bounds the response's size."""
     if error.metadata.get("status") == grpc.StatusCode.UNIMPLEMENTED.name:
         error = UnavailableError(_NOT_OFFERED)
     reason = error.reason or Reason.STAGE_FAILED
@@ -121,13 +121,13 @@ def respond(error: VtryonError, request: Request, status: int | None = None) -> 
 
 
 def failed_inside(request: Request) -> StageError:
-    """Make the error of a failure that nobody foresaw."""
+    """Build the error of an unexpected failure."""
     name = request_id_of(request)
     return StageError(f"the bridge failed; its log has the cause under request id {name}")
 
 
 def _cut(text: str, length: int) -> str:
-    """Bound a text that may repeat what a caller sent, and make it one that JSON can hold."""
+    """Truncate a text that may repeat client input, and make it valid in JSON."""
     cut = text if len(text) <= length else f"{text[:length]}…"
     return cut.encode("utf-8", "backslashreplace").decode()
 
@@ -137,7 +137,7 @@ def _cut_violation(one: Violation) -> Violation:
 
 
 def request_id_of(request: Request) -> str:
-    """What logs and traces call the request."""
+    """The request's id in logs and traces."""
     return str(request.scope.get("vtryon.request_id", ""))
 
 

@@ -43,10 +43,10 @@ class _Server(uvicorn.Server):
 
 @asynccontextmanager
 async def begin(settings: RestSettings) -> AsyncIterator[Began]:
-    """Serve HTTP until the block is left, then drain.
+    """Serve HTTP until the block ends, then drain.
 
     Raises:
-        SettingsError: the address is taken or is none.
+        SettingsError: the address is in use or invalid.
     """
     app = create_app(settings)
     config = uvicorn.Config(

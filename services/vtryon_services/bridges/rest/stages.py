@@ -165,7 +165,7 @@ async def decode(request: Request, doors: DoorsOf) -> Response:
 
 
 async def _finished(request: Request, run: Run[T]) -> tuple[T, dict[str, str]]:
-    """Wait for a run's result, and for what the stage said of it when it was accepted."""
+    """Wait for a run's result, and for its `accepted` event."""
     headers: dict[str, str] = {}
     async with left_with(request, run):
         async for event in run:

@@ -47,7 +47,7 @@ class Uploads:
         return self._arriving.total()
 
     def stop(self) -> None:
-        """End the bodies that are on their way: a drain waits for what was admitted alone."""
+        """Abort the uploads in progress: draining waits only for admitted requests."""
         self._stopped = True
         for limit in self._reading:
             limit.reschedule(0)
@@ -71,14 +71,14 @@ class Uploads:
             self._reading.discard(limit)
 
     def open(self, caller: str, limit: int) -> Upload:
-        """Make an upload of at most `limit` bytes; what it receives is held until it is left."""
+        """Create an upload of at most `limit` bytes; its bytes count until it ends."""
         return Upload(self, caller, limit)
 
     def begin(self, caller: str) -> Callable[[], None]:
-        """Count a body that is on its way; gives what ends that.
+        """Count an upload in progress; return the function that ends it.
 
         Raises:
-            OverloadedError: the caller has too many.
+            OverloadedError: the client has too many.
         """
         limit = self.settings.max_uploads_per_caller
         if self._arriving[caller] >= limit:
@@ -96,10 +96,10 @@ class Uploads:
         self._held[caller] += size
 
     def check_room(self, caller: str, size: int) -> None:
-        """Check what is held; a body that is alone always has room.
+        """Check the total of held bytes; a single body is always accepted.
 
         Raises:
-            OverloadedError: there is no room for a body of so many bytes beside the others.
+            OverloadedError: a body of this size exceeds the limit.
         """
         settings = self.settings
         for held, limit, whose in (
@@ -126,7 +126,7 @@ class Uploads:
 
 
 class Upload:
-    """One body; as a context manager it holds what was received until it is left."""
+    """One body; as a context manager it accounts for the received bytes until it ends."""
 
     def __init__(self, uploads: Uploads, caller: str, limit: int) -> None:
         self._uploads = uploads
@@ -152,10 +152,10 @@ class Upload:
         self._pieces, self._size = [], 0
 
     def check_declared(self, size: int) -> None:
-        """Refuse a body whose declared length is over the limit, before it is read.
+        """Reject a body whose declared length exceeds the limit, before reading it.
 
         Raises:
-            RequestError: it is.
+            RequestError: it does.
         """
         if size > self._limit:
             raise RequestError(

@@ -31,14 +31,14 @@ _log = logging.getLogger("vtryon.batcher")
 
 @dataclass(frozen=True, slots=True)
 class Stepped:
-    """A step of a request.
+    """A completed step of a request.
 
     Attributes:
-        step: steps done; seconds: what the batch's step took.
+        step: number of completed steps; seconds: duration of the batch's step.
 
     Shapes:
-        tokens, x0: (target tokens, 64), the state and its estimate of the end. Never written to
-        afterwards, so that whoever wants a preview or a resume point may read them in peace.
+        tokens, x0: (target tokens, 64), the state and its x0 estimate. Never modified afterwards,
+            so that previews and resume points can be read from them concurrently.
     """
 
     step: int
@@ -65,7 +65,7 @@ class Sink(Protocol):
 
 @dataclass(slots=True)
 class Counts:
-    """What the batcher has done since it was made."""
+    """Counters of the batcher since its creation."""
 
     steps: int = 0
     rows: int = 0
@@ -225,7 +225,7 @@ class StepBatcher:
         return self.costs.seconds(max(1, round(rows)), tokens / rows)
 
     def _tick(self) -> None:
-        """Do one step of whoever is to run, and ask for the next."""
+        """Run one step of the scheduled requests, and schedule the next."""
         with self._lock:
             now = self._clock()
             expired = self._expire(now)
@@ -250,7 +250,7 @@ class StepBatcher:
         return [self._tickets[entry] for entry in self._running]
 
     def _standings(self, now: float) -> list[tuple[Ticket, Standing]]:
-        """Where those stand who wait and whose place has changed."""
+        """Return the queue positions that have changed."""
         running = set(self._running)
         if len(self._tickets) == len(running):
             return []
@@ -279,7 +279,7 @@ class StepBatcher:
         return True
 
     def _step(self, tickets: Sequence[Ticket]) -> None:
-        """Advance; where that fails, find out for whom, so that nobody else fails with it."""
+        """Advance a batch; after a failure, retry separately so that only failing requests fail."""
         samples = [ticket.sample for ticket in tickets if ticket.sample is not None]
         started = self._clock()
         try:

@@ -1,4 +1,4 @@
-"""What a step costs, learnt from the steps that were done."""
+"""Cost model of a step, fitted to measured steps."""
 
 from __future__ import annotations
 

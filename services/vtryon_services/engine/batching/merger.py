@@ -12,15 +12,15 @@ R = TypeVar("R")
 
 
 class Merger(Generic[T, R]):
-    """Collects items until the executor comes round to them; items of one key go together.
+    """Dynamic batching: items that queue up while the worker thread is busy run as one batch.
 
-    An idle executor begins at once, so nobody waits for company.
+    An idle executor starts at once, without waiting for more items.
 
     Args:
         executor: of one thread.
-        work: does a list of items, and gives a result for each.
-        key: items of different keys can't go together: shapes, for instance.
-        limit: the most items at once.
+        work: processes a list of items, and returns a result for each.
+        key: items with different keys are batched separately: by shape, for instance.
+        limit: maximum batch size.
     """
 
     def __init__(
@@ -38,7 +38,7 @@ class Merger(Generic[T, R]):
         self._pending: list[tuple[T, Future[R]]] = []
 
     def submit(self, *items: T) -> list[Future[R]]:
-        """Ask for items; cancelling a future takes its item back if it was not begun."""
+        """Submit items; cancelling a future withdraws its item if it was not started."""
         futures: list[Future[R]] = [Future() for _ in items]
         with self._lock:
             idle = not self._pending
@@ -64,7 +64,7 @@ class Merger(Generic[T, R]):
         return alike
 
     def _do(self, batch: Sequence[tuple[T, Future[R]]]) -> None:
-        """Do a batch; where that fails, each alone, so that nobody fails with another."""
+        """Run a batch; after a failure, run its items one by one, so that only failing ones fail."""
         try:
             results = self._work([item for item, _ in batch])
         except Exception as error:

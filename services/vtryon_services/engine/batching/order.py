@@ -15,11 +15,11 @@ _arrivals = count()
 
 @dataclass(slots=True, eq=False)
 class Entry:
-    """A request, as the order sees it.
+    """A request as seen by the scheduling policy.
 
     Attributes:
-        deadline: on the clock of the batcher; infinite where there is none.
-        remaining: steps still to do; rows: predictions of one step; tokens: of one row.
+        deadline: on the clock of the batcher; infinite for none.
+        remaining: remaining steps; rows: predictions of one step; tokens: of one row.
         arrived: on the clock; arrival: a number that breaks ties.
     """
 
@@ -52,13 +52,13 @@ class Entry:
 
 
 class Order:
-    """INTERACTIVE before BATCH, fair shares among tenants, earliest deadline first in each.
+    """Scheduling policy: INTERACTIVE before BATCH, fair among tenants, then earliest deadline.
 
-    A request that has waited `ageing_seconds` counts as INTERACTIVE, so that nothing starves. One
-    that runs keeps its slot against its own priority; only a higher priority takes it away.
+    A request that has waited `ageing_seconds` counts as INTERACTIVE, so that nothing starves. A
+    running request keeps its slot against its own priority; only a higher priority preempts it.
 
     Source: fair shares are start-time fair queueing, Goyal, Vin and Cheng 1996: a tenant's virtual
-    time is the work that was begun for it, and the least goes first.
+    time is the work started for it, and the smallest goes first.
     """
 
     def __init__(self, slots: int, ageing_seconds: float) -> None:
@@ -69,7 +69,7 @@ class Order:
     def pick(
         self, entries: Collection[Entry], running: Collection[Entry], now: float
     ) -> list[Entry]:
-        """Choose who takes part in the next step: at most as many as there are slots."""
+        """Choose the requests of the next step: at most as many as there are slots."""
         chosen = self.ranked(entries, running, now)[: self.slots]
         active = {entry.tenant for entry in entries}
         served = {tenant: self._served_to(tenant) for tenant in active}
