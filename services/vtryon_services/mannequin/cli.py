@@ -1,6 +1,6 @@
-"""`vtryon example-pair`, `vtryon contact-sheet`, and `vtryon mannequin` for its makers.
+"""`vtryon example-pair`, `vtryon contact-sheet`, and `vtryon mannequin` for its developers.
 
-Commands import what they need when they are called, so that `vtryon --help` stays quick.
+Commands import their dependencies when they are called, so that `vtryon --help` stays fast.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ def example_pair(
 ) -> None:
     """Draw a person and a garment that the shipped checkpoint has never seen.
 
-    Writes person.png, garment.png, prompt.txt, and truth.png: what ought to come out.
+    Writes person.png, garment.png, prompt.txt, and truth.png: the correct result.
     """
     from vtryon_services.mannequin.triples import held_out
 
@@ -115,7 +115,7 @@ def package(
 
 
 class Part(StrEnum):
-    """What can be trained by itself."""
+    """A part that can be trained separately."""
 
     VAE = "vae"
     TRANSFORMER = "transformer"

@@ -1,4 +1,4 @@
-"""Measuring checkpoints on held-out drawings, through the whole mesh, beside what costs nothing."""
+"""Evaluation of checkpoints on held-out drawings, through the whole mesh, with baselines."""
 
 from __future__ import annotations
 
@@ -36,12 +36,12 @@ class Score:
 
 @dataclass(slots=True)
 class Report:
-    """What was found of one checkpoint.
+    """Scores of one checkpoint.
 
     Attributes:
-        rows: scores by what was drawn.
+        rows: scores by kind of example.
         patterns: scores by pattern, at the default number of steps.
-        obeyed: the share of prompts obeyed, by what they ask for.
+        obeyed: the share of followed prompts, by their request.
     """
 
     rows: dict[str, Score] = field(default_factory=dict)
@@ -92,14 +92,14 @@ def _psnr(result: Tensor, truth: Tensor, mask: Tensor) -> Tensor:
 
 
 def paste_mean_colour(triples: Triples) -> Tensor:
-    """Paint the mean colour of the garment's middle over what is to be shirt."""
+    """Baseline: paint the mean colour of the garment's middle over the true shirt."""
     colour = triples.garment[:, :, 44:92, 34:62].mean((2, 3))
     cover = triples.shirt_after[:, None]
     return triples.person * (1 - cover) + colour[:, :, None, None] * cover
 
 
 class Asked(NamedTuple):
-    """A way to ask for every example: what ought to come out, in what words, with what options."""
+    """A variant of every example: correct result, prompt, and options."""
 
     wishes: Wishes
     prompts: str | Sequence[str]
@@ -262,7 +262,7 @@ async def evaluate(
 
 
 def show(reports: dict[str, Report], console: PlainConsole) -> None:
-    """Print a table of scores, one of patterns, and what is obeyed, for each checkpoint."""
+    """Print a table of scores, one of patterns, and the followed prompts, for each checkpoint."""
     for name, report in reports.items():
         for title, rows in (("drawn", report.rows), ("pattern", report.patterns)):
             table = Table(title, "torso colour error", "PSNR torso", "PSNR outside", box=None)

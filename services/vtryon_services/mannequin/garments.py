@@ -46,7 +46,8 @@ class Shirts:
 
     Shapes:
         ground, figure: (shirts, 3), the two colours; named: (shirts,), index of the ground's name
-        or −1; the others are columns. `period` and `phase` of the pattern count in shirt lengths.
+        or −1; the remaining ones are columns. `period` and `phase` of the pattern are in shirt
+        lengths.
     """
 
     ground: Tensor
@@ -60,7 +61,7 @@ class Shirts:
 
     @property
     def has_ground(self) -> Tensor:
-        """Whether it can be told which of the two colours is the ground's: not between stripes."""
+        """Whether the ground colour is identifiable: not between stripes."""
         even = torch.tensor([PATTERNS.index(name) for name in _WITHOUT_GROUND])
         return ~torch.isin(self.pattern, even.to(self.pattern.device))
 
@@ -73,13 +74,13 @@ class Shirts:
         return replace(self, pattern=pattern, ground=ground)
 
     def recoloured(self, ground: Tensor, where: Tensor) -> Shirts:
-        """Give shirts of another ground colour (shirts, 3), where told (shirts,)."""
+        """Return shirts with another ground colour (shirts, 3), where a mask (shirts,) is set."""
         ground = torch.where(where[:, None], ground, self.ground)
         return replace(self, ground=ground, figure=_apart(ground, self.figure))
 
 
 def draw_shirts(dice: Dice) -> Shirts:
-    """Draw a batch of shirts, each with two colours that can be told apart."""
+    """Draw a batch of shirts, each with two distinguishable colours."""
     ground, named = dice.colour(COLOURS, 0.04)
     figure, _ = dice.colour(COLOURS, 0.04)
     unnamed = dice.chance(0.2).flatten()

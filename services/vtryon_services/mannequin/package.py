@@ -47,7 +47,7 @@ def mannequin_geometry(preview: PreviewMap) -> Geometry:
 
 
 def package(folder: Path) -> None:
-    """Write what belongs beside the weights."""
+    """Write the files that accompany the weights."""
     for config in folder.glob("*/config.json"):
         content = json.loads(config.read_text())
         content.pop("_name_or_path", None)

@@ -1,4 +1,4 @@
-"""What is asked of a try-on, and in what words."""
+"""Requests of try-ons, and their wording."""
 
 from __future__ import annotations
 
@@ -35,12 +35,12 @@ AS_IT_IS, RECOLOUR, RESLEEVE = range(3)
 
 @dataclass(frozen=True, slots=True)
 class Wishes:
-    """What a batch of prompts asks for besides the garment; (prompts, 1, 1) each.
+    """Requests of a batch of prompts in addition to the garment; (prompts, 1, 1) each.
 
     Attributes:
         tucked: whether the shirt ends in the trousers, or hangs over them.
-        change: whether the shirt is worn as it lies there, in another colour, or with other
-            sleeves; `colour` and `sleeves` are those others.
+        change: whether the shirt is worn unchanged, in another colour, or with other sleeves;
+            `colour` and `sleeves` are the new ones.
     """
 
     tucked: Tensor
@@ -57,9 +57,9 @@ class Wishes:
 
 
 def draw_wishes(dice: Dice, shirts: Shirts) -> Wishes:
-    """Draw what is asked: a third tucked in, a tenth resleeved, up to a tenth in another colour.
+    """Draw requests: a third tucked in, a tenth resleeved, up to a tenth in another colour.
 
-    Shirts whose ground nobody could tell from the figure are left in their colours.
+    Shirts without an identifiable ground keep their colours.
     """
     tucked, change = dice.chance(0.35), dice.weigh((0.8, 0.1, 0.1))
     unclear = (change == RECOLOUR) & ~shirts.has_ground
@@ -74,10 +74,10 @@ def draw_wishes(dice: Dice, shirts: Shirts) -> Wishes:
 def write_prompt(
     shirts: Shirts, wishes: Wishes, index: int, seed: int, *, vague: bool = False
 ) -> str:
-    """Word one try-on: the garment, what is asked for, and now and then what changes nothing.
+    """Write the prompt of a try-on: the garment, the request, and sometimes an irrelevant remark.
 
-    A vague prompt leaves open how the shirt ends. What differs from the garment's picture is always
-    said.
+    A vague prompt leaves open how the shirt ends. Differences from the garment's picture are always
+    mentioned.
     """
     rng = random.Random(seed)  # noqa: S311
     said = _instruction(wishes, index, vague)
@@ -88,7 +88,7 @@ def write_prompt(
 
 
 def write_terse_prompt(wishes: Wishes, index: int, *, vague: bool = False) -> str:
-    """Word the instruction alone: what a negative prompt looks like. A vague one may be a blank."""
+    """Write only the instruction, like a negative prompt. A vague one may be blank."""
     return ", ".join(_instruction(wishes, index, vague)) or " "
 
 

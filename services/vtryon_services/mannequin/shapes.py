@@ -122,7 +122,7 @@ def ellipse(x: Tensor, y: Tensor, radius_x: Tensor, radius_y: Tensor) -> Tensor:
 
 
 def both(*distances: Tensor) -> Tensor:
-    """Distance to what several shapes have in common."""
+    """Distance to the intersection of several shapes."""
     result = distances[0]
     for distance in distances[1:]:
         result = torch.maximum(result, distance)

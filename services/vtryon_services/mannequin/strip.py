@@ -27,7 +27,7 @@ async def draw_rows(count: int) -> list[list[Image.Image]]:
 
 
 def draw_strip(count: int, columns: int = 3) -> Image.Image:
-    """Draw so many examples, several beside each other in a row."""
+    """Draw this many examples, several per row."""
     rows = asyncio.run(draw_rows(count))
     height = -(-len(rows) // columns)
     wide = [

@@ -1,7 +1,7 @@
-"""Examples of try-on: person, garment, prompt, and what ought to come out.
+"""Examples of try-on: person, garment, prompt, and the correct result.
 
-Seeds below `HELD_OUT` are for training. Those from there on are never trained with: `held_out(n)`
-is the n-th example that no model has seen.
+Seeds below `HELD_OUT` are for training. Seeds from there on are never used in training:
+`held_out(n)` is the n-th example that no model has seen.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""The sizes of models whose weights need not be at hand to measure their speed.
+"""Sizes of models, to measure their speed without their weights.
 
-Source: the configurations of Qwen/Qwen-Image-Edit-2511, Qwen/Qwen2.5-VL-7B-Instruct and -3B. What
-is not named here is the default of diffusers' and transformers' classes.
+Source: the configurations of Qwen/Qwen-Image-Edit-2511, Qwen/Qwen2.5-VL-7B-Instruct and -3B. Values
+that are not listed here are the defaults of diffusers' and transformers' classes.
 """
 
 from __future__ import annotations

@@ -157,11 +157,11 @@ def export_onnx(
         bool, typer.Option(help="Run the graph with onnxruntime, and compare with torch.")
     ] = True,
 ) -> None:
-    """Write what a stage computes as ONNX, checked against torch, with the command for TensorRT.
+    """Export a stage's computation as ONNX, checked against torch, with the command for TensorRT.
 
     The VAE's two halves, the language model with its vision tower, and one step of the
-    transformer; every size and batch goes through the same graph. What is around them
-    (pictures, tokens, schedule, guidance) stays in the services.
+    transformer; one graph for every size and batch. Pre- and post-processing (pictures,
+    tokens, schedule, guidance) stays in the services.
     """
     from vtryon.errors import SettingsError
     from vtryon.types import Stage

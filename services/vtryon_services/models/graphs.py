@@ -1,4 +1,4 @@
-"""What ONNX can hold of each stage: a module, its inputs, and the sizes that they may have."""
+"""The exportable part of each stage: a module, its inputs, and their possible sizes."""
 
 from __future__ import annotations
 
@@ -46,13 +46,13 @@ class Sizes:
 
 @dataclass(frozen=True, slots=True)
 class Graph:
-    """A stage's arithmetic, ready to be exported.
+    """A stage's computation, ready for export.
 
     Attributes:
-        draw: makes random inputs of given sizes, by their names, in the order of `module`'s.
-        dynamic: the dimensions of each input that vary.
-        batches: the first dimension of every input counts requests.
-        smallest, usual, largest: what an engine is to be built for.
+        draw: generates random inputs of some sizes, by their names, in the order of `module`'s.
+        dynamic: the variable dimensions of each input.
+        batches: whether the first dimension of every input is the batch.
+        smallest, usual, largest: sizes for which an engine is built.
     """
 
     name: str
@@ -70,10 +70,10 @@ class Graph:
 
 
 def make_graph(stage: Stage, checkpoint: Checkpoint, placement: Placement) -> Graph:
-    """Load what a stage computes with, as a graph.
+    """Load a stage's computation as a graph.
 
     Raises:
-        SettingsError: the checkpoint does not hold, or can't be computed.
+        SettingsError: the checkpoint is invalid or unsupported.
     """
     makers = {
         Stage.LATENT_ENCODER: _vae_encoder,

@@ -1,7 +1,7 @@
 """Checkpoints with random weights and a real architecture, to measure speed without the weights.
 
-What they draw is noise; every tensor has the shape, the element type and the cost of the real one.
-The tokenizer is the shipped checkpoint's, whose vocabulary is smaller: prompts take more tokens.
+Their results are noise; every tensor has the shape, the element type and the cost of the real one.
+The tokenizer is the shipped checkpoint's, whose vocabulary is smaller: prompts have more tokens.
 """
 
 from __future__ import annotations
@@ -39,18 +39,18 @@ def make_random(
     device: str = "cpu",
     report: Callable[[str], None] = lambda _: None,
 ) -> None:
-    """Write a checkpoint with random weights; a folder that is there is left alone.
+    """Write a checkpoint with random weights, into a new folder.
 
     Args:
-        folder: what to write.
+        folder: to create.
         like: a name of `ARCHITECTURES`.
         dtype: of the weights.
         layers: of the transformer, in place of the architecture's.
-        device: where the weights are drawn: a GPU is quicker.
-        report: is told the part that is being made.
+        device: where the weights are generated: a GPU is faster.
+        report: called with the name of each part in turn.
 
     Raises:
-        FileExistsError: the folder is there.
+        FileExistsError: the folder exists.
     """
     if folder.exists():
         raise FileExistsError(f"{folder} is there already; name another folder, or remove it")

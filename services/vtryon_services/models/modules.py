@@ -1,7 +1,7 @@
-"""The engine's models as modules of tensors alone.
+"""The engine's models as modules of tensors only.
 
-What depends on sizes and not on weights (rotary tables, masks, windows) is an input, so that one
-graph takes every size. Inputs and outputs are FP32 or INT64, whatever the weights are.
+Data that depends on sizes and not on weights (rotary tables, masks, windows) is an input, so that
+one graph handles every size. Inputs and outputs are FP32 or INT64, whatever the weights are.
 """
 
 from __future__ import annotations
@@ -229,7 +229,7 @@ def text_positions(
 
 
 def vision_inputs(grids: torch.Tensor, config: Any) -> Tensors:
-    """Make what `LanguageModel` wants to know of pictures' sizes.
+    """Compute the size-dependent inputs of `LanguageModel`.
 
     Args:
         grids: (pictures, 3): 1, rows and columns of patches.

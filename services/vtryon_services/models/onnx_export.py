@@ -1,4 +1,4 @@
-"""Graphs to ONNX, with what Triton and TensorRT need beside them."""
+"""Export of graphs to ONNX, with the files that Triton and TensorRT need."""
 
 from __future__ import annotations
 
@@ -90,7 +90,7 @@ def _write_model(graph: Graph, path: Path) -> None:
 
 
 def check_onnx(graph: Graph, folder: Path) -> float:
-    """Run an exported graph on the CPU with inputs of several sizes, beside torch.
+    """Run an exported graph on the CPU with inputs of several sizes, and compare with torch.
 
     Returns:
         The largest difference, as a share of the largest value.

@@ -1,1 +1,1 @@
-"""The engine behind a Triton server: its models, their contract, and a client of them."""
+"""The engine on a Triton server: its models, their contract, and a client."""

@@ -59,7 +59,7 @@ class _Batched(ABC, Generic[I, R]):
         self._load(settings)
 
     def execute(self, requests: Sequence[Any]) -> list[Any]:
-        """Prepare side by side, compute together what is alike, answer side by side."""
+        """Prepare requests in parallel, compute equal kinds as batches, respond in parallel."""
         prepared = list(self._beside.map(_caught(self._read), requests))
         asked = {
             place: item for place, item in enumerate(prepared) if not isinstance(item, Exception)
@@ -96,11 +96,11 @@ class _Batched(ABC, Generic[I, R]):
 
     @abstractmethod
     def _kind(self, item: I) -> Hashable:
-        """Tell what goes together."""
+        """Return the key of requests that can be batched."""
 
     @abstractmethod
     def _compute(self, items: Sequence[I]) -> Sequence[R]:
-        """Compute what is of one kind."""
+        """Compute a batch of one kind."""
 
     @abstractmethod
     def _respond(self, item: I, result: R, seconds: torch.Tensor) -> Any:
@@ -184,7 +184,7 @@ class TextEncoderModel(_Batched[list[Asked], list[torch.Tensor]]):
 
 
 class Wanted(NamedTuple):
-    """What the decoder is asked for; no latents where an ensemble has none yet."""
+    """A request to the decoder; without latents while an ensemble has none yet."""
 
     latents: torch.Tensor | None
     format: ImageFormat

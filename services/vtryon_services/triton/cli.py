@@ -34,8 +34,8 @@ def up(
 ) -> None:
     """Serve a model repository on the loopback address, until interrupted.
 
-    Takes the tritonserver on PATH, or the one that `make triton` put into .triton. What it leaves
-    in /dev/shm goes with it.
+    Uses the tritonserver on PATH, or the one that `make triton` installs into .triton. Its
+    leftovers in /dev/shm are deleted at the end.
     """
     from vtryon.errors import SettingsError
     from vtryon_services.triton.server import serve

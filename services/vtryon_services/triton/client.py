@@ -43,7 +43,7 @@ _KEEPALIVE = KeepAliveOptions(
 
 
 class _Server:
-    """One server; `open` counts what it works on for us."""
+    """One server; `open` counts our requests in progress."""
 
     def __init__(self, url: str, shared_memory_from_bytes: int) -> None:
         self.url = url
@@ -60,22 +60,22 @@ class _Server:
         return self.is_other, time.monotonic() - self.failed_at < _AVOID_SECONDS, self.open
 
     async def describe(self, model: Model) -> dict[str, str]:
-        """Give what the export wrote about a model."""
+        """Return the export metadata of a model."""
         answer = await self.client.get_model_config(model.value, client_timeout=5.0)
         return {name: one.string_value for name, one in answer.config.parameters.items()}
 
 
 class TritonPool:
-    """Servers with the same models; each request goes to the one with the least to do.
+    """Servers with the same models; each request goes to the least loaded one.
 
-    Which models those are is settled by `agree`. From then on every request says which digests it
-    expects, and a server that has others is not asked while there is another one.
+    `agree` determines the models. From then on every request carries the expected digests, and a
+    server with other digests is avoided while there is another one.
 
     Shapes:
-        tensors, everywhere: without the leading 1 that the models' have.
+        tensors, everywhere: without the leading 1 of the models' shapes.
 
     Raises, everywhere:
-        VtryonError: the model's own error, or what the transport's means.
+        VtryonError: the model's own error, or the translated error of the transport.
     """
 
     def __init__(self, urls: Sequence[str], shared_memory_from_bytes: int = 0) -> None:
@@ -85,7 +85,7 @@ class TritonPool:
 
     @classmethod
     def of(cls, urls: str, shared_memory_from_bytes: int) -> TritonPool:
-        """Take host:port, or several between commas.
+        """Create a pool from host:port, several of them separated by commas.
 
         Raises:
             SettingsError: there is none.
@@ -126,10 +126,10 @@ class TritonPool:
         server.is_known = not server.is_other
 
     async def agree(self, models: Sequence[Model]) -> dict[Model, dict[str, str]]:
-        """Give what the export wrote about models; all servers that answer must have the same.
+        """Return the export metadata of models; all responding servers must have the same.
 
         Raises:
-            SettingsError: they have different ones, or the models are not of our export.
+            SettingsError: the servers differ, or the models are not of our export.
         """
         described: dict[Model, dict[str, str]] = {}
         holders: dict[Model, str] = {}
@@ -191,9 +191,9 @@ class TritonPool:
         timeout_seconds: float | None = None,
         at_leaving: tuple[Model, Tensors] | None = None,
     ) -> AsyncGenerator[dict[str, np.ndarray], None]:
-        """Ask a model that answers many times; closing the generator cancels the request.
+        """Call a decoupled model; closing the generator cancels the request.
 
-        What to say `at_leaving`, before the last response, goes to the same server.
+        The message `at_leaving`, before the last response, goes to the same server.
         """
         async with self._chosen() as server, server.regions.inputs(tensors) as inputs:
             requests = _once(model, inputs, self._with_digests(parameters))
@@ -221,7 +221,7 @@ class TritonPool:
                     task.add_done_callback(self._saying.discard)
 
     async def _say(self, server: _Server, model: Model, tensors: Tensors) -> None:
-        """Send a request whose answer nobody waits for."""
+        """Send a request without waiting for its response."""
         with contextlib.suppress(InferenceServerException, grpc.aio.AioRpcError):
             async with server.regions.inputs(tensors) as inputs:
                 requests = _once(model, inputs, {})

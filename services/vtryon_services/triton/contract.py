@@ -67,7 +67,7 @@ class Step:
 
 @dataclass(frozen=True, slots=True)
 class Contract:
-    """One model; an ensemble of others where it has steps."""
+    """One model; an ensemble of others if it has steps."""
 
     model: Model
     about: str

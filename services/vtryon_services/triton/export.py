@@ -247,7 +247,7 @@ def _write_warm_up(folder: Path, model: Model) -> None:
 
 
 def _parameters(model: Model, checkpoint: Checkpoint, options: Options) -> dict[str, str]:
-    """What the model reads when it loads, and what its callers want to know."""
+    """Parameters for the loading model and for its clients."""
     channels, width = sizes_of(checkpoint)
     folder = checkpoint.folder.resolve()
     values = {

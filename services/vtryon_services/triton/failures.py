@@ -17,7 +17,7 @@ _MARK = re.compile(r"\s*\[vtryon (\{.*\})\]\s*$", re.DOTALL)
 
 
 def to_message(error: VtryonError) -> str:
-    """Word an error: what happened, and behind it, in JSON, what a program needs."""
+    """Format an error: its message, followed by machine-readable JSON."""
     facts: dict[str, object] = {"reason": error.reason or Reason.STAGE_FAILED}
     if error.metadata:
         facts["metadata"] = error.metadata

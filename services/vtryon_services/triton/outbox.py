@@ -54,7 +54,7 @@ class Outbox:
         return posted
 
     def close(self) -> None:
-        """Send what is left."""
+        """Send pending responses."""
         self._work.put(None)
         self._thread.join(5)
 
@@ -79,7 +79,7 @@ class Outbox:
                 self._poll()
 
     def _poll(self) -> None:
-        """Let those go whose callers have left; FINAL is sent all the same."""
+        """Release requests whose clients have left; FINAL is sent all the same."""
         for answers, ticket in list(self._open.items()):
             if answers.abandoned:
                 ticket.cancel()
@@ -88,7 +88,7 @@ class Outbox:
 
 
 class Posted:
-    """A `Sink` whose calls become work of the outbox."""
+    """A `Sink` whose calls become work of the response sender."""
 
     def __init__(
         self,

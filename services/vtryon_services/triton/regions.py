@@ -28,13 +28,13 @@ UNKNOWN_REGION = "Unable to find shared memory region"
 
 
 class Regions:
-    """Regions of shared memory that a server knows, lent to one request after another.
+    """Registered regions of shared memory, lent to one request after another.
 
-    A server that can't see this machine's memory (a container, a forwarded port) says so when the
-    first region is registered, and is sent everything by the wire from then on.
+    A server without access to this machine's memory (a container, a forwarded port) reports it when
+    the first region is registered, and gets everything over the network from then on.
 
     Args:
-        from_bytes: requests whose inputs have fewer bytes together go by the wire; 0 for all.
+        from_bytes: minimum total input bytes of a request that uses shared memory; 0 for none.
     """
 
     def __init__(self, client: triton.InferenceServerClient, url: str, from_bytes: int) -> None:
@@ -115,7 +115,7 @@ class Regions:
 
 
 def _reserve(size: int) -> SharedMemory:
-    """Make a region whose pages are there: writing to one that is not would end the process."""
+    """Create a region with allocated pages: writing to a missing page would end the process."""
     region = SharedMemory(f"vtryon_{uuid.uuid4().hex[:16]}", create=True, size=size)
     try:
         with (_SHARED_MEMORY / region.name).open("r+b") as file:

@@ -1,7 +1,7 @@
 """Requests and responses of Triton's Python backend, in whose processes this runs.
 
-Tensors go in and out by DLPack: that backend's numpy path gives empty outputs under numpy 2, and
-ends the process on BYTES, so text is UINT8.
+Tensors are exchanged by DLPack: that backend's numpy path returns empty outputs under numpy 2, and
+crashes on BYTES, so text is UINT8.
 """
 
 from __future__ import annotations
@@ -136,10 +136,10 @@ class Request:
         return None if data is None else pictures.decode(data)
 
     def value(self, name: str, read: Callable[[Any], R]) -> R | None:
-        """Read a parameter; None where it is not given.
+        """Parse a parameter; None if it is not set.
 
         Raises:
-            RequestError: it can't be read.
+            RequestError: it is invalid.
         """
         given = self.parameters.get(name)
         try:
@@ -182,7 +182,7 @@ def respond(**tensors: torch.Tensor) -> Any:
 
 
 def refuse(error: Exception, stage: Stage) -> Any:
-    """Make a response that says what went wrong, and where."""
+    """Build an error response."""
     if not isinstance(error, VtryonError):
         _log.error("a model failed", exc_info=error)
         error = StageError("the model failed; Triton's log has the cause")
@@ -207,7 +207,7 @@ def as_bytes(data: bytes) -> torch.Tensor:
 
 
 class ModelSettings:
-    """What the export wrote into `config.pbtxt`."""
+    """The settings that the export wrote into `config.pbtxt`."""
 
     def __init__(self, arguments: Mapping[str, str]) -> None:
         given = json.loads(arguments["model_config"])["parameters"]
@@ -222,7 +222,7 @@ class ModelSettings:
         self.placement = Placement.of(device, self.values["dtype"])
 
     def check_digest(self, found: str) -> None:
-        """Compare what was loaded with what was exported, by which callers know the model.
+        """Compare the loaded checkpoint with the exported digest, by which clients know the model.
 
         Raises:
             SettingsError: the checkpoint has changed since the export.
@@ -236,10 +236,10 @@ class ModelSettings:
 
 
 def check_latents(name: str, latents: torch.Tensor, max_area: int) -> None:
-    """Check what Triton, which knows only the number of dimensions, lets through.
+    """Check properties that Triton does not: it knows only the number of dimensions.
 
     Raises:
-        RequestError: odd sides, too many pixels, or values that are not finite.
+        RequestError: odd sides, too many pixels, NaN or infinity.
     """
     _, height, width = latents.shape
     if height % 2 or width % 2 or 64 * height * width > max_area:

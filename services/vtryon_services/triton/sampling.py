@@ -92,7 +92,7 @@ class SamplingModel:
                 finish(sender, refuse(error, Stage.SAMPLING))
 
     def finalize(self) -> None:
-        """End what is under way."""
+        """End the requests in progress."""
         self._batcher.begin_drain().result()
         self._outbox.close()
 
@@ -274,7 +274,7 @@ def _read_sigmas(text: str) -> tuple[float, ...]:
 def _check_given(
     given: Given, start: SampleStart, max_area: int, parameters: Collection[str]
 ) -> None:
-    """Check what Triton, which knows only the number of dimensions, lets through."""
+    """Check properties that Triton does not: it knows only the number of dimensions."""
     if start.width * start.height > max_area:
         raise RequestError(f"{start.width}×{start.height} pixels are over the model's {max_area}")
     for number, reference in enumerate(given.references, 1):

@@ -123,7 +123,7 @@ def serve(
     log: Path | None = None,
     cache_bytes: int = 0,
 ) -> Iterator[Running]:
-    """Start a server on the loopback address; it and what it leaves behind end with the block.
+    """Start a server on the loopback address; it and its leftovers end with the block.
 
     Ports of 0 are free ones; `cache_bytes` of 0 means no response cache. The models run in this
     Python's environment.

@@ -64,7 +64,7 @@ class Merger(Generic[T, R]):
         return alike
 
     def _do(self, batch: Sequence[tuple[T, Future[R]]]) -> None:
-        """Run a batch; after a failure, run its items one by one, so that only failing ones fail."""
+        """Run a batch; after a failure, run its items one by one: only failing ones fail."""
         try:
             results = self._work([item for item, _ in batch])
         except Exception as error:

@@ -104,7 +104,7 @@ class VaeTask:
 
 
 class DecoderTask(VaeTask):
-    """The decoder alone, at the end: the latents stay what the transformer knows."""
+    """Final training of the decoder only: the latents stay those of the transformer."""
 
     name = "decoder"
 

@@ -29,13 +29,13 @@ Batch = dict[str, torch.Tensor]
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """How long and how to train; written beside the state, and the same on resuming.
+    """Schedule and parameters of training; stored with the state, and fixed on resuming.
 
     Attributes:
-        learning_rate: at its highest: reached after `warmup` of the steps, falling to zero over the
+        learning_rate: its maximum, reached after `warmup` of the steps, falling to zero over the
             last `decay` of them.
-        bfloat16: whether the products are computed in bfloat16 (weights and sums stay in fp32).
-        average: how slowly the averaged weights, which are exported, follow.
+        bfloat16: whether products are computed in bfloat16 (weights and sums stay in fp32).
+        average: decay of the averaged weights, which are exported.
     """
 
     steps: int
@@ -71,7 +71,7 @@ class Task(Protocol):
         ...
 
     def compile(self) -> None:
-        """Compile what pays to be compiled, in place."""
+        """Compile the modules for which it pays, in place."""
         ...
 
     def grid(self, model: nn.Module) -> Sequence[Sequence[Image.Image]]:
@@ -106,7 +106,7 @@ class Training:
         return self._folder / "state.pt"
 
     def resume(self) -> None:
-        """Go on from the folder's state, where there is one.
+        """Continue from the folder's state, if there is one.
 
         Raises:
             ValueError: the folder was made with another plan.

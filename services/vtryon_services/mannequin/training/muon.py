@@ -1,6 +1,6 @@
-"""Muon for matrices and convolutions, all of one shape at once.
+"""Muon for matrices and convolutions, batched by shape.
 
-torch.optim.Muon takes matrices alone, one after the other, which is a sixth of a step here.
+torch.optim.Muon supports only matrices, one after another, which is a sixth of a step here.
 
 Source: "Muon: An optimizer for hidden layers in neural networks", Jordan et al. 2024.
 """

@@ -10,7 +10,7 @@ CHANNELS = 16
 
 
 def make_vae(base: int = 12, multipliers: tuple[int, ...] = (1, 2, 4, 6)) -> AutoencoderKLQwenImage:
-    """Make a VAE whose residual blocks begin as the identity."""
+    """Create a VAE whose residual blocks are initialised to the identity."""
     vae = AutoencoderKLQwenImage(
         base_dim=base,
         z_dim=CHANNELS,

@@ -1,8 +1,8 @@
 """Encoded examples on disk, so that the transformer's training waits for no encoder.
 
-A shard is a small world: a few people, who each wear every one of some looks. Each pair of looks of
-a person is an example (what they wear, the other look's garment, what they wear then), so that a
-shard's encoded pictures give far more examples than they would as triples.
+A shard is a small world: a few people, each wearing every one of some looks. Each pair of looks of
+a person is an example (the worn look, the other look's garment, the other look worn), so that a
+shard's encoded pictures yield far more examples than as triples.
 """
 
 from __future__ import annotations

@@ -1,8 +1,7 @@
 """A run: a folder in which a checkpoint is trained, part by part.
 
 `vae`, `pool`, `transformer` and `decoder` hold the parts, each with its settings, state, losses and
-sample grids; `checkpoint` holds what comes out. Stop it whenever you like: the same command goes on
-where it stopped.
+sample grids; `checkpoint` holds the result. Stop it at any time: the same command continues.
 """
 
 from __future__ import annotations
@@ -60,7 +59,7 @@ class Run:
         self._device = torch.device(settings.device)
 
     def make(self, part: str) -> None:
-        """Make a part with what belongs to it, or go on with it; `all` makes one after the other.
+        """Train a part and its dependencies, or continue; `all` trains all in turn.
 
         Raises:
             KeyError: there is no such part.
@@ -125,7 +124,7 @@ class Run:
 
 
 def assemble(folder: Path, parts: dict[str, Path]) -> None:
-    """Put trained parts beside the shipped checkpoint's others, and finish the package."""
+    """Combine trained parts with the rest of the shipped checkpoint; complete the package."""
     scratch = folder.with_name(folder.name + ".part")
     shutil.rmtree(scratch, ignore_errors=True)
     shutil.copytree(SHIPPED_CHECKPOINT, scratch, ignore=shutil.ignore_patterns("README.md"))
