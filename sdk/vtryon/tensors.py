@@ -34,7 +34,7 @@ class Tensor:
     data: Buffer
 
     def __post_init__(self) -> None:
-        """Refuse what is no spec or no bytes."""
+        """Reject values that are not a spec or bytes."""
         check_kind("spec", self.spec, TensorSpec, "a TensorSpec", _FROM_NUMPY)
         check_kind("data", self.data, (bytes, bytearray, memoryview), "bytes", _FROM_NUMPY)
 

@@ -270,9 +270,9 @@ class TryOnOptions(ProtoType):
 
 
 def settled(options: TryOnOptions, seed: int) -> TryOnOptions:
-    """Choose what is left open: the seed; and no negative prompt where guidance vanishes.
+    """Fill in the seed, and drop a negative prompt without guidance.
 
-    At scale 1 and below it does: no need to encode a prompt for it.
+    At a scale of 1 and below guidance has no effect, so that its prompt need not be encoded.
     """
     unguided = options.true_cfg_scale is not None and options.true_cfg_scale <= 1
     return replace(

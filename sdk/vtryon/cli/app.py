@@ -43,7 +43,7 @@ def options(
         ),
     ] = False,
 ) -> None:
-    """Take what counts for every subcommand."""
+    """Apply the options of every subcommand."""
 
 
 def load_commands(words: Sequence[str]) -> None:

@@ -39,7 +39,7 @@ class PlainConsole(Console):
         self.print(message, style=style, soft_wrap=True)
 
     def say_error(self, message: str) -> None:
-        """Print what went wrong."""
+        """Print an error."""
         self.print(Text.assemble(("error:", "red"), " ", printable(message)), soft_wrap=True)
 
     def show_table(self, table: Table) -> None:

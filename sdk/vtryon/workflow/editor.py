@@ -146,7 +146,7 @@ class Editor:
                 inner.overrides.setdefault(int(target), {})[name] = value
 
     def _resolve(self, scope: _Scope, link: _Link) -> _End:
-        """Follow a link to a node that is none of the editor's own making."""
+        """Follow a link to a node that the editor did not add itself."""
         if link.origin == _INPUT:
             return scope.incoming.get(link.origin_slot)
         if self._is_open(scope.nodes[link.origin]):

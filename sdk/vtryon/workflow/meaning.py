@@ -61,7 +61,7 @@ class Reading(Walk):
 
     @property
     def notes(self) -> list[str]:
-        """What `vtryon try-on` will not do with the request as it is."""
+        """Parts of the request that `vtryon try-on` will not honour."""
         if not self.request.loras:
             return []
         names = ", ".join(lora.name for lora in self.request.loras)

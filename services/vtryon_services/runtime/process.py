@@ -31,13 +31,16 @@ class Began(Protocol):
     """A started server: its actual address, and the names of its services."""
 
     @property
-    def address(self) -> str: ...  # noqa: D102
+    def address(self) -> str:
+        """The address as bound, host:port or unix:/path."""
+
     @property
-    def names(self) -> Sequence[str]: ...  # noqa: D102
+    def names(self) -> Sequence[str]:
+        """The names of the services."""
 
 
 class Serving(NamedTuple):
-    """A gRPC server that has begun."""
+    """A started gRPC server."""
 
     server: Server
     address: str
@@ -45,7 +48,7 @@ class Serving(NamedTuple):
 
     @property
     def names(self) -> list[str]:
-        """Of its services."""
+        """The names of the services."""
         return list(dict.fromkeys(str(service.stage) for service in self.services))
 
 
