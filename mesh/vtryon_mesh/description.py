@@ -198,7 +198,7 @@ class Mesh(_Part):
         try:
             return cls.model_validate(yaml.safe_load(read_text(path, _MAX_BYTES)))
         except (RequestError, yaml.YAMLError, ValidationError) as error:
-            raise SettingsError(f"{path.name} does not hold: {error}") from error
+            raise SettingsError(f"{path.name} is invalid: {error}") from error
 
     @property
     def identities(self) -> list[str]:

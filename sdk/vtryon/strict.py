@@ -94,7 +94,7 @@ def profile(value: Any) -> Profile:
 def _name_of(kind: type[E]) -> Callable[[Any], E]:
     def take(value: Any) -> E:
         if not isinstance(value, str) or value not in {*kind}:
-            raise ValueError(f"{_shown(value)} is none of {', '.join(kind)}")
+            raise ValueError(f"{_shown(value)} is not one of {', '.join(kind)}")
         return kind(value)
 
     return take

@@ -102,7 +102,7 @@ def refuse_taken_ports(layout: Layout) -> None:
     taken = [f"{address} ({name})" for address, name in layout.taken_ports()]
     if taken:
         raise SettingsError(
-            f"somebody listens there already: {', '.join(taken)}. Stop that, or say --free-ports"
+            f"ports already in use: {', '.join(taken)}. Stop that, or say --free-ports"
         )
 
 

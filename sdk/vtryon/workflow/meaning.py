@@ -137,7 +137,7 @@ class Reading(Walk):
         if request.true_cfg_scale < 1:
             raise self._refuse(
                 node,
-                f"cfg {request.true_cfg_scale:g}: guidance below 1 is not supported; 1 is none",
+                f"cfg {request.true_cfg_scale:g}: guidance below 1 is not supported; 1 disables it",
             )
         request.seed, said = self._seed(node)
         words = f"steps {request.steps}, cfg {request.true_cfg_scale:g}, euler, simple, {said}"

@@ -116,7 +116,7 @@ def _name_of(head: bytes) -> str:
     for begin, name in _OTHERS:
         if head.startswith(begin) or lowered.startswith(begin):
             return name
-    return "a file that is none of PNG, JPEG and WebP" if head else "an empty file"
+    return "a file of an unknown format" if head else "an empty file"
 
 
 def _read_png(view: memoryview) -> Container:

@@ -115,7 +115,7 @@ class Pipeline:
         pictures = payloads[:-1] if resumed else payloads
         if resumed and (not payloads or payloads[-1].kind is not PayloadKind.RESUME_LATENTS):
             raise RequestError(
-                "to resume takes a payload of kind RESUME_LATENTS behind the pictures",
+                "resuming requires a payload of kind RESUME_LATENTS after the pictures",
                 reason=Reason.PAYLOAD_INVALID,
             )
         check_pictures(pictures, self._max_garments)

@@ -165,7 +165,7 @@ async def _call_all(
                 if action is not None:
                     await action()
     except TimeoutError:
-        _log.warning("left behind at the end of a drain", seconds=round(seconds, 3))
+        _log.warning("abandoned at the end of draining", seconds=round(seconds, 3))
 
 
 def _limits(settings: ServiceSettings) -> tuple[tuple[str, int], ...]:

@@ -145,7 +145,7 @@ class Request:
         try:
             return None if given is None else read(given)
         except (ValueError, TypeError) as error:
-            raise RequestError(f"the parameter {name} does not hold: {error}") from error
+            raise RequestError(f"the parameter {name} is invalid: {error}") from error
 
     def numerics(self) -> Resolved:
         """Give the numerics of an encoder: its way to resize.
@@ -157,7 +157,7 @@ class Request:
         try:
             return resolve(Numerics(resize=ResizeFilter(given) if given else None))
         except ValueError as error:
-            raise RequestError(f"RESIZE does not hold: {error}") from error
+            raise RequestError(f"RESIZE is invalid: {error}") from error
 
 
 def whole(given: Any) -> int:

@@ -115,7 +115,7 @@ class Bridge:
             async with asyncio.timeout(self._settings.drain_grace_seconds):
                 await stop()
         except TimeoutError:
-            _log.warning("the broker did not take leave")
+            _log.warning("timed out closing the broker connection")
 
     async def is_ready(self) -> bool:
         """Whether every worker has its share of the topics."""

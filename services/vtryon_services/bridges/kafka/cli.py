@@ -66,7 +66,8 @@ def check(bootstrap_servers: _Servers = None) -> None:
 def broker(
     listen: Annotated[str, typer.Option(help="host:port to serve on.")] = "127.0.0.1:9092",
     advertise: Annotated[
-        str | None, typer.Option(help="host:port that clients are told; else that of --listen.")
+        str | None,
+        typer.Option(help="host:port that the broker advertises to clients. Default: --listen."),
     ] = None,
     storage: Annotated[
         str, typer.Option(help="memory://tansu/ forgets; s3://bucket/ keeps, by AWS_… variables.")

@@ -87,7 +87,9 @@ def check_route(stage: str, route: Sequence[str]) -> None:
     way = list(ROUTE)
     behind = way[way.index(stage) + 1 :]
     if list(route) != behind[: len(route)]:
-        raise RequestError(f"route: behind {stage} come {', '.join(behind)}, in this order")
+        raise RequestError(
+            f"route: the stages after {stage} are {', '.join(behind)}, in this order"
+        )
     gives = KINDS[stage].gives
     if route and gives and not gives & _taken_by(route):
         kinds = ", ".join(sorted(kind.value for kind in gives))

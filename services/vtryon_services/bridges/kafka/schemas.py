@@ -160,6 +160,4 @@ def _malformed(message: str) -> ProtocolError:
 
 
 def _unreachable(error: Exception) -> UnavailableError:
-    return UnavailableError(
-        f"the schema registry can't be asked: {str(error) or type(error).__name__}"
-    )
+    return UnavailableError(f"schema registry unreachable: {str(error) or type(error).__name__}")

@@ -145,7 +145,7 @@ class KafkaSettings(TargetSettings, ServiceSettings):
     def _knows_what_it_serves(self) -> KafkaSettings:
         if unknown := set(self._named()) - set(WORKS):
             known = ", ".join(WORKS)
-            raise ValueError(f"serves knows no {', '.join(unknown)}; there are {known}, all")
+            raise ValueError(f"serves has unknown {', '.join(unknown)}; there are {known}, all")
         if self.claim_bytes > self.max_message_bytes - HEADROOM_BYTES:
             limit = self.max_message_bytes - HEADROOM_BYTES
             raise ValueError(f"claim_bytes takes at most max_message_bytes - 64 KiB: {limit}")

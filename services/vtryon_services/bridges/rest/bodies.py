@@ -139,7 +139,7 @@ class Sampled(SamplingRanges, Profiled):
     width: int | None = Field(default=None, ge=16, multiple_of=16)
     height: int | None = Field(default=None, ge=16, multiple_of=16)
     priority: Priority | None = Field(
-        default=None, description="`batch` runs behind everything that is not."
+        default=None, description="`batch` is scheduled after all interactive requests."
     )
 
 

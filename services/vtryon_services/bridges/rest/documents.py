@@ -18,10 +18,10 @@ SAFETENSORS = "application/octet-stream"
 _BYTES = {"schema": {"type": "string", "format": "binary"}}
 _OVERLOADED = 429
 _REFUSALS = {
-    400: "The request can't be served as it is; `violations` names each field, of many the first.",
+    400: "The request is invalid; `violations` names each field, at most the first 20.",
     401: "The edge wants a token.",
     403: "The token does not allow this, or another site's page sent it.",
-    404: "There is none of that name, or it is somebody else's.",
+    404: "It does not exist, or belongs to another tenant.",
     408: "The body did not arrive in time.",
     409: "The idempotency key stands for another request already.",
     413: "More bytes than the limit.",

@@ -37,7 +37,7 @@ from vtryon_services.runtime.ranges import GOOD_REQUEST_ID, field_error
 router = APIRouter(prefix="/v1/jobs", tags=["jobs"])
 _SEQUENCE_DIGITS = 18
 _JOB: dict[str, Any] = {"content": {JSON: {"schema": {"type": "object"}}}}
-ONE: Responses = {200: {"description": "The job as it is now.", **_JOB}, **PROBLEMS}
+ONE: Responses = {200: {"description": "The current state of the job.", **_JOB}, **PROBLEMS}
 MADE: Responses = {
     202: {
         "description": "The job; `Location` is where it is.",
@@ -51,7 +51,7 @@ _EVENTS: Responses = {
         "description": "An update per event, its sequence number as `id`.",
         "content": {EVENT_STREAM: {"schema": {"type": "string"}}},
     },
-    204: {"description": "The job has ended, and there is nothing behind `Last-Event-ID`."},
+    204: {"description": "The job has ended, and has no updates after `Last-Event-ID`."},
     **PROBLEMS,
 }
 IdempotencyKey = Annotated[

@@ -148,7 +148,7 @@ def from_validation(error: ValidationError | RequestValidationError) -> RequestE
     violations = tuple(_cut_violation(violation_of(dict(problem))) for problem in shown)
     listed = "; ".join(f"{item.field}: {item.description}" for item in violations)
     if more := len(problems) - len(shown):
-        listed = f"{more + len(shown)} fields do not hold; the first {len(shown)}: {listed}"
+        listed = f"{more + len(shown)} fields are invalid; the first {len(shown)}: {listed}"
     return RequestError(listed, violations=violations)
 
 

@@ -259,7 +259,7 @@ class TestSettings:
     @pytest.mark.parametrize(
         ("given", "words"),
         [
-            ({"serves": "jobs, film"}, "serves knows no film"),
+            ({"serves": "jobs, film"}, "serves has unknown film"),
             ({"claim_bytes": 2**20}, "claim_bytes takes at most"),
             ({"security_protocol": "SASL_SSL"}, "both sasl_username and sasl_password"),
             ({"security_protocol": "SSL", "tls_ca_path": "/nowhere"}, "tls_ca_path can't be read"),
