@@ -14,13 +14,18 @@ from vtryon.errors import SettingsError
 app = typer.Typer(help="Render the mesh's configurations, and check them.", rich_markup_mode=None)
 _LOOK_SECONDS = 1.0
 _Description = Annotated[
-    Path | None, typer.Option("--description", help="Of the mesh; else mesh.yaml.", exists=True)
+    Path | None,
+    typer.Option(
+        "--description",
+        help="Description of the mesh. Default: mesh.yaml of the package.",
+        exists=True,
+    ),
 ]
 
 
 @app.command()
 def render(
-    out: Annotated[Path, typer.Argument(help="Folder for envoy/ and istio/, made anew.")],
+    out: Annotated[Path, typer.Argument(help="Output folder for envoy/ and istio/; replaced.")],
     description: _Description = None,
 ) -> None:
     """Write Envoy's configurations for containers, and Istio's manifests (sidecar and ambient)."""
@@ -64,15 +69,17 @@ def check(description: _Description = None) -> None:
 
 @app.command()
 def certificates(
-    out: Annotated[Path, typer.Argument(help="Folder for certificates, jwks.json and token.")],
+    out: Annotated[
+        Path, typer.Argument(help="Output folder for certificates, jwks.json and token.")
+    ],
     description: _Description = None,
-    tenant: Annotated[str, typer.Option(help="Whom the token is for.")] = "local",
+    tenant: Annotated[str, typer.Option(help="Tenant of the token.")] = "local",
     days: Annotated[
         float, typer.Option(min=0.00001, help="Lifetime of a service's certificate, in days.")
     ] = 7,
     authority: Annotated[
         Path | None,
-        typer.Option(help="Folder of the private keys that sign; by default OUT/authority."),
+        typer.Option(help="Folder of the private signing keys. Default: OUT/authority."),
     ] = None,
     new_authority: Annotated[
         bool,
@@ -84,7 +91,8 @@ def certificates(
     watch: Annotated[
         bool,
         typer.Option(
-            "--watch", help="Keep running, and renew what has lived for half of its lifetime."
+            "--watch",
+            help="Keep running, and renew certificates and token at half of their lifetime.",
         ),
     ] = False,
 ) -> None:

@@ -28,29 +28,40 @@ def serve(
         list[str],
         typer.Argument(
             metavar="STAGE...",
-            help="latent-encoder, text-encoder, sampling, decoding, pipeline; all; jobs. "
-            "Alone: rest, kafka.",
+            help="latent-encoder, text-encoder, sampling, decoding, pipeline; all; jobs. In a "
+            "process of their own: rest, kafka.",
         ),
     ],
     listen: Annotated[
-        str | None, typer.Option(help="host:port to serve on; port 0 takes a free one.")
+        str | None, typer.Option(help="Address to serve on: host:port; port 0 uses a free one.")
     ] = None,
     backend: Annotated[
         str | None,
         typer.Option(
             help="Where stages compute: torch (this process), triton (the server at "
-            "VTRYON_TRITON_URL) or scripted (no model; fixed times). Default torch."
+            "VTRYON_TRITON_URL) or scripted (no model, fixed times). Default: torch."
         ),
     ] = None,
     checkpoint: Annotated[
-        Path | None, typer.Option(help="Folder in diffusers layout; else the one that ships.")
+        Path | None,
+        typer.Option(
+            help="Checkpoint folder in diffusers layout. Default: the small checkpoint in the "
+            "package."
+        ),
     ] = None,
-    device: Annotated[str | None, typer.Option(help='A torch device: "cpu", "cuda".')] = None,
-    dtype: Annotated[str | None, typer.Option(help="fp32, bf16 or fp16.")] = None,
-    profile: Annotated[str | None, typer.Option(help="development or production.")] = None,
+    device: Annotated[
+        str | None, typer.Option(help='torch device: "cpu" or "cuda". Default: cpu.')
+    ] = None,
+    dtype: Annotated[
+        str | None,
+        typer.Option(help="Element type of the weights: fp32, bf16 or fp16. Default: fp32."),
+    ] = None,
+    profile: Annotated[
+        str | None, typer.Option(help="development or production. Default: development.")
+    ] = None,
     topology: Annotated[
         str | None,
-        typer.Option(help="Of the pipeline: direct, ensemble; of kafka: hybrid, kafka."),
+        typer.Option(help="Of the pipeline: direct or ensemble; of kafka: hybrid or kafka."),
     ] = None,
 ) -> None:
     """Serve one or several stages from this process, on one address.

@@ -35,61 +35,81 @@ _BACKENDS = ("torch", "triton", "scripted")
 
 def up(
     stages: Annotated[
-        str, typer.Option(help="Services to start, between commas; by default all installed ones.")
+        str,
+        typer.Option(help="Services to start, separated by commas. Default: all installed ones."),
     ] = "",
     replicas: Annotated[
-        list[str] | None, typer.Option(help="sampling=2; can be given several times.")
+        list[str] | None, typer.Option(help="Number of replicas, as in sampling=2; repeatable.")
     ] = None,
     canary: Annotated[
         list[str] | None,
-        typer.Option(help="sampling=5: percent of the calls for its last replica."),
+        typer.Option(
+            help="Percent of a service's calls for its last replica, as in sampling=5; repeatable."
+        ),
     ] = None,
     backend: Annotated[
         str,
         typer.Option(
             envvar="VTRYON_BACKEND",
-            help="torch, triton (starts one) or scripted. VTRYON_SAMPLING_BACKEND and the like "
-            "come first for their service.",
+            help="Backend of all stages: torch, triton (starts a server) or scripted. "
+            "VTRYON_SAMPLING_BACKEND and the like take precedence for their stage.",
         ),
     ] = "torch",
     mtls: Annotated[
         bool,
-        typer.Option("--mtls", help="An Envoy beside every service, mutual TLS, TLS at the edge."),
+        typer.Option(
+            "--mtls", help="An Envoy sidecar for every service, mutual TLS, and TLS at the edge."
+        ),
     ] = False,
     tokens: Annotated[
         bool,
         typer.Option(
             "--tokens",
-            help="The edge asks for a bearer token; one is written, and renewed before it expires. "
-            "Without this, it asks for tokens only if the description names a jwks_uri.",
+            help="Require a bearer token at the edge; one is written, and renewed before it "
+            "expires. Without this, tokens are required only if the description has a "
+            "jwks_uri.",
         ),
     ] = False,
     certificate_days: Annotated[
         float,
         typer.Option(
             min=0.0001,
-            help="Lifetime of certificates, in days; renewed at half of it. With --mtls.",
+            help="Lifetime of certificates in days; renewed at half of it. Requires --mtls.",
         ),
     ] = LEAF_DAYS,
     zones: Annotated[
-        int, typer.Option(min=1, max=9, help="Spread replicas over so many zones; with --mtls.")
+        int,
+        typer.Option(
+            min=1, max=9, help="Number of zones to spread replicas over; requires --mtls."
+        ),
     ] = 1,
     kafka: Annotated[
         bool,
-        typer.Option("--kafka", help="Kafka's door too, with a broker in memory and a registry."),
+        typer.Option(
+            "--kafka",
+            help="Start the Kafka bridge as well, with a broker in memory and a schema registry.",
+        ),
     ] = False,
     free_ports: Annotated[
-        bool, typer.Option("--free-ports", help="Take free ports, not those of mesh.yaml.")
+        bool, typer.Option("--free-ports", help="Use free ports instead of those of mesh.yaml.")
     ] = False,
-    otlp: Annotated[str | None, typer.Option(help="Where spans and metrics go, host:port.")] = None,
+    otlp: Annotated[
+        str | None, typer.Option(help="host:port of an OTLP gRPC receiver for spans and metrics.")
+    ] = None,
     folder: Annotated[
         Path,
         typer.Option(
-            help="Configurations, certificates and logs, made anew at each start, and the data of "
-            "jobs, which stay. The broker of --kafka is in memory and keeps nothing."
+            help="Folder of configurations, certificates and logs, replaced at each start, and "
+            "of the jobs' data, which are kept. The broker of --kafka stores nothing on "
+            "disk."
         ),
     ] = Path(".mesh"),
-    description: Annotated[Path, typer.Option(help="Of the mesh.", exists=True)] = DEFAULT_PATH,
+    description: Annotated[
+        Path,
+        typer.Option(
+            help="Description of the mesh. Default: mesh.yaml of the package.", exists=True
+        ),
+    ] = DEFAULT_PATH,
 ) -> None:
     """Run the whole mesh on this machine: an Envoy at the edge, every service in its own process.
 

@@ -51,34 +51,43 @@ def batch(
         Path,
         typer.Argument(
             metavar="INPUT",
-            help="A folder in one of the layouts, or a manifest .jsonl or .csv. An empty cell of a "
-            "CSV is not given, quoted or not; a space is text. An empty negative prompt takes a "
-            "space, or JSONL, where null is not given and an empty string is a value.",
+            help="A folder in one of the layouts, or a manifest .jsonl or .csv. An empty cell of "
+            "a CSV counts as unset, quoted or not; a space is text. For an empty negative "
+            "prompt use a space, or JSONL, in which null counts as unset and an empty "
+            "string is a value.",
         ),
     ],
-    out: Annotated[Path, typer.Argument(metavar="OUT", help="Folder for results.")],
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="Output folder of results.")],
     layout: Annotated[Layout, typer.Option(help=f"Of a folder. {LAYOUTS}.")] = Layout.PAIRS,
-    prompt: Annotated[str | None, typer.Option(help="Where an entry has none.")] = None,
-    negative_prompt: Annotated[str | None, typer.Option(help="The same.")] = None,
+    prompt: Annotated[str | None, typer.Option(help="Prompt of entries without one.")] = None,
+    negative_prompt: Annotated[
+        str | None, typer.Option(help="Negative prompt of entries without one.")
+    ] = None,
     steps: Annotated[int | None, typer.Option(help="Denoise steps, 1 to 200.")] = None,
-    true_cfg_scale: Annotated[float | None, typer.Option(help="Strength of guidance.")] = None,
-    seed: Annotated[int | None, typer.Option(help="Of every entry that has none.")] = None,
-    profile: Annotated[Profile | None, typer.Option(help="A named set of numerics.")] = None,
-    format: Annotated[ImageFormat, typer.Option(help="Of results.")] = ImageFormat.PNG,  # noqa: A002
-    concurrency: Annotated[int, typer.Option(min=1, max=256, help="Try-ons at once.")] = 8,
+    true_cfg_scale: Annotated[float | None, typer.Option(help="Guidance scale, 0 to 30.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Seed of entries without one.")] = None,
+    profile: Annotated[Profile | None, typer.Option(help="Named set of numerics.")] = None,
+    format: Annotated[  # noqa: A002
+        ImageFormat, typer.Option(help="Format of the results. Default: png.")
+    ] = ImageFormat.PNG,
+    concurrency: Annotated[
+        int, typer.Option(min=1, max=256, help="Maximum concurrent try-ons.")
+    ] = 8,
     watching: Annotated[
         bool,
         typer.Option(
             "--watch",
-            help="Go on looking for new entries until Ctrl-C, also where there are none yet; a "
-            "manifest's last line counts once it ends in a line end, or is complete JSON.",
+            help="Keep looking for new entries until Ctrl-C; there may be none at first. A "
+            "manifest's last line counts once it ends in a line break, or is complete JSON.",
         ),
     ] = False,
     endpoint: EndpointOption = None,
     tls: TlsOption = False,
     tls_ca: TlsCaOption = None,
     checkpoint: CheckpointOption = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print the report, no progress.")] = False,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print the report as JSON, without progress.")
+    ] = False,
     *,
     more: Mapping[str, Any],
 ) -> None:

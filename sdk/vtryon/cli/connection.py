@@ -18,18 +18,19 @@ from vtryon.errors import SettingsError
 
 EndpointOption = Annotated[
     str | None,
-    typer.Option(help="host:port of a mesh; without it, the mesh runs inside this command."),
+    typer.Option(help="host:port of a mesh. Default: run the mesh inside this command."),
 ]
 ServerOption = Annotated[
     str | None,
-    typer.Option("--endpoint", help="host:port of a server of jobs (`vtryon serve all jobs`)."),
+    typer.Option("--endpoint", help="host:port of a jobs server (`vtryon serve all jobs`)."),
 ]
-TlsOption = Annotated[bool, typer.Option("--tls", help="Speak TLS to the endpoint.")]
+TlsOption = Annotated[bool, typer.Option("--tls", help="Connect with TLS.")]
 TlsCaOption = Annotated[
-    Path | None, typer.Option(help="PEM of who signs the endpoint's certificate.")
+    Path | None,
+    typer.Option(help="PEM certificates of the authorities that sign the endpoint's certificate."),
 ]
 CheckpointOption = Annotated[
-    Path | None, typer.Option(help="Folder in diffusers layout, for the embedded mesh.")
+    Path | None, typer.Option(help="Checkpoint folder in diffusers layout, for the embedded mesh.")
 ]
 
 

@@ -15,7 +15,7 @@ from vtryon.cli.console import PlainConsole, whole_table
 
 
 def doctor(
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON array.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print a JSON array.")] = False,
 ) -> None:
     """Show what is installed, which backends can run, and what is missing.
 

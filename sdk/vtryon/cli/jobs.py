@@ -26,12 +26,12 @@ from vtryon.plain import plain
 from vtryon.types import ImageFormat, Profile
 
 app = typer.Typer(
-    help="Jobs: submit, watch, cancel, fetch. Who submits may leave; the mesh goes on.",
+    help="Submit, watch, cancel and fetch jobs: try-ons that continue without their client.",
     no_args_is_help=True,
     rich_markup_mode=None,
 )
-_Id = Annotated[str, typer.Argument(help="As `submit` and `list` say it.")]
-_Json = Annotated[bool, typer.Option("--json", help="Print JSON, and no progress.")]
+_Id = Annotated[str, typer.Argument(help="Id of the job, as printed by `submit` and `list`.")]
+_Json = Annotated[bool, typer.Option("--json", help="Print JSON, without progress.")]
 
 
 @app.command()
@@ -39,21 +39,33 @@ _Json = Annotated[bool, typer.Option("--json", help="Print JSON, and no progress
 def submit(
     person: Annotated[Path, typer.Argument(help="Picture of the person: PNG, JPEG or WebP.")],
     garment: Annotated[list[Path], typer.Argument(help="Picture of the garment; up to three.")],
-    prompt: Annotated[str, typer.Option(help="What to do with picture 1 and 2.")] = DEFAULT_PROMPT,
-    negative_prompt: Annotated[str | None, typer.Option(help="What to keep away from.")] = None,
+    prompt: Annotated[
+        str, typer.Option(help="Instruction; picture 1 is the person, picture 2 the garment.")
+    ] = DEFAULT_PROMPT,
+    negative_prompt: Annotated[
+        str | None, typer.Option(help="Negative prompt: what to avoid.")
+    ] = None,
     request_id: Annotated[
-        str, typer.Option(help="Submitted twice with one id, it is one job.")
+        str,
+        typer.Option(help="Idempotency key: submitting twice with the same id creates one job."),
     ] = "",
     label: Annotated[
         list[str] | None,
-        typer.Option(metavar="<key>=<value>", help="To find again with the job; up to 16."),
+        typer.Option(metavar="<key>=<value>", help="Label to store with the job; up to 16."),
     ] = None,
     steps: Annotated[int | None, typer.Option(help="Denoise steps, 1 to 200.")] = None,
     seed: Annotated[int | None, typer.Option(help="Equal seeds give equal pictures.")] = None,
-    true_cfg_scale: Annotated[float | None, typer.Option(help="Strength of guidance.")] = None,
-    profile: Annotated[Profile | None, typer.Option(help="A named set of numerics.")] = None,
-    format: Annotated[ImageFormat | None, typer.Option(help="Of the result.")] = None,  # noqa: A002
-    timeout: Annotated[float | None, typer.Option(help="Seconds until it is given up.")] = None,
+    true_cfg_scale: Annotated[float | None, typer.Option(help="Guidance scale, 0 to 30.")] = None,
+    profile: Annotated[Profile | None, typer.Option(help="Named set of numerics.")] = None,
+    format: Annotated[  # noqa: A002
+        ImageFormat | None, typer.Option(help="Format of the result. Default: png.")
+    ] = None,
+    timeout: Annotated[
+        float | None,
+        typer.Option(
+            help="Deadline in seconds, including queueing and retries. Default: the server's."
+        ),
+    ] = None,
     endpoint: ServerOption = None,
     tls: TlsOption = False,
     tls_ca: TlsCaOption = None,
@@ -111,8 +123,10 @@ def show(
 
 @app.command("list")
 def list_jobs(
-    state: Annotated[list[JobState] | None, typer.Option(help="These alone.")] = None,
-    limit: Annotated[int, typer.Option(min=1, help="At most so many, the newest first.")] = 20,
+    state: Annotated[
+        list[JobState] | None, typer.Option(help="Only jobs in this state; repeatable.")
+    ] = None,
+    limit: Annotated[int, typer.Option(min=1, help="Maximum number of jobs, newest first.")] = 20,
     endpoint: ServerOption = None,
     tls: TlsOption = False,
     tls_ca: TlsCaOption = None,
@@ -134,11 +148,15 @@ def list_jobs(
 @app.command()
 def watch(
     job: _Id,
-    from_sequence: Annotated[int, typer.Option(min=0, help="The first update to show.")] = 0,
+    from_sequence: Annotated[
+        int, typer.Option(min=0, help="Sequence number of the first update to show.")
+    ] = 0,
     endpoint: ServerOption = None,
     tls: TlsOption = False,
     tls_ca: TlsCaOption = None,
-    as_json: Annotated[bool, typer.Option("--json", help="A line of JSON per update.")] = False,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print one line of JSON per update.")
+    ] = False,
 ) -> None:
     """Watch a job until it has ended; exits with 1 unless it succeeded."""
     ended: list[JobState | None] = []
@@ -197,8 +215,8 @@ def erase(
 @app.command()
 def fetch(
     job: _Id,
-    out: Annotated[Path, typer.Option("--out", "-o", help=".png, .jpg or .webp.")],
-    wait: Annotated[bool, typer.Option("--wait", help="Until it has ended.")] = False,
+    out: Annotated[Path, typer.Option("--out", "-o", help="Output file: .png, .jpg or .webp.")],
+    wait: Annotated[bool, typer.Option("--wait", help="Wait until the job has ended.")] = False,
     endpoint: ServerOption = None,
     tls: TlsOption = False,
     tls_ca: TlsCaOption = None,

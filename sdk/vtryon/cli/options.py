@@ -24,19 +24,19 @@ from vtryon.types import (
 C = TypeVar("C", bound=Callable[..., None])
 
 _HELP: dict[str, tuple[Any, str]] = {
-    "width": (int, "Of the result; a multiple of 16."),
-    "height": (int, "Of the result; a multiple of 16."),
-    "strength": (float, "Part of the noise levels that is run, above 0 to 1."),
-    "sigmas": (Any, "Noise levels in place of a schedule, from first to last: '1.0 0.6 0.3'."),
-    "schedule": (SigmaSchedule, "How noise levels are spread, in place of the profile's."),
-    "shift": (float, "Shift of the noise levels, 0.01 to 100, in place of the profile's."),
-    "guidance_norm": (GuidanceNorm, "Norm of guided predictions, in place of the profile's."),
-    "resize": (ResizeFilter, "How pictures are scaled, in place of the profile's."),
-    "rope_layout": (RopeLayout, "Layout of rotary positions, in place of the profile's."),
-    "priority": (Priority, "Who goes first where requests wait."),
-    "quality": (int, "Of a JPEG or WebP result, 1 to 100."),
+    "width": (int, "Width of the result in pixels; a multiple of 16."),
+    "height": (int, "Height of the result in pixels; a multiple of 16."),
+    "strength": (float, "Share of the schedule to run, above 0 to 1."),
+    "sigmas": (Any, "Noise levels in place of a schedule, non-increasing: '1.0 0.6 0.3'."),
+    "schedule": (SigmaSchedule, "Schedule of the noise levels. Default: the profile's."),
+    "shift": (float, "Shift of the noise levels, 0.01 to 100. Default: the profile's."),
+    "guidance_norm": (GuidanceNorm, "Norm limit of guided predictions. Default: the profile's."),
+    "resize": (ResizeFilter, "Filter for resizing pictures. Default: the profile's."),
+    "rope_layout": (RopeLayout, "Layout of rotary positions. Default: the profile's."),
+    "priority": (Priority, "Scheduling priority. Default: interactive."),
+    "quality": (int, "Quality of a JPEG or WebP result, 1 to 100."),
     "preview_every": (int, "With --previews: one after every n-th step, 1 to 200, and the last."),
-    "preview_max_pixels": (int, "With --previews: the most pixels of one, 1 to 1048576."),
+    "preview_max_pixels": (int, "With --previews: maximum pixels of one, 1 to 1048576."),
 }
 SAMPLING = ("strength", "sigmas", "schedule", "shift", "guidance_norm", "rope_layout", "priority")
 ALL = (*SAMPLING, "resize", "quality")
@@ -73,7 +73,7 @@ def preview_policy(folder: Path | None, given: MutableMapping[str, Any]) -> Prev
         return PreviewPolicy(own.get("preview_every", 1), own.get("preview_max_pixels", 0))
     if own:
         names = ", ".join(f"--{name.replace('_', '-')}" for name in own)
-        raise RequestError(f"{names}: needs --previews with a folder, and none is given")
+        raise RequestError(f"{names}: requires --previews with a folder")
     return None
 
 

@@ -31,13 +31,15 @@ from vtryon.types import Profile, SampleStart
 
 R = TypeVar("R")
 app = typer.Typer(
-    help="Run one stage alone: pictures and text to tensors, tensors to tensors, to a picture.",
+    help="Run a single stage, with tensors in .safetensors files.",
     no_args_is_help=True,
     rich_markup_mode=None,
 )
-_Out = Annotated[Path, typer.Option("--out", "-o", help="A .safetensors file.")]
-_Pictures = Annotated[list[Path], typer.Argument(help="PNG, JPEG or WebP; the person first.")]
-_Profile = Annotated[Profile | None, typer.Option(help="A named set of numerics.")]
+_Out = Annotated[Path, typer.Option("--out", "-o", help="Output file, .safetensors.")]
+_Pictures = Annotated[
+    list[Path], typer.Argument(help="Picture: PNG, JPEG or WebP; the person first.")
+]
+_Profile = Annotated[Profile | None, typer.Option(help="Named set of numerics.")]
 
 
 @app.command()
@@ -68,8 +70,12 @@ def encode_image(
 def encode_text(
     pictures: _Pictures,
     out: _Out,
-    prompt: Annotated[str, typer.Option(help="It speaks of the pictures.")] = DEFAULT_PROMPT,
-    negative_prompt: Annotated[str | None, typer.Option(help="What to keep away from.")] = None,
+    prompt: Annotated[
+        str, typer.Option(help="Instruction that refers to the pictures.")
+    ] = DEFAULT_PROMPT,
+    negative_prompt: Annotated[
+        str | None, typer.Option(help="Negative prompt: what to avoid.")
+    ] = None,
     profile: _Profile = None,
     endpoint: EndpointOption = None,
     tls: TlsOption = False,
@@ -93,17 +99,21 @@ def encode_text(
 @app.command()
 @with_options(*SAMPLING, *PREVIEWS)
 def sample(
-    embeddings: Annotated[Path, typer.Argument(help="From `encode-text`.")],
-    latents: Annotated[Path, typer.Argument(help="From `encode-image`.")],
+    embeddings: Annotated[Path, typer.Argument(help="File of `encode-text`.")],
+    latents: Annotated[Path, typer.Argument(help="File of `encode-image`.")],
     out: _Out,
     steps: Annotated[int | None, typer.Option(help="Denoise steps, 1 to 200.")] = None,
-    true_cfg_scale: Annotated[float | None, typer.Option(help="Strength of guidance.")] = None,
+    true_cfg_scale: Annotated[float | None, typer.Option(help="Guidance scale, 0 to 30.")] = None,
     seed: Annotated[int | None, typer.Option(help="Equal seeds give equal latents.")] = None,
-    width: Annotated[int | None, typer.Option(help="By default the person's.")] = None,
-    height: Annotated[int | None, typer.Option(help="By default the person's.")] = None,
+    width: Annotated[
+        int | None, typer.Option(help="Width in pixels. Default: the person's.")
+    ] = None,
+    height: Annotated[
+        int | None, typer.Option(help="Height in pixels. Default: the person's.")
+    ] = None,
     profile: _Profile = None,
     previews: Annotated[
-        Path | None, typer.Option(help="Folder for a small picture after each step.")
+        Path | None, typer.Option(help="Output folder for a preview after each step.")
     ] = None,
     endpoint: EndpointOption = None,
     tls: TlsOption = False,
@@ -151,9 +161,9 @@ def sample(
 
 @app.command()
 def decode(
-    latents: Annotated[Path, typer.Argument(help="From `sample`, or from `encode-image`.")],
-    out: Annotated[Path, typer.Option("--out", "-o", help=".png, .jpg or .webp.")],
-    quality: Annotated[int | None, typer.Option(help="Of JPEG and WebP, 1 to 100.")] = None,
+    latents: Annotated[Path, typer.Argument(help="File of `sample`, or of `encode-image`.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="Output file: .png, .jpg or .webp.")],
+    quality: Annotated[int | None, typer.Option(help="Quality of JPEG and WebP, 1 to 100.")] = None,
     endpoint: EndpointOption = None,
     tls: TlsOption = False,
     tls_ca: TlsCaOption = None,

@@ -69,54 +69,63 @@ class Job:
 def try_on(
     person: Annotated[Path, typer.Argument(help="Picture of the person: PNG, JPEG or WebP.")],
     garment: Annotated[list[Path], typer.Argument(help="Picture of the garment; up to three.")],
-    out: Annotated[
-        Path, typer.Option("--out", "-o", help="Where the result goes: .png, .jpg or .webp.")
-    ],
+    out: Annotated[Path, typer.Option("--out", "-o", help="Output file: .png, .jpg or .webp.")],
     prompt: Annotated[
         str | None,
         typer.Option(help=f'What to do with the pictures.  [default: "{DEFAULT_PROMPT}"]'),
     ] = None,
     negative_prompt: Annotated[
         str | None,
-        typer.Option(help="What to keep away from; with --true-cfg-scale above 1, guidance is on."),
+        typer.Option(
+            help="Negative prompt: what to avoid; with --true-cfg-scale above 1 it turns "
+            "guidance on."
+        ),
     ] = None,
     steps: Annotated[int | None, typer.Option(help="Denoise steps, 1 to 200.")] = None,
-    true_cfg_scale: Annotated[float | None, typer.Option(help="Strength of guidance.")] = None,
+    true_cfg_scale: Annotated[float | None, typer.Option(help="Guidance scale, 0 to 30.")] = None,
     seed: Annotated[int | None, typer.Option(help="Equal seeds give equal pictures.")] = None,
-    width: Annotated[int | None, typer.Option(help="Of the result; a multiple of 16.")] = None,
-    height: Annotated[int | None, typer.Option(help="Of the result; a multiple of 16.")] = None,
-    profile: Annotated[Profile | None, typer.Option(help="A named set of numerics.")] = None,
+    width: Annotated[
+        int | None, typer.Option(help="Width of the result in pixels; a multiple of 16.")
+    ] = None,
+    height: Annotated[
+        int | None, typer.Option(help="Height of the result in pixels; a multiple of 16.")
+    ] = None,
+    profile: Annotated[Profile | None, typer.Option(help="Named set of numerics.")] = None,
     request: Annotated[
         Path | None,
-        typer.Option(help="JSON of `vtryon workflow import`; options given here go first."),
+        typer.Option(
+            help="JSON file of `vtryon workflow import`; options of the command line take "
+            "precedence."
+        ),
     ] = None,
     strict: Annotated[
         bool,
         typer.Option(
             "--strict",
-            help="Fail where the mesh can't be shown to honour all of --request: names of weights "
-            "without digests, other digests, another number of pictures.",
+            help="Fail unless the mesh verifiably honours all of --request. Reasons to fail: "
+            "names of weights without digests, other digests, another number of pictures.",
         ),
     ] = False,
     ignore_loras: Annotated[
         bool,
         typer.Option(
             "--ignore-loras",
-            help="Draw without the LoRAs of --request, for a checkpoint that has them merged.",
+            help="Ignore the LoRAs of --request, for a checkpoint with merged LoRAs.",
         ),
     ] = False,
     previews: Annotated[
-        Path | None, typer.Option(help="Folder for a small picture after each step.")
+        Path | None, typer.Option(help="Output folder for a preview after each step.")
     ] = None,
     endpoint: EndpointOption = None,
     tls: TlsOption = False,
     tls_ca: TlsCaOption = None,
     timeout: Annotated[
-        float | None, typer.Option(help="Seconds until the request is given up.")
+        float | None,
+        typer.Option(help="Deadline of the request in seconds. Default: the server's."),
     ] = None,
     checkpoint: CheckpointOption = None,
     as_json: Annotated[
-        bool, typer.Option("--json", help="Print one JSON object, and no progress.")
+        bool, typer.Option("--json", help="Print one JSON object, without progress.")
     ] = False,
     *,
     more: dict[str, Any],

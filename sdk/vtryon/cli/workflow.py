@@ -21,21 +21,27 @@ from vtryon.workflow.meaning import Reading
 from vtryon.workflow.request import Line
 
 app = typer.Typer(
-    help="Take requests from ComfyUI's graphs.", no_args_is_help=True, rich_markup_mode=None
+    help="Import requests from ComfyUI graphs.", no_args_is_help=True, rich_markup_mode=None
 )
 
 
 @app.command("import")
 def import_graph(
-    graph: Annotated[Path, typer.Argument(help="Of ComfyUI: the editor's format or the API's.")],
+    graph: Annotated[
+        Path, typer.Argument(help="ComfyUI graph, in the editor's or the API's format.")
+    ],
     out: Annotated[
-        Path | None, typer.Option("--out", "-o", help="Where the request goes, as JSON.")
+        Path | None, typer.Option("--out", "-o", help="Output file of the request, JSON.")
     ] = None,
     without: Annotated[
         list[str] | None,
-        typer.Option(help="Type of nodes to leave out although the picture will differ."),
+        typer.Option(
+            help="Type of nodes to leave out although the picture will differ; repeatable."
+        ),
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON: request and nodes.")] = False,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print request and nodes as JSON.")
+    ] = False,
 ) -> None:
     """Read a graph for Qwen-Image-Edit: the meaning of each node, and the resulting request.
 

@@ -16,13 +16,13 @@ import typer
 from vtryon.cli.console import PlainConsole
 
 app = typer.Typer(
-    help="Train, package and measure the small checkpoint that ships.", rich_markup_mode=None
+    help="Train, package and evaluate the small checkpoint in the package.", rich_markup_mode=None
 )
 
 
 def example_pair(
-    out: Annotated[Path, typer.Option(help="Folder to write to; made if it is not there.")],
-    seed: Annotated[int, typer.Option(help="Which pair, 0 and up.", min=0, max=10**6)] = 0,
+    out: Annotated[Path, typer.Option(help="Output folder; created if missing.")],
+    seed: Annotated[int, typer.Option(help="Number of the pair, 0 and up.", min=0, max=10**6)] = 0,
 ) -> None:
     """Draw a person and a garment that the shipped checkpoint has never seen.
 
@@ -40,10 +40,10 @@ def example_pair(
 
 def contact_sheet(
     pictures: Annotated[
-        list[Path], typer.Argument(help="Pictures, and folders of pictures, in order.", exists=True)
+        list[Path], typer.Argument(help="Pictures and folders of pictures, in order.", exists=True)
     ],
-    out: Annotated[Path, typer.Option("--out", "-o", help="PNG to write.")],
-    height: Annotated[int, typer.Option(help="Of each picture, in pixels.", min=16)] = 384,
+    out: Annotated[Path, typer.Option("--out", "-o", help="Output file, PNG.")],
+    height: Annotated[int, typer.Option(help="Size of each picture in pixels.", min=16)] = 384,
 ) -> None:
     """Lay pictures side by side, each with its name."""
     from PIL import Image
@@ -63,12 +63,16 @@ def contact_sheet(
 @app.command()
 def evaluate(
     checkpoints: Annotated[
-        list[Path] | None, typer.Argument(help="Folders; without any, the one that ships.")
+        list[Path] | None,
+        typer.Argument(help="Checkpoint folders. Default: the one in the package."),
     ] = None,
-    examples: Annotated[int, typer.Option(help="Held-out examples.", min=2)] = 200,
+    examples: Annotated[int, typer.Option(help="Number of held-out examples.", min=2)] = 200,
     steps: Annotated[int, typer.Option(help="Denoise steps.", min=1)] = 4,
     full: Annotated[
-        bool, typer.Option(help="Other numbers of steps, guidance, and all kinds of prompts too.")
+        bool,
+        typer.Option(
+            help="Evaluate further numbers of steps, guidance scales and kinds of prompts."
+        ),
     ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
@@ -92,8 +96,8 @@ def evaluate(
 
 @app.command()
 def strip(
-    out: Annotated[Path, typer.Option("--out", "-o", help="PNG to write.")],
-    rows: Annotated[int, typer.Option(help="Examples.", min=1)] = 12,
+    out: Annotated[Path, typer.Option("--out", "-o", help="Output file, PNG.")],
+    rows: Annotated[int, typer.Option(help="Number of examples.", min=1)] = 12,
 ) -> None:
     """Draw held-out examples through the whole mesh: person, garment, result, truth."""
     from vtryon_services.mannequin.strip import draw_strip
@@ -105,7 +109,9 @@ def strip(
 
 @app.command()
 def package(
-    folder: Annotated[Path, typer.Argument(help="A checkpoint.", exists=True, file_okay=False)],
+    folder: Annotated[
+        Path, typer.Argument(help="Checkpoint folder.", exists=True, file_okay=False)
+    ],
 ) -> None:
     """Finish a checkpoint: fit its preview map, write geometry.json and digests.json."""
     from vtryon_services.mannequin.package import package as finish
@@ -125,25 +131,30 @@ class Part(StrEnum):
 
 @app.command()
 def train(
-    part: Annotated[Part, typer.Argument(help="What to train; later parts need the earlier ones.")],
-    run: Annotated[Path, typer.Argument(help="Folder of the run; made if it is not there.")],
+    part: Annotated[Part, typer.Argument(help="Part to train; later parts need the earlier ones.")],
+    run: Annotated[Path, typer.Argument(help="Folder of the run; created if missing.")],
     start: Annotated[
-        Path | None, typer.Option(help="Checkpoint to go on from, instead of anew.", exists=True)
+        Path | None,
+        typer.Option(help="Checkpoint to start from, instead of random weights.", exists=True),
     ] = None,
     device: Annotated[
-        str | None, typer.Option(help="A torch device; the GPU if there is one.")
+        str | None, typer.Option(help="torch device. Default: the GPU if there is one.")
     ] = None,
-    batch: Annotated[int, typer.Option(help="Rows of a training step.", min=1)] = 32,
-    rate: Annotated[
-        float, typer.Option(help="Learning rates, in units of the usual ones.", min=0)
-    ] = 1.0,
-    plain: Annotated[bool, typer.Option("--plain", help="fp32, nothing compiled.")] = False,
-    examples: Annotated[int, typer.Option(help="Encoded for the transformer.", min=1)] = 65_280,
-    vae_steps: Annotated[int, typer.Option(help="Steps of the VAE.", min=1)] = 7000,
+    batch: Annotated[int, typer.Option(help="Batch size of a training step.", min=1)] = 32,
+    rate: Annotated[float, typer.Option(help="Factor of the default learning rates.", min=0)] = 1.0,
+    plain: Annotated[
+        bool, typer.Option("--plain", help="Train in fp32, without compilation.")
+    ] = False,
+    examples: Annotated[
+        int, typer.Option(help="Number of examples to encode for the transformer.", min=1)
+    ] = 65_280,
+    vae_steps: Annotated[int, typer.Option(help="Training steps of the VAE.", min=1)] = 7000,
     transformer_steps: Annotated[
-        int, typer.Option(help="Steps of the transformer.", min=1)
+        int, typer.Option(help="Training steps of the transformer.", min=1)
     ] = 20_000,
-    decoder_steps: Annotated[int, typer.Option(help="Steps of the decoder alone.", min=1)] = 1000,
+    decoder_steps: Annotated[
+        int, typer.Option(help="Training steps of the decoder.", min=1)
+    ] = 1000,
 ) -> None:
     """Train a part of a checkpoint, or all of it; the same command goes on where it stopped.
 

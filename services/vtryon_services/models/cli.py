@@ -9,24 +9,34 @@ import typer
 
 from vtryon.cli.console import PlainConsole
 
-app = typer.Typer(help="Make checkpoints, and model repositories of them.", rich_markup_mode=None)
+app = typer.Typer(
+    help="Create checkpoints with random weights, and export models.", rich_markup_mode=None
+)
 
 
 @app.command()
 def make(
-    folder: Annotated[Path, typer.Argument(help="Folder to write; must not be there.")],
+    folder: Annotated[Path, typer.Argument(help="Output folder; must not exist.")],
     like: Annotated[
-        str, typer.Option(help="qwen-image-edit-2511 (58 GB), 1b (10 GB), tiny.")
+        str, typer.Option(help="Architecture: qwen-image-edit-2511 (58 GB), 1b (10 GB), tiny.")
     ] = "qwen-image-edit-2511",
     random: Annotated[
         bool,
-        typer.Option("--random", help="Draw the weights: fit to measure speed, not to look at."),
+        typer.Option(
+            "--random",
+            help="Use random weights: suitable to measure speed, not to generate pictures.",
+        ),
     ] = False,
-    dtype: Annotated[str, typer.Option(help="bf16, fp16 or fp32.")] = "bf16",
+    dtype: Annotated[
+        str, typer.Option(help="Element type of the weights: bf16, fp16 or fp32.")
+    ] = "bf16",
     layers: Annotated[
-        int | None, typer.Option(help="Of the transformer, in place of the model's.", min=1)
+        int | None,
+        typer.Option(help="Layers of the transformer. Default: the architecture's.", min=1),
     ] = None,
-    device: Annotated[str, typer.Option(help="Where weights are drawn: a GPU is quicker.")] = "cpu",
+    device: Annotated[
+        str, typer.Option(help="torch device on which weights are generated: a GPU is faster.")
+    ] = "cpu",
 ) -> None:
     """Write a checkpoint with a real model's architecture and geometry, and random weights."""
     import torch
@@ -62,31 +72,45 @@ def make(
 
 @app.command()
 def export_triton(
-    out: Annotated[Path, typer.Argument(help="Folder to write; must be empty or not there.")],
+    out: Annotated[Path, typer.Argument(help="Output folder; must be empty or missing.")],
     checkpoint: Annotated[
-        Path | None, typer.Option(help="Folder in diffusers layout; else the one that ships.")
+        Path | None,
+        typer.Option(
+            help="Checkpoint folder in diffusers layout. Default: the small checkpoint in the "
+            "package."
+        ),
     ] = None,
-    device: Annotated[str, typer.Option(help='"cpu", or "cuda": a GPU for each model.')] = "cpu",
-    dtype: Annotated[str, typer.Option(help="bf16, fp16 or fp32.")] = "fp32",
-    threads: Annotated[int, typer.Option(help="Of torch in each model; 0: its choice.")] = 0,
-    batch: Annotated[int, typer.Option(help="Most requests of one encoding.", min=1)] = 16,
+    device: Annotated[str, typer.Option(help='"cpu", or "cuda" for a GPU per instance.')] = "cpu",
+    dtype: Annotated[
+        str, typer.Option(help="Element type of the weights: bf16, fp16 or fp32.")
+    ] = "fp32",
+    threads: Annotated[
+        int, typer.Option(help="torch CPU threads of each model. 0: torch's default.")
+    ] = 0,
+    batch: Annotated[
+        int, typer.Option(help="Maximum batch size of encoders and decoder.", min=1)
+    ] = 16,
     queue_delay: Annotated[
-        float, typer.Option(help="Seconds to wait for company for an encoding.", min=0)
+        float, typer.Option(help="Seconds that encoders wait for further requests to batch.", min=0)
     ] = 0.0,
-    slots: Annotated[int, typer.Option(help="Of the sampler's running batch.", min=1)] = 16,
-    gpus: Annotated[str, typer.Option(help="0,1 and so on; by default all.")] = "",
+    slots: Annotated[int, typer.Option(help="Maximum batch size of the sampler.", min=1)] = 16,
+    gpus: Annotated[str, typer.Option(help="GPUs to use, as in 0,1. Default: all.")] = "",
     instances: Annotated[
-        int, typer.Option(help="Of each encoder and decoder, per GPU.", min=1)
+        int, typer.Option(help="Instances of each encoder and decoder, per GPU.", min=1)
     ] = 1,
     priorities: Annotated[
         int,
-        typer.Option(help="Levels of encoders and decoder; release 24.10 is slow with any.", min=0),
+        typer.Option(
+            help="Priority levels of encoders and decoder; release 24.10 is slow with any.", min=0
+        ),
     ] = 0,
     response_cache: Annotated[
         bool,
-        typer.Option(help="Let a server with --cache-config keep the encoders' answers."),
+        typer.Option(help="Let a server with --cache-config cache the encoders' responses."),
     ] = False,
-    warm_up: Annotated[bool, typer.Option(help="A request of each model when it loads.")] = True,
+    warm_up: Annotated[
+        bool, typer.Option(help="Warm each model up with a request when it loads.")
+    ] = True,
 ) -> None:
     """Write a model repository for Triton: four models of the Python backend over the engine."""
     from vtryon.errors import SettingsError
@@ -122,8 +146,10 @@ def export_triton(
 
 @app.command()
 def check(
-    repository: Annotated[Path, typer.Argument(help="A model repository.", exists=True)],
-    timeout: Annotated[float, typer.Option(help="Seconds until the models must be loaded.")] = 300,
+    repository: Annotated[Path, typer.Argument(help="Model repository.", exists=True)],
+    timeout: Annotated[
+        float, typer.Option(help="Timeout in seconds for the models to load.")
+    ] = 300,
 ) -> None:
     """Load a model repository in a real Triton server, and say whether it holds."""
     from vtryon.errors import SettingsError
@@ -145,16 +171,22 @@ def export_onnx(
     stage: Annotated[
         str, typer.Argument(help="latent-encoder, text-encoder, sampling, decoding, or all.")
     ],
-    out: Annotated[Path, typer.Argument(help="A model repository to add to.")],
+    out: Annotated[Path, typer.Argument(help="Model repository to add to.")],
     checkpoint: Annotated[
-        Path | None, typer.Option(help="Folder in diffusers layout; else the one that ships.")
+        Path | None,
+        typer.Option(
+            help="Checkpoint folder in diffusers layout. Default: the small checkpoint in the "
+            "package."
+        ),
     ] = None,
     device: Annotated[
         str, typer.Option(help='"cuda": export there, and for Triton with TensorRT; or "cpu".')
     ] = "cpu",
-    dtype: Annotated[str, typer.Option(help="Of the weights: bf16, fp16 or fp32.")] = "fp32",
+    dtype: Annotated[
+        str, typer.Option(help="Element type of the weights: bf16, fp16 or fp32.")
+    ] = "fp32",
     check: Annotated[
-        bool, typer.Option(help="Run the graph with onnxruntime, and compare with torch.")
+        bool, typer.Option(help="Run the graph with onnxruntime, and compare it with torch.")
     ] = True,
 ) -> None:
     """Export a stage's computation as ONNX, checked against torch, with the command for TensorRT.

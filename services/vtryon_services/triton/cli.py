@@ -21,16 +21,20 @@ def triton() -> None:
 
 @app.command()
 def up(
-    repository: Annotated[Path, typer.Argument(help="A model repository.", exists=True)],
-    grpc_port: Annotated[int, typer.Option(help="0 takes a free one.")] = 8001,
-    http_port: Annotated[int, typer.Option(help="0 takes a free one.")] = 8000,
-    metrics_port: Annotated[int, typer.Option(help="0 takes a free one.")] = 8002,
-    timeout: Annotated[float, typer.Option(help="Seconds until the models must be loaded.")] = 300,
+    repository: Annotated[Path, typer.Argument(help="Model repository.", exists=True)],
+    grpc_port: Annotated[int, typer.Option(help="gRPC port; 0 uses a free one.")] = 8001,
+    http_port: Annotated[int, typer.Option(help="HTTP port; 0 uses a free one.")] = 8000,
+    metrics_port: Annotated[int, typer.Option(help="Metrics port; 0 uses a free one.")] = 8002,
+    timeout: Annotated[
+        float, typer.Option(help="Timeout in seconds for the models to load.")
+    ] = 300,
     cache_bytes: Annotated[
         int,
-        typer.Option(help="Of the response cache, for models exported with it; 0: none.", min=0),
+        typer.Option(
+            help="Size of the response cache in bytes, for models exported with it; 0: none.", min=0
+        ),
     ] = 0,
-    log: Annotated[Path | None, typer.Option(help="File for the server's log.")] = None,
+    log: Annotated[Path | None, typer.Option(help="Log file of the server.")] = None,
 ) -> None:
     """Serve a model repository on the loopback address, until interrupted.
 

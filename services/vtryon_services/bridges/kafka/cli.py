@@ -15,16 +15,16 @@ if TYPE_CHECKING:  # a client of Kafka takes its time to load
     from vtryon_services.bridges.kafka.settings import KafkaSettings
 
 app = typer.Typer(
-    help="Kafka's side: topics, schemas. Set up by VTRYON_KAFKA_….",
+    help="Kafka topics, schemas and servers. Configured by VTRYON_KAFKA_….",
     no_args_is_help=True,
     rich_markup_mode=None,
 )
 topics_app = typer.Typer(
-    help="Make the topics, or check them.", no_args_is_help=True, rich_markup_mode=None
+    help="Create the topics, or check them.", no_args_is_help=True, rich_markup_mode=None
 )
 app.add_typer(topics_app, name="topics")
 _Servers = Annotated[
-    str | None, typer.Option(help="host:port; else of VTRYON_KAFKA_BOOTSTRAP_SERVERS.")
+    str | None, typer.Option(help="host:port of a broker. Default: VTRYON_KAFKA_BOOTSTRAP_SERVERS.")
 ]
 _console = PlainConsole(stderr=True)
 
@@ -70,7 +70,10 @@ def broker(
         typer.Option(help="host:port that the broker advertises to clients. Default: --listen."),
     ] = None,
     storage: Annotated[
-        str, typer.Option(help="memory://tansu/ forgets; s3://bucket/ keeps, by AWS_… variables.")
+        str,
+        typer.Option(
+            help="memory://tansu/ stores in memory; s3://bucket/ in a bucket, by AWS_… variables."
+        ),
     ] = "memory://tansu/",
 ) -> None:
     """Run a broker that speaks Kafka's protocol, for one machine.
@@ -90,7 +93,7 @@ def broker(
 def registry(
     listen: Annotated[str, typer.Option(help="host:port to serve on.")] = "127.0.0.1:8081",
     file: Annotated[
-        Path | None, typer.Option(help="Where schemas are kept; else in memory.")
+        Path | None, typer.Option(help="File to store schemas in. Default: in memory.")
     ] = None,
 ) -> None:
     """Serve a schema registry with Confluent's REST API, for one machine."""
@@ -101,7 +104,7 @@ def registry(
 
 @app.command()
 def asyncapi(
-    out: Annotated[Path | None, typer.Option(help="File to write; else printed.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Output file. Default: standard output.")] = None,
 ) -> None:
     """Write the AsyncAPI document of all topics."""
     from vtryon_services.bridges.kafka.asyncapi import document_text

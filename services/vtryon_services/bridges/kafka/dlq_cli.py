@@ -23,15 +23,15 @@ if TYPE_CHECKING:  # a client of Kafka takes its time to load
 
 T = TypeVar("T")
 app = typer.Typer(
-    help="Dead letters of Kafka's topics: list, show, send again. Set up by VTRYON_KAFKA_….",
+    help="List, show and redrive dead letters of Kafka topics. Configured by VTRYON_KAFKA_….",
     no_args_is_help=True,
     rich_markup_mode=None,
 )
-_Work = Annotated[str, typer.Argument(help="jobs, or a stage.")]
-_Offset = Annotated[int, typer.Argument(help="As `list` says it.", min=0)]
+_Work = Annotated[str, typer.Argument(help="`jobs`, or the name of a stage.")]
+_Offset = Annotated[int, typer.Argument(help="Offset, as printed by `list`.", min=0)]
 _Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 _Servers = Annotated[
-    str | None, typer.Option(help="host:port; else of VTRYON_KAFKA_BOOTSTRAP_SERVERS.")
+    str | None, typer.Option(help="host:port of a broker. Default: VTRYON_KAFKA_BOOTSTRAP_SERVERS.")
 ]
 
 
@@ -64,7 +64,7 @@ def show(
     work: _Work,
     offset: _Offset,
     raw: Annotated[
-        Path | None, typer.Option(help="File for the message's bytes, as they were sent.")
+        Path | None, typer.Option(help="Output file for the message's original bytes.")
     ] = None,
     bootstrap_servers: _Servers = None,
     as_json: _Json = False,
@@ -101,11 +101,13 @@ def redrive(
     work: _Work,
     offsets: Annotated[
         list[int] | None,
-        typer.Argument(help="Which; else all that were not sent again before."),
+        typer.Argument(help="Offsets to redrive. Default: all that were not redriven before."),
     ] = None,
     from_stage: Annotated[
         str | None,
-        typer.Option(help="An earlier stage, for try-ons that go from stage to stage."),
+        typer.Option(
+            help="Earlier stage to restart from, for try-ons that go from stage to stage."
+        ),
     ] = None,
     bootstrap_servers: _Servers = None,
     as_json: _Json = False,
