@@ -73,7 +73,7 @@ def preview_policy(folder: Path | None, given: MutableMapping[str, Any]) -> Prev
         return PreviewPolicy(own.get("preview_every", 1), own.get("preview_max_pixels", 0))
     if own:
         names = ", ".join(f"--{name.replace('_', '-')}" for name in own)
-        raise RequestError(f"{names}: requires --previews with a folder")
+        raise RequestError(f"{names}: needs --previews with a folder")
     return None
 
 
