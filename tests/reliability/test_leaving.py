@@ -179,7 +179,7 @@ async def test_who_reads_nothing_costs_neither_steps_nor_memory(example) -> None
                 assert (await run).picture.size == (96, 128)
 
 
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(900)
 async def test_two_thousand_left_and_two_thousand_finished_leave_no_trace(example) -> None:
     pictures = (example.person, example.garment)
     small = {"steps": 1, "width": 32, "height": 48, "previews": False}
