@@ -10,6 +10,13 @@ from vtryon.errors import SettingsError
 from vtryon_services.triton.server import Running
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """A server that loads beside other work takes minutes."""
+    for item in items:
+        if item.path.is_relative_to(Path(__file__).parent):
+            item.add_marker(pytest.mark.timeout(600), append=False)
+
+
 @pytest.fixture(scope="session")
 def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A model repository of the shipped checkpoint."""
