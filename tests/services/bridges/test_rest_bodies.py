@@ -422,7 +422,7 @@ async def test_json_that_holds_no_request_says_what_is_wrong(http, text: bytes, 
 
 @pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16", "utf-32-le"])
 async def test_json_is_read_in_every_encoding_of_unicode(http, encoding: str) -> None:
-    text = json.dumps({"person": B64, "prompt": "ein Hemd für sie", "steps": 1})
+    text = json.dumps({"person": B64, "prompt": "чёрная рубашка 👕", "steps": 1})
     headers = {"content-type": "application/json"}
     answer = await http.post("/v1/try-ons", content=text.encode(encoding), headers=headers)
     assert answer.status_code == 200, answer.text
