@@ -547,6 +547,9 @@ def test_watching_takes_what_comes(tmp_path: Path, endpoint: str) -> None:
             (source / f"x{number}_person.png").write_bytes(PICTURE)
             until = time.monotonic() + 100
             wait_for_file(out / f"x{number}.png", process, until)
+            while f'"x{number}"' not in (out / JOURNAL).read_text():  # behind its picture
+                assert time.monotonic() < until
+                time.sleep(0.1)
     finally:
         process.send_signal(signal.SIGINT)
         _, said = process.communicate(timeout=100)
