@@ -100,12 +100,19 @@ async def test_where_there_is_no_room_all_goes_by_the_wire(pool, monkeypatch) ->
     assert regions()
 
 
-async def test_what_a_request_left_is_not_written_to_at_once(pool) -> None:
+async def test_what_a_request_left_is_not_written_to_at_once(pool, monkeypatch) -> None:
+    [server] = pool._servers
+    infer, sent = server.client.infer, asyncio.Event()
+
+    async def tell_and_infer(*given, **named):
+        sent.set()
+        return await infer(*given, **named)
+
+    monkeypatch.setattr(server.client, "infer", tell_and_infer)
     task = asyncio.create_task(decode(pool))
-    while not regions():
-        await asyncio.sleep(0)
-    await asyncio.sleep(0.002)
+    await sent.wait()
     task.cancel()
-    await asyncio.gather(task, return_exceptions=True)
+    with pytest.raises(asyncio.CancelledError):
+        await task
     await decode(pool)
     assert len(regions()) == 2
