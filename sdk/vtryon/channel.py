@@ -44,7 +44,7 @@ _OF_CLIENTS: _Options = (
 # A frozen server is found in less than 5 s. No retries here: who goes on elsewhere repeats itself.
 _OF_SERVICES: _Options = (
     ("grpc.min_reconnect_backoff_ms", 1_000),
-    ("grpc.max_reconnect_backoff_ms", 5_000),
+    ("grpc.max_reconnect_backoff_ms", 2_000),
     ("grpc.keepalive_time_ms", 2_500),
     ("grpc.keepalive_timeout_ms", 2_000),
     ("grpc.http2.ping_timeout_ms", 2_000),

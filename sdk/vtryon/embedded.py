@@ -12,10 +12,11 @@ from vtryon.errors import SettingsError
 
 
 def embedded_mesh(**settings: Any) -> AbstractAsyncContextManager[str]:
-    """Start all services in this process, on a private socket; gives the target for `Client`.
+    """Start all services in this process; gives the target for `Client`.
 
     Args:
-        settings: of the services, such as `checkpoint`, `device` or `backend`.
+        settings: of the services, such as `checkpoint`, `device` or `backend`. Without `listen`,
+            the address is a private socket.
 
     Raises:
         SettingsError: the server package is not installed, or something is set up wrongly.

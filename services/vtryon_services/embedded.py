@@ -20,10 +20,11 @@ from vtryon_services.runtime.telemetry import set_up_logs
 async def embedded_mesh(**given: Any) -> AsyncIterator[str]:
     """Start all services in this process; yields the target for `vtryon.Client`.
 
-    The socket is in a folder that only this user can enter, and is deleted with it.
+    The address is a socket in a folder that only this user can enter, and is deleted with it;
+    or `listen`, where that is given.
 
     Args:
-        given: settings of the services, such as `checkpoint`, `device` or `backend`.
+        given: settings of the services, such as `checkpoint`, `device`, `backend` or `listen`.
 
     Raises:
         SettingsError: a setting is invalid.
@@ -36,6 +37,6 @@ async def embedded_mesh(**given: Any) -> AsyncIterator[str]:
     if not structlog.is_configured():  # else this program logs in its own way
         set_up_logs(settings)
     with tempfile.TemporaryDirectory(prefix="vtryon-") as folder:
-        address = f"unix:{Path(folder) / 'mesh.sock'}"
+        address = given.get("listen", f"unix:{Path(folder) / 'mesh.sock'}")
         async with host(settings, stages, address, **given) as serving:
             yield serving.address

@@ -171,7 +171,7 @@ class Flow:
         attempts = Attempts(self._retries.budget, self._retries.attempts, told)
         run = StageRun(stage, subjects, self._call, self._emit, attempts)
         self._runs.append(run)
-        group.create_task(run.run(open_call))
+        group.create_task(run.run(client, open_call))
         return run
 
     async def _emit(self, event: Event) -> None:

@@ -47,6 +47,13 @@ class PipelineSettings(ServiceSettings):
     decoding_target: Target = Field(
         default="127.0.0.1:50054", description="host:port of the decoder."
     )
+    stage_connect_seconds: float = Field(
+        default=15.0,
+        ge=0,
+        description="How long in seconds a try-on waits for a stage that was never connected, as "
+        "one that still loads; then it fails with STAGE_UNAVAILABLE. A stage that was connected "
+        "before is waited for 5 s.",
+    )
     stage_attempts: int = Field(
         default=4,
         ge=1,

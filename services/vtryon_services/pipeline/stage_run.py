@@ -27,7 +27,7 @@ from vtryon.events import (
 from vtryon.payloads import Outgoing
 from vtryon.types import PayloadKind, Stage
 from vtryon_services.pipeline.attempts import Attempts
-from vtryon_services.pipeline.clients import StageCall
+from vtryon_services.pipeline.clients import StageCall, StageClient
 from vtryon_services.pipeline.relay import Fanout
 from vtryon_services.runtime.call import Call
 
@@ -62,12 +62,13 @@ class StageRun:
         self._emit = emit
         self._attempts = attempts
         self._steps_told = 0
+        self._heard_at: float | None = None  # in seconds since the request began
         self._started_at = request.elapsed_seconds
         self._output_at = self._started_at
         self._own: Hop | None = None
         self._fanout = Fanout(())
 
-    async def run(self, open_call: Callable[[Attempts], StageCall]) -> None:
+    async def run(self, client: StageClient, open_call: Callable[[Attempts], StageCall]) -> None:
         """Make the call and see it through, elsewhere if the server that had it goes away.
 
         Raises:
@@ -75,7 +76,11 @@ class StageRun:
         """
         try:
             while not await self._attempt(open_call):
-                pass
+                await asyncio.sleep(self._attempts.pause_seconds)
+                heard_at = self._started_at if self._heard_at is None else self._heard_at
+                silent = self._request.elapsed_seconds - heard_at
+                remaining = self._request.remaining_seconds
+                await client.recovered(silent, remaining, answered=self._heard_at is not None)
         finally:
             self.output.cancel()
 
@@ -90,7 +95,6 @@ class StageRun:
             if not self._attempts.may_go_on(named, self._request.remaining_seconds):
                 raise named from None
             _log.info("another attempt", stage=self.stage.value, reason=named.reason)
-            await asyncio.sleep(self._attempts.pause_seconds)
             return False
         return True
 
@@ -120,6 +124,7 @@ class StageRun:
             await self._emit(event)
 
     async def _take(self, event: Event) -> None:
+        self._heard_at = self._request.elapsed_seconds
         match event:
             case Accepted() if not self._attempts.number or (
                 event.model_digest != self.model_digest

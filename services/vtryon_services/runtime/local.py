@@ -52,6 +52,11 @@ class LocalStage:
         declared = replace(start, payloads=tuple(item.payload for item in outgoing))
         return LocalCall(self._service, self._method, declared, outgoing, call)
 
+    async def recovered(
+        self, silent_seconds: float, remaining_seconds: float, *, answered: bool
+    ) -> None:
+        """Return at once: a service of this process has no connection to lose."""
+
     async def close(self) -> None:
         """Hold nothing: the service is closed by whom it belongs to."""
 

@@ -131,6 +131,7 @@ async def test_a_caller_that_reads_nothing_is_cut_off_and_told_why() -> None:
         finally:
             over.set()
 
+    assert PipelineSettings().write_timeout_seconds == 30
     settings = PipelineSettings.load(log_level="error", write_timeout_seconds=0.5)
     server = Server(settings)
     target = server.bind("127.0.0.1:0")

@@ -3,6 +3,7 @@ import asyncio
 import grpc
 import pytest
 from tests.support.pictures import noise_png, png
+from tests.support.processes import free_port
 
 import vtryon
 from vtryon.embedded import embedded_mesh
@@ -133,7 +134,9 @@ async def test_many_at_once_are_told_their_place_and_all_come_out(scripted) -> N
 
 async def test_a_stage_that_is_not_there_is_named_and_the_rest_stays_well() -> None:
     async with (
-        embedded_mesh(backend="scripted", decoding_target="127.0.0.1:1") as target,
+        embedded_mesh(
+            backend="scripted", decoding_target="127.0.0.1:1", stage_connect_seconds=1
+        ) as target,
         vtryon.Client(target) as client,
     ):
         for _ in range(2):
@@ -144,6 +147,30 @@ async def test_a_stage_that_is_not_there_is_named_and_the_rest_stays_well() -> N
             assert caught.value.stage == "decoding"
         [tensor] = await client.latent_encoder.encode([PICTURE])
         assert tensor.spec.shape == (16, 16, 12)
+
+
+async def test_a_stage_that_starts_or_restarts_is_waited_for() -> None:
+    port = free_port()
+    decoding = {"backend": "scripted", "listen": f"127.0.0.1:{port}"}
+    async with (
+        embedded_mesh(backend="scripted", decoding_target=f"127.0.0.1:{port}") as target,
+        vtryon.Client(target, retry=False) as client,
+    ):
+        for _ in ("starts", "restarts"):
+            run = asyncio.create_task(client.try_on(PICTURE, PICTURE, steps=1))
+            await asyncio.sleep(2)  # several attempts have failed
+            assert not run.done()
+            async with embedded_mesh(**decoding):
+                assert (await run).picture.data
+
+
+async def test_a_deadline_that_ends_first_still_names_the_stage_that_is_away() -> None:
+    async with (
+        embedded_mesh(backend="scripted", decoding_target="127.0.0.1:1") as target,
+        vtryon.Client(target) as client,
+    ):
+        with pytest.raises(vtryon.UnavailableError, match="decoding can't be reached"):
+            await client.try_on(PICTURE, PICTURE, steps=1, timeout_seconds=2)
 
 
 async def test_a_broken_picture_is_the_latent_encoders_to_refuse(client, example) -> None:
