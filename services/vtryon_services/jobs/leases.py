@@ -34,16 +34,25 @@ class Leases:
         self._changes = changes
         self._max_attempts = max_attempts
 
-    async def lease(self, owner: str, seconds: float) -> Leased | None:
+    async def lease(
+        self, owner: str, seconds: float, most_of_tenant: int | None = None
+    ) -> Leased | None:
         """Lease the next job: the oldest of the tenant with the fewest running; None without jobs.
 
         A job whose lease has expired is reassigned.
+
+        Args:
+            owner: the runner.
+            seconds: duration of the lease.
+            most_of_tenant: maximum jobs of one tenant that the runner holds; None: any number.
         """
         now = time.time()
         free = or_(
             and_(jobs.c.state == JobState.QUEUED.value, jobs.c.not_before <= now),
             and_(jobs.c.state == JobState.RUNNING.value, jobs.c.lease_until < now),
         )
+        if most_of_tenant is not None:
+            free = and_(free, _running_of_tenant(owner) < most_of_tenant)
         async with self._database.reading() as connection:
             if (await connection.execute(select(jobs.c.id).where(free).limit(1))).first() is None:
                 return None
@@ -158,19 +167,22 @@ class Leases:
 
 def _first(free: Any) -> Any:
     """Select the free job that comes first, and keep other runners from it."""
-    running = jobs.alias("running")
-    busy = (
-        select(func.count())
-        .where(running.c.tenant == jobs.c.tenant, running.c.state == JobState.RUNNING.value)
-        .scalar_subquery()
-    )
     return (
         select(jobs)
         .where(free)
-        .order_by(busy, jobs.c.created_at)
+        .order_by(_running_of_tenant(), jobs.c.created_at)
         .limit(1)
         .with_for_update(skip_locked=True)
     )
+
+
+def _running_of_tenant(owner: str | None = None) -> Any:
+    """Count the running jobs of a job's tenant: at all runners, or at one."""
+    running = jobs.alias("running")
+    count = select(func.count()).where(
+        running.c.tenant == jobs.c.tenant, running.c.state == JobState.RUNNING.value
+    )
+    return (count if owner is None else count.where(running.c.owner == owner)).scalar_subquery()
 
 
 def _held(leased: Leased) -> Any:

@@ -68,7 +68,7 @@ class Ledger:
                 async with self._database.writing() as connection:
                     if (found := await self._by_request(connection, new)) is not None:
                         return found, False
-                    await self._check_room(connection)
+                    await self._check_room(connection, new.tenant)
                     return await self._insert(connection, new), True
             except ConflictError:  # the same id at the same moment: now it is there
                 continue
@@ -87,11 +87,19 @@ class Ledger:
             )
         return kept_of(row)
 
-    async def _check_room(self, connection: AsyncConnection) -> None:
-        waiting = select(func.count()).where(jobs.c.state == JobState.QUEUED.value)
-        if (await connection.execute(waiting)).scalar_one() >= self._max_waiting:
+    async def _check_room(self, connection: AsyncConnection, tenant: str) -> None:
+        """Reject a job where the queue is full and its tenant has an equal share of it."""
+        queued = jobs.c.state == JobState.QUEUED.value
+        waiting = select(func.count()).where(queued)
+        if (await connection.execute(waiting)).scalar_one() < self._max_waiting:
+            return
+        own = (await connection.execute(waiting.where(jobs.c.tenant == tenant))).scalar_one()
+        others = select(func.count(jobs.c.tenant.distinct())).where(queued, jobs.c.tenant != tenant)
+        tenants = 1 + (await connection.execute(others)).scalar_one()
+        if own >= self._max_waiting / tenants:
             raise OverloadedError(
-                f"{self._max_waiting} jobs are waiting already",
+                f"the queue has {self._max_waiting} jobs, which is its limit, and {own} of them "
+                f"are yours: send the job again later",
                 retry_after_seconds=_WAIT_FOR_ROOM_SECONDS,
             )
 

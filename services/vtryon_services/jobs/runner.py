@@ -75,7 +75,9 @@ class Runner:
                 leased = None
                 if len(self._tasks) < self.settings.runners:
                     try:
-                        leased = await self.leases.lease(self.owner, self.settings.lease_seconds)
+                        leased = await self.leases.lease(
+                            self.owner, self.settings.lease_seconds, self.settings.most_of_tenant
+                        )
                         outage.over()
                     except Exception as error:  # the database may come back
                         await asyncio.sleep(outage.failed(error))

@@ -44,6 +44,12 @@ class JobsSettings(ServiceSettings):
         ge=0,
         description="Maximum jobs that this process runs concurrently. 0: serve the API only.",
     )
+    runners_per_tenant: int = Field(
+        default=0,
+        ge=0,
+        description="Maximum jobs of one tenant that this process runs concurrently, so that "
+        "those of another need not wait for their end. 0: three quarters of `runners`, at least 1.",
+    )
     lease_seconds: float = Field(
         default=15.0,
         gt=0,
@@ -97,7 +103,8 @@ class JobsSettings(ServiceSettings):
     max_waiting: int = Field(
         default=10_000,
         ge=1,
-        description="Maximum queued jobs; further ones are rejected as QUEUE_FULL.",
+        description="Maximum queued jobs; further ones are rejected as QUEUE_FULL, unless "
+        "their tenant has less than an equal share.",
     )
     page_bytes: int = Field(
         default=1024 * 1024,
@@ -117,3 +124,8 @@ class JobsSettings(ServiceSettings):
     def folder(self) -> Path:
         """The absolute path of `data_folder`."""
         return self.data_folder.expanduser().absolute()
+
+    @property
+    def most_of_tenant(self) -> int:
+        """Maximum jobs of one tenant that this process runs concurrently."""
+        return self.runners_per_tenant or max(1, self.runners * 3 // 4)

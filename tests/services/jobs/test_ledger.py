@@ -106,6 +106,18 @@ async def test_tenants_take_turns(ledger: Ledger) -> None:
     assert [one.tenant for one in taken if one] == ["many", "few", "many", "few"]
 
 
+async def test_a_tenant_leaves_runners_to_others(ledger: Ledger) -> None:
+    for number in range(6):
+        await create(ledger, tenant="many", request_id=str(number))
+    taken = [await ledger.leases.lease("me", 60, 3) for _ in range(4)]
+    assert [one is not None for one in taken] == [True, True, True, False]
+    assert await ledger.leases.lease("you", 60, 3) is not None  # the limit is a runner's
+    await create(ledger, tenant="few", request_id="0")
+    assert (await ledger.leases.lease("me", 60, 3)).tenant == "few"
+    await ledger.leases.finish(taken[0], DONE)
+    assert (await ledger.leases.lease("me", 60, 3)).tenant == "many"
+
+
 async def test_who_lost_the_lease_can_write_nothing(ledger: Ledger) -> None:
     job, _ = await create(ledger)
     first = await ledger.leases.lease("slow", 0.05)
@@ -253,6 +265,21 @@ async def test_a_page_ends_when_it_is_large(ledger: Ledger) -> None:
     [first], token = await ledger.page("acme", (), 100, "", 10)
     assert first.message.request_id == "4"  # never a page of none, which would have no end
     assert token
+
+
+async def test_a_full_queue_has_room_for_a_tenant_with_less_than_its_share(
+    database_url: str,
+) -> None:
+    database = await Database.open(database_url)
+    ledger = Ledger(database, Limits(max_waiting=4, max_attempts=3, keep_seconds=1))
+    for number in range(4):
+        await create(ledger, tenant="many", request_id=str(number))
+    for number in range(2):
+        await create(ledger, tenant="few", request_id=str(number))
+    for tenant, own in (("many", 4), ("few", 2)):
+        with pytest.raises(vtryon.OverloadedError, match=f"{own} of them are yours"):
+            await create(ledger, tenant=tenant, request_id="more")
+    await database.close()
 
 
 async def test_too_many_are_refused(database_url: str) -> None:
