@@ -46,6 +46,7 @@ _ALL = "all"
 _MOST_RATIO = 2.0
 _PAUSE_SECONDS = 0.06  # with it, the good caller stays below the edge's requests per second
 _WARM_SECONDS = 1.0
+_REST_SECONDS = 2.0  # after an attack
 _NICE = ("nice", "-n", "10")
 # An attacker that takes so much of the cores may be what delays the good caller.
 _MANY_CORES = 0.5
@@ -153,16 +154,18 @@ async def compare(name: str, attacks: Sequence[str], rounds: int, seconds: float
     if not chosen:
         return []
     rows = []
-    async with interface.serve() as (target, call):
-        await measure(call, _WARM_SECONDS, Seen())
-        for attack in chosen:
-            alone, beside, cores = Seen(), Seen(), list[float]()
+    for attack in chosen:
+        alone, beside, cores = Seen(), Seen(), list[float]()
+        async with interface.serve() as (target, call):  # anew: an attack leaves jobs in queues
+            await measure(call, _WARM_SECONDS, Seen())
             for _ in range(rounds):
                 await measure(call, seconds, alone)
                 with attacking(name, attack, target, cores):
                     await asyncio.sleep(_WARM_SECONDS)
                     await measure(call, seconds, beside)
-            rows.append(row_of(name, attack, alone, beside, cores))
+                await asyncio.sleep(_REST_SECONDS)
+        rows.append(row_of(name, attack, alone, beside, cores))
+        print(json.dumps(asdict(rows[-1])), file=sys.stderr, flush=True)
     return rows
 
 
