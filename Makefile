@@ -10,12 +10,15 @@ SEED ?= 0
 RUN ?= run
 LIKE ?= 1b
 CASES ?= ../shared/cases
+# What --chaos repeats as often as the README says; without, a fifth as often or less.
+CHAOS := tests/reliability tests/mesh/test_through.py tests/services/bridges/kafka/test_jobs.py \
+	tests/on_triton/test_mesh.py
 # Processes for the tests that may run side by side. Those of ALONE start many processes, fill the
 # machine or measure time: they run one after another, behind the others.
 WORKERS ?= 2
 ALONE := tests/end_to_end tests/loadtests tests/mesh tests/reliability tests/on_triton
 
-.PHONY: help try-on test bare cases mutants check format generate bench bench-gpu triton strip evaluate train clean
+.PHONY: help try-on test chaos bare cases mutants check format generate bench bench-gpu triton strip evaluate train clean
 .DEFAULT_GOAL := help
 
 help: ## show these words
@@ -49,6 +52,9 @@ test: $(VENV)/.dev .triton ## run the tests (WORKERS=n PYTEST=options)
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses $(WORKERS) $(ALONE:%=--ignore %) $(PYTEST)
 	@$(BIN)/python -m pytest $(filter-out %/on_triton,$(ALONE)) $(PYTEST)
 	@$(BIN)/python -m pytest tests/on_triton $(PYTEST)  # a folder called triton on the path breaks torch
+
+chaos: $(VENV)/.dev .triton ## repeat kills and requests at the README's full figures, five times and more those of test
+	@$(BIN)/python -m pytest --chaos $(CHAOS) $(PYTEST)
 
 bare: $(VENV)/.dev .triton ## run every shell line of the README in environments with just its extras
 	@$(BIN)/python -m pytest -m bare $(PYTEST)

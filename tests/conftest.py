@@ -75,8 +75,14 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: object) -> OneWorker
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
-        "--kills", type=int, default=1, help="of a process at each point where it may die"
+        "--chaos", action="store_true", help="repeat faults as often as the README says"
     )
+
+
+@pytest.fixture(scope="session")
+def chaos(request: pytest.FixtureRequest) -> bool:
+    """Whether faults are repeated as often as the README says (`make chaos`), which takes long."""
+    return bool(request.config.getoption("--chaos"))
 
 
 @pytest.fixture(scope="module")

@@ -124,9 +124,10 @@ async def test_a_request_that_is_left_takes_no_further_step(on_triton, triton, e
         assert cpu_seconds(pid) - before < 0.1
 
 
-async def test_a_hundred_requests_left_at_random_steps_free_their_slots(
-    on_triton, triton, example
+async def test_requests_left_at_random_steps_free_their_slots(
+    on_triton, triton, example, chaos: bool
 ) -> None:
+    """Twenty; a hundred with `--chaos`."""
     chance = random.Random(0)
 
     async def leave(at: int) -> None:
@@ -135,7 +136,7 @@ async def test_a_hundred_requests_left_at_random_steps_free_their_slots(
             if isinstance(event, StepFinished) and event.step >= at:
                 return
 
-    for _ in range(10):
+    for _ in range(10 if chaos else 2):
         await asyncio.gather(*(leave(chance.randrange(1, 9)) for _ in range(10)))
     await asyncio.sleep(0.3)
     pid = models_of(triton)["sampling"]
@@ -209,16 +210,18 @@ def is_zombie(pid: int) -> bool:
         return True
 
 
-async def test_two_hundred_requests_leave_no_region_and_no_process_behind(
-    on_triton, triton, example
+async def test_many_requests_leave_no_region_and_no_process_behind(
+    on_triton, triton, example, chaos: bool
 ) -> None:
+    """Forty; two hundred with `--chaos`."""
+
     def regions() -> int:
         port = triton.grpc.rpartition(":")[2]
         return len(list(Path("/dev/shm").glob(f"vtryon_*_{port}_*")))
 
     before, models = regions(), models_of(triton)
     small = {"steps": 1, "width": 32, "height": 48, "previews": False}
-    for _ in range(20):
+    for _ in range(20 if chaos else 4):
         runs = [on_triton.try_on(example.person, example.garment, **small) for _ in range(10)]
         await asyncio.gather(*runs)
     assert regions() == before == 4
