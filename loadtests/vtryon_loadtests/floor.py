@@ -27,12 +27,12 @@ from rich.table import Table
 from vtryon_loadtests.throughput import shipped_checkpoint
 from vtryon_services.engine.checkpoint import Checkpoint
 from vtryon_services.engine.decoder import Decoder
-from vtryon_services.engine.latent_encoder import LatentEncoder
+from vtryon_services.engine.latent_encoder import VaeEncoder
 from vtryon_services.engine.numerics import resolve
 from vtryon_services.engine.placement import Placement
-from vtryon_services.engine.plan import Plan
+from vtryon_services.engine.plan import SamplingPlan
 from vtryon_services.engine.sampler import Given, Sampler
-from vtryon_services.engine.text_encoder import TextEncoder
+from vtryon_services.engine.text_encoder import PromptEncoder
 
 _PROMPT = "Put the shirt from picture 2 on the person in picture 1"
 _NUMERICS = resolve(None)
@@ -52,8 +52,8 @@ class Engine:
 
     def __init__(self, folder: Path, placement: Placement, *, compiled: bool) -> None:
         checkpoint = Checkpoint.open(folder)
-        self.latents = LatentEncoder.load(checkpoint, placement)
-        self.text = TextEncoder.load(checkpoint, placement)
+        self.latents = VaeEncoder.load(checkpoint, placement)
+        self.text = PromptEncoder.load(checkpoint, placement)
         self.sampler = Sampler.load(checkpoint, placement, compiled=compiled)
         self.decoder = Decoder.load(checkpoint, placement)
 
@@ -75,7 +75,7 @@ class Engine:
         for number in range(len(people)):
             references = encoded[2 * number : 2 * number + 2]
             _, height, width = references[0].shape
-            plan = Plan(
+            plan = SamplingPlan(
                 numerics=_NUMERICS,
                 width=8 * width,
                 height=8 * height,

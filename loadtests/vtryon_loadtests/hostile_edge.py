@@ -21,7 +21,7 @@ import vtryon
 from vtryon_loadtests.attacks import PER_SECOND, hold_connections, paced
 from vtryon_loadtests.hostile_grpc import start_of, stream
 from vtryon_mesh.description import Mesh
-from vtryon_mesh.local.layout import Wanted, lay_out
+from vtryon_mesh.local.layout import UpOptions, lay_out
 from vtryon_mesh.local.supervise import Supervisor, supervised
 from vtryon_mesh.local.tokens import Issuer
 
@@ -35,7 +35,7 @@ async def serve() -> AsyncIterator[tuple[str, Callable[[], Awaitable[None]]]]:
     """Run the mesh; the good caller has a token of its own."""
     mesh = Mesh.load()
     issuer = Issuer.create(mesh)
-    wanted = Wanted(
+    wanted = UpOptions(
         services=_SERVICES,
         replicas={},
         backend="scripted",

@@ -27,7 +27,7 @@ from rich.table import Table
 from vtryon.types import RopeLayout
 from vtryon_loadtests.throughput import shipped_checkpoint
 from vtryon_services.engine.checkpoint import Checkpoint
-from vtryon_services.engine.forward import PADDING, Forward, Row, divide
+from vtryon_services.engine.forward import PADDING, Forward, Prediction, divide
 from vtryon_services.engine.placement import Placement
 from vtryon_services.engine.sampler import Sampler
 
@@ -63,7 +63,7 @@ MIXES = (
 )
 
 
-def draw_rows(mix: Mix, count: int, width: int) -> list[Row]:
+def draw_rows(mix: Mix, count: int, width: int) -> list[Prediction]:
     """Draw the rows of a step."""
     dice, torch_dice = random.Random(1), torch.Generator().manual_seed(1)
     rows = []
@@ -76,7 +76,7 @@ def draw_rows(mix: Mix, count: int, width: int) -> list[Row]:
             torch.randn(shape, generator=torch_dice)
             for shape in ((tokens, 64), (references, 64), (text, width))
         )
-        rows.append(Row(target, given, embeddings, shapes, 0.7, RopeLayout.DIFFUSERS))
+        rows.append(Prediction(target, given, embeddings, shapes, 0.7, RopeLayout.DIFFUSERS))
     return rows
 
 

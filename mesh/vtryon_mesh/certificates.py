@@ -21,7 +21,7 @@ from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 from vtryon.errors import SettingsError
 from vtryon_mesh.description import Mesh
 from vtryon_mesh.documents import write
-from vtryon_mesh.envoy.tls import Identity, secret
+from vtryon_mesh.envoy.tls import EnvoyCertificate, secret
 from vtryon_mesh.secrets import write_secret
 
 LEAF_DAYS = 7.0
@@ -178,7 +178,7 @@ def renew_certificates(
 
 def _issue(folder: Path, mesh: Mesh, authority: Authority, name: str, days: float) -> None:
     authority.issue(folder, name, mesh.identity(name), days)
-    write_secret(folder / f"{name}.yaml", write(secret(Identity(name, folder))).encode())
+    write_secret(folder / f"{name}.yaml", write(secret(EnvoyCertificate(name, folder))).encode())
 
 
 def _due(folder: Path, mesh: Mesh) -> Iterator[str]:

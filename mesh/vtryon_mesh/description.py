@@ -32,7 +32,7 @@ class _Part(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
-class Service(_Part):
+class MeshService(_Part):
     """A service of the mesh.
 
     Attributes:
@@ -50,7 +50,7 @@ class Service(_Part):
     balance: Literal["least-request", "content"]
 
     @model_validator(mode="after")
-    def _speaks_one(self) -> Service:
+    def _speaks_one(self) -> MeshService:
         if (self.grpc is None) == (self.http is None):
             raise ValueError("a service has either grpc or http")
         return self
@@ -95,7 +95,7 @@ class Jwt(_Part):
     jwks_uri: str | None = Field(default=None, pattern=r"^https?://[^/\s?#]+(/\S*)?$")
 
 
-class Limits(_Part):
+class EdgeLimits(_Part):
     """Limits of the edge. Times are in seconds; the defaults are in `mesh.yaml`.
 
     Attributes:
@@ -144,7 +144,7 @@ class Edge(_Part):
     jwt: Jwt
     requests_per_second: int = Field(ge=1)
     requests_per_second_of_a_tenant: int = Field(ge=1)
-    limits: Limits
+    limits: EdgeLimits
     hosts: tuple[str, ...] = ()
     cors_origins: tuple[str, ...] = ()
 
@@ -164,7 +164,7 @@ class Mesh(_Part):
 
     trust_domain: str
     namespace: str
-    services: dict[str, Service]
+    services: dict[str, MeshService]
     edge: Edge
     own_zone: int = Field(ge=1, le=99)
     open_calls: int = Field(ge=1)

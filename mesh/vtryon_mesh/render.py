@@ -11,7 +11,7 @@ from vtryon_mesh.envoy.access import RemoteKeys
 from vtryon_mesh.envoy.edge import EdgePlace, render_edge
 from vtryon_mesh.envoy.pieces import Address, Config
 from vtryon_mesh.envoy.sidecar import Sidecar, render_sidecar
-from vtryon_mesh.envoy.tls import Identity
+from vtryon_mesh.envoy.tls import EnvoyCertificate
 from vtryon_mesh.istio import Mode, render_istio
 
 _ADMIN, _INBOUND = 9901, 15443
@@ -35,7 +35,7 @@ def envoys(mesh: Mesh) -> dict[str, Config]:
                 services={name: [Address(name, _INBOUND)] for name in mesh.edge.serves},
                 certificates=CERTIFICATES,
                 jwks=RemoteKeys(uri) if (uri := mesh.edge.jwt.jwks_uri) else _JWKS,
-                server_certificate=Identity(EDGE, CERTIFICATES),
+                server_certificate=EnvoyCertificate(EDGE, CERTIFICATES),
                 access_log=_LOG,
                 otlp=_OTLP,
                 metrics=METRICS,

@@ -17,7 +17,7 @@ from vtryon.messages import request_message
 from vtryon.options import DEFAULT_PROMPT, make_options, outgoing_pictures
 from vtryon.pictures import digest
 from vtryon.retry import NO_RETRY, RetryPolicy
-from vtryon.run import Received, Result, Run
+from vtryon.run import Result, Run, StreamedResult
 from vtryon.stages import Decoding, LatentEncoder, Sampling, TextEncoder
 from vtryon.stream import TRY_ON, StreamCall
 from vtryon.tensors import Tensor, check_tensor
@@ -247,7 +247,7 @@ class Client:
         return Run(lambda: channel.attempts(timeout_seconds), open_call, _result)
 
 
-def _result(received: Received) -> Result:
+def _result(received: StreamedResult) -> Result:
     finished, accepted = received.finished, received.accepted
     if finished.ledger is None:
         raise ProtocolError("the server sent no ledger")

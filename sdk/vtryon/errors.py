@@ -172,7 +172,7 @@ class ProtocolError(VtryonError):
     default_reason = Reason.STREAM_OUT_OF_ORDER
 
 
-class Row(NamedTuple):
+class ReasonRow(NamedTuple):
     """Error class and gRPC status of a reason."""
 
     error: type[VtryonError]
@@ -180,34 +180,34 @@ class Row(NamedTuple):
 
 
 _INVALID = grpc.StatusCode.INVALID_ARGUMENT
-_SETUP = Row(SettingsError, grpc.StatusCode.FAILED_PRECONDITION)
+_SETUP = ReasonRow(SettingsError, grpc.StatusCode.FAILED_PRECONDITION)
 
-REASONS: dict[Reason, Row] = {
-    Reason.FIELD_INVALID: Row(RequestError, _INVALID),
-    Reason.NUMERICS_UNSUPPORTED: Row(RequestError, _INVALID),
-    Reason.PAYLOAD_TOO_LARGE: Row(RequestError, _INVALID),
-    Reason.PAYLOAD_INVALID: Row(RequestError, _INVALID),
-    Reason.TENSOR_NOT_FINITE: Row(RequestError, _INVALID),
-    Reason.PICTURE_TOO_LARGE: Row(RequestError, _INVALID),
-    Reason.PICTURE_FORMAT_UNSUPPORTED: Row(RequestError, _INVALID),
-    Reason.PICTURE_UNREADABLE: Row(RequestError, _INVALID),
-    Reason.STREAM_OUT_OF_ORDER: Row(ProtocolError, _INVALID),
-    Reason.STREAM_INCOMPLETE: Row(ProtocolError, _INVALID),
-    Reason.MESSAGE_MALFORMED: Row(ProtocolError, _INVALID),
-    Reason.QUEUE_FULL: Row(OverloadedError, grpc.StatusCode.RESOURCE_EXHAUSTED),
-    Reason.DEADLINE_UNREACHABLE: Row(OverloadedError, grpc.StatusCode.RESOURCE_EXHAUSTED),
-    Reason.STAGE_UNAVAILABLE: Row(UnavailableError, grpc.StatusCode.UNAVAILABLE),
-    Reason.SHUTTING_DOWN: Row(UnavailableError, grpc.StatusCode.UNAVAILABLE),
-    Reason.DEADLINE_PASSED: Row(DeadlineError, grpc.StatusCode.DEADLINE_EXCEEDED),
+REASONS: dict[Reason, ReasonRow] = {
+    Reason.FIELD_INVALID: ReasonRow(RequestError, _INVALID),
+    Reason.NUMERICS_UNSUPPORTED: ReasonRow(RequestError, _INVALID),
+    Reason.PAYLOAD_TOO_LARGE: ReasonRow(RequestError, _INVALID),
+    Reason.PAYLOAD_INVALID: ReasonRow(RequestError, _INVALID),
+    Reason.TENSOR_NOT_FINITE: ReasonRow(RequestError, _INVALID),
+    Reason.PICTURE_TOO_LARGE: ReasonRow(RequestError, _INVALID),
+    Reason.PICTURE_FORMAT_UNSUPPORTED: ReasonRow(RequestError, _INVALID),
+    Reason.PICTURE_UNREADABLE: ReasonRow(RequestError, _INVALID),
+    Reason.STREAM_OUT_OF_ORDER: ReasonRow(ProtocolError, _INVALID),
+    Reason.STREAM_INCOMPLETE: ReasonRow(ProtocolError, _INVALID),
+    Reason.MESSAGE_MALFORMED: ReasonRow(ProtocolError, _INVALID),
+    Reason.QUEUE_FULL: ReasonRow(OverloadedError, grpc.StatusCode.RESOURCE_EXHAUSTED),
+    Reason.DEADLINE_UNREACHABLE: ReasonRow(OverloadedError, grpc.StatusCode.RESOURCE_EXHAUSTED),
+    Reason.STAGE_UNAVAILABLE: ReasonRow(UnavailableError, grpc.StatusCode.UNAVAILABLE),
+    Reason.SHUTTING_DOWN: ReasonRow(UnavailableError, grpc.StatusCode.UNAVAILABLE),
+    Reason.DEADLINE_PASSED: ReasonRow(DeadlineError, grpc.StatusCode.DEADLINE_EXCEEDED),
     Reason.CHECKPOINT_NOT_FOUND: _SETUP,
     Reason.CHECKPOINT_UNSAFE: _SETUP,
     Reason.CHECKPOINT_CORRUPT: _SETUP,
     Reason.CHECKPOINT_UNSUPPORTED: _SETUP,
-    Reason.MODEL_CHANGED: Row(RequestError, grpc.StatusCode.FAILED_PRECONDITION),
-    Reason.UNAUTHENTICATED: Row(AccessError, grpc.StatusCode.UNAUTHENTICATED),
-    Reason.PERMISSION_DENIED: Row(AccessError, grpc.StatusCode.PERMISSION_DENIED),
-    Reason.NOT_FOUND: Row(RequestError, grpc.StatusCode.NOT_FOUND),
-    Reason.ALREADY_EXISTS: Row(RequestError, grpc.StatusCode.ALREADY_EXISTS),
-    Reason.STAGE_FAILED: Row(StageError, grpc.StatusCode.INTERNAL),
-    Reason.CANCELLED: Row(RunCancelledError, grpc.StatusCode.CANCELLED),
+    Reason.MODEL_CHANGED: ReasonRow(RequestError, grpc.StatusCode.FAILED_PRECONDITION),
+    Reason.UNAUTHENTICATED: ReasonRow(AccessError, grpc.StatusCode.UNAUTHENTICATED),
+    Reason.PERMISSION_DENIED: ReasonRow(AccessError, grpc.StatusCode.PERMISSION_DENIED),
+    Reason.NOT_FOUND: ReasonRow(RequestError, grpc.StatusCode.NOT_FOUND),
+    Reason.ALREADY_EXISTS: ReasonRow(RequestError, grpc.StatusCode.ALREADY_EXISTS),
+    Reason.STAGE_FAILED: ReasonRow(StageError, grpc.StatusCode.INTERNAL),
+    Reason.CANCELLED: ReasonRow(RunCancelledError, grpc.StatusCode.CANCELLED),
 }

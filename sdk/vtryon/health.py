@@ -17,7 +17,7 @@ _PAUSE_SECONDS = 0.2
 _CALL_SECONDS = 5.0
 
 
-class Serving(IntEnum):
+class ServingStatus(IntEnum):
     """Of grpc.health.v1: `HealthCheckResponse.ServingStatus`."""
 
     UNKNOWN = 0
@@ -48,7 +48,7 @@ async def wait_until_serving(channel: Channel, timeout_seconds: float) -> None:
                 raise status.from_aio_error(error) from None
             state = f"the last check ended with {error.code().name}"
         else:
-            if answer is Serving.SERVING:
+            if answer is ServingStatus.SERVING:
                 return
             state = f"its health is {answer.name}"
         await asyncio.sleep(min(_PAUSE_SECONDS, max(0.0, until - time.monotonic())))
@@ -57,8 +57,8 @@ async def wait_until_serving(channel: Channel, timeout_seconds: float) -> None:
     )
 
 
-async def _check(channel: Channel, seconds: float) -> Serving:
+async def _check(channel: Channel, seconds: float) -> ServingStatus:
     """Call `Check` for the server as a whole; its two messages are small enough to do by hand."""
     call = channel.grpc.unary_unary(_CHECK)
     reply: bytes = await call(b"", timeout=seconds, metadata=channel.metadata())
-    return Serving(reply[1]) if len(reply) == 2 else Serving.UNKNOWN
+    return ServingStatus(reply[1]) if len(reply) == 2 else ServingStatus.UNKNOWN

@@ -22,7 +22,7 @@ _OVERWRITTEN = "Internal error from Core"
 _PATIENCE_SECONDS = 1.0
 
 
-class Outcome:
+class CallStatus:
     """Records how a call ends, and translates the exceptions of grpc.aio.
 
     Attributes:

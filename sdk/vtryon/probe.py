@@ -29,7 +29,7 @@ _PROXIES = ("grpc_proxy", "https_proxy", "http_proxy")
 _NOT_YET_VALID, _EXPIRED, _OTHER_NAME, _OTHER_ADDRESS = 9, 10, 62, 64
 
 
-class Finding(NamedTuple):
+class ProbeResult(NamedTuple):
     """Result of a probe.
 
     Attributes:
@@ -41,7 +41,7 @@ class Finding(NamedTuple):
     permanent: bool = False
 
 
-async def probe(target: str, tls: Tls | None) -> Finding:
+async def probe(target: str, tls: Tls | None) -> ProbeResult:
     """Connect once as gRPC would, and describe the obstacle; takes a few seconds at most."""
     try:
         async with asyncio.timeout(_SECONDS):
@@ -49,23 +49,23 @@ async def probe(target: str, tls: Tls | None) -> Finding:
                 return await _probe_socket(target.removeprefix("unix:").removeprefix("//"))
             addresses = host_ports(target)
             if not addresses or _goes_through_proxy(addresses[0].host):
-                return Finding("")
+                return ProbeResult("")
             return await _probe_server(addresses[0], tls)
     except TimeoutError:
-        return Finding("no answer to the connection attempt")
+        return ProbeResult("no answer to the connection attempt")
     except socket.gaierror as error:
         unknown = error.errno == socket.EAI_NONAME
-        return Finding(f"the host name can't be resolved: {error.strerror}", unknown)
+        return ProbeResult(f"the host name can't be resolved: {error.strerror}", unknown)
     except ConnectionRefusedError:
-        return Finding("connection refused")
+        return ProbeResult("connection refused")
     except OSError as error:
-        return Finding((os.strerror(error.errno) if error.errno else str(error)).lower())
+        return ProbeResult((os.strerror(error.errno) if error.errno else str(error)).lower())
 
 
-async def _probe_socket(path: str) -> Finding:
+async def _probe_socket(path: str) -> ProbeResult:
     _, writer = await asyncio.open_unix_connection(path)
     writer.close()
-    return Finding("")
+    return ProbeResult("")
 
 
 def _goes_through_proxy(host: str) -> bool:
@@ -73,30 +73,32 @@ def _goes_through_proxy(host: str) -> bool:
     return configured and not urllib.request.proxy_bypass(host)
 
 
-async def _probe_server(address: HostPort, tls: Tls | None) -> Finding:
+async def _probe_server(address: HostPort, tls: Tls | None) -> ProbeResult:
     if tls is not None:
         return await _probe_tls(address, tls)
     answer = await _greet(address, None, "")
     if _is_http2(answer):
-        return Finding("")
+        return ProbeResult("")
     if answer.startswith(b"HTTP/"):
-        return Finding("the server speaks HTTP/1.1, not gRPC; is it the address of REST?", True)
+        return ProbeResult("the server speaks HTTP/1.1, not gRPC; is it the address of REST?", True)
     if await _speaks_tls(address):
-        return Finding("the server wants TLS: give tls=vtryon.Tls(), or --tls or --tls-ca", True)
-    return Finding("the server is no gRPC" if answer else "the server closed the connection")
+        return ProbeResult(
+            "the server wants TLS: give tls=vtryon.Tls(), or --tls or --tls-ca", True
+        )
+    return ProbeResult("the server is no gRPC" if answer else "the server closed the connection")
 
 
-async def _probe_tls(address: HostPort, tls: Tls) -> Finding:
+async def _probe_tls(address: HostPort, tls: Tls) -> ProbeResult:
     name = tls.server_name or address.host
     try:
         answer = await _greet(address, make_context(tls), name)
     except ssl.SSLCertVerificationError as error:
-        return Finding(_certificate_fault(error, name, tls), True)
+        return ProbeResult(_certificate_fault(error, name, tls), True)
     except ssl.SSLError as error:
         return _handshake_fault(error, tls)
     if _is_http2(answer):
-        return Finding("")
-    return Finding("the server is no gRPC") if answer else Finding(_client_fault(tls), True)
+        return ProbeResult("")
+    return ProbeResult("the server is no gRPC") if answer else ProbeResult(_client_fault(tls), True)
 
 
 def _certificate_fault(error: ssl.SSLCertVerificationError, name: str, tls: Tls) -> str:
@@ -110,13 +112,13 @@ def _certificate_fault(error: ssl.SSLCertVerificationError, name: str, tls: Tls)
     return f"the server's certificate is not signed by {trusted}: {error.verify_message}"
 
 
-def _handshake_fault(error: ssl.SSLError, tls: Tls) -> Finding:
+def _handshake_fault(error: ssl.SSLError, tls: Tls) -> ProbeResult:
     reason = error.reason or ""
     if reason in {"WRONG_VERSION_NUMBER", "HTTP_REQUEST", "UNSUPPORTED_PROTOCOL"}:
-        return Finding("the server speaks plain text, not TLS: leave tls out", True)
+        return ProbeResult("the server speaks plain text, not TLS: leave tls out", True)
     if "ALERT" in reason:
-        return Finding(_client_fault(tls), True)
-    return Finding(f"the TLS handshake failed: {reason.replace('_', ' ').lower() or error}")
+        return ProbeResult(_client_fault(tls), True)
+    return ProbeResult(f"the TLS handshake failed: {reason.replace('_', ' ').lower() or error}")
 
 
 def _client_fault(tls: Tls) -> str:

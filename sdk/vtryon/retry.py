@@ -92,7 +92,7 @@ class RetryBudget:
         return True
 
 
-class Line:
+class CapacityQueue:
     """FIFO queue of the calls that wait for capacity.
 
     Only the head is resent, after the delay that the server asked for; once it is accepted, the
@@ -157,11 +157,11 @@ class Retries:
         self.policy = policy
         self.connector = connector
         self.budget = RetryBudget()
-        self._lines: WeakValueDictionary[str, Line] = WeakValueDictionary()
+        self._lines: WeakValueDictionary[str, CapacityQueue] = WeakValueDictionary()
 
-    def line_of(self, tenant: str) -> Line:
+    def line_of(self, tenant: str) -> CapacityQueue:
         """Give a tenant's line; it exists for as long as a call holds it."""
-        return self._lines.setdefault(tenant, Line())
+        return self._lines.setdefault(tenant, CapacityQueue())
 
 
 class Attempts:

@@ -41,7 +41,7 @@ T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
-class Received:
+class StreamedResult:
     """All that a finished stream gave."""
 
     accepted: Accepted
@@ -129,7 +129,7 @@ class Run(Coroutine[Any, Any, T]):
         self,
         attempts: Callable[[], Attempts],
         open_call: OpenCall,
-        finish: Callable[[Received], T],
+        finish: Callable[[StreamedResult], T],
     ) -> None:
         self._attempts = attempts
         self._open_call = open_call
@@ -296,11 +296,11 @@ class _Receiver:
                 pass
         return True
 
-    def all(self) -> Received:
+    def all(self) -> StreamedResult:
         # The grammar has seen both before the stream could end.
         assert self._accepted is not None
         assert self._finished is not None
         assembler = self._assembler
-        return Received(
+        return StreamedResult(
             self._accepted, assembler.payloads, assembler.buffers, self._finished, self._stages
         )

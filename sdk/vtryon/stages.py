@@ -14,8 +14,8 @@ from vtryon.grammar import DEFAULT_CHUNK_BYTES
 from vtryon.messages import request_message
 from vtryon.payloads import Outgoing, outgoing_image
 from vtryon.pictures import Picture, read_picture
-from vtryon.run import Received, Run
-from vtryon.stream import DECODE, ENCODE_LATENTS, ENCODE_TEXT, SAMPLE, Method, StreamCall
+from vtryon.run import Run, StreamedResult
+from vtryon.stream import DECODE, ENCODE_LATENTS, ENCODE_TEXT, SAMPLE, StreamCall, StreamMethod
 from vtryon.tensors import Tensor, check_tensor
 from vtryon.types import (
     DecodeStart,
@@ -86,7 +86,7 @@ class Conditioning:
 
 
 class _StageClient:
-    method: Method
+    method: StreamMethod
 
     def __init__(self, channel: Channel) -> None:
         self.channel = channel
@@ -100,7 +100,7 @@ class _StageClient:
         start: Start,
         load: Callable[[], Awaitable[list[Outgoing]]],
         timeout_seconds: float | None,
-        finish: Callable[[Received], T],
+        finish: Callable[[StreamedResult], T],
     ) -> Run[T]:
         check_timeout(timeout_seconds)
         request_message(start)  # refuses now what could not be sent
@@ -247,7 +247,7 @@ class Decoding(_StageClient):
         async def load() -> list[Outgoing]:
             return [latents.outgoing(PayloadKind.LATENTS)]
 
-        return self._run(start, load, timeout_seconds, Received.picture)
+        return self._run(start, load, timeout_seconds, StreamedResult.picture)
 
 
 async def image_payloads(
@@ -280,7 +280,7 @@ def _images(pictures: Any) -> list[tuple[PayloadKind, PictureSource, str]]:
     ]
 
 
-def _tensors(received: Received, kind: PayloadKind) -> list[Tensor]:
+def _tensors(received: StreamedResult, kind: PayloadKind) -> list[Tensor]:
     found = [
         Tensor(payload.tensor, buffer)
         for payload, buffer in zip(received.payloads, received.buffers, strict=True)
@@ -291,11 +291,11 @@ def _tensors(received: Received, kind: PayloadKind) -> list[Tensor]:
     return found
 
 
-def _latents(received: Received) -> list[Tensor]:
+def _latents(received: StreamedResult) -> list[Tensor]:
     return _tensors(received, PayloadKind.LATENTS)
 
 
-def _embeddings(received: Received) -> Embeddings:
+def _embeddings(received: StreamedResult) -> Embeddings:
     [positive] = _tensors(received, PayloadKind.EMBEDDINGS)
     if len(received.payloads) == 1:
         return Embeddings(positive)

@@ -19,7 +19,7 @@ from vtryon.events import Event, StepFinished
 from vtryon.framing import EVENT_TAG, REQUEST_TAG, read_chunk, write_chunk
 from vtryon.grammar import DEFAULT_CHUNK_BYTES, Requests, Responses
 from vtryon.messages import request_message
-from vtryon.outcome import Outcome
+from vtryon.outcome import CallStatus
 from vtryon.payloads import Outgoing, chunks
 from vtryon.types import Start
 from vtryon.v1 import (
@@ -36,20 +36,22 @@ CONTENT_KEY = "x-vtryon-content-digest"
 _tracer = trace.get_tracer("vtryon")
 
 
-class Method(NamedTuple):
+class StreamMethod(NamedTuple):
     """A streaming RPC: its path, and the message of its requests."""
 
     path: str
     request: type[Message]
 
 
-ENCODE_LATENTS = Method(
+ENCODE_LATENTS = StreamMethod(
     "/vtryon.v1.LatentEncoderService/Encode", latent_encoder_pb2.EncodeLatentsRequest
 )
-ENCODE_TEXT = Method("/vtryon.v1.TextEncoderService/Encode", text_encoder_pb2.EncodeTextRequest)
-SAMPLE = Method("/vtryon.v1.SamplingService/Sample", sampling_pb2.SampleRequest)
-DECODE = Method("/vtryon.v1.DecodingService/Decode", decoding_pb2.DecodeRequest)
-TRY_ON = Method("/vtryon.v1.PipelineService/TryOn", pipeline_pb2.TryOnRequest)
+ENCODE_TEXT = StreamMethod(
+    "/vtryon.v1.TextEncoderService/Encode", text_encoder_pb2.EncodeTextRequest
+)
+SAMPLE = StreamMethod("/vtryon.v1.SamplingService/Sample", sampling_pb2.SampleRequest)
+DECODE = StreamMethod("/vtryon.v1.DecodingService/Decode", decoding_pb2.DecodeRequest)
+TRY_ON = StreamMethod("/vtryon.v1.PipelineService/TryOn", pipeline_pb2.TryOnRequest)
 
 
 class StreamCall:
@@ -74,7 +76,7 @@ class StreamCall:
     def __init__(
         self,
         channel: Channel,
-        method: Method,
+        method: StreamMethod,
         start: Start,
         outgoing: Sequence[Outgoing] = (),
         *,
@@ -94,7 +96,7 @@ class StreamCall:
         self.request_id = request_id or uuid.uuid4().hex
         self._span: trace.Span = trace.INVALID_SPAN
         self._call: Any = None
-        self._outcome = Outcome()
+        self._outcome = CallStatus()
         self._completed_steps = 0
 
     async def __aenter__(self) -> Self:

@@ -15,7 +15,7 @@ from opentelemetry import propagate, trace
 from vtryon.channel import Channel
 from vtryon.errors import VtryonError
 from vtryon.messages import ProtoType, request_message
-from vtryon.outcome import Outcome
+from vtryon.outcome import CallStatus
 from vtryon.status import from_aio_error
 from vtryon.stream import REQUEST_ID_KEY
 
@@ -65,7 +65,7 @@ async def _ask_once(
     seconds: float | None,
     span: trace.Span,
 ) -> R:
-    outcome = Outcome()
+    outcome = CallStatus()
     read = reply.proto.FromString
     if isinstance(request, Message):
         call: Any = channel.grpc.unary_unary(path, _serialize, read)
@@ -90,7 +90,7 @@ async def listen(
     Raises:
         VtryonError: the call failed.
     """
-    outcome = Outcome()
+    outcome = CallStatus()
     with _observed(path) as span:
         open_call = channel.grpc.unary_stream(
             path, request_serializer=_serialize, response_deserializer=reply.proto.FromString
@@ -109,7 +109,7 @@ async def listen(
 
 
 @contextmanager
-def _translated(outcome: Outcome) -> Iterator[None]:
+def _translated(outcome: CallStatus) -> Iterator[None]:
     """Raise a call that was cancelled, but not by its caller, as an error of its own."""
     try:
         yield
@@ -136,7 +136,7 @@ def _observed(path: str) -> Iterator[trace.Span]:
         span.end()
 
 
-async def _sending(messages: AsyncIterator[bytes], outcome: Outcome) -> AsyncIterator[bytes]:
+async def _sending(messages: AsyncIterator[bytes], outcome: CallStatus) -> AsyncIterator[bytes]:
     try:
         async for message in messages:
             yield message

@@ -23,7 +23,7 @@ from vtryon_services.pipeline.service import make_service as make_pipeline
 from vtryon_services.pipeline.settings import PipelineSettings
 from vtryon_services.runtime.adapter import Service
 from vtryon_services.runtime.local import LocalStage
-from vtryon_services.runtime.process import Serving
+from vtryon_services.runtime.process import RunningServer
 from vtryon_services.runtime.serve import Server
 from vtryon_services.runtime.settings import JOBS, ServiceSettings
 from vtryon_services.runtime.unread_settings import unread_settings
@@ -40,19 +40,19 @@ _log = structlog.get_logger("vtryon.serve")
 _PROGRESS_SECONDS = 5.0
 
 
-class Kind(NamedTuple):
+class ServiceKind(NamedTuple):
     """How a service is set up and made."""
 
     settings: type[ServiceSettings]
     make: Callable[[Any], Awaitable[Service]]
 
 
-KINDS: dict[Stage, Kind] = {
-    Stage.LATENT_ENCODER: Kind(LatentEncoderSettings, make_latent_encoder),
-    Stage.TEXT_ENCODER: Kind(TextEncoderSettings, make_text_encoder),
-    Stage.SAMPLING: Kind(SamplingSettings, make_sampling),
-    Stage.DECODING: Kind(DecodingSettings, make_decoding),
-    Stage.PIPELINE: Kind(PipelineSettings, make_pipeline),
+KINDS: dict[Stage, ServiceKind] = {
+    Stage.LATENT_ENCODER: ServiceKind(LatentEncoderSettings, make_latent_encoder),
+    Stage.TEXT_ENCODER: ServiceKind(TextEncoderSettings, make_text_encoder),
+    Stage.SAMPLING: ServiceKind(SamplingSettings, make_sampling),
+    Stage.DECODING: ServiceKind(DecodingSettings, make_decoding),
+    Stage.PIPELINE: ServiceKind(PipelineSettings, make_pipeline),
 }
 
 
@@ -85,7 +85,7 @@ def load_settings(names: Sequence[str], given: Mapping[str, Any]) -> dict[str, S
 @asynccontextmanager
 async def host(
     settings: ServiceSettings, stages: Sequence[str], address: str, **given: Any
-) -> AsyncIterator[Serving]:
+) -> AsyncIterator[RunningServer]:
     """Serve stages on one address until the block is left, then drain.
 
     The address is taken before anything is loaded.
@@ -103,7 +103,7 @@ async def host(
             services += await _make_jobs(jobs, server, folder if Stage.PIPELINE in stages else None)
         await server.start(services)
         try:
-            yield Serving(server, bound, services)
+            yield RunningServer(server, bound, services)
         finally:
             await server.drain(hand_over=Stage.PIPELINE not in stages)
 

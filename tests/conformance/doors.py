@@ -23,7 +23,7 @@ import vtryon
 from vtryon.errors import VtryonError
 from vtryon.jobs import JobState
 from vtryon.options import make_options
-from vtryon.outcome import Outcome as CallOutcome
+from vtryon.outcome import CallStatus as CallOutcome
 from vtryon.pictures import read_picture
 from vtryon.plain import plain
 from vtryon.types import TryOnInline

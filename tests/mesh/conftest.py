@@ -14,7 +14,7 @@ from tests.support.mesh import wait_until_healthy
 import vtryon
 from vtryon.types import Stage
 from vtryon_mesh.description import Mesh
-from vtryon_mesh.local.layout import Layout, Wanted, lay_out
+from vtryon_mesh.local.layout import MeshLayout, UpOptions, lay_out
 from vtryon_mesh.local.supervise import Supervisor, supervised
 from vtryon_mesh.local.tokens import Issuer
 
@@ -24,7 +24,7 @@ class Town:
     """A mesh that runs: real Envoys, mutual TLS, tokens, two replicas of three services."""
 
     mesh: Mesh
-    layout: Layout
+    layout: MeshLayout
     supervisor: Supervisor
     issuer: Issuer
 
@@ -94,7 +94,7 @@ def town_of(
     )
     mesh = described.model_copy(update={"edge": edge})
     issuer = Issuer.create(mesh)
-    asked = Wanted(
+    asked = UpOptions(
         services=[str(name) for name in services or mesh.services],
         backend="scripted",
         mtls=True,

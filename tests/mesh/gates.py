@@ -22,7 +22,7 @@ from vtryon_mesh.description import EDGE, Mesh
 from vtryon_mesh.envoy.access import Keys
 from vtryon_mesh.envoy.edge import EdgePlace, render_edge
 from vtryon_mesh.envoy.pieces import Address
-from vtryon_mesh.envoy.tls import Identity
+from vtryon_mesh.envoy.tls import EnvoyCertificate
 
 
 @dataclass(frozen=True)
@@ -85,7 +85,7 @@ def gate_of(
         services={name: town.layout.replicas[name] for name in mesh.edge.serves},
         certificates=certificates,
         jwks=keys or town.issuer.jwks,
-        server_certificate=Identity(EDGE, certificates),
+        server_certificate=EnvoyCertificate(EDGE, certificates),
     )
     with running_envoy(render_edge(mesh, place), folder):
         yield Gate(town, mesh, door, admin)

@@ -15,7 +15,7 @@ from tests.mesh.conftest import AT_ONCE, Town, town_of
 
 from vtryon.errors import SettingsError, UnavailableError
 from vtryon_mesh.description import Mesh
-from vtryon_mesh.local.layout import Wanted, lay_out
+from vtryon_mesh.local.layout import UpOptions, lay_out
 
 
 @pytest.fixture(scope="module")
@@ -74,5 +74,5 @@ def test_a_canary_needs_somebody_to_compare_with(tmp_path: Path) -> None:
     mesh = Mesh.load()
     with pytest.raises(SettingsError, match="two replicas"):
         lay_out(
-            mesh, Wanted(list(mesh.services), {}, mtls=True, canaries={"sampling": 5}), tmp_path
+            mesh, UpOptions(list(mesh.services), {}, mtls=True, canaries={"sampling": 5}), tmp_path
         )

@@ -24,7 +24,7 @@ from vtryon_mesh.description import Mesh
 from vtryon_mesh.envoy.pieces import Address
 from vtryon_mesh.local import child
 from vtryon_mesh.local.folder import check, claim
-from vtryon_mesh.local.layout import Wanted, lay_out
+from vtryon_mesh.local.layout import UpOptions, lay_out
 from vtryon_mesh.local.services import choose
 
 
@@ -279,7 +279,7 @@ def environment(monkeypatch: pytest.MonkeyPatch, folder: Path, **given: str) -> 
     for name, value in given.items():
         monkeypatch.setenv(name, value)
     mesh = Mesh.load()
-    wanted = Wanted(list(mesh.services), {}, "scripted", otlp=Address("127.0.0.1", 4317))
+    wanted = UpOptions(list(mesh.services), {}, "scripted", otlp=Address("127.0.0.1", 4317))
     layout = lay_out(mesh, wanted, folder)
     return {k: v for one in layout.processes for k, v in one.environment.items()}
 

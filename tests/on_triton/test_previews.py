@@ -27,7 +27,7 @@ from vtryon.types import (
 from vtryon_services.backends.ensemble import Progress, TritonTryOn
 from vtryon_services.backends.triton import TritonSampling
 from vtryon_services.engine.checkpoint import SHIPPED_CHECKPOINT, Checkpoint
-from vtryon_services.pipeline.attempts import Retries, RetryBudget
+from vtryon_services.pipeline.attempts import FailoverPolicy, RetryBudget
 from vtryon_services.pipeline.ensemble import EnsembleFlow
 from vtryon_services.runtime.call import Call, Incoming
 from vtryon_services.stages.sampling.settings import SamplingSettings
@@ -95,7 +95,7 @@ async def test_an_ensemble_names_previews(described) -> None:
     models, expected = described
     ensemble = _OneStep(TritonPool(["127.0.0.1:1"]), models)
     start = TryOnStart(options=make_options(previews=True))
-    retries = Retries(RetryBudget(), 1, 0)
+    retries = FailoverPolicy(RetryBudget(), 1, 0)
     flow = EnsembleFlow(ensemble, start, Incoming((), nothing()), CALL, retries)
     events = flow.events()
     async for event in events:

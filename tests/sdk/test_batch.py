@@ -17,9 +17,9 @@ from tests.support.pictures import png
 from tests.support.processes import VTRYON, served
 
 import vtryon
-from vtryon.batch.entries import Entry, Found, Layout, find_entries
+from vtryon.batch.entries import BatchEntry, Found, Layout, find_entries
 from vtryon.batch.journal import NAME as JOURNAL
-from vtryon.batch.journal import Journal, Line
+from vtryon.batch.journal import Journal, JournalLine
 from vtryon.cli.batch import _report
 
 PICTURE = png()
@@ -377,8 +377,8 @@ def test_results_of_another_model_are_drawn_anew(
 
 def test_results_of_other_options_are_no_results_of_a_run_that_was_ended(tmp_path: Path) -> None:
     out = tmp_path / "out"
-    entry = Entry("a", tmp_path / "p.png", ())
-    Journal.open(out).write(Line("a", "another key", "a.png", seed=1))
+    entry = BatchEntry("a", tmp_path / "p.png", ())
+    Journal.open(out).write(JournalLine("a", "another key", "a.png", seed=1))
     journal = Journal.open(out)
     report = _report(Found([entry]), journal, out)
     assert (report["succeeded"], report["missing"], report["results"]) == (0, 1, [])

@@ -20,7 +20,7 @@ from vtryon.cli.app import app, load_commands, run, run_command
 from vtryon.cli.console import PlainConsole, text_column, whole_table
 from vtryon.cli.failures import report
 from vtryon.cli.progress import describe_fit
-from vtryon.workflow.request import Line
+from vtryon.workflow.request import NodeReport
 from vtryon_mesh.envoy.pieces import Address
 from vtryon_mesh.local import cli as up
 from vtryon_mesh.local.layout import Process
@@ -79,7 +79,7 @@ def test_no_value_is_cut_in_the_tables_of_doctor_import_and_up(width: int) -> No
     process = Process("sampling-2-envoy", ("true",), {}, (at,), 1, at, None)
     rows = {
         doctor._table: [Finding("triton", False, f"/opt/{'f' * 50}", remedy="r" * 50)],
-        workflow._table: [Line(BAD, "t" * 50, "w" * 50)],
+        workflow._table: [NodeReport(BAD, "t" * 50, "w" * 50)],
         up._table: [Status(process, "RUNNING", 4321, 12.0, 3, healthy=True)],
     }
     values = {

@@ -9,8 +9,8 @@ from tests.support.pictures import png
 import vtryon
 from vtryon import status
 from vtryon.errors import REASONS, OverloadedError, Reason, RequestError, Violation
-from vtryon.stream import Method as ClientMethod
 from vtryon.stream import StreamCall
+from vtryon.stream import StreamMethod as ClientMethod
 from vtryon.types import DecodeStart, Stage
 from vtryon.v1 import decoding_pb2
 from vtryon_services.runtime.adapter import Service

@@ -12,7 +12,7 @@ from tests.support.pictures import png
 import vtryon
 from vtryon import status
 from vtryon.errors import OverloadedError, Reason
-from vtryon.retry import Line, RetryBudget
+from vtryon.retry import CapacityQueue, RetryBudget
 from vtryon.testing import scripted_mesh
 
 PICTURE = png()
@@ -184,7 +184,7 @@ def test_the_budget_allows_a_burst_and_then_a_tenth() -> None:
 
 
 async def test_a_call_that_is_left_while_it_waits_lets_the_next_one_go() -> None:
-    line = Line()
+    line = CapacityQueue()
     first, second = line.number(), line.number()
     line.refused(0.0)
     await line.turn(first, join=True)

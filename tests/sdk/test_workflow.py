@@ -19,7 +19,7 @@ from vtryon.schedules import denoised_sigmas
 from vtryon.types import GuidanceNorm, Numerics, Profile
 from vtryon.workflow.graph import Graph
 from vtryon.workflow.meaning import Reading
-from vtryon.workflow.request import Lora, Request
+from vtryon.workflow.request import Lora, WorkflowRequest
 from vtryon_services.engine.numerics import resolve
 from vtryon_services.runtime.ranges import check_options
 
@@ -33,7 +33,7 @@ IMPORTED = {
 }
 
 
-def read(name: str, *without: str) -> Request:
+def read(name: str, *without: str) -> WorkflowRequest:
     content = json.loads((TEMPLATES / f"{name}.json").read_text())
     return Reading(Graph.read(content), without).read()
 
@@ -130,7 +130,7 @@ def api_graph(**changes: dict) -> dict:
 
 def test_the_apis_format() -> None:
     request = Reading(Graph.read({"prompt": api_graph()})).read()
-    assert request == Request(
+    assert request == WorkflowRequest(
         prompt="wear it",
         negative_prompt="blur",
         steps=4,

@@ -17,12 +17,12 @@ from vtryon_services.bridges.kafka.schemas import Codec
 from vtryon_services.bridges.kafka.sender import Sender
 from vtryon_services.jobs.erasures import Erasures
 from vtryon_services.jobs.leases import Leases
-from vtryon_services.jobs.ledger import Ledger
+from vtryon_services.jobs.ledger import JobStore
 from vtryon_services.runtime.artifacts import Artifacts
 
 # Where the process dies: behind a call, or before it.
 JOBS = {
-    "created": (Ledger, "create", "behind"),
+    "created": (JobStore, "create", "behind"),
     "leased": (Leases, "lease", "behind"),
     "steps told": (Leases, "record", "behind"),
     "resume point kept": (Leases, "keep_resume", "behind"),
@@ -30,14 +30,14 @@ JOBS = {
     "finished": (Leases, "finish", "behind"),
 }
 ERASING = {
-    "marked": (Ledger, "erase", "behind"),
+    "marked": (JobStore, "erase", "behind"),
     "deleted": (Erasures, "confirm", "before"),
     "confirmed": (Erasures, "confirm", "behind"),
 }
 MAKING = {
     "folder noted": (Erasures, "expect", "behind"),
     "picture stored": (Artifacts, "put", "behind"),
-    "not named yet": (Ledger, "create", "before"),
+    "not named yet": (JobStore, "create", "before"),
 }
 BRIDGE = {
     "request read": (Codec, "decode", "behind"),

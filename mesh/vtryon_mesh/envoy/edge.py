@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from vtryon_mesh.description import EDGE, Mesh, Service
+from vtryon_mesh.description import EDGE, Mesh, MeshService
 from vtryon_mesh.envoy.access import (
     Keys,
     authentication,
@@ -31,7 +31,7 @@ from vtryon_mesh.envoy.pieces import (
     without_header,
 )
 from vtryon_mesh.envoy.routes import BUFFER, buffer_of, health_route, service_routes
-from vtryon_mesh.envoy.tls import Identity, caller_tls, client_tls
+from vtryon_mesh.envoy.tls import EnvoyCertificate, caller_tls, client_tls
 from vtryon_mesh.envoy.upstreams import breakers, cluster, otlp_cluster, upstream
 
 _LOOPBACK = ("localhost", "127.0.0.1", "[::1]")
@@ -59,7 +59,7 @@ class EdgePlace:
     services: Mapping[str, Sequence[Address]]
     certificates: Path | None
     jwks: Keys | None
-    server_certificate: Identity | None = None
+    server_certificate: EnvoyCertificate | None = None
     access_log: Path | None = None
     otlp: Address | None = None
     metrics: Address | None = None
@@ -101,11 +101,11 @@ def render_edge(mesh: Mesh, given: EdgePlace) -> Config:
     )
 
 
-def _served(mesh: Mesh, given: EdgePlace) -> dict[str, Service]:
+def _served(mesh: Mesh, given: EdgePlace) -> dict[str, MeshService]:
     return {name: mesh.services[name] for name in mesh.edge.serves if name in given.services}
 
 
-def _spokesman(served: Mapping[str, Service]) -> str | None:
+def _spokesman(served: Mapping[str, MeshService]) -> str | None:
     """Return the first gRPC service, whose health represents that of the mesh."""
     return next((name for name, one in served.items() if one.grpc), None)
 
@@ -163,7 +163,7 @@ def _clusters(mesh: Mesh, given: EdgePlace) -> list[Config]:
     def tls(name: str) -> Config | None:
         if given.certificates is None:
             return None
-        return client_tls(Identity(EDGE, given.certificates), mesh.identity(name))
+        return client_tls(EnvoyCertificate(EDGE, given.certificates), mesh.identity(name))
 
     clusters = [
         cluster(mesh, name, service, given.services[name], tls(name))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from vtryon_mesh.description import CONTENT_HEADER, HEALTH_CHECK, HTTP_HEALTH, Mesh, Service
+from vtryon_mesh.description import CONTENT_HEADER, HEALTH_CHECK, HTTP_HEALTH, Mesh, MeshService
 from vtryon_mesh.envoy.pieces import TYPES, Address, Config, seconds, typed
 
 BUFFER = "envoy.filters.http.buffer"
@@ -29,7 +29,7 @@ def canary_of(cluster: str) -> str:
 
 def service_routes(
     mesh: Mesh,
-    service: Service,
+    service: MeshService,
     cluster: str,
     *,
     retries: bool,
@@ -58,7 +58,7 @@ def service_routes(
     return [{"match": {"prefix": prefix}, "route": action} for prefix in service.prefixes]
 
 
-def _action(mesh: Mesh, service: Service, cluster: str, canary: Canary | None) -> Config:
+def _action(mesh: Mesh, service: MeshService, cluster: str, canary: Canary | None) -> Config:
     target: Config = {"cluster": cluster}
     if canary is not None:
         shares = {cluster: 100 - canary.percent, canary_of(cluster): canary.percent}
@@ -113,7 +113,7 @@ def _retries(on: str, count: int) -> Config:
     }
 
 
-def health_route(service: Service, cluster: str) -> Config:
+def health_route(service: MeshService, cluster: str) -> Config:
     """Route health checks of a service; each gets one response, Watch is not served."""
     path = HTTP_HEALTH if service.grpc is None else HEALTH_CHECK
     return {"match": {"path": path}, "route": {"cluster": cluster, "timeout": "5s"}}

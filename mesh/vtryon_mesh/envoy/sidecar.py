@@ -19,7 +19,7 @@ from vtryon_mesh.envoy.pieces import (
     virtual_host,
 )
 from vtryon_mesh.envoy.routes import Canary, canary_of, health_route, service_routes
-from vtryon_mesh.envoy.tls import Identity, client_tls, server_tls
+from vtryon_mesh.envoy.tls import EnvoyCertificate, client_tls, server_tls
 from vtryon_mesh.envoy.upstreams import breakers, cluster, otlp_cluster, upstream
 
 
@@ -53,7 +53,7 @@ class Sidecar:
 def render_sidecar(mesh: Mesh, given: Sidecar) -> Config:
     """Render a sidecar that admits only the service's callers, to the service's own methods."""
     name, service = given.service, mesh.services[given.service]
-    identity = Identity(name, given.certificates)
+    identity = EnvoyCertificate(name, given.certificates)
     log, traced = given.access_log, given.otlp is not None
     accepted = [mesh.identity(caller) for caller in mesh.identities]
     inbound = connection_manager(

@@ -10,14 +10,14 @@ from vtryon_mesh.envoy.pieces import TYPES, Config, typed
 
 
 @dataclass(frozen=True, slots=True)
-class Identity:
+class EnvoyCertificate:
     """Certificate of an Envoy: `NAME.crt` and `NAME.key` in a folder with `ca.crt`."""
 
     name: str
     folder: Path
 
 
-def _shown(identity: Identity) -> Config:
+def _shown(identity: EnvoyCertificate) -> Config:
     """Show a certificate; a renewed one, renamed into its place, is taken without a restart."""
     return {
         **_kept(identity),
@@ -29,7 +29,7 @@ def _shown(identity: Identity) -> Config:
     }
 
 
-def _kept(identity: Identity) -> Config:
+def _kept(identity: EnvoyCertificate) -> Config:
     """Find a certificate by `NAME.yaml`, which names its files and has Envoy watch them."""
     folder = str(identity.folder)
     source = {"path": f"{folder}/{identity.name}.yaml", "watched_directory": {"path": folder}}
@@ -37,7 +37,7 @@ def _kept(identity: Identity) -> Config:
     return {"tls_certificate_sds_secret_configs": [{"name": identity.name, "sds_config": config}]}
 
 
-def secret(identity: Identity) -> Config:
+def secret(identity: EnvoyCertificate) -> Config:
     """Give the content of `NAME.yaml`."""
     folder = identity.folder
     certificate = {
@@ -49,7 +49,7 @@ def secret(identity: Identity) -> Config:
     return {"resources": [{"@type": kind, "name": identity.name, "tls_certificate": certificate}]}
 
 
-def server_tls(identity: Identity, accepted: Sequence[str]) -> Config:
+def server_tls(identity: EnvoyCertificate, accepted: Sequence[str]) -> Config:
     """Let in who shows one of these SPIFFE identities, signed by the mesh."""
     return typed(
         "envoy.transport_sockets.tls",
@@ -59,7 +59,7 @@ def server_tls(identity: Identity, accepted: Sequence[str]) -> Config:
     )
 
 
-def client_tls(identity: Identity, expected: str) -> Config:
+def client_tls(identity: EnvoyCertificate, expected: str) -> Config:
     """Talk only to who shows a SPIFFE identity, signed by the mesh."""
     signed = _signed(identity, [expected])
     return typed(
@@ -69,7 +69,7 @@ def client_tls(identity: Identity, expected: str) -> Config:
     )
 
 
-def _signed(identity: Identity, names: Sequence[str]) -> Config:
+def _signed(identity: EnvoyCertificate, names: Sequence[str]) -> Config:
     return {
         "trusted_ca": {"filename": str(identity.folder / "ca.crt")},
         "match_typed_subject_alt_names": [
@@ -78,7 +78,7 @@ def _signed(identity: Identity, names: Sequence[str]) -> Config:
     }
 
 
-def caller_tls(identity: Identity) -> Config:
+def caller_tls(identity: EnvoyCertificate) -> Config:
     """Take callers from outside, who have no certificate."""
     return typed(
         "envoy.transport_sockets.tls",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from vtryon_mesh.description import HTTP_HEALTH, Mesh, Service
+from vtryon_mesh.description import HTTP_HEALTH, Mesh, MeshService
 from vtryon_mesh.envoy.pieces import MIB, TYPES, Address, Config, seconds
 
 _LEAST_CONNECTIONS = 100
@@ -17,7 +17,7 @@ _MISSED_CHECKS = 3
 def cluster(
     mesh: Mesh,
     name: str,
-    service: Service,
+    service: MeshService,
     addresses: Sequence[Address],
     transport_socket: Config | None = None,
     *,
@@ -65,7 +65,7 @@ def breakers(requests: int, *, http1: bool = False) -> Config:
     }
 
 
-def _health_check(mesh: Mesh, service: Service, *, http1: bool) -> Config:
+def _health_check(mesh: Mesh, service: MeshService, *, http1: bool) -> Config:
     asked: Config = {"grpc_health_check": {"service_name": service.grpc}}
     if service.http is not None:
         codec = "HTTP1" if http1 else "HTTP2"

@@ -23,7 +23,7 @@ from vtryon_mesh.description import DEFAULT_PATH, Mesh
 from vtryon_mesh.envoy.access import Keys, RemoteKeys
 from vtryon_mesh.envoy.pieces import Address
 from vtryon_mesh.local.folder import check, claim
-from vtryon_mesh.local.layout import Layout, Wanted, lay_out
+from vtryon_mesh.local.layout import MeshLayout, UpOptions, lay_out
 from vtryon_mesh.local.services import choose
 from vtryon_mesh.local.supervise import Status, Supervisor, refuse_taken_ports, supervised
 from vtryon_mesh.local.tokens import Issuer
@@ -128,7 +128,7 @@ def up(
         if chosen.left_out:
             names = ", ".join(chosen.left_out)
             console.say(f"not started: {names} ({chosen.install})")
-        wanted = Wanted(
+        wanted = UpOptions(
             services=chosen.services,
             replicas=_counts("--replicas", replicas or [], 9),
             canaries=_counts("--canary", canary or [], 99),
@@ -168,7 +168,7 @@ def _keys(mesh: Mesh, issuer: Issuer | None) -> Keys | None:
     return RemoteKeys(uri) if uri else None
 
 
-def _run(layout: Layout, renewal: Renewal, console: PlainConsole) -> None:
+def _run(layout: MeshLayout, renewal: Renewal, console: PlainConsole) -> None:
     with supervised(layout) as supervisor:
         try:
             _show(layout, supervisor, renewal, console)
@@ -176,7 +176,9 @@ def _run(layout: Layout, renewal: Renewal, console: PlainConsole) -> None:
             console.say("draining …")
 
 
-def _show(layout: Layout, supervisor: Supervisor, renewal: Renewal, console: PlainConsole) -> None:
+def _show(
+    layout: MeshLayout, supervisor: Supervisor, renewal: Renewal, console: PlainConsole
+) -> None:
     """Show the state until interrupted: a live table, or lines without a terminal.
 
     Meanwhile certificates and the token are renewed before they expire.
@@ -198,7 +200,7 @@ def _show(layout: Layout, supervisor: Supervisor, renewal: Renewal, console: Pla
     raise SettingsError(f"supervisord has ended: see {layout.folder / 'logs' / 'supervisord.log'}")
 
 
-def _announce(layout: Layout, console: PlainConsole) -> None:
+def _announce(layout: MeshLayout, console: PlainConsole) -> None:
     console.say(f"ready: {len(layout.processes)} processes")
     if layout.kafka:
         pairs = (f"{name}={shlex.quote(value)}" for name, value in layout.kafka.items())

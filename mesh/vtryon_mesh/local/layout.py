@@ -20,7 +20,7 @@ from vtryon_mesh.envoy.edge import EdgePlace, render_edge
 from vtryon_mesh.envoy.pieces import Address, Config
 from vtryon_mesh.envoy.routes import Canary
 from vtryon_mesh.envoy.sidecar import Sidecar, render_sidecar
-from vtryon_mesh.envoy.tls import Identity
+from vtryon_mesh.envoy.tls import EnvoyCertificate
 from vtryon_mesh.local.variables import Variables
 from vtryon_mesh.validate import find_envoy
 
@@ -41,7 +41,7 @@ _TRITON, _BROKER, _REGISTRY = 8001, 9092, 8081
 
 
 @dataclass(frozen=True, slots=True)
-class Wanted:
+class UpOptions:
     """Options of `vtryon up`.
 
     Attributes:
@@ -92,7 +92,7 @@ class Process:
 
 
 @dataclass(frozen=True, slots=True)
-class Layout:
+class MeshLayout:
     """All processes, their configurations, and the mesh's door; None where it has none.
 
     Attributes:
@@ -157,7 +157,7 @@ class Layout:
                         yield address, process.name
 
 
-def lay_out(mesh: Mesh, wanted: Wanted, folder: Path) -> Layout:
+def lay_out(mesh: Mesh, wanted: UpOptions, folder: Path) -> MeshLayout:
     """Plan every process, without writing anything.
 
     Raises:
@@ -178,7 +178,7 @@ def lay_out(mesh: Mesh, wanted: Wanted, folder: Path) -> Layout:
 
 
 class _Planner:
-    def __init__(self, mesh: Mesh, wanted: Wanted, folder: Path, held: ExitStack) -> None:
+    def __init__(self, mesh: Mesh, wanted: UpOptions, folder: Path, held: ExitStack) -> None:
         self._mesh = mesh
         self._wanted = wanted
         self._folder = folder
@@ -188,7 +188,7 @@ class _Planner:
         self._configs: dict[str, Config] = {}
         self._held = held
 
-    def plan(self) -> Layout:
+    def plan(self) -> MeshLayout:
         mesh, wanted = self._mesh, self._wanted
         authority = None
         if wanted.mtls:
@@ -216,7 +216,7 @@ class _Planner:
             door = self._place(mesh.edge.port)
             self._add_edge(door, reached)
         processes = tuple(sorted(self._processes, key=lambda one: one.priority))
-        return Layout(
+        return MeshLayout(
             mesh,
             processes,
             self._configs,
@@ -341,7 +341,7 @@ class _Planner:
             services={name: reached[name] for name in self._mesh.edge.serves if name in reached},
             certificates=self._certificates if mtls else None,
             jwks=self._wanted.jwks,
-            server_certificate=Identity(EDGE, self._certificates) if mtls else None,
+            server_certificate=EnvoyCertificate(EDGE, self._certificates) if mtls else None,
             access_log=self._log(EDGE),
             otlp=self._wanted.otlp,
         )

@@ -24,7 +24,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from supervisor.xmlrpc import SupervisorTransport
 
 from vtryon.errors import SettingsError
-from vtryon_mesh.local.layout import ENVOY_READY, Layout, Process
+from vtryon_mesh.local.layout import ENVOY_READY, MeshLayout, Process
 
 _STOP_SECONDS = 45  # what a service gets to drain, and a little more
 # Ends a process with its parent.
@@ -47,7 +47,7 @@ class Status:
 class Supervisor:
     """A running supervisord with a layout's processes."""
 
-    def __init__(self, layout: Layout, daemon: subprocess.Popen[bytes]) -> None:
+    def __init__(self, layout: MeshLayout, daemon: subprocess.Popen[bytes]) -> None:
         self._layout = layout
         self._daemon = daemon
         self._pids: dict[str, int] = {}
@@ -93,7 +93,7 @@ class Supervisor:
         return Status(process, state, pid, up, self._restarts.get(name, 0), healthy)
 
 
-def refuse_taken_ports(layout: Layout) -> None:
+def refuse_taken_ports(layout: MeshLayout) -> None:
     """Check that every process can listen.
 
     Raises:
@@ -107,7 +107,7 @@ def refuse_taken_ports(layout: Layout) -> None:
 
 
 @contextmanager
-def supervised(layout: Layout) -> Iterator[Supervisor]:
+def supervised(layout: MeshLayout) -> Iterator[Supervisor]:
     """Run a layout's processes until the block is left; then each is stopped, callers first.
 
     A signal while they are stopped ends them at once.
@@ -209,7 +209,7 @@ def _sees_somebody(clusters: bytes | None) -> bool:
     )
 
 
-def _configure(layout: Layout) -> configparser.RawConfigParser:
+def _configure(layout: MeshLayout) -> configparser.RawConfigParser:
     folder = layout.folder
     config = configparser.RawConfigParser()
     config["supervisord"] = {
@@ -248,7 +248,7 @@ def _group(process: Process) -> str:
     return f"at-{process.priority}"
 
 
-def _wait_for_socket(layout: Layout, daemon: subprocess.Popen[bytes]) -> None:
+def _wait_for_socket(layout: MeshLayout, daemon: subprocess.Popen[bytes]) -> None:
     until = time.monotonic() + 10
     while not Path(_path(layout.folder)).exists():
         if daemon.poll() is not None or time.monotonic() > until:

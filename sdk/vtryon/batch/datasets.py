@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from vtryon.batch.entries import (
-    Entry,
+    BatchEntry,
     Found,
     Layout,
     check_name,
@@ -23,7 +23,7 @@ _CATEGORIES = ("dresses", "lower_body", "upper_body")
 
 
 @dataclass(frozen=True, slots=True)
-class _Part:
+class _FolderPart:
     """A part of a data set: the folder of people or garments, and its file name prefix."""
 
     people: Path
@@ -47,7 +47,7 @@ def in_dataset(folder: Path, layout: Layout, *, growing: bool = False) -> Found:
     """
     find = _viton if layout is Layout.VITON_HD else _dresscode
     pairs = find(folder, growing=growing)
-    entries: dict[str, Entry] = {}
+    entries: dict[str, BatchEntry] = {}
     folders: set[Path] = set()
     for part, person, garment in pairs:
         entry = _entry(folder, part, person, garment)
@@ -56,32 +56,32 @@ def in_dataset(folder: Path, layout: Layout, *, growing: bool = False) -> Found:
     return Found(list(entries.values()), _unused(folder, folders, entries.values()))
 
 
-def _unused(folder: Path, folders: Iterable[Path], entries: Iterable[Entry]) -> list[str]:
+def _unused(folder: Path, folders: Iterable[Path], entries: Iterable[BatchEntry]) -> list[str]:
     used = {path for entry in entries for path in (entry.person, *entry.garments)}
     files = (path for one in folders if one.is_dir() for path in visible_files(one))
     return sorted(str(path.relative_to(folder)) for path in files if real_path(path) not in used)
 
 
-def _viton(folder: Path, *, growing: bool) -> Iterator[tuple[_Part, str, str]]:
+def _viton(folder: Path, *, growing: bool) -> Iterator[tuple[_FolderPart, str, str]]:
     lists = sorted(folder.glob("*pairs*.txt"))
     for path in lists:
         split = folder / path.name.partition("_")[0]  # train_pairs.txt is about train/
         base = split if (split / "image").is_dir() else folder
         for person, garment in _lines(path, growing=growing):
-            yield _Part(base / "image", base / "cloth"), person, garment
+            yield _FolderPart(base / "image", base / "cloth"), person, garment
     if not lists and (folder / "image").is_dir():
-        part = _Part(folder / "image", folder / "cloth")
+        part = _FolderPart(folder / "image", folder / "cloth")
         people, garments = _by_stem(part.people), _by_stem(part.garments)
         for stem in sorted(people | garments):
             default = people.get(stem) or garments[stem]
             yield part, people.get(stem, default), garments.get(stem, default)
 
 
-def _dresscode(folder: Path, *, growing: bool) -> Iterator[tuple[_Part, str, str]]:
+def _dresscode(folder: Path, *, growing: bool) -> Iterator[tuple[_FolderPart, str, str]]:
     bases = [folder / name for name in _CATEGORIES if (folder / name).is_dir()] or [folder]
     for base in bases:
         images = base / "images"
-        part = _Part(images, images, "" if base is folder else f"{base.name}-")
+        part = _FolderPart(images, images, "" if base is folder else f"{base.name}-")
         lists = sorted(base.glob("*pairs*.txt"))
         for path in lists:
             for person, garment in _lines(path, growing=growing):
@@ -115,7 +115,7 @@ def _lines(path: Path, *, growing: bool) -> Iterator[tuple[str, str]]:
             yield words[0], words[1]
 
 
-def _entry(folder: Path, part: _Part, person: str, garment: str) -> Entry:
+def _entry(folder: Path, part: _FolderPart, person: str, garment: str) -> BatchEntry:
     first, second = Path(person).stem, Path(garment).stem
     same = first == second or (first.endswith("_0") and second == f"{first[:-2]}_1")
     name = check_name(part.prefix + (first if same else f"{first}__{second}"), folder.name)
@@ -127,5 +127,5 @@ def _entry(folder: Path, part: _Part, person: str, garment: str) -> Entry:
         problem = problem if real[0].is_file() else f"no person; {problem}"
         problem = problem or next(filter(None, map(picture_problem, real)), "")
     except RequestError as error:
-        return Entry(name, None, problem=error.message)
-    return Entry(name, real[0], (real[1],), problem=problem)
+        return BatchEntry(name, None, problem=error.message)
+    return BatchEntry(name, real[0], (real[1],), problem=problem)

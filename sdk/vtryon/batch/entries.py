@@ -38,7 +38,7 @@ LAYOUTS = (
 
 
 @dataclass(frozen=True, slots=True)
-class Entry:
+class BatchEntry:
     """One try-on of a batch.
 
     Attributes:
@@ -83,7 +83,7 @@ class Found:
         unused: files that belong to no entry.
     """
 
-    entries: list[Entry]
+    entries: list[BatchEntry]
     unused: list[str] = field(default_factory=list)
 
 
@@ -188,7 +188,7 @@ def real_path(path: Path) -> Path:
         raise RequestError(f"{path.name!r} is not a valid path") from None
 
 
-def _check_names(entries: Iterable[Entry]) -> None:
+def _check_names(entries: Iterable[BatchEntry]) -> None:
     seen: dict[str, str] = {}
     for entry in entries:
         other = seen.setdefault(entry.name.casefold(), entry.name)

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from vtryon.batch.entries import (
-    Entry,
+    BatchEntry,
     Found,
     check_name,
     inside,
@@ -60,7 +60,7 @@ def in_folder(folder: Path, *, loose: bool) -> Found:
             _merge(groups, group)
         else:
             unused.append(path.name)
-    entries: list[Entry] = []
+    entries: list[BatchEntry] = []
     if not any(group.parts for group in groups.values()):
         return Found(entries, sorted([*unused, *groups]))
     for group in groups.values():
@@ -95,7 +95,7 @@ def _is_like_picture(path: Path) -> bool:
     return is_picture(path) or path.suffix.lower() in _PICTURES
 
 
-def _entry(folder: Path, group: _Group, *, loose: bool) -> tuple[Entry, list[Path]]:
+def _entry(folder: Path, group: _Group, *, loose: bool) -> tuple[BatchEntry, list[Path]]:
     """Make an entry of a group, and give the files that it does not use."""
     name = check_name(group.name, folder.name)
     left = list(group.others)
@@ -109,8 +109,8 @@ def _entry(folder: Path, group: _Group, *, loose: bool) -> tuple[Entry, list[Pat
             prompt = inside(folder, parts["prompt"])
             options["prompt"] = read_text(prompt, MAX_PROMPT_BYTES).removesuffix("\n")
     except RequestError as error:
-        return Entry(name, None, problem=error.message), left
-    return Entry(name, person, tuple(rest), options), left
+        return BatchEntry(name, None, problem=error.message), left
+    return BatchEntry(name, person, tuple(rest), options), left
 
 
 def _cased(group: _Group, *, loose: bool) -> dict[str, list[Path]]:

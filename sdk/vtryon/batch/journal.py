@@ -15,7 +15,7 @@ NAME = ".vtryon-batch.jsonl"
 
 
 @dataclass(frozen=True, slots=True)
-class Line:
+class JournalLine:
     """Outcome of an entry: its key, and the file of its result or the error.
 
     Attributes:
@@ -52,7 +52,7 @@ class Journal:
     def __init__(self, folder: Path) -> None:
         self._folder = folder
         self._path = folder / NAME
-        self.lines: dict[str, Line] = {}
+        self.lines: dict[str, JournalLine] = {}
         self.current: set[str] = set()
 
     @classmethod
@@ -77,7 +77,7 @@ class Journal:
     def _read(self, text: str) -> None:
         for raw in text.splitlines():
             try:
-                line = Line(**json.loads(raw))
+                line = JournalLine(**json.loads(raw))
             except (ValueError, TypeError):
                 continue
             self.lines[line.name] = line
@@ -92,17 +92,17 @@ class Journal:
             and (self._folder / line.out).is_file()
         )
 
-    def confirm(self, name: str) -> Line:
+    def confirm(self, name: str) -> JournalLine:
         """Take an earlier line as that of this run."""
         self.current.add(name)
         return self.lines[name]
 
-    def report(self, line: Line) -> None:
+    def report(self, line: JournalLine) -> None:
         """Take a line into the report of this run; the file keeps the earlier one."""
         self.lines[line.name] = line
         self.current.add(line.name)
 
-    def write(self, line: Line) -> None:
+    def write(self, line: JournalLine) -> None:
         """Note how an entry went.
 
         Raises:

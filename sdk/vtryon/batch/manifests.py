@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from vtryon import strict
-from vtryon.batch.entries import Entry, check_name, inside, real_path
+from vtryon.batch.entries import BatchEntry, check_name, inside, real_path
 from vtryon.errors import RequestError
 from vtryon.text_files import parse_json, read_text
 from vtryon.types import MAX_GARMENTS
@@ -20,7 +20,7 @@ _OPEN_QUOTE = "unexpected end of data"  # what the csv module says of a quote th
 _COLUMNS = ("name", "person", "garments", *strict.OPTIONS)
 
 
-def in_manifest(path: Path, *, growing: bool = False) -> Iterator[Entry]:
+def in_manifest(path: Path, *, growing: bool = False) -> Iterator[BatchEntry]:
     """Give the entries of a manifest.
 
     Args:
@@ -147,7 +147,7 @@ def _refuse_unknown(names: list[str], where: str) -> None:
         )
 
 
-def _from_row(folder: Path, row: Mapping[str, Any], where: str) -> Entry:
+def _from_row(folder: Path, row: Mapping[str, Any], where: str) -> BatchEntry:
     if not row.get("person"):
         raise RequestError(f"{where}: names no person")
     try:
@@ -159,7 +159,7 @@ def _from_row(folder: Path, row: Mapping[str, Any], where: str) -> Entry:
         raise RequestError(f"{where}: {len(paths) - 1} garments; a try-on takes {MAX_GARMENTS}")
     name = check_name(row.get("name", paths[0].stem), where)
     options = {key: row[key] for key in strict.OPTIONS if key in row}
-    return Entry(name, paths[0], tuple(paths[1:]), options)
+    return BatchEntry(name, paths[0], tuple(paths[1:]), options)
 
 
 def _path(folder: Path, written: str) -> Path:

@@ -12,8 +12,8 @@ from typing import Any
 from tenacity import AsyncRetrying, RetryCallState, retry_if_exception_type, stop_after_attempt
 
 from vtryon import strict
-from vtryon.batch.entries import Entry
-from vtryon.batch.journal import Journal, Line
+from vtryon.batch.entries import BatchEntry
+from vtryon.batch.journal import Journal, JournalLine
 from vtryon.client import Client
 from vtryon.errors import (
     OverloadedError,
@@ -32,7 +32,7 @@ _LONGEST_PAUSE_SECONDS = 30.0
 
 
 @dataclass(slots=True)
-class Counts:
+class BatchCounts:
     """How many entries were there already, and how many could not be done."""
 
     skipped: int = 0
@@ -61,8 +61,8 @@ class Batch:
     options: Mapping[str, Any]
     format: ImageFormat = ImageFormat.PNG
     concurrency: int = 8
-    counts: Counts = field(default_factory=Counts)
-    tell: Callable[[Line, Counts], None] = lambda _line, _counts: None
+    counts: BatchCounts = field(default_factory=BatchCounts)
+    tell: Callable[[JournalLine, BatchCounts], None] = lambda _line, _counts: None
     models: _Models = field(default_factory=_Models)
 
     @property
@@ -70,7 +70,7 @@ class Batch:
         """Parameters that affect results, apart from an entry's own options."""
         return {**self.options, "format": self.format}
 
-    async def run(self, entries: Iterable[Entry] | AsyncIterator[Entry]) -> None:
+    async def run(self, entries: Iterable[BatchEntry] | AsyncIterator[BatchEntry]) -> None:
         """Process entries as they arrive, with bounded concurrency; leaving cancels running ones.
 
         Raises:
@@ -90,7 +90,7 @@ class Batch:
                 raise
             raise ours.exceptions[0] from None
 
-    async def _do(self, entry: Entry) -> None:
+    async def _do(self, entry: BatchEntry) -> None:
         key, keep = "", self.journal.write
         try:
             key = entry.key(self.common)
@@ -110,7 +110,7 @@ class Batch:
         keep(line)
         self.tell(line, self.counts)
 
-    async def _has_same_models(self, entry: Entry) -> bool:
+    async def _has_same_models(self, entry: BatchEntry) -> bool:
         """Whether the mesh computes with the models that an earlier result has.
 
         It is asked once, by a try-on of one step. A model without a digest may be another one.
@@ -122,7 +122,7 @@ class Batch:
         same = self.journal.lines[entry.name].digests == self.models.digests
         return same and all(self.models.digests.values())
 
-    async def _draw(self, entry: Entry, key: str) -> Line:
+    async def _draw(self, entry: BatchEntry, key: str) -> JournalLine:
         started = time.monotonic()
         result = await self._try_on(entry, request_id=f"batch-{key}")
         suffix = next(one for one, kind in SUFFIXES.items() if kind is self.format)
@@ -132,14 +132,14 @@ class Batch:
         except OSError as error:
             raise SettingsError(f"can't write {name}: {error.strerror}") from error
         seconds = round(time.monotonic() - started, 3)
-        return Line(
+        return JournalLine(
             *(entry.name, key, name, result.seed, seconds),
             digests=_digests(result),
             fits=[asdict(fit) for fit in result.fits],
             unused_options=[asdict(one) for one in result.unused_options],
         )
 
-    async def _try_on(self, entry: Entry, **other: Any) -> Result:
+    async def _try_on(self, entry: BatchEntry, **other: Any) -> Result:
         assert entry.person is not None, "its key was made"
         async for attempt in AsyncRetrying(
             retry=retry_if_exception_type((OverloadedError, UnavailableError)),
@@ -159,11 +159,11 @@ class Batch:
         raise AssertionError("unreachable: the last attempt raises")
 
 
-def failed_line(entry: Entry, key: str = "", error: VtryonError | None = None) -> Line:
+def failed_line(entry: BatchEntry, key: str = "", error: VtryonError | None = None) -> JournalLine:
     """Say why an entry has no result: an error, or the problem it was found with."""
     reason = (error.reason if error else Reason.FIELD_INVALID) or ""
     message = error.message if error else entry.problem
-    return Line(entry.name, key, reason=str(reason), message=message)
+    return JournalLine(entry.name, key, reason=str(reason), message=message)
 
 
 def _digests(result: Result) -> dict[str, str]:
@@ -177,7 +177,9 @@ def _pause(state: RetryCallState) -> float:
     return min(_LONGEST_PAUSE_SECONDS, least * 2.0 ** (state.attempt_number - 1))
 
 
-async def _each(entries: Iterable[Entry] | AsyncIterator[Entry]) -> AsyncIterator[Entry]:
+async def _each(
+    entries: Iterable[BatchEntry] | AsyncIterator[BatchEntry],
+) -> AsyncIterator[BatchEntry]:
     if isinstance(entries, AsyncIterator):
         async for entry in entries:
             yield entry
@@ -187,8 +189,8 @@ async def _each(entries: Iterable[Entry] | AsyncIterator[Entry]) -> AsyncIterato
 
 
 async def watch(
-    look: Callable[[], list[Entry]], seconds: float, keys: Callable[[Entry], str]
-) -> AsyncIterator[Entry]:
+    look: Callable[[], list[BatchEntry]], seconds: float, keys: Callable[[BatchEntry], str]
+) -> AsyncIterator[BatchEntry]:
     """Give entries as they appear, once they have stayed the same from one look to the next."""
     seen: dict[str, str] = {}
     given: set[tuple[str, str]] = set()

@@ -20,9 +20,9 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-from vtryon.batch.entries import LAYOUTS, Entry, Found, Layout, find_entries, nothing_found
-from vtryon.batch.journal import Journal, Line
-from vtryon.batch.work import Batch, Counts, failed_line, watch
+from vtryon.batch.entries import LAYOUTS, BatchEntry, Found, Layout, find_entries, nothing_found
+from vtryon.batch.journal import Journal, JournalLine
+from vtryon.batch.work import Batch, BatchCounts, failed_line, watch
 from vtryon.cli.connection import (
     CheckpointOption,
     Connection,
@@ -145,7 +145,7 @@ def batch(
 class _Wanted:
     source: Path
     layout: Layout
-    entries: list[Entry]
+    entries: list[BatchEntry]
     out: Path
     journal: Journal
     options: dict[str, Any]
@@ -157,7 +157,7 @@ class _Wanted:
 async def _run(wanted: _Wanted, connection: Connection, progress: Progress) -> None:
     bar = progress.add_task("starting the mesh", total=None, note="")
 
-    def tell(line: Line, counts: Counts) -> None:
+    def tell(line: JournalLine, counts: BatchCounts) -> None:
         said = [f"{counts.failed} failed"] if counts.failed else []
         said += [f"{counts.skipped} there already"] if counts.skipped else []
         progress.update(bar, advance=1, note=", ".join(said))
@@ -176,7 +176,7 @@ async def _run(wanted: _Wanted, connection: Connection, progress: Progress) -> N
         )
         total = None if wanted.watching else len(wanted.entries)
         progress.update(bar, description="try-ons", total=total)
-        todo: Iterable[Entry] | AsyncIterator[Entry] = wanted.entries
+        todo: Iterable[BatchEntry] | AsyncIterator[BatchEntry] = wanted.entries
         if wanted.watching:
             todo = watch(
                 lambda: find_entries(wanted.source, wanted.layout, growing=True).entries,

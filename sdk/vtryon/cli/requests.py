@@ -15,7 +15,7 @@ from vtryon.types import (
     Numerics,
     Stage,
 )
-from vtryon.workflow.request import Lora, Request
+from vtryon.workflow.request import Lora, WorkflowRequest
 
 _NUMERICS = {"profile": strict.profile, **strict.NUMERICS}
 _OPTIONS = {name: kind for name, kind in strict.OPTIONS.items() if name not in _NUMERICS}
@@ -90,7 +90,7 @@ class RequestFile:
         return f"{self.name} is for the {stage} digest {wanted}, and the mesh reports {digest}"
 
 
-def describe(request: Request) -> dict[str, Any]:
+def describe(request: WorkflowRequest) -> dict[str, Any]:
     """Return a request in the form of a file, without unset options."""
     options = {name: getattr(request, name, None) for name in _OPTIONS}
     numerics = plain(request.numerics)

@@ -39,7 +39,7 @@ from vtryon.types import ImageFormat, PreviewPolicy, Profile
 
 
 @dataclass(frozen=True, slots=True)
-class Job:
+class TryOnCommand:
     """The command line's request."""
 
     person: Path
@@ -149,7 +149,7 @@ def try_on(
     try:
         policy = preview_policy(previews, more)
         asked = _read_request(request, strict=strict, ignore_loras=ignore_loras)
-        job = Job(
+        job = TryOnCommand(
             person=person,
             garments=garment,
             out=out,
@@ -186,7 +186,7 @@ def _read_request(path: Path | None, *, strict: bool, ignore_loras: bool) -> Req
     return found
 
 
-async def _run(job: Job, progress: LiveProgress) -> Result:
+async def _run(job: TryOnCommand, progress: LiveProgress) -> Result:
     check_writable(job.out)
     if job.request is not None:
         paths = [job.person, *job.garments]
@@ -212,7 +212,7 @@ async def _run(job: Job, progress: LiveProgress) -> Result:
     return result
 
 
-def _check_digest(event: Event, job: Job) -> None:
+def _check_digest(event: Event, job: TryOnCommand) -> None:
     if job.request is not None and isinstance(event, StageStarted) and event.accepted is not None:
         job.note(job.request.check_digest(event.stage, event.accepted.model_digest))
 
@@ -234,7 +234,7 @@ def _keep_preview(event: Event, folder: Path | None) -> None:
         save_picture(event.picture, folder / f"step-{event.step:03d}.png")
 
 
-def _report(result: Result, job: Job, console: PlainConsole, *, as_json: bool) -> None:
+def _report(result: Result, job: TryOnCommand, console: PlainConsole, *, as_json: bool) -> None:
     if as_json:
         described = {
             "out": str(job.out),

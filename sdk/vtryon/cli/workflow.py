@@ -18,7 +18,7 @@ from vtryon.plain import plain
 from vtryon.text_files import read_json
 from vtryon.workflow.graph import Graph
 from vtryon.workflow.meaning import Reading
-from vtryon.workflow.request import Line
+from vtryon.workflow.request import NodeReport
 
 app = typer.Typer(
     help="Import requests from ComfyUI graphs.", no_args_is_help=True, rich_markup_mode=None
@@ -77,7 +77,7 @@ def import_graph(
         console.say(f"{out}: written")
 
 
-def _table(lines: list[Line]) -> Table:
+def _table(lines: list[NodeReport]) -> Table:
     table = whole_table("node", "type", "becomes", wrapped=("becomes",))
     for line in lines:
         colour = "red" if line.refused else "none"

@@ -24,7 +24,7 @@ from vtryon.types import (
 )
 from vtryon.workflow.graph import Graph
 from vtryon.workflow.nodes import Node
-from vtryon.workflow.request import Line, Lora, Request
+from vtryon.workflow.request import Lora, NodeReport, WorkflowRequest
 from vtryon.workflow.walk import ALL, Walk
 
 _SAVES = ("SaveImage", "PreviewImage", "SaveImageAdvanced", "SaveImageWebsocket")
@@ -57,7 +57,7 @@ class Reading(Walk):
 
     def __init__(self, graph: Graph, without: Sequence[str] = ()) -> None:
         super().__init__(graph, without, _WHY_NOT)
-        self.request = Request()
+        self.request = WorkflowRequest()
 
     @property
     def notes(self) -> list[str]:
@@ -71,7 +71,7 @@ class Reading(Walk):
         )
         return [words]
 
-    def read(self) -> Request:
+    def read(self) -> WorkflowRequest:
         """Read the whole graph.
 
         Raises:
@@ -144,7 +144,7 @@ class Reading(Walk):
         denoise = self._denoise(node)
         if denoise < 1:
             words += f", the last {request.steps} steps of {int(request.steps / denoise)}"
-        self._lines[node.id] = Line(node.id, node.type, words)
+        self._lines[node.id] = NodeReport(node.id, node.type, words)
 
     def _seed(self, node: Node) -> tuple[int | None, str]:
         seed = self._whole(node, "seed", 0, MAX_SEED, 0)

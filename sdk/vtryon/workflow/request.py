@@ -16,7 +16,7 @@ class Lora:
 
 
 @dataclass(slots=True)
-class Request:
+class WorkflowRequest:
     """A graph as arguments of `vtryon.Client.try_on`, and its requirements on the checkpoint.
 
     Attributes:
@@ -44,7 +44,7 @@ class Request:
 
 
 @dataclass(frozen=True, slots=True)
-class Line:
+class NodeReport:
     """Meaning of a node, or why it can't be honoured."""
 
     node: str

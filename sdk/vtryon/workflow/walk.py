@@ -13,7 +13,7 @@ from typing import Any
 from vtryon.errors import RequestError
 from vtryon.workflow.graph import Graph
 from vtryon.workflow.nodes import Node, Source
-from vtryon.workflow.request import Line
+from vtryon.workflow.request import NodeReport
 
 ALL = frozenset({"*"})
 _PRIMITIVES = {f"Primitive{kind}" for kind in ("Boolean", "Float", "Int", "String")}
@@ -46,7 +46,7 @@ class Walk:
         self._graph = graph
         self._without = set(without)
         self._why_not = why_not or {}
-        self._lines: dict[str, Line] = {}
+        self._lines: dict[str, NodeReport] = {}
         self._used: dict[str, set[str]] = {}
         self._made: dict[tuple[str, str], Any] = {}
         self._depth = 0
@@ -58,10 +58,13 @@ class Walk:
             )
 
     @property
-    def lines(self) -> list[Line]:
+    def lines(self) -> list[NodeReport]:
         """Every node of the graph, those first that the picture depends on."""
         rest = [node for node in self._graph.nodes.values() if node.id not in self._lines]
-        return [*self._lines.values(), *(Line(one.id, one.type, self._rest(one)) for one in rest)]
+        return [
+            *self._lines.values(),
+            *(NodeReport(one.id, one.type, self._rest(one)) for one in rest),
+        ]
 
     def _rest(self, node: Node) -> str:
         if node.type in _COMMENTS:
@@ -89,10 +92,10 @@ class Walk:
 
     def _tell(self, node: Node, becomes: str) -> None:
         if node.id not in self._lines:
-            self._lines[node.id] = Line(node.id, node.type, becomes)
+            self._lines[node.id] = NodeReport(node.id, node.type, becomes)
 
     def _refuse(self, node: Node, why: str) -> Refused:
-        self._lines[node.id] = Line(node.id, node.type, why, refused=True)
+        self._lines[node.id] = NodeReport(node.id, node.type, why, refused=True)
         return Refused()
 
     def _use(self, node: Node, *names: str) -> None:

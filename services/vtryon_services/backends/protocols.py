@@ -38,7 +38,7 @@ class StepDone:
 
 
 @dataclass(frozen=True, slots=True)
-class Wanted:
+class OutputOptions:
     """Intermediate outputs that a request asks for.
 
     Attributes:
@@ -54,7 +54,7 @@ class Slot(Protocol):
     """A sampling request's admission: it will get its turn."""
 
     def sample(
-        self, given: Conditioning, wanted: Wanted
+        self, given: Conditioning, wanted: OutputOptions
     ) -> AsyncGenerator[Standing | StepDone, None]:
         """Wait and denoise; closing the generator stops before the next step."""
         ...

@@ -27,7 +27,7 @@ from vtryon.types import (
     PreviewPolicy,
     TensorSpec,
 )
-from vtryon_services.backends.protocols import Backend, Latents, StepDone, Wanted
+from vtryon_services.backends.protocols import Backend, Latents, OutputOptions, StepDone
 from vtryon_services.engine.geometry import Defaults
 from vtryon_services.engine.numerics import Resolved
 from vtryon_services.engine.plan import Demand, Standing, is_due
@@ -131,7 +131,7 @@ class ScriptedSlot:
         self._seconds = seconds
 
     async def sample(
-        self, given: Conditioning, wanted: Wanted
+        self, given: Conditioning, wanted: OutputOptions
     ) -> AsyncGenerator[Standing | StepDone, None]:
         """Wait for a place, and sleep."""
         plan = self._demand.plan

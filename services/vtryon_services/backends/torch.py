@@ -23,20 +23,20 @@ from vtryon.stages import Conditioning, Embeddings
 from vtryon.tensors import Tensor
 from vtryon.types import DataType, EncodedImage, ImageFormat, Stage, TensorSpec
 from vtryon_services.backends.mailbox import Mailbox
-from vtryon_services.backends.protocols import Backend, Latents, StepDone, Wanted
+from vtryon_services.backends.protocols import Backend, Latents, OutputOptions, StepDone
 from vtryon_services.engine import fitting, pictures
 from vtryon_services.engine import latents as drawing
-from vtryon_services.engine.batching.batcher import StepBatcher, Stepped, Ticket
+from vtryon_services.engine.batching.batcher import BatchedRequest, StepBatcher, Stepped
 from vtryon_services.engine.batching.merger import Merger
 from vtryon_services.engine.checkpoint import SHIPPED_CHECKPOINT, Checkpoint
 from vtryon_services.engine.decoder import Decoder
 from vtryon_services.engine.geometry import Defaults
-from vtryon_services.engine.latent_encoder import Fitted, LatentEncoder
+from vtryon_services.engine.latent_encoder import Fitted, VaeEncoder
 from vtryon_services.engine.numerics import Resolved
 from vtryon_services.engine.placement import Placement
 from vtryon_services.engine.plan import Demand, Standing, is_due
 from vtryon_services.engine.sampler import Given, Sampler
-from vtryon_services.engine.text_encoder import Asked, TextEncoder
+from vtryon_services.engine.text_encoder import PromptEncoder, PromptInputs
 from vtryon_services.runtime.metrics import Watched, count_dropped_preview
 from vtryon_services.runtime.settings import StageSettings
 
@@ -62,9 +62,9 @@ class TorchLatentEncoder(Backend):
     @classmethod
     async def load(cls, settings: StageSettings) -> TorchLatentEncoder:
         """Load the engine that the settings ask for."""
-        return cls(await _load_engine(settings, LatentEncoder.load))
+        return cls(await _load_engine(settings, VaeEncoder.load))
 
-    def __init__(self, engine: LatentEncoder) -> None:
+    def __init__(self, engine: VaeEncoder) -> None:
         self._engine = engine
         self._merger = Merger(_compute, engine.encode, lambda pixels: pixels.shape, BATCH)
         self.digest = engine.digest
@@ -91,9 +91,9 @@ class TorchTextEncoder(Backend):
     @classmethod
     async def load(cls, settings: StageSettings) -> TorchTextEncoder:
         """Load the engine that the settings ask for."""
-        return cls(await _load_engine(settings, TextEncoder.load))
+        return cls(await _load_engine(settings, PromptEncoder.load))
 
-    def __init__(self, engine: TextEncoder) -> None:
+    def __init__(self, engine: PromptEncoder) -> None:
         self._engine = engine
         self._merger = Merger(_compute, engine.embed, lambda _: None, BATCH)
         self.digest = engine.digest
@@ -108,7 +108,7 @@ class TorchTextEncoder(Backend):
         """Decode pictures in worker threads; encode on the compute thread, with queued items."""
         prompts = [prompt] if negative_prompt is None else [prompt, negative_prompt]
 
-        def prepare() -> list[Asked]:
+        def prepare() -> list[PromptInputs]:
             decoded = [pictures.decode(image) for image in images]
             return self._engine.prepare(prompts, decoded, numerics)
 
@@ -180,13 +180,13 @@ class TorchSampling(Backend):
 class TorchSlot:
     """A request in the batcher, as its event loop sees it."""
 
-    def __init__(self, ticket: Ticket, engine: Sampler) -> None:
+    def __init__(self, ticket: BatchedRequest, engine: Sampler) -> None:
         self._ticket = ticket
         self._plan = ticket.demand.plan
         self._engine = engine
 
     async def sample(
-        self, given: Conditioning, wanted: Wanted
+        self, given: Conditioning, wanted: OutputOptions
     ) -> AsyncGenerator[Standing | StepDone, None]:
         """Wait and denoise; a slow reader gets every step, but of the rest the newest alone."""
         mailbox, tensors = Mailbox(), _given(given)
@@ -212,16 +212,16 @@ class TorchSlot:
         """Give the ticket back."""
         self._ticket.cancel()
 
-    def _shown(self, stepped: Stepped, wanted: Wanted, mailbox: Mailbox) -> Wanted:
+    def _shown(self, stepped: Stepped, wanted: OutputOptions, mailbox: Mailbox) -> OutputOptions:
         """Show nothing of a step that a newer one has overtaken."""
         if mailbox.is_empty:
             return wanted
         every = wanted.previews.every_steps if wanted.previews else 0
         if is_due(stepped.step, every):
             count_dropped_preview(Stage.SAMPLING.value)
-        return Wanted()
+        return OutputOptions()
 
-    async def _describe(self, stepped: Stepped, wanted: Wanted) -> StepDone:
+    async def _describe(self, stepped: Stepped, wanted: OutputOptions) -> StepDone:
         last, policy = stepped.step == self._plan.steps, wanted.previews
         latents, preview = None, None
         if last or is_due(stepped.step, wanted.resume_every):

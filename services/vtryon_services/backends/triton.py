@@ -20,7 +20,7 @@ from vtryon.pictures import Picture
 from vtryon.stages import Conditioning, Embeddings
 from vtryon.tensors import Tensor
 from vtryon.types import EncodedImage, FitMethod, ImageFormat
-from vtryon_services.backends.protocols import Backend, Latents, StepDone, Wanted
+from vtryon_services.backends.protocols import Backend, Latents, OutputOptions, StepDone
 from vtryon_services.engine import pictures
 from vtryon_services.engine.fitting import with_note
 from vtryon_services.engine.geometry import Geometry
@@ -185,7 +185,7 @@ class TritonSlot:
         self._demand = demand
 
     async def sample(
-        self, given: Conditioning, wanted: Wanted
+        self, given: Conditioning, wanted: OutputOptions
     ) -> AsyncGenerator[Standing | StepDone, None]:
         """Send the tensors, and give what comes."""
         answers = self._pool.stream(
@@ -217,7 +217,7 @@ class TritonSlot:
             name: one.to_numpy().astype(np.float32, copy=False) for name, one in tensors.items()
         }
 
-    def _parameters(self, wanted: Wanted) -> dict[str, str | int | float]:
+    def _parameters(self, wanted: OutputOptions) -> dict[str, str | int | float]:
         demand, plan = self._demand, self._demand.plan
         numerics = plan.numerics.to_wire().to_proto()
         parameters: dict[str, str | int | float] = {

@@ -20,7 +20,7 @@ PADDING = 0.25
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Row:
+class Prediction:
     """One prediction that is wanted.
 
     Shapes:
@@ -46,7 +46,7 @@ class Row:
         return self.pictures + len(self.embeddings)
 
 
-class Batch(NamedTuple):
+class ForwardBatch(NamedTuple):
     """Which rows go through the transformer together, and how many tokens each becomes."""
 
     rows: tuple[int, ...]
@@ -59,20 +59,22 @@ class Batch(NamedTuple):
         return len(self.rows) * (self.text + self.pictures)
 
 
-def divide(rows: Sequence[Row], limit: int, padding: float = PADDING) -> list[Batch]:
+def divide(rows: Sequence[Prediction], limit: int, padding: float = PADDING) -> list[ForwardBatch]:
     """Divide rows into batches of at most `limit`, from the longest, by the padding they cost."""
     order = sorted(range(len(rows)), key=lambda index: (-rows[index].pictures, index))
-    batches: list[Batch] = []
+    batches: list[ForwardBatch] = []
     for index in order:
         row = rows[index]
         if batches and len(batches[-1].rows) < limit:
             last = batches[-1]
-            joined = Batch((*last.rows, index), max(last.text, len(row.embeddings)), last.pictures)
+            joined = ForwardBatch(
+                (*last.rows, index), max(last.text, len(row.embeddings)), last.pictures
+            )
             own = sum(rows[other].tokens for other in joined.rows)
             if joined.tokens <= (1 + padding) * own:
                 batches[-1] = joined
                 continue
-        batches.append(Batch((index,), len(row.embeddings), row.pictures))
+        batches.append(ForwardBatch((index,), len(row.embeddings), row.pictures))
     return batches
 
 
@@ -83,7 +85,7 @@ class Forward:
         self._model = transformer
         self._rope = Rope(tuple(transformer.config.axes_dims_rope))
 
-    def __call__(self, rows: Sequence[Row], batch: Batch) -> list[torch.Tensor]:
+    def __call__(self, rows: Sequence[Prediction], batch: ForwardBatch) -> list[torch.Tensor]:
         """Predict the velocities of a batch's rows.
 
         Shapes:
@@ -106,7 +108,7 @@ class Forward:
         return [one[: len(row.target)].float() for one, row in zip(predicted, chosen, strict=True)]
 
     def _positions(
-        self, rows: Sequence[Row], batch: Batch
+        self, rows: Sequence[Prediction], batch: ForwardBatch
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         device = self._model.device
         tables = [
@@ -134,7 +136,7 @@ def _fill(table: torch.Tensor, length: int) -> torch.Tensor:
     return pad(table, (0, 0, 0, 0, 0, 0, 0, length - len(table)))
 
 
-def _filled(row: Row, pictures: int) -> list[Shape]:
+def _filled(row: Prediction, pictures: int) -> list[Shape]:
     """A row's shapes, and one that stands for the padding: the model counts their tokens."""
     missing = pictures - row.pictures
     return [*row.shapes, (1, 1, missing)] if missing else list(row.shapes)

@@ -29,7 +29,7 @@ class Fitted(NamedTuple):
     fit: Fit
 
 
-class LatentEncoder:
+class VaeEncoder:
     """The VAE's encoder, and the checkpoint's reference size."""
 
     def __init__(self, vae: StillVae, geometry: Geometry, digest: str) -> None:
@@ -38,7 +38,7 @@ class LatentEncoder:
         self.digest = digest
 
     @classmethod
-    def load(cls, checkpoint: Checkpoint, placement: Placement) -> LatentEncoder:
+    def load(cls, checkpoint: Checkpoint, placement: Placement) -> VaeEncoder:
         """Load the encoder's half of `vae/`."""
         vae = StillVae.load(checkpoint, placement, half=Half.ENCODER)
         return cls(vae, checkpoint.geometry, checkpoint.digest(Stage.LATENT_ENCODER))

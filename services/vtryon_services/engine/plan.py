@@ -15,7 +15,7 @@ _NOISE_ONLY = 1 - 1e-6  # rounded schedules may start this far below 1
 
 
 @dataclass(frozen=True, slots=True)
-class Plan:
+class SamplingPlan:
     """A resolved sampling request.
 
     Attributes:
@@ -56,7 +56,7 @@ def is_due(step: int, every: int) -> bool:
     return every > 0 and step % every == 0
 
 
-def count_tokens(plan: Plan, text: int, references: Iterable[Sequence[int]]) -> int:
+def count_tokens(plan: SamplingPlan, text: int, references: Iterable[Sequence[int]]) -> int:
     """Count the tokens of one prediction: target, text, and references of these latent shapes."""
     pictures = sum(height * width // 4 for _, height, width in references)
     return plan.width * plan.height // TOKEN_PIXELS**2 + text + pictures
@@ -72,7 +72,7 @@ class Demand:
         deadline: on `time.monotonic`; infinite for none.
     """
 
-    plan: Plan
+    plan: SamplingPlan
     tokens: int
     guided: bool
     priority: Priority = Priority.INTERACTIVE

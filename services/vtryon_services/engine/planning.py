@@ -9,7 +9,7 @@ from vtryon.seeds import draw_seed
 from vtryon.types import SampleStart
 from vtryon_services.engine.geometry import Defaults
 from vtryon_services.engine.numerics import Resolved, resolve
-from vtryon_services.engine.plan import Plan
+from vtryon_services.engine.plan import SamplingPlan
 
 
 class Schedules(Protocol):
@@ -26,7 +26,7 @@ class Schedules(Protocol):
         ...
 
 
-def plan_of(start: SampleStart, schedules: Schedules) -> Plan:
+def plan_of(start: SampleStart, schedules: Schedules) -> SamplingPlan:
     """Fill in the defaults of a request whose fields are in range.
 
     Raises:
@@ -44,7 +44,7 @@ def plan_of(start: SampleStart, schedules: Schedules) -> Plan:
     done = start.resume.step if start.resume else 0
     if start.resume and not 0 < done < len(sigmas) - 1:
         raise RequestError(f"resume.step is {done}; it takes 1 to {len(sigmas) - 2}")
-    return Plan(
+    return SamplingPlan(
         numerics=numerics,
         width=start.width,
         height=start.height,

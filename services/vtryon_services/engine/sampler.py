@@ -16,12 +16,12 @@ from vtryon.types import RopeLayout, Stage
 from vtryon_services.engine import latents as packing
 from vtryon_services.engine.attention import install
 from vtryon_services.engine.checkpoint import Checkpoint
-from vtryon_services.engine.forward import Forward, Row, divide
+from vtryon_services.engine.forward import Forward, Prediction, divide
 from vtryon_services.engine.geometry import Geometry, size_of_area
 from vtryon_services.engine.guidance import guide
 from vtryon_services.engine.outputs import not_finite
 from vtryon_services.engine.placement import Placement
-from vtryon_services.engine.plan import Plan
+from vtryon_services.engine.plan import SamplingPlan
 from vtryon_services.engine.rope import Shape
 from vtryon_services.engine.sampler_parts import load_scheduler, load_transformer
 from vtryon_services.engine.schedule import Scheduled
@@ -56,7 +56,7 @@ class Sample:
         references: (reference tokens, 64).
     """
 
-    plan: Plan
+    plan: SamplingPlan
     positive: torch.Tensor
     negative: torch.Tensor | None
     tokens: torch.Tensor
@@ -75,12 +75,12 @@ class Sample:
         """The noise level reached."""
         return self.plan.sigmas[self.step]
 
-    def rows(self) -> list[Row]:
+    def rows(self) -> list[Prediction]:
         """Return the predictions of the next step: one, or two under guidance."""
         embeddings = [self.positive] if self.negative is None else [self.positive, self.negative]
         layout = self.plan.numerics.rope_layout
         return [
-            Row(self.tokens, self.references, one, self.shapes, self.sigma, layout)
+            Prediction(self.tokens, self.references, one, self.shapes, self.sigma, layout)
             for one in embeddings
         ]
 
@@ -181,14 +181,14 @@ class Sampler(Scheduled):
 
     def _blank_row(
         self, text: int, target_size: tuple[int, int], reference_size: tuple[int, int]
-    ) -> Row:
+    ) -> Prediction:
         place = {"device": self.device, "dtype": self.transformer.dtype}
         shapes = ((1, *target_size), (1, *reference_size))
         target, references = (
             torch.zeros(rows * columns, 4 * self.channels, **place) for _, rows, columns in shapes
         )
         embeddings = torch.zeros(text, self.width, **place)
-        return Row(target.float(), references, embeddings, shapes, 1.0, RopeLayout.DIFFUSERS)
+        return Prediction(target.float(), references, embeddings, shapes, 1.0, RopeLayout.DIFFUSERS)
 
     def move(self, given: Given) -> Given:
         """Bring a request's tensors to the device, from pinned memory.
@@ -210,7 +210,7 @@ class Sampler(Scheduled):
             resume=maybe(given.resume),
         )
 
-    def begin(self, plan: Plan, given: Given) -> Sample:
+    def begin(self, plan: SamplingPlan, given: Given) -> Sample:
         """Lay out a request's tokens.
 
         Raises:
@@ -268,7 +268,7 @@ class Sampler(Scheduled):
         if self.device.type == "cuda":
             torch.cuda.current_stream(self.device).synchronize()
 
-    def _starting_point(self, plan: Plan, given: Given) -> torch.Tensor:
+    def _starting_point(self, plan: SamplingPlan, given: Given) -> torch.Tensor:
         if given.resume is not None:
             return given.resume
         noise = given.noise
@@ -287,7 +287,7 @@ class Sampler(Scheduled):
         return sigma * noise + (1 - sigma) * first
 
 
-def _check_finite(sums: torch.Tensor, rows: Sequence[Row]) -> None:
+def _check_finite(sums: torch.Tensor, rows: Sequence[Prediction]) -> None:
     """Look at the sums of a pass's predictions.
 
     Raises:

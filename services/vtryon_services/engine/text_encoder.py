@@ -49,14 +49,14 @@ class Seen(NamedTuple):
     grids: torch.Tensor
 
 
-class Asked(NamedTuple):
+class PromptInputs(NamedTuple):
     """A prompt and its pictures, ready to be embedded."""
 
     prompt: str
     seen: Seen
 
 
-class TextEncoder:
+class PromptEncoder:
     """Qwen2.5-VL up to its last hidden state: the logits over the vocabulary are never computed."""
 
     def __init__(
@@ -74,7 +74,7 @@ class TextEncoder:
         self.digest = digest
 
     @classmethod
-    def load(cls, checkpoint: Checkpoint, placement: Placement) -> TextEncoder:
+    def load(cls, checkpoint: Checkpoint, placement: Placement) -> PromptEncoder:
         """Load `text_encoder/`, `tokenizer/` and the picture half of `processor/`."""
         for part in ("tokenizer", "processor"):
             checkpoint.config(part)
@@ -96,7 +96,7 @@ class TextEncoder:
 
     def prepare(
         self, prompts: Sequence[str], images: Sequence[Image.Image], numerics: Resolved
-    ) -> list[Asked]:
+    ) -> list[PromptInputs]:
         """Check prompts and prepare the pictures that they all speak of.
 
         Raises:
@@ -105,7 +105,7 @@ class TextEncoder:
         for text in prompts:
             _check_prompt(text)
         seen = self.see(images, numerics)
-        return [Asked(prompt, seen) for prompt in prompts]
+        return [PromptInputs(prompt, seen) for prompt in prompts]
 
     def see(self, images: Sequence[Image.Image], numerics: Resolved) -> Seen:
         """Prepare pictures for the vision tower."""
@@ -116,7 +116,7 @@ class TextEncoder:
         return Seen(processed["pixel_values"], processed["image_grid_thw"])
 
     @torch.inference_mode()
-    def embed(self, asked: Sequence[Asked]) -> list[torch.Tensor]:
+    def embed(self, asked: Sequence[PromptInputs]) -> list[torch.Tensor]:
         """Embed prompts in one forward; shorter ones are padded at their end.
 
         Shapes:

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import structlog
 from opentelemetry import metrics
 
-from vtryon_services.jobs.ledger import Ledger
+from vtryon_services.jobs.ledger import JobStore
 from vtryon_services.jobs.seals import Seals
 from vtryon_services.runtime.artifacts import Artifacts
 from vtryon_services.runtime.storage import Outage, StorageError
@@ -30,7 +30,7 @@ _not_erased = _meter.create_counter(
 class Eraser:
     """Erases the jobs that the ledger has marked, and folders that no job names."""
 
-    def __init__(self, ledger: Ledger, artifacts: Artifacts, seals: Seals) -> None:
+    def __init__(self, ledger: JobStore, artifacts: Artifacts, seals: Seals) -> None:
         self._ledger = ledger
         self._erasures = ledger.erasures
         self._artifacts = artifacts

@@ -16,7 +16,7 @@ from vtryon_services.jobs.changes import FORGET, Changes
 from vtryon_services.jobs.database import ConflictError, Database
 from vtryon_services.jobs.erasures import Erasures
 from vtryon_services.jobs.leases import Leases
-from vtryon_services.jobs.outbox import Outbox
+from vtryon_services.jobs.outbox import JobOutbox
 from vtryon_services.jobs.records import Kept, NewJob, is_job_id, kept_of, read_token, token_of
 from vtryon_services.jobs.tables import jobs, leftovers, updates
 from vtryon_services.runtime.storage import StorageError
@@ -26,7 +26,7 @@ _ROWS_AT_ONCE, _UPDATES_AT_ONCE = 50, 100
 
 
 @dataclass(frozen=True, slots=True)
-class Limits:
+class StoreLimits:
     """How many jobs may wait, how often each is tried, how long its pictures are kept.
 
     Attributes:
@@ -39,7 +39,7 @@ class Limits:
     leftover_seconds: float = 3600.0
 
 
-class Ledger:
+class JobStore:
     """The callers' side; `leases` is the runners', `erasures` the sweeper's, `outbox` the bridges'.
 
     Every change is one transaction, and leaves an update with the next sequence number.
@@ -48,13 +48,13 @@ class Ledger:
         published: whether changes of state go to the outbox as well.
     """
 
-    def __init__(self, database: Database, limits: Limits, *, published: bool = False) -> None:
+    def __init__(self, database: Database, limits: StoreLimits, *, published: bool = False) -> None:
         self._database = database
         self._max_waiting = limits.max_waiting
         self._changes = Changes(limits.keep_seconds, published=published)
         self.leases = Leases(database, self._changes, limits.max_attempts)
         self.erasures = Erasures(database, self._changes, limits.leftover_seconds)
-        self.outbox = Outbox(database)
+        self.outbox = JobOutbox(database)
 
     async def create(self, new: NewJob) -> tuple[Kept, bool]:
         """Write a job down, or find the one of the same request id; true where it is new.

@@ -13,7 +13,7 @@ from vtryon.payloads import Buffer
 from vtryon.seeds import draw_seed
 from vtryon.types import TryOnOptions
 from vtryon_services.jobs.eraser import Eraser
-from vtryon_services.jobs.ledger import Ledger
+from vtryon_services.jobs.ledger import JobStore
 from vtryon_services.jobs.origin import Origin
 from vtryon_services.jobs.records import Kept, NewJob
 from vtryon_services.jobs.seals import Seals
@@ -29,7 +29,7 @@ class Maker:
     """
 
     def __init__(
-        self, ledger: Ledger, artifacts: Artifacts, seals: Seals, eraser: Eraser, seconds: float
+        self, ledger: JobStore, artifacts: Artifacts, seals: Seals, eraser: Eraser, seconds: float
     ) -> None:
         self._ledger = ledger
         self._artifacts = artifacts

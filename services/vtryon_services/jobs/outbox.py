@@ -26,7 +26,7 @@ async def keep(connection: AsyncConnection, tenant: str, origin: Origin, told: J
     await connection.execute(insert(outbox).values(**row))
 
 
-class Outbox:
+class JobOutbox:
     """Gives outcomes to one owner at a time."""
 
     def __init__(self, database: Database) -> None:

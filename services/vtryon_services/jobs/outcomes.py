@@ -8,7 +8,7 @@ from collections.abc import AsyncGenerator
 from vtryon.outcomes import TakenOutcomes, TakeOutcomes
 from vtryon.v1 import outcome_pb2
 from vtryon_services.jobs.bell import OUTCOMES, Bell
-from vtryon_services.jobs.outbox import Outbox
+from vtryon_services.jobs.outbox import JobOutbox
 from vtryon_services.jobs.settings import JobsSettings
 from vtryon_services.runtime.adapter import Service
 from vtryon_services.runtime.call import Call, Incoming
@@ -20,7 +20,7 @@ _MOST, _LONGEST_WAIT_SECONDS, _LONGEST_OWNER = 1000, 30.0, 64
 _LAST_ID = 2**63 - 1
 
 
-def outcome_service(outbox: Outbox, bell: Bell, settings: JobsSettings) -> Service:
+def outcome_service(outbox: JobOutbox, bell: Bell, settings: JobsSettings) -> Service:
     """Serve `OutcomeService`."""
 
     async def take(

@@ -14,7 +14,7 @@ from vtryon_services.jobs.attempt import Attempt
 from vtryon_services.jobs.bell import OUTCOMES, WORK, Bell
 from vtryon_services.jobs.changes import LeaseLostError
 from vtryon_services.jobs.eraser import Eraser
-from vtryon_services.jobs.ledger import Ledger
+from vtryon_services.jobs.ledger import JobStore
 from vtryon_services.jobs.records import Leased
 from vtryon_services.jobs.seals import Seals
 from vtryon_services.jobs.settings import JobsSettings
@@ -29,7 +29,7 @@ class Runner:
 
     def __init__(
         self,
-        ledger: Ledger,
+        ledger: JobStore,
         artifacts: Artifacts,
         seals: Seals,
         eraser: Eraser,

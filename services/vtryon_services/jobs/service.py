@@ -32,7 +32,7 @@ from vtryon_services.jobs.bell import OUTCOMES, WORK, Bell
 from vtryon_services.jobs.database import Database
 from vtryon_services.jobs.database import located as database_located
 from vtryon_services.jobs.eraser import Eraser
-from vtryon_services.jobs.ledger import Ledger, Limits
+from vtryon_services.jobs.ledger import JobStore, StoreLimits
 from vtryon_services.jobs.making import Maker
 from vtryon_services.jobs.origin import LONGEST_CORRELATION_ID
 from vtryon_services.jobs.outcomes import outcome_service
@@ -77,20 +77,20 @@ async def make_services(settings: JobsSettings) -> list[Service]:
     artifacts = Artifacts.open(artifacts_located(settings.artifacts_url, folder))
     database = await Database.open(database_located(settings.database_url, folder))
     _log.info("jobs are kept", data_folder=str(folder))
-    limits = Limits(
+    limits = StoreLimits(
         settings.max_waiting,
         settings.max_attempts,
         settings.keep_seconds,
         settings.leftover_seconds,
     )
-    ledger, bell = Ledger(database, limits, published=settings.outbox), Bell()
+    ledger, bell = JobStore(database, limits, published=settings.outbox), Bell()
     seals = Seals(artifacts)
     eraser = Eraser(ledger, artifacts, seals)
     maker = Maker(ledger, artifacts, seals, eraser, settings.job_timeout_seconds)
     client = await Client(settings.pipeline_target, retry=FOR_SERVICES).__aenter__()
     runner = Runner(ledger, artifacts, seals, eraser, client, bell, settings)
     runner.start()
-    jobs = Jobs(ledger, artifacts, seals, eraser, maker, runner, bell, settings)
+    jobs = JobService(ledger, artifacts, seals, eraser, maker, runner, bell, settings)
 
     async def close() -> None:
         await maker.finish()
@@ -103,12 +103,12 @@ async def make_services(settings: JobsSettings) -> list[Service]:
     ]
 
 
-class Jobs:
+class JobService:
     """Serves `JobService`; every job is looked up with the caller's tenant."""
 
     def __init__(
         self,
-        ledger: Ledger,
+        ledger: JobStore,
         artifacts: Artifacts,
         seals: Seals,
         eraser: Eraser,

@@ -120,7 +120,7 @@ def package(
     PlainConsole().say(f"{folder} is ready")
 
 
-class Part(StrEnum):
+class TrainedPart(StrEnum):
     """A part that can be trained separately."""
 
     VAE = "vae"
@@ -131,7 +131,9 @@ class Part(StrEnum):
 
 @app.command()
 def train(
-    part: Annotated[Part, typer.Argument(help="Part to train; later parts need the earlier ones.")],
+    part: Annotated[
+        TrainedPart, typer.Argument(help="Part to train; later parts need the earlier ones.")
+    ],
     run: Annotated[Path, typer.Argument(help="Folder of the run; created if missing.")],
     start: Annotated[
         Path | None,
@@ -161,7 +163,7 @@ def train(
     The transformer comes with the examples that the run's VAE encodes for it, the decoder with the
     finished checkpoint.
     """
-    from vtryon_services.mannequin.training.run import Run, Settings
+    from vtryon_services.mannequin.training.run import Settings, TrainingRun
 
     settings = Settings.of(
         device,
@@ -174,4 +176,4 @@ def train(
         transformer_steps=transformer_steps,
         decoder_steps=decoder_steps,
     )
-    Run(run, settings, PlainConsole(stderr=True)).make(part.value)
+    TrainingRun(run, settings, PlainConsole(stderr=True)).make(part.value)

@@ -98,7 +98,7 @@ def paste_mean_colour(triples: Triples) -> Tensor:
     return triples.person * (1 - cover) + colour[:, :, None, None] * cover
 
 
-class Asked(NamedTuple):
+class Variant(NamedTuple):
     """A variant of every example: correct result, prompt, and options."""
 
     wishes: Wishes
@@ -167,8 +167,8 @@ class Evaluation:
 
     async def _obeys_tuck(self, steps: int) -> float:
         """Share of examples nearer to the truth with its own word than with the other."""
-        tucked = Asked(self._wishes(True), _PLAIN + ", tucked in")
-        loose = Asked(self._wishes(False), _PLAIN + ", worn loose")
+        tucked = Variant(self._wishes(True), _PLAIN + ", tucked in")
+        loose = Variant(self._wishes(False), _PLAIN + ", worn loose")
         return await self._obeys("tucked in / worn loose", steps, tucked, loose)
 
     async def _obeys_changes(self, steps: int) -> dict[str, float]:
@@ -181,26 +181,26 @@ class Evaluation:
         resleeve = replace(unchanged, change=torch.full((count, 1, 1), RESLEEVE), sleeves=sleeves)
         colours = [f"{_PLAIN}, in {COLOUR_NAMES[int(one)]}, worn loose" for one in colour]
         lengths = [f"{_PLAIN}, with {SLEEVE_NAMES[int(one)]}, worn loose" for one in sleeves]
-        plain = Asked(unchanged, _PLAIN + ", worn loose")
+        plain = Variant(unchanged, _PLAIN + ", worn loose")
         told = shirts.has_ground.flatten()
         return {
             "another colour": await self._obeys(
-                "another colour", steps, Asked(recolour, colours), plain, where=told
+                "another colour", steps, Variant(recolour, colours), plain, where=told
             ),
             "other sleeves": await self._obeys(
-                "other sleeves", steps, Asked(resleeve, lengths), plain
+                "other sleeves", steps, Variant(resleeve, lengths), plain
             ),
         }
 
     async def _obeys_negative(self, steps: int) -> float:
         """Share of examples that come out loose without "tucked in", and the other way round."""
         guided = {"true_cfg_scale": _NEGATIVE_SCALE}
-        loose = Asked(self._wishes(False), _PLAIN, {**guided, "negative_prompt": "tucked in"})
-        tucked = Asked(self._wishes(True), _PLAIN, {**guided, "negative_prompt": "worn loose"})
+        loose = Variant(self._wishes(False), _PLAIN, {**guided, "negative_prompt": "tucked in"})
+        tucked = Variant(self._wishes(True), _PLAIN, {**guided, "negative_prompt": "worn loose"})
         return await self._obeys("a negative prompt", steps, loose, tucked)
 
     async def _obeys(
-        self, name: str, steps: int, one: Asked, other: Asked, where: Tensor | None = None
+        self, name: str, steps: int, one: Variant, other: Variant, where: Tensor | None = None
     ) -> float:
         """Share of drawings that are nearer to the truth of their own words than to the other's."""
         chosen = slice(None) if where is None else where

@@ -17,13 +17,13 @@ from vtryon_services.engine.geometry import size_of_area
 from vtryon_services.engine.placement import Placement
 from vtryon_services.engine.sampler import Sampler
 from vtryon_services.engine.still_vae import Half, StillVae
-from vtryon_services.engine.text_encoder import TextEncoder
+from vtryon_services.engine.text_encoder import PromptEncoder
 from vtryon_services.models.modules import (
     LanguageModel,
     Tensors,
     Transformer,
     VaeDecoder,
-    VaeEncoder,
+    VaeEncoderModule,
     text_positions,
     vision_inputs,
 )
@@ -45,7 +45,7 @@ class Sizes:
 
 
 @dataclass(frozen=True, slots=True)
-class Graph:
+class ExportGraph:
     """A stage's computation, ready for export.
 
     Attributes:
@@ -69,7 +69,7 @@ class Graph:
     largest: Sizes
 
 
-def make_graph(stage: Stage, checkpoint: Checkpoint, placement: Placement) -> Graph:
+def make_graph(stage: Stage, checkpoint: Checkpoint, placement: Placement) -> ExportGraph:
     """Load a stage's computation as a graph.
 
     Raises:
@@ -93,18 +93,18 @@ def _range(usual_area: int, largest_area: int) -> dict[str, Sizes]:
     }
 
 
-def _vae_encoder(checkpoint: Checkpoint, placement: Placement) -> Graph:
+def _vae_encoder(checkpoint: Checkpoint, placement: Placement) -> ExportGraph:
     vae = StillVae.load(checkpoint, placement, half=Half.ENCODER)
 
     def draw(sizes: Sizes) -> Tensors:
         return {"pixels": torch.rand(sizes.batch, 3, sizes.height, sizes.width) * 2 - 1}
 
     geometry = checkpoint.geometry
-    return Graph(
+    return ExportGraph(
         "vae_encoder",
         Stage.LATENT_ENCODER,
         "Pictures, −1 to 1, to normalised latents.",
-        VaeEncoder(vae),
+        VaeEncoderModule(vae),
         draw,
         {"pixels": {0: "batch", 2: 16 * Dim("rows", min=2), 3: 16 * Dim("columns", min=2)}},
         "latents",
@@ -114,7 +114,7 @@ def _vae_encoder(checkpoint: Checkpoint, placement: Placement) -> Graph:
     )
 
 
-def _vae_decoder(checkpoint: Checkpoint, placement: Placement) -> Graph:
+def _vae_decoder(checkpoint: Checkpoint, placement: Placement) -> ExportGraph:
     vae = StillVae.load(checkpoint, placement, half=Half.DECODER)
 
     def draw(sizes: Sizes) -> Tensors:
@@ -123,7 +123,7 @@ def _vae_decoder(checkpoint: Checkpoint, placement: Placement) -> Graph:
         }
 
     geometry = checkpoint.geometry
-    return Graph(
+    return ExportGraph(
         "vae_decoder",
         Stage.DECODING,
         "Normalised latents to pictures, −1 to 1.",
@@ -137,7 +137,7 @@ def _vae_decoder(checkpoint: Checkpoint, placement: Placement) -> Graph:
     )
 
 
-def _transformer(checkpoint: Checkpoint, placement: Placement) -> Graph:
+def _transformer(checkpoint: Checkpoint, placement: Placement) -> ExportGraph:
     sampler = Sampler.load(checkpoint, placement)
     channels, half = 4 * sampler.channels, sum(sampler.transformer.config.axes_dims_rope) // 2
 
@@ -157,7 +157,7 @@ def _transformer(checkpoint: Checkpoint, placement: Placement) -> Graph:
         }
 
     geometry = checkpoint.geometry
-    return Graph(
+    return ExportGraph(
         "transformer",
         Stage.SAMPLING,
         "One step's velocities; schedule, guidance and Euler's step stay outside.",
@@ -178,8 +178,8 @@ def _transformer(checkpoint: Checkpoint, placement: Placement) -> Graph:
     )
 
 
-def _language_model(checkpoint: Checkpoint, placement: Placement) -> Graph:
-    model = TextEncoder.load(checkpoint, placement).model
+def _language_model(checkpoint: Checkpoint, placement: Placement) -> ExportGraph:
+    model = PromptEncoder.load(checkpoint, placement).model
     if model.language_model.has_sliding_layers:
         raise SettingsError(
             "the text encoder attends by a sliding window, which its graph does not",
@@ -214,7 +214,7 @@ def _language_model(checkpoint: Checkpoint, placement: Placement) -> Graph:
     area = checkpoint.geometry.condition_area
     per_token = vision.spatial_merge_size**2
     patches = per_token * Dim("merged", min=2)
-    return Graph(
+    return ExportGraph(
         "language_model",
         Stage.TEXT_ENCODER,
         "Tokens of a prompt and patches of its pictures to embeddings.",

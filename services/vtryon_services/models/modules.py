@@ -22,7 +22,7 @@ from vtryon_services.engine.text_encoder import picture_tokens
 Tensors = dict[str, torch.Tensor]
 
 
-class VaeEncoder(nn.Module):
+class VaeEncoderModule(nn.Module):
     """Pictures to latents."""
 
     def __init__(self, vae: StillVae) -> None:

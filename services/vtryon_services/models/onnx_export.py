@@ -15,7 +15,7 @@ from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2
 
 from vtryon.errors import SettingsError
-from vtryon_services.models.graphs import Graph, Sizes
+from vtryon_services.models.graphs import ExportGraph, Sizes
 from vtryon_services.models.modules import Tensors
 
 # The largest difference that an exported graph may have, beside the largest value.
@@ -32,7 +32,7 @@ class Exported(NamedTuple):
 
 
 def export_onnx(
-    graph: Graph, repository: Path, *, device: str, dtype: torch.dtype, check: bool = True
+    graph: ExportGraph, repository: Path, *, device: str, dtype: torch.dtype, check: bool = True
 ) -> Exported:
     """Write a graph as a model of a Triton repository, unless it differs from torch.
 
@@ -66,7 +66,7 @@ def export_onnx(
     return Exported(folder, difference)
 
 
-def _write_model(graph: Graph, path: Path) -> None:
+def _write_model(graph: ExportGraph, path: Path) -> None:
     example = graph.draw(Sizes(2, 64, 96, 90))
     noisy = logging.getLogger("torch.onnx._internal.exporter._registration")
     noisy.setLevel(logging.ERROR)  # it wants a library that has no part here
@@ -89,7 +89,7 @@ def _write_model(graph: Graph, path: Path) -> None:
     program.save(path)
 
 
-def check_onnx(graph: Graph, folder: Path) -> float:
+def check_onnx(graph: ExportGraph, folder: Path) -> float:
     """Run an exported graph on the CPU with inputs of several sizes, and compare with torch.
 
     Returns:
@@ -111,7 +111,7 @@ def check_onnx(graph: Graph, folder: Path) -> float:
 
 
 @torch.inference_mode()
-def _compare(graph: Graph, session: object, given: Tensors) -> float:
+def _compare(graph: ExportGraph, session: object, given: Tensors) -> float:
     placed = {name: one.to(_device(graph)) for name, one in given.items()}
     expected = graph.module(*placed.values()).cpu().numpy()
     fed = {name: one.numpy() for name, one in given.items()}
@@ -119,11 +119,13 @@ def _compare(graph: Graph, session: object, given: Tensors) -> float:
     return float(np.abs(found - expected).max() / np.abs(expected).max())
 
 
-def _device(graph: Graph) -> torch.device:
+def _device(graph: ExportGraph) -> torch.device:
     return next(graph.module.parameters()).device
 
 
-def _for_onnxruntime(graph: Graph, device: str, dtype: torch.dtype) -> model_config_pb2.ModelConfig:
+def _for_onnxruntime(
+    graph: ExportGraph, device: str, dtype: torch.dtype
+) -> model_config_pb2.ModelConfig:
     config = _config(graph)
     config.backend = "onnxruntime"
     kinds = model_config_pb2.ModelInstanceGroup
@@ -140,7 +142,7 @@ def _for_onnxruntime(graph: Graph, device: str, dtype: torch.dtype) -> model_con
     return config
 
 
-def _for_tensorrt(graph: Graph) -> model_config_pb2.ModelConfig:
+def _for_tensorrt(graph: ExportGraph) -> model_config_pb2.ModelConfig:
     config = _config(graph)
     config.platform = "tensorrt_plan"
     config.default_model_filename = "model.plan"
@@ -148,7 +150,7 @@ def _for_tensorrt(graph: Graph) -> model_config_pb2.ModelConfig:
     return config
 
 
-def _config(graph: Graph) -> model_config_pb2.ModelConfig:
+def _config(graph: ExportGraph) -> model_config_pb2.ModelConfig:
     example = graph.draw(graph.smallest)
     leading = 1 if graph.batches else 0
     config = model_config_pb2.ModelConfig(
@@ -174,7 +176,7 @@ def _config(graph: Graph) -> model_config_pb2.ModelConfig:
     return config
 
 
-def _profile(graph: Graph) -> Mapping[str, Sizes]:
+def _profile(graph: ExportGraph) -> Mapping[str, Sizes]:
     return {"min": graph.smallest, "opt": graph.usual, "max": graph.largest}
 
 
@@ -182,7 +184,7 @@ def _shapes(tensors: Tensors) -> str:
     return ",".join(f"{name}:{'x'.join(map(str, one.shape))}" for name, one in tensors.items())
 
 
-def trtexec(graph: Graph, dtype: torch.dtype) -> str:
+def trtexec(graph: ExportGraph, dtype: torch.dtype) -> str:
     """Give the command that builds a TensorRT engine of an exported graph, in its folder."""
     words = ["trtexec --onnx=1/model.onnx --saveEngine=1/model.plan"]
     words += [
@@ -192,7 +194,7 @@ def trtexec(graph: Graph, dtype: torch.dtype) -> str:
     return " \\\n    ".join([*words, *precision])
 
 
-def _describe(graph: Graph, dtype: torch.dtype) -> str:
+def _describe(graph: ExportGraph, dtype: torch.dtype) -> str:
     lines = [
         f"# {graph.name}",
         "",

@@ -17,7 +17,7 @@ _FIRST_PAUSE_SECONDS = 0.05
 
 
 @dataclass(frozen=True, slots=True)
-class Retries:
+class FailoverPolicy:
     """How a pipeline deals with stages that go away; see its settings."""
 
     budget: RetryBudget
@@ -26,7 +26,7 @@ class Retries:
 
 
 @dataclass(slots=True)
-class Attempts:
+class StageAttempts:
     """One stage's attempts at one request.
 
     Attributes:

@@ -30,7 +30,7 @@ from vtryon.payloads import Buffer, outgoing_image
 from vtryon.types import PayloadKind, Stage, TryOnStart
 from vtryon_services.backends.ensemble import Progress, TritonTryOn
 from vtryon_services.engine.plan import Standing
-from vtryon_services.pipeline.attempts import Attempts, Retries
+from vtryon_services.pipeline.attempts import FailoverPolicy, StageAttempts
 from vtryon_services.pipeline.ledger import name_subjects, with_own_share
 from vtryon_services.runtime.call import Call, Incoming, send_output
 from vtryon_services.runtime.unused import unused_options
@@ -45,7 +45,7 @@ class EnsembleFlow:
         start: TryOnStart,
         incoming: Incoming,
         call: Call,
-        retries: Retries,
+        retries: FailoverPolicy,
     ) -> None:
         self._ensemble = ensemble
         assert start.options is not None
@@ -53,7 +53,7 @@ class EnsembleFlow:
         self._options = start.options
         self._incoming = incoming
         self._call = call
-        self._attempts = Attempts(retries.budget, retries.attempts)
+        self._attempts = StageAttempts(retries.budget, retries.attempts)
         resumed = PayloadKind.RESUME_LATENTS
         pictures = [payload for payload in incoming.payloads if payload.kind is not resumed]
         self._subjects = name_subjects(pictures)

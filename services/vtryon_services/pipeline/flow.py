@@ -17,7 +17,7 @@ from vtryon.errors import VtryonError
 from vtryon.events import Chunk, Event, Finished, Fit, Output, Preview, ResumeChunk
 from vtryon.payloads import Outgoing
 from vtryon.types import Payload, PayloadKind, Stage, Start, TryOnStart
-from vtryon_services.pipeline.attempts import Attempts, Retries
+from vtryon_services.pipeline.attempts import FailoverPolicy, StageAttempts
 from vtryon_services.pipeline.clients import StageCall, StageClients
 from vtryon_services.pipeline.ledger import name_subjects, with_own_share
 from vtryon_services.pipeline.relay import Fanout, Replay
@@ -39,7 +39,7 @@ class Flow:
         start: TryOnStart,
         incoming: Incoming,
         call: Call,
-        retries: Retries,
+        retries: FailoverPolicy,
     ) -> None:
         self._stages = stages
         assert start.options is not None
@@ -157,7 +157,7 @@ class Flow:
         client = self._stages.by_stage[stage]
         kept = [replace(item, data=Replay(item.data)) for item in outgoing]
 
-        def open_call(attempts: Attempts) -> StageCall:
+        def open_call(attempts: StageAttempts) -> StageCall:
             return client.open(
                 attempts.start(start),
                 attempts.payloads(start, kept),
@@ -168,7 +168,7 @@ class Flow:
             )
 
         told = bool(self._start.resume_every)
-        attempts = Attempts(self._retries.budget, self._retries.attempts, told)
+        attempts = StageAttempts(self._retries.budget, self._retries.attempts, told)
         run = StageRun(stage, subjects, self._call, self._emit, attempts)
         self._runs.append(run)
         group.create_task(run.run(client, open_call))

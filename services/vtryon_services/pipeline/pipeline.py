@@ -23,7 +23,7 @@ from vtryon.types import (
     settled,
 )
 from vtryon_services.engine.numerics import resolve
-from vtryon_services.pipeline.attempts import Retries
+from vtryon_services.pipeline.attempts import FailoverPolicy
 from vtryon_services.pipeline.settings import PipelineSettings
 from vtryon_services.runtime.call import Call, Incoming, accepted
 from vtryon_services.runtime.declarations import check_pictures
@@ -42,7 +42,7 @@ class EventFlow(Protocol):
         ...
 
 
-MakeFlow = Callable[[TryOnStart, Incoming, Call, Retries], EventFlow]
+MakeFlow = Callable[[TryOnStart, Incoming, Call, FailoverPolicy], EventFlow]
 
 
 class Pipeline:
@@ -52,7 +52,9 @@ class Pipeline:
         self._make_flow = make_flow
         self._max_garments = settings.max_garments
         self._places = Places(STAGE, settings.max_requests, max_waiting=0)
-        self._retries = Retries(RetryBudget(), settings.stage_attempts, settings.resume_every)
+        self._retries = FailoverPolicy(
+            RetryBudget(), settings.stage_attempts, settings.resume_every
+        )
 
     async def try_on(
         self, start: TryOnStart, incoming: Incoming, call: Call

@@ -26,7 +26,7 @@ from vtryon.events import (
 )
 from vtryon.payloads import Outgoing
 from vtryon.types import PayloadKind, Stage
-from vtryon_services.pipeline.attempts import Attempts
+from vtryon_services.pipeline.attempts import StageAttempts
 from vtryon_services.pipeline.clients import StageCall, StageClient
 from vtryon_services.pipeline.relay import Fanout
 from vtryon_services.runtime.call import Call
@@ -50,7 +50,7 @@ class StageRun:
         subjects: Sequence[str],
         request: Call,
         emit: Emit,
-        attempts: Attempts,
+        attempts: StageAttempts,
     ) -> None:
         self.stage = stage
         self.subject = ", ".join(subjects)
@@ -68,7 +68,9 @@ class StageRun:
         self._own: Hop | None = None
         self._fanout = Fanout(())
 
-    async def run(self, client: StageClient, open_call: Callable[[Attempts], StageCall]) -> None:
+    async def run(
+        self, client: StageClient, open_call: Callable[[StageAttempts], StageCall]
+    ) -> None:
         """Make the call and see it through, elsewhere if the server that had it goes away.
 
         Raises:
@@ -84,7 +86,7 @@ class StageRun:
         finally:
             self.output.cancel()
 
-    async def _attempt(self, open_call: Callable[[Attempts], StageCall]) -> bool:
+    async def _attempt(self, open_call: Callable[[StageAttempts], StageCall]) -> bool:
         """Make the call once; false where another attempt is to follow."""
         try:
             async with open_call(self._attempts) as call:

@@ -24,8 +24,8 @@ from vtryon.framing import EVENT_TAG, write_chunk
 from vtryon.grammar import Responses
 from vtryon_services.runtime.call import Call, Incoming
 from vtryon_services.runtime.declarations import check_payloads
-from vtryon_services.runtime.failures import CallerLeftError, named_failures
-from vtryon_services.runtime.identity import Identity, new_request_id, read_identity
+from vtryon_services.runtime.failures import ClientDisconnectedError, named_failures
+from vtryon_services.runtime.identity import CallerIdentity, new_request_id, read_identity
 from vtryon_services.runtime.method import Method, Replies
 from vtryon_services.runtime.open_calls import OpenCall, OpenCalls
 from vtryon_services.runtime.request_reader import RequestReader
@@ -134,7 +134,7 @@ class _Exchange:
         try:
             identity = read_identity(self._context.invocation_metadata() or ())
         except RequestError as error:
-            self._refusal, identity = error, Identity(new_request_id(), "", "")
+            self._refusal, identity = error, CallerIdentity(new_request_id(), "", "")
         remaining = self._context.time_remaining()
         default = self._settings.default_timeout_seconds
         structlog.contextvars.bind_contextvars(request_id=identity.request_id)
@@ -181,7 +181,7 @@ class _Exchange:
             limit = self._settings.write_timeout_seconds
             raise UnavailableError(f"the caller read nothing for {limit:.3g} s") from None
         except (grpc.aio.InternalError, grpc.aio.UsageError):
-            raise CallerLeftError from None  # grpc.aio's way to say so
+            raise ClientDisconnectedError from None  # grpc.aio's way to say so
 
     async def _no_chunks(self) -> AsyncIterator[Chunk]:
         return

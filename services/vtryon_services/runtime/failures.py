@@ -15,7 +15,7 @@ from vtryon_services.runtime.call import Call
 _log = structlog.get_logger("vtryon.service")
 
 
-class CallerLeftError(asyncio.CancelledError):
+class ClientDisconnectedError(asyncio.CancelledError):
     """The client has closed the call."""
 
 
@@ -34,7 +34,7 @@ def named_failures(stage: str, call: Call) -> Iterator[None]:
         limit = call.timeout_seconds
         raise DeadlineError(f"out of time: the call was given {limit:.3g} s") from None
     except asyncio.CancelledError as error:
-        if is_being_cancelled() or isinstance(error, CallerLeftError):
+        if is_being_cancelled() or isinstance(error, ClientDisconnectedError):
             raise
         # Something that it waited for was cancelled, not the call.
         raise _log_failure(stage, call) from None

@@ -12,7 +12,7 @@ from vtryon.headers import ID, MAX_ID_CHARACTERS, TENANT, TENANT_RULE
 from vtryon.stream import CONTENT_KEY, REQUEST_ID_KEY
 
 
-class Identity(NamedTuple):
+class CallerIdentity(NamedTuple):
     """The names in a call's metadata; a missing name is empty."""
 
     request_id: str
@@ -25,7 +25,7 @@ def new_request_id() -> str:
     return uuid.uuid4().hex
 
 
-def read_identity(metadata: Iterable[tuple[str, str | bytes]]) -> Identity:
+def read_identity(metadata: Iterable[tuple[str, str | bytes]]) -> CallerIdentity:
     """Read request id, tenant and content digest.
 
     Names are never truncated: tenants with a common prefix stay distinct.
@@ -46,7 +46,7 @@ def read_identity(metadata: Iterable[tuple[str, str | bytes]]) -> Identity:
             raise _refused(key, f"takes {words}, and this one has {len(text)}")
         given[key] = text
     request_id = given.get(REQUEST_ID_KEY) or new_request_id()
-    return Identity(request_id, given.get(TENANT_KEY, ""), given.get(CONTENT_KEY, ""))
+    return CallerIdentity(request_id, given.get(TENANT_KEY, ""), given.get(CONTENT_KEY, ""))
 
 
 _ID_WORDS = f"1 to {MAX_ID_CHARACTERS} printable ASCII characters without spaces"

@@ -30,7 +30,7 @@ class Places:
         self._places = places
         self._max_waiting = max_waiting
         self._held: Counter[str] = Counter()
-        self._waiting: list[Ticket] = []  # in the order in which they are served
+        self._waiting: list[Permit] = []  # in the order in which they are served
         self._average_seconds = 0.1
         _watched.add(self)
 
@@ -59,23 +59,23 @@ class Places:
                 retry_after_seconds=self._expected_wait_seconds(),
             )
 
-    def enter(self, tenant: str = "") -> Ticket:
+    def enter(self, tenant: str = "") -> Permit:
         """Take a ticket; it has a place already if one is free.
 
         Raises:
             OverloadedError: the queue is full.
         """
         self.check_room(tenant)
-        ticket = Ticket(self, tenant)
+        ticket = Permit(self, tenant)
         self._waiting.append(ticket)
         self._advance()
         return ticket
 
-    def position(self, ticket: Ticket) -> int:
+    def position(self, ticket: Permit) -> int:
         """How many are served before a waiting ticket, those running included."""
         return self._waiting.index(ticket) + self._places
 
-    def leave(self, ticket: Ticket) -> None:
+    def leave(self, ticket: Permit) -> None:
         """Give up a place, or a place in the queue."""
         if ticket.has_place:
             self._average_seconds += 0.2 * (ticket.held_seconds - self._average_seconds)
@@ -100,10 +100,10 @@ class Places:
         for other in self._waiting:
             other.moved.set()
 
-    def _in_order(self) -> list[Ticket]:
+    def _in_order(self) -> list[Permit]:
         """Sort waiting requests: by the usage of their tenant, then by arrival."""
         before: Counter[str] = Counter(self._held)
-        ranks: dict[Ticket, tuple[int, int]] = {}
+        ranks: dict[Permit, tuple[int, int]] = {}
         for ticket in sorted(self._waiting, key=lambda one: one.number):
             ranks[ticket] = (before[ticket.tenant], ticket.number)
             before[ticket.tenant] += 1
@@ -113,7 +113,7 @@ class Places:
         return max(0.05, self._average_seconds * (len(self._waiting) + 1) / self._places)
 
 
-class Ticket:
+class Permit:
     """A permit, or the wait for one.
 
     Use as ``with places.enter() as ticket``, and iterate it to wait: it yields the number of
@@ -127,8 +127,8 @@ class Ticket:
     _made = 0
 
     def __init__(self, places: Places, tenant: str) -> None:
-        Ticket._made += 1
-        self.number = Ticket._made
+        Permit._made += 1
+        self.number = Permit._made
         self.tenant = tenant
         self._places = places
         self._entered = time.monotonic()

@@ -27,7 +27,7 @@ _FLUSH_SECONDS = 1.0
 _LAST_SECONDS = 2.0
 
 
-class Began(Protocol):
+class StartedServer(Protocol):
     """A started server: its actual address, and the names of its services."""
 
     @property
@@ -39,7 +39,7 @@ class Began(Protocol):
         """The names of the services."""
 
 
-class Serving(NamedTuple):
+class RunningServer(NamedTuple):
     """A started gRPC server."""
 
     server: Server
@@ -63,18 +63,22 @@ def run_service(settings_type: type[T], make: Callable[[T], Awaitable[Service]])
 
 
 @asynccontextmanager
-async def _alone(settings: T, make: Callable[[T], Awaitable[Service]]) -> AsyncIterator[Serving]:
+async def _alone(
+    settings: T, make: Callable[[T], Awaitable[Service]]
+) -> AsyncIterator[RunningServer]:
     server = Server(settings)
     address = server.bind(settings.listen)
     service = await make(settings)
     await server.start([service])
     try:
-        yield Serving(server, address, [service])
+        yield RunningServer(server, address, [service])
     finally:
         await server.drain()
 
 
-async def serve(settings: ProcessSettings, begin: AbstractAsyncContextManager[Began]) -> None:
+async def serve(
+    settings: ProcessSettings, begin: AbstractAsyncContextManager[StartedServer]
+) -> None:
     """Serve until a signal; leaving `begin` drains.
 
     A signal ends the process at once while it loads, and again while it drains. Where something

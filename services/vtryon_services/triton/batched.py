@@ -21,8 +21,8 @@ from vtryon.types import (
 from vtryon_services.engine import fitting, pictures
 from vtryon_services.engine.batching.merger import Merger
 from vtryon_services.engine.decoder import Decoder
-from vtryon_services.engine.latent_encoder import Fitted, LatentEncoder
-from vtryon_services.engine.text_encoder import Asked, TextEncoder
+from vtryon_services.engine.latent_encoder import Fitted, VaeEncoder
+from vtryon_services.engine.text_encoder import PromptEncoder, PromptInputs
 from vtryon_services.runtime.ranges import (
     EncodingRanges,
     PromptRanges,
@@ -30,8 +30,8 @@ from vtryon_services.runtime.ranges import (
 )
 from vtryon_services.triton.contract import MAX_PICTURES, Model
 from vtryon_services.triton.requests import (
+    ModelRequest,
     ModelSettings,
-    Request,
     as_bytes,
     check_latents,
     refuse,
@@ -76,7 +76,7 @@ class _Batched(ABC, Generic[I, R]):
         return [refuse(one, self._stage) if isinstance(one, Exception) else one for one in answers]
 
     def _read(self, given: Any) -> I:
-        request = Request(given)
+        request = ModelRequest(given)
         request.check(self._model, self._digest)
         return self._prepare(request)
 
@@ -91,7 +91,7 @@ class _Batched(ABC, Generic[I, R]):
         """Make the engine."""
 
     @abstractmethod
-    def _prepare(self, request: Request) -> I:
+    def _prepare(self, request: ModelRequest) -> I:
         """Read a request."""
 
     @abstractmethod
@@ -124,10 +124,10 @@ class LatentEncoderModel(_Batched[Fitted | None, torch.Tensor | None]):
     _model = Model.LATENT_ENCODER
 
     def _load(self, settings: ModelSettings) -> None:
-        self._engine = LatentEncoder.load(settings.checkpoint, settings.placement)
+        self._engine = VaeEncoder.load(settings.checkpoint, settings.placement)
         settings.check_digest(self._engine.digest)
 
-    def _prepare(self, request: Request) -> Fitted | None:
+    def _prepare(self, request: ModelRequest) -> Fitted | None:
         picture = request.picture("PICTURE")
         return None if picture is None else self._engine.fit(picture, request.numerics())
 
@@ -150,17 +150,17 @@ class LatentEncoderModel(_Batched[Fitted | None, torch.Tensor | None]):
         return respond(LATENTS=result, FIT=described, SECONDS=seconds)
 
 
-class TextEncoderModel(_Batched[list[Asked], list[torch.Tensor]]):
+class TextEncoderModel(_Batched[list[PromptInputs], list[torch.Tensor]]):
     """A prompt and its pictures to embeddings."""
 
     _stage = Stage.TEXT_ENCODER
     _model = Model.TEXT_ENCODER
 
     def _load(self, settings: ModelSettings) -> None:
-        self._engine = TextEncoder.load(settings.checkpoint, settings.placement)
+        self._engine = PromptEncoder.load(settings.checkpoint, settings.placement)
         settings.check_digest(self._engine.digest)
 
-    def _prepare(self, request: Request) -> list[Asked]:
+    def _prepare(self, request: ModelRequest) -> list[PromptInputs]:
         given = [request.picture(f"PICTURE_{number}") for number in range(1, MAX_PICTURES + 1)]
         images = [one for one in given if one is not None]
         negative = request.text("NEGATIVE_PROMPT")
@@ -171,19 +171,21 @@ class TextEncoderModel(_Batched[list[Asked], list[torch.Tensor]]):
         prompts = [one for one in (start.prompt, start.negative_prompt) if one is not None]
         return self._engine.prepare(prompts, images, request.numerics())
 
-    def _kind(self, item: list[Asked]) -> Hashable:
+    def _kind(self, item: list[PromptInputs]) -> Hashable:
         return None
 
-    def _compute(self, items: Sequence[list[Asked]]) -> Sequence[list[torch.Tensor]]:
+    def _compute(self, items: Sequence[list[PromptInputs]]) -> Sequence[list[torch.Tensor]]:
         embedded = iter(self._engine.embed([asked for item in items for asked in item]))
         return [[next(embedded).float() for _ in item] for item in items]
 
-    def _respond(self, item: list[Asked], result: list[torch.Tensor], seconds: torch.Tensor) -> Any:
+    def _respond(
+        self, item: list[PromptInputs], result: list[torch.Tensor], seconds: torch.Tensor
+    ) -> Any:
         names = ("EMBEDDINGS", "NEGATIVE_EMBEDDINGS")
         return respond(**dict(zip(names, result, strict=False)), SECONDS=seconds)
 
 
-class Wanted(NamedTuple):
+class DecodeRequest(NamedTuple):
     """A request to the decoder; without latents while an ensemble has none yet."""
 
     latents: torch.Tensor | None
@@ -191,7 +193,7 @@ class Wanted(NamedTuple):
     quality: int | None
 
 
-class DecodingModel(_Batched[Wanted, torch.Tensor | None]):
+class DecodingModel(_Batched[DecodeRequest, torch.Tensor | None]):
     """Latents to a picture."""
 
     _stage = Stage.DECODING
@@ -201,7 +203,7 @@ class DecodingModel(_Batched[Wanted, torch.Tensor | None]):
         self._engine = Decoder.load(settings.checkpoint, settings.placement)
         settings.check_digest(self._engine.digest)
 
-    def _prepare(self, request: Request) -> Wanted:
+    def _prepare(self, request: ModelRequest) -> DecodeRequest:
         start = DecodeStart(
             format=request.value("format", ImageFormat), quality=request.value("quality", whole)
         )
@@ -209,16 +211,18 @@ class DecodingModel(_Batched[Wanted, torch.Tensor | None]):
         latents = request.tensor("LATENTS")
         if latents is not None:
             check_latents("LATENTS", latents, self._engine.max_target_area)
-        return Wanted(latents, start.format or ImageFormat.PNG, start.quality)
+        return DecodeRequest(latents, start.format or ImageFormat.PNG, start.quality)
 
-    def _kind(self, item: Wanted) -> Hashable:
+    def _kind(self, item: DecodeRequest) -> Hashable:
         return None if item.latents is None else item.latents.shape
 
-    def _compute(self, items: Sequence[Wanted]) -> Sequence[torch.Tensor | None]:
+    def _compute(self, items: Sequence[DecodeRequest]) -> Sequence[torch.Tensor | None]:
         latents = [item.latents for item in items if item.latents is not None]
         return self._engine.decode(latents) if latents else [None] * len(items)
 
-    def _respond(self, item: Wanted, result: torch.Tensor | None, seconds: torch.Tensor) -> Any:
+    def _respond(
+        self, item: DecodeRequest, result: torch.Tensor | None, seconds: torch.Tensor
+    ) -> Any:
         if result is None:
             return respond()
         picture = fitting.to_picture(result)

@@ -42,7 +42,7 @@ _KEEPALIVE = KeepAliveOptions(
 )
 
 
-class _Server:
+class _TritonServer:
     """One server; `open` counts our requests in progress."""
 
     def __init__(self, url: str, shared_memory_from_bytes: int) -> None:
@@ -79,7 +79,7 @@ class TritonPool:
     """
 
     def __init__(self, urls: Sequence[str], shared_memory_from_bytes: int = 0) -> None:
-        self._servers = [_Server(url, shared_memory_from_bytes) for url in urls]
+        self._servers = [_TritonServer(url, shared_memory_from_bytes) for url in urls]
         self._saying: set[asyncio.Task[None]] = set()
         self._expected: dict[Model, str] = {}
 
@@ -120,7 +120,7 @@ class TritonPool:
             server.is_known = False
         return False
 
-    async def _look_at(self, server: _Server) -> None:
+    async def _look_at(self, server: _TritonServer) -> None:
         found = {model: (await server.describe(model)).get("digest") for model in self._expected}
         server.is_other = found != self._expected
         server.is_known = not server.is_other
@@ -171,7 +171,7 @@ class TritonPool:
     ) -> dict[str, np.ndarray]:
         """Ask a model that answers once; cancelling the task cancels the request."""
 
-        async def ask(server: _Server) -> dict[str, np.ndarray]:
+        async def ask(server: _TritonServer) -> dict[str, np.ndarray]:
             async with server.regions.inputs(tensors) as inputs:
                 result = await server.client.infer(
                     model.value,
@@ -220,7 +220,7 @@ class TritonPool:
                     self._saying.add(task)
                     task.add_done_callback(self._saying.discard)
 
-    async def _say(self, server: _Server, model: Model, tensors: Tensors) -> None:
+    async def _say(self, server: _TritonServer, model: Model, tensors: Tensors) -> None:
         """Send a request without waiting for its response."""
         with contextlib.suppress(InferenceServerException, grpc.aio.AioRpcError):
             async with server.regions.inputs(tensors) as inputs:
@@ -228,12 +228,12 @@ class TritonPool:
                 async for _ in server.client.stream_infer(requests, stream_timeout=2.0):
                     return
 
-    async def _somewhere(self, ask: Callable[[_Server], Awaitable[R]]) -> R:
+    async def _somewhere(self, ask: Callable[[_TritonServer], Awaitable[R]]) -> R:
         async with self._chosen() as server:
             return await ask(server)
 
     @asynccontextmanager
-    async def _chosen(self) -> AsyncIterator[_Server]:
+    async def _chosen(self) -> AsyncIterator[_TritonServer]:
         """Choose a server, count the work, and give its failures our names."""
         server = min(self._servers, key=lambda one: one.load)
         server.open += 1

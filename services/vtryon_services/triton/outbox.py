@@ -10,7 +10,7 @@ from collections.abc import Callable
 from typing import Protocol
 
 from vtryon.errors import RunCancelledError, VtryonError
-from vtryon_services.engine.batching.batcher import Stepped, Ticket
+from vtryon_services.engine.batching.batcher import BatchedRequest, Stepped
 from vtryon_services.engine.plan import Standing
 
 _log = logging.getLogger("vtryon.triton")
@@ -38,16 +38,16 @@ class Answerer(Protocol):
         ...
 
 
-class Outbox:
+class ResponseSender:
     """Sends responses and notices who has left, on a thread of its own: no step waits for it."""
 
     def __init__(self) -> None:
         self._work: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
-        self._open: dict[Answerer, Ticket] = {}
+        self._open: dict[Answerer, BatchedRequest] = {}
         self._thread = threading.Thread(target=self._run, name="outbox", daemon=True)
         self._thread.start()
 
-    def sink(self, ticket: Ticket, answers: Answerer) -> Posted:
+    def sink(self, ticket: BatchedRequest, answers: Answerer) -> Posted:
         """Make the sink of a request."""
         posted = Posted(self._work, answers, self._close_one)
         self._work.put(lambda: self._open.__setitem__(answers, ticket))

@@ -45,7 +45,7 @@ R = TypeVar("R")
 _log = logging.getLogger("vtryon.triton")
 
 
-class Request:
+class ModelRequest:
     """A request, as the models see it."""
 
     def __init__(self, request: Any) -> None:

@@ -27,7 +27,14 @@ from vtryon.v1 import numerics_pb2
 from vtryon_services.engine import latents as drawing
 from vtryon_services.engine import pictures
 from vtryon_services.engine.batching.batcher import StepBatcher, Stepped
-from vtryon_services.engine.plan import MAX_TOKENS, Demand, Plan, Standing, count_tokens, is_due
+from vtryon_services.engine.plan import (
+    MAX_TOKENS,
+    Demand,
+    SamplingPlan,
+    Standing,
+    count_tokens,
+    is_due,
+)
 from vtryon_services.engine.planning import plan_of
 from vtryon_services.engine.sampler import Given, Sampler
 from vtryon_services.runtime.ranges import (
@@ -39,10 +46,10 @@ from vtryon_services.runtime.ranges import (
     check_ranges,
 )
 from vtryon_services.triton.contract import MAX_PICTURES, Model, digest_parameter
-from vtryon_services.triton.outbox import Outbox
+from vtryon_services.triton.outbox import ResponseSender
 from vtryon_services.triton.requests import (
+    ModelRequest,
     ModelSettings,
-    Request,
     as_bytes,
     check_finite,
     check_latents,
@@ -72,7 +79,7 @@ class SamplingModel:
             slots=int(settings.values["slots"]),
             max_waiting=int(settings.values["max_waiting"]),
         )
-        self._outbox = Outbox()
+        self._outbox = ResponseSender()
         # Release 24.10 tells the models of an ensemble nothing of a cancel; this does.
         self._cancelled: TTLCache[str, None] = TTLCache(10_000, _CANCELS_KEPT_SECONDS)
 
@@ -81,7 +88,7 @@ class SamplingModel:
         for given in requests:
             sender = given.get_response_sender()
             try:
-                request = Request(given)
+                request = ModelRequest(given)
                 request.check(Model.SAMPLING, self._engine.digest)
                 if key := request.text("CANCEL"):
                     self._cancelled[key] = None
@@ -96,7 +103,7 @@ class SamplingModel:
         self._batcher.begin_drain().result()
         self._outbox.close()
 
-    def _admit(self, request: Request, sender: Any) -> None:
+    def _admit(self, request: ModelRequest, sender: Any) -> None:
         given = _given(request)
         start = _start(request, given)
         check_ranges(start, SamplingRanges, PreviewsRange, SizeRanges, ResumeRanges)
@@ -128,8 +135,8 @@ class Answers:
     def __init__(
         self,
         engine: Sampler,
-        plan: Plan,
-        request: Request,
+        plan: SamplingPlan,
+        request: ModelRequest,
         sender: Any,
         is_cancelled: Callable[[], bool],
     ) -> None:
@@ -212,7 +219,7 @@ class Answers:
             self._sender.send(respond(**tensors))
 
 
-def _given(request: Request) -> Given:
+def _given(request: ModelRequest) -> Given:
     references = [request.tensor(f"REFERENCE_{number}") for number in range(1, MAX_PICTURES + 1)]
     return Given(
         positive=request.needed("EMBEDDINGS").clone(),
@@ -228,7 +235,7 @@ def _kept(tensor: torch.Tensor | None) -> torch.Tensor | None:
     return None if tensor is None else tensor.clone()
 
 
-def _start(request: Request, given: Given) -> SampleStart:
+def _start(request: ModelRequest, given: Given) -> SampleStart:
     if not given.references:
         raise RequestError("REFERENCE_1 is empty", reason=Reason.PAYLOAD_INVALID)
     _, height, width = given.references[0].shape
@@ -251,7 +258,7 @@ def _either(given: int | None, default: int) -> int:
     return default if given is None else given
 
 
-def _timeout_of(request: Request) -> float:
+def _timeout_of(request: ModelRequest) -> float:
     seconds = request.value("timeout_seconds", float)
     if seconds is None:
         return _TIMEOUT_SECONDS

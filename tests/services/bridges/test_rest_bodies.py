@@ -21,7 +21,7 @@ from vtryon.v1.stream_pb2 import PreviewPolicy
 from vtryon_services.bridges.rest.bodies import NumericsBody, PreviewsBody, TryOnFields
 from vtryon_services.bridges.rest.images import ImageEdit
 from vtryon_services.bridges.rest.json_text import MAX_DEPTH, read_json_text
-from vtryon_services.bridges.rest.stages import Sample
+from vtryon_services.bridges.rest.stages import SampleForm
 
 STAGES = ("latent-encoder", "text-encoder", "sampling", "decoding")
 B64 = base64.b64encode(PICTURE).decode()
@@ -290,7 +290,7 @@ def test_try_ons_edits_and_previews_have_every_field_of_the_protos() -> None:
 def test_the_sampling_route_has_every_field_of_the_sampler() -> None:
     # One file of tensors is the answer: it has no place for previews or resume points.
     elsewhere = {"payloads", "previews", "resume", "resume_every"}
-    assert field_names(SampleStart) - elsewhere <= {*Sample.model_fields}
+    assert field_names(SampleStart) - elsewhere <= {*SampleForm.model_fields}
 
 
 @pytest.mark.parametrize("name", ["previews", "resume", "resume_every"])

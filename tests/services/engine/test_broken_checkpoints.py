@@ -16,10 +16,10 @@ from tests.support.processes import VTRYON
 from vtryon.errors import SettingsError
 from vtryon_services.engine.checkpoint import SHIPPED_CHECKPOINT, Checkpoint
 from vtryon_services.engine.decoder import Decoder
-from vtryon_services.engine.latent_encoder import LatentEncoder
+from vtryon_services.engine.latent_encoder import VaeEncoder
 from vtryon_services.engine.placement import Placement
 from vtryon_services.engine.sampler import Sampler
-from vtryon_services.engine.text_encoder import TextEncoder
+from vtryon_services.engine.text_encoder import PromptEncoder
 
 CPU = Placement.of("cpu", "fp32")
 # Commands take longer: one broken checkpoint in three, by the one command or by the other.
@@ -89,7 +89,7 @@ def examples(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize("name", BROKEN)
 def test_it_is_refused_by_name_when_it_is_loaded(folders, name: str) -> None:
     with pytest.raises(SettingsError) as caught:
-        for stage in (Sampler, LatentEncoder, TextEncoder, Decoder):
+        for stage in (Sampler, VaeEncoder, PromptEncoder, Decoder):
             stage.load(Checkpoint.open(folders[name]), CPU)
     assert caught.value.reason == BROKEN[name].reason, caught.value.message
     check_sentence(caught.value.message, name, folders[name])

@@ -18,12 +18,12 @@ from vtryon_services.engine.checkpoint import (
     sha256_of,
 )
 from vtryon_services.engine.decoder import Decoder
-from vtryon_services.engine.latent_encoder import LatentEncoder
+from vtryon_services.engine.latent_encoder import VaeEncoder
 from vtryon_services.engine.numerics import resolve
 from vtryon_services.engine.placement import Placement
 from vtryon_services.engine.sampler import Sampler
 from vtryon_services.engine.still_vae import Half, StillVae
-from vtryon_services.engine.text_encoder import TextEncoder
+from vtryon_services.engine.text_encoder import PromptEncoder
 
 CPU = Placement.of("cpu", "fp32")
 WEIGHTS = "transformer/diffusion_pytorch_model.safetensors"
@@ -119,7 +119,7 @@ def test_code_in_a_configuration_is_never_run(copy) -> None:
     config = json.loads((copy / "text_encoder" / "config.json").read_text())
     config["auto_map"] = {"AutoModel": "evil.Model"}
     (copy / "text_encoder" / "config.json").write_text(json.dumps(config))
-    assert TextEncoder.load(Checkpoint.open(copy), CPU).digest
+    assert PromptEncoder.load(Checkpoint.open(copy), CPU).digest
 
 
 def test_a_broken_index_and_a_broken_geometry_are_told(copy) -> None:
@@ -164,7 +164,7 @@ def edit(path: Path, **fields: object) -> None:
 
 
 def load_all(folder: Path) -> None:
-    for stage in (LatentEncoder, TextEncoder, Sampler, Decoder):
+    for stage in (VaeEncoder, PromptEncoder, Sampler, Decoder):
         assert stage.load(Checkpoint.open(folder), CPU).digest
 
 
@@ -202,10 +202,10 @@ def test_the_text_encoders_older_layout_loads(copy) -> None:
     flat = {name: text[name] for name in ("hidden_size", "num_hidden_layers", "rms_norm_eps")}
     more = {"sliding_window": 32768, "max_window_layers": 28, "vision_token_id": 7}
     path.write_text(json.dumps({**content, **flat, **more, "torch_dtype": "bfloat16"}))
-    before = TextEncoder.load(Checkpoint.open(SHIPPED_CHECKPOINT), CPU)
+    before = PromptEncoder.load(Checkpoint.open(SHIPPED_CHECKPOINT), CPU)
     [one], [other] = (
         encoder.embed(encoder.prepare(["a red shirt"], [], resolve(None)))
-        for encoder in (before, TextEncoder.load(Checkpoint.open(copy), CPU))
+        for encoder in (before, PromptEncoder.load(Checkpoint.open(copy), CPU))
     )
     assert torch.equal(one, other)
 
@@ -260,7 +260,7 @@ def test_encoder_and_decoder_hold_a_half_of_the_vae_each() -> None:
 
     checkpoint = Checkpoint.open(SHIPPED_CHECKPOINT)
     whole = count(StillVae.load(checkpoint, CPU))
-    encoder, decoder = LatentEncoder.load(checkpoint, CPU), Decoder.load(checkpoint, CPU)
+    encoder, decoder = VaeEncoder.load(checkpoint, CPU), Decoder.load(checkpoint, CPU)
     assert count(encoder._vae, decoder._vae) == whole
     assert count(encoder._vae._vae.decoder) == count(decoder._vae._vae.encoder) == 0
 

@@ -12,7 +12,7 @@ from tests.support.checkpoints import random_checkpoint
 
 from vtryon.types import RopeLayout
 from vtryon_services.engine.checkpoint import Checkpoint
-from vtryon_services.engine.forward import Forward, Row, divide
+from vtryon_services.engine.forward import Forward, Prediction, divide
 from vtryon_services.engine.geometry import Geometry
 from vtryon_services.engine.placement import Placement
 from vtryon_services.engine.sampler import Sampler
@@ -20,7 +20,7 @@ from vtryon_services.engine.sampler import Sampler
 PLACE = Placement.of("cpu", "fp32")
 
 
-def draw_row(sampler: Sampler, text: int, side: int) -> Row:
+def draw_row(sampler: Sampler, text: int, side: int) -> Prediction:
     generator = torch.Generator().manual_seed(text)
     channels = 4 * sampler.channels
     shapes = ((1, side, 6), (1, 8, 6))
@@ -28,7 +28,7 @@ def draw_row(sampler: Sampler, text: int, side: int) -> Row:
         torch.randn(shape, generator=generator)
         for shape in ((side * 6, channels), (48, channels), (text, sampler.width))
     )
-    return Row(target, reference, embeddings, shapes, 0.5, RopeLayout.DIFFUSERS)
+    return Prediction(target, reference, embeddings, shapes, 0.5, RopeLayout.DIFFUSERS)
 
 
 @pytest.mark.timeout(300)

@@ -14,20 +14,20 @@ from vtryon.types import Stage
 from vtryon_services.engine.batching.batcher import StepBatcher
 from vtryon_services.engine.checkpoint import SHIPPED_CHECKPOINT, Checkpoint
 from vtryon_services.engine.decoder import Decoder
-from vtryon_services.engine.latent_encoder import LatentEncoder
+from vtryon_services.engine.latent_encoder import VaeEncoder
 from vtryon_services.engine.numerics import resolve
 from vtryon_services.engine.placement import Placement
-from vtryon_services.engine.plan import Demand, Plan
+from vtryon_services.engine.plan import Demand, SamplingPlan
 from vtryon_services.engine.sampler import Given, Sampler
-from vtryon_services.engine.text_encoder import TextEncoder
+from vtryon_services.engine.text_encoder import PromptEncoder
 
 CPU = Placement.of("cpu", "fp32")
 NUMERICS = resolve(None)
 
 
-def plan(sampler: Sampler) -> Plan:
+def plan(sampler: Sampler) -> SamplingPlan:
     sigmas = sampler.sigmas(NUMERICS, 4, 32, 32, 1.0)
-    return Plan(NUMERICS, 32, 32, sigmas, true_cfg_scale=1.0, seed=1)
+    return SamplingPlan(NUMERICS, 32, 32, sigmas, true_cfg_scale=1.0, seed=1)
 
 
 def given(width: int, channels: int, *, spoilt: bool = False) -> Given:
@@ -64,12 +64,12 @@ def test_encoders_and_decoder_name_themselves(stage: Stage) -> None:
     checkpoint = Checkpoint.open(SHIPPED_CHECKPOINT)
     grey = Image.new("RGB", (64, 64), "grey")
     if stage is Stage.TEXT_ENCODER:
-        text = TextEncoder.load(checkpoint, CPU)
+        text = PromptEncoder.load(checkpoint, CPU)
         text.model.language_model.norm.weight[0] = math.nan
         with pytest.raises(StageError, match="the text encoder computed NaN"):
             text.embed(text.prepare(["a shirt"], [grey], NUMERICS))
     elif stage is Stage.LATENT_ENCODER:
-        encoder = LatentEncoder.load(checkpoint, CPU)
+        encoder = VaeEncoder.load(checkpoint, CPU)
         encoder._vae._vae.quant_conv.bias[0] = math.inf
         with pytest.raises(StageError, match="the VAE's encoder computed NaN"):
             encoder.encode([encoder.fit(grey, NUMERICS).pixels])

@@ -17,10 +17,10 @@ from vtryon.types import FitMethod, ImageFormat, ResizeFilter
 from vtryon_services.engine import fitting, pictures
 from vtryon_services.engine.checkpoint import SHIPPED_CHECKPOINT, Checkpoint
 from vtryon_services.engine.geometry import Geometry, Size, size_of_area
-from vtryon_services.engine.latent_encoder import LatentEncoder
+from vtryon_services.engine.latent_encoder import VaeEncoder
 from vtryon_services.engine.numerics import resolve
 from vtryon_services.engine.placement import Placement
-from vtryon_services.engine.text_encoder import TextEncoder
+from vtryon_services.engine.text_encoder import PromptEncoder
 
 SMALL = Image.new("RGB", (40, 30), (10, 200, 30))
 
@@ -188,7 +188,7 @@ async def test_comfys_references_are_rounded_to_sixteen(tmp_path) -> None:
 )
 def test_where_comfy_has_another_reference_size_the_fit_says_so(size, theirs, ours) -> None:
     geometry = Geometry()
-    engine = LatentEncoder(None, geometry, "")  # type: ignore[arg-type]
+    engine = VaeEncoder(None, geometry, "")  # type: ignore[arg-type]
     for profile in vtryon.Profile:
         numerics = resolve(vtryon.Numerics(profile=profile))
         pixels, fit = engine.fit(Image.new("RGB", size), numerics)
@@ -200,14 +200,14 @@ def test_where_comfy_has_another_reference_size_the_fit_says_so(size, theirs, ou
 
 
 def test_the_same_reference_size_as_comfy_needs_no_note() -> None:
-    engine = LatentEncoder(None, Geometry(), "")  # type: ignore[arg-type]
+    engine = VaeEncoder(None, Geometry(), "")  # type: ignore[arg-type]
     numerics = resolve(vtryon.Numerics(profile=vtryon.Profile.COMFY))
     assert not engine.fit(Image.new("RGB", (512, 512)), numerics).fit.note
 
 
 def test_comfys_pictures_for_the_text_encoder_are_not_rounded() -> None:
     checkpoint = Checkpoint.open(SHIPPED_CHECKPOINT)
-    encoder = TextEncoder.load(checkpoint, Placement.of("cpu", "fp32"))
+    encoder = PromptEncoder.load(checkpoint, Placement.of("cpu", "fp32"))
     # In place of the shipped checkpoint's small pictures of one size: 384² at their own aspect.
     encoder._geometry = Geometry()
     encoder._processor = type(encoder._processor)()

@@ -6,7 +6,7 @@ from tests.support.checkpoints import qwen_scheduler
 from vtryon.errors import Reason, RequestError
 from vtryon.types import Numerics, Profile, SigmaSchedule
 from vtryon_services.engine.numerics import resolve
-from vtryon_services.engine.plan import Plan
+from vtryon_services.engine.plan import SamplingPlan
 from vtryon_services.engine.schedule import mu_of, shorten, sigmas_for
 
 QWEN = qwen_scheduler()
@@ -76,7 +76,7 @@ def test_every_schedule_starts_at_pure_noise() -> None:
     for numerics in map(resolve, choices):
         for steps in (1, 2, 7, 40, 200):
             sigmas = sigmas_for(QWEN, numerics, steps, TOKENS_1024)
-            assert not Plan(numerics, 64, 64, sigmas, 1.0, seed=1).from_reference
+            assert not SamplingPlan(numerics, 64, 64, sigmas, 1.0, seed=1).from_reference
 
 
 def test_a_choice_departs_from_its_profile() -> None:

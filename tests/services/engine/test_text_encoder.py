@@ -7,12 +7,12 @@ from vtryon_loadtests.diffusers_pipeline import diffusers_pipeline
 from vtryon_services.engine.checkpoint import SHIPPED_CHECKPOINT, Checkpoint
 from vtryon_services.engine.numerics import resolve
 from vtryon_services.engine.placement import Placement
-from vtryon_services.engine.text_encoder import TextEncoder
+from vtryon_services.engine.text_encoder import PromptEncoder
 
 
 @pytest.fixture(scope="module")
-def encoder() -> TextEncoder:
-    return TextEncoder.load(Checkpoint.open(SHIPPED_CHECKPOINT), Placement.of("cpu", "fp32"))
+def encoder() -> PromptEncoder:
+    return PromptEncoder.load(Checkpoint.open(SHIPPED_CHECKPOINT), Placement.of("cpu", "fp32"))
 
 
 def test_hidden_states_are_those_of_the_librarys_pipeline(encoder, example) -> None:

@@ -15,7 +15,7 @@ from vtryon_services.engine.geometry import Geometry
 from vtryon_services.engine.numerics import resolve
 from vtryon_services.engine.placement import Placement
 from vtryon_services.engine.prompt import TEMPLATE
-from vtryon_services.engine.text_encoder import Asked, TextEncoder
+from vtryon_services.engine.text_encoder import PromptEncoder, PromptInputs
 from vtryon_services.models.modules import text_positions
 
 SIZES = [(96, 128), (200, 64), (64, 160)]
@@ -23,13 +23,13 @@ MERGE = 2
 
 
 @pytest.fixture(scope="module")
-def encoder(tmp_path_factory: pytest.TempPathFactory) -> TextEncoder:
+def encoder(tmp_path_factory: pytest.TempPathFactory) -> PromptEncoder:
     folder = tmp_path_factory.mktemp("positions") / "checkpoint"
     checkpoint = Checkpoint.open(random_checkpoint(folder, Geometry(condition_area=128 * 128)))
-    return TextEncoder.load(checkpoint, Placement.of("cpu", "fp32"))
+    return PromptEncoder.load(checkpoint, Placement.of("cpu", "fp32"))
 
 
-def asked(encoder: TextEncoder, prompt: str, pictures: int) -> Asked:
+def asked(encoder: PromptEncoder, prompt: str, pictures: int) -> PromptInputs:
     images = [Image.effect_noise(size, 90).convert("RGB") for size in SIZES[:pictures]]
     [one] = encoder.prepare([prompt], images, resolve(None))
     return one
@@ -64,7 +64,7 @@ def golden(tokens: list[int], grids: list[list[int]], picture_token: int) -> tor
 
 
 @contextmanager
-def language_model_calls(encoder: TextEncoder) -> Iterator[list[dict]]:
+def language_model_calls(encoder: PromptEncoder) -> Iterator[list[dict]]:
     """What the language model is called with."""
     calls: list[dict] = []
     hook = encoder.model.language_model.register_forward_pre_hook(
@@ -76,7 +76,7 @@ def language_model_calls(encoder: TextEncoder) -> Iterator[list[dict]]:
         hook.remove()
 
 
-def tokens_of(encoder: TextEncoder, items: list[Asked]) -> list[list[int]]:
+def tokens_of(encoder: PromptEncoder, items: list[PromptInputs]) -> list[list[int]]:
     texts = [TEMPLATE.format(encoder._introduce(one.seen.grids) + one.prompt) for one in items]
     return [encoder._tokenizer(text)["input_ids"] for text in texts]
 

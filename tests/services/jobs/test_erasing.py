@@ -19,7 +19,7 @@ from vtryon.types import PreviewPolicy
 from vtryon_services.jobs.changes import Changes
 from vtryon_services.jobs.database import Database
 from vtryon_services.jobs.eraser import Eraser
-from vtryon_services.jobs.ledger import Ledger, Limits
+from vtryon_services.jobs.ledger import JobStore, StoreLimits
 from vtryon_services.jobs.seals import Seals
 from vtryon_services.runtime.artifacts import Artifacts
 from vtryon_services.runtime.storage import StorageError
@@ -140,7 +140,7 @@ class TestStorageThatFails:
 
     async def test_a_sweep_goes_on_with_what_was_left(self, tmp_path: Path, artifacts) -> None:
         database = await Database.open(f"sqlite+aiosqlite:///{tmp_path / 'jobs.sqlite'}")
-        ledger = Ledger(database, Limits(10, 3, 100, leftover_seconds=-1))
+        ledger = JobStore(database, StoreLimits(10, 3, 100, leftover_seconds=-1))
         await artifacts.put("nobody/given-0", b"x")
         await ledger.erasures.expect("nobody")
         await Eraser(ledger, artifacts, Seals(artifacts)).sweep()
@@ -168,7 +168,7 @@ async def test_files_are_their_owner_s_alone(tmp_path: Path) -> None:
     artifacts = Artifacts.open(str(tmp_path / "artifacts"))
     await artifacts.put("a/b", b"x")
     database = await Database.open(f"sqlite+aiosqlite:///{tmp_path / 'jobs.sqlite'}")
-    ledger = Ledger(database, Limits(10, 3, 100))
+    ledger = JobStore(database, StoreLimits(10, 3, 100))
     await ledger.erasures.expect("a")
     modes = {one.name: one.stat().st_mode & 0o777 for one in tmp_path.rglob("*") if one.is_file()}
     await database.close()

@@ -24,7 +24,7 @@ from vtryon_services.backends.scripted import ScriptedSampling, ScriptedTextEnco
 from vtryon_services.bridges.rest.server import begin
 from vtryon_services.bridges.rest.settings import RestSettings
 from vtryon_services.host import host
-from vtryon_services.jobs.ledger import Ledger
+from vtryon_services.jobs.ledger import JobStore
 from vtryon_services.jobs.records import NewJob
 from vtryon_services.jobs.settings import JobsSettings
 from vtryon_services.pipeline import flow
@@ -467,15 +467,15 @@ async def test_a_caller_that_leaves_early_leaves_no_pictures(
 async def test_a_caller_that_leaves_leaves_no_job_without_pictures(
     caller: vtryon.Client, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    create, made = Ledger.create, asyncio.Event()
+    create, made = JobStore.create, asyncio.Event()
 
-    async def slowly(ledger: Ledger, new: NewJob) -> tuple[vtryon.Job, bool]:
+    async def slowly(ledger: JobStore, new: NewJob) -> tuple[vtryon.Job, bool]:
         result = await create(ledger, new)
         made.set()
         await asyncio.sleep(0.3)  # it is durable, and the caller does not know it yet
         return result
 
-    monkeypatch.setattr(Ledger, "create", slowly)
+    monkeypatch.setattr(JobStore, "create", slowly)
     asking = asyncio.create_task(
         caller.jobs.create(PICTURE, PICTURE, steps=1, request_id="left-behind")
     )

@@ -20,7 +20,7 @@ from vtryon.types import PayloadKind, ResumePoint, TryOnOptions
 from vtryon.v1 import job_pb2
 from vtryon_services.jobs.changes import LeaseLostError
 from vtryon_services.jobs.database import Database
-from vtryon_services.jobs.ledger import Ledger, Limits
+from vtryon_services.jobs.ledger import JobStore, StoreLimits
 from vtryon_services.jobs.records import NewJob, Outcome, Resume
 
 MIB = 1024 * 1024
@@ -36,7 +36,7 @@ NEW = NewJob(
 )
 
 
-async def create(ledger: Ledger, **changes: Any) -> tuple[Job, bool]:
+async def create(ledger: JobStore, **changes: Any) -> tuple[Job, bool]:
     kept, fresh = await ledger.create(replace(NEW, id=uuid.uuid4().hex, **changes))
     return kept.job, fresh
 
@@ -45,9 +45,9 @@ DONE = Outcome(JobState.SUCCEEDED, Job("", picture=vtryon.types.EncodedImage(wid
 
 
 @pytest.fixture
-async def ledger(database_url: str) -> AsyncIterator[Ledger]:
+async def ledger(database_url: str) -> AsyncIterator[JobStore]:
     database = await Database.open(database_url)
-    yield Ledger(database, Limits(max_waiting=1000, max_attempts=3, keep_seconds=100))
+    yield JobStore(database, StoreLimits(max_waiting=1000, max_attempts=3, keep_seconds=100))
     await database.close()
 
 
@@ -55,12 +55,12 @@ def step(number: int) -> tuple[datetime, StepFinished]:
     return datetime.now(UTC), StepFinished(number, 9, 0.5)
 
 
-async def sequence(ledger: Ledger, job_id: str) -> list[int]:
+async def sequence(ledger: JobStore, job_id: str) -> list[int]:
     bodies = await ledger.updates_of(job_id, 1)
     return [job_pb2.JobUpdate.FromString(body).sequence for body in bodies]
 
 
-async def test_one_request_id_is_one_job(ledger: Ledger) -> None:
+async def test_one_request_id_is_one_job(ledger: JobStore) -> None:
     made = await asyncio.gather(*(create(ledger) for _ in range(20)))
     assert len({job.id for job, _ in made}) == 1
     assert [fresh for _, fresh in made].count(True) == 1
@@ -72,7 +72,7 @@ async def test_one_request_id_is_one_job(ledger: Ledger) -> None:
     assert other.state is JobState.QUEUED
 
 
-async def test_a_job_of_one_tenant_is_not_found_by_another(ledger: Ledger) -> None:
+async def test_a_job_of_one_tenant_is_not_found_by_another(ledger: JobStore) -> None:
     job, _ = await create(ledger)
     for call in (ledger.get, ledger.cancel, ledger.picture, ledger.erase):
         with pytest.raises(vtryon.RequestError) as caught:
@@ -81,7 +81,7 @@ async def test_a_job_of_one_tenant_is_not_found_by_another(ledger: Ledger) -> No
     assert await ledger.page("eve", (), 10, "", MIB) == ([], "")
 
 
-async def test_every_job_is_leased_once(ledger: Ledger) -> None:
+async def test_every_job_is_leased_once(ledger: JobStore) -> None:
     for number in range(30):
         await create(ledger, request_id=str(number))
     taken: list[str] = []
@@ -97,7 +97,7 @@ async def test_every_job_is_leased_once(ledger: Ledger) -> None:
     assert len(taken) == len(set(taken)) == 30
 
 
-async def test_tenants_take_turns(ledger: Ledger) -> None:
+async def test_tenants_take_turns(ledger: JobStore) -> None:
     for number in range(6):
         await create(ledger, tenant="many", request_id=str(number))
     for number in range(2):
@@ -106,7 +106,7 @@ async def test_tenants_take_turns(ledger: Ledger) -> None:
     assert [one.tenant for one in taken if one] == ["many", "few", "many", "few"]
 
 
-async def test_a_tenant_leaves_runners_to_others(ledger: Ledger) -> None:
+async def test_a_tenant_leaves_runners_to_others(ledger: JobStore) -> None:
     for number in range(6):
         await create(ledger, tenant="many", request_id=str(number))
     taken = [await ledger.leases.lease("me", 60, 3) for _ in range(4)]
@@ -118,7 +118,7 @@ async def test_a_tenant_leaves_runners_to_others(ledger: Ledger) -> None:
     assert (await ledger.leases.lease("me", 60, 3)).tenant == "many"
 
 
-async def test_who_lost_the_lease_can_write_nothing(ledger: Ledger) -> None:
+async def test_who_lost_the_lease_can_write_nothing(ledger: JobStore) -> None:
     job, _ = await create(ledger)
     first = await ledger.leases.lease("slow", 0.05)
     assert first is not None
@@ -143,7 +143,7 @@ async def test_who_lost_the_lease_can_write_nothing(ledger: Ledger) -> None:
     assert await sequence(ledger, job.id) == list(range(1, ended.sequence + 1))
 
 
-async def test_writers_at_once_leave_no_gap(ledger: Ledger) -> None:
+async def test_writers_at_once_leave_no_gap(ledger: JobStore) -> None:
     job, _ = await create(ledger)
     leased = await ledger.leases.lease("me", 60)
     assert leased is not None
@@ -156,7 +156,7 @@ async def test_writers_at_once_leave_no_gap(ledger: Ledger) -> None:
     assert await ledger.leases.cancelled("me") == [job.id]
 
 
-async def test_a_job_that_ends_its_runners_is_given_up(ledger: Ledger) -> None:
+async def test_a_job_that_ends_its_runners_is_given_up(ledger: JobStore) -> None:
     job, _ = await create(ledger)
     for _ in range(3):
         assert await ledger.leases.lease("dies", -1) is not None
@@ -165,7 +165,7 @@ async def test_a_job_that_ends_its_runners_is_given_up(ledger: Ledger) -> None:
     assert (ended.state, ended.error.reason) == (JobState.FAILED, vtryon.Reason.STAGE_FAILED)
 
 
-async def test_what_waits_can_be_cancelled_and_what_is_late_is_failed(ledger: Ledger) -> None:
+async def test_what_waits_can_be_cancelled_and_what_is_late_is_failed(ledger: JobStore) -> None:
     waiting, _ = await create(ledger)
     assert (await ledger.cancel("acme", waiting.id)).job.state is JobState.CANCELLED
     assert (await ledger.cancel("acme", waiting.id)).job.state is JobState.CANCELLED
@@ -176,7 +176,7 @@ async def test_what_waits_can_be_cancelled_and_what_is_late_is_failed(ledger: Le
     assert (ended.state, ended.error.reason) == (JobState.FAILED, vtryon.Reason.DEADLINE_PASSED)
 
 
-async def test_a_job_put_back_waits_its_time(ledger: Ledger) -> None:
+async def test_a_job_put_back_waits_its_time(ledger: JobStore) -> None:
     await create(ledger)
     leased = await ledger.leases.lease("me", 60)
     await ledger.leases.put_back(leased, 0.2, counted=False)
@@ -186,7 +186,9 @@ async def test_a_job_put_back_waits_its_time(ledger: Ledger) -> None:
     assert (again.attempts, again.fence) == (1, 2)
 
 
-async def test_a_job_names_its_folders_until_they_are_confirmed_to_be_gone(ledger: Ledger) -> None:
+async def test_a_job_names_its_folders_until_they_are_confirmed_to_be_gone(
+    ledger: JobStore,
+) -> None:
     job, _ = await create(ledger)
     leased = await ledger.leases.lease("me", 60)
     marked = await ledger.erase("acme", job.id)
@@ -206,7 +208,7 @@ async def test_a_job_names_its_folders_until_they_are_confirmed_to_be_gone(ledge
 
 async def test_a_job_is_marked_when_its_time_to_be_kept_is_over(database_url: str) -> None:
     database = await Database.open(database_url)
-    ledger = Ledger(database, Limits(max_waiting=10, max_attempts=3, keep_seconds=-1))
+    ledger = JobStore(database, StoreLimits(max_waiting=10, max_attempts=3, keep_seconds=-1))
     job, _ = await create(ledger)
     await ledger.leases.finish(await ledger.leases.lease("me", 60), DONE)
     await ledger.erasures.expire()
@@ -216,7 +218,7 @@ async def test_a_job_is_marked_when_its_time_to_be_kept_is_over(database_url: st
 
 async def test_a_folder_is_named_before_it_is_written_to(database_url: str) -> None:
     database = await Database.open(database_url)
-    ledger = Ledger(database, Limits(10, 3, 100, leftover_seconds=-1))
+    ledger = JobStore(database, StoreLimits(10, 3, 100, leftover_seconds=-1))
     await ledger.erasures.expect("nobody")
     new = replace(NEW, id=uuid.uuid4().hex)
     await ledger.erasures.expect(new.id)
@@ -228,13 +230,13 @@ async def test_a_folder_is_named_before_it_is_written_to(database_url: str) -> N
 
 
 @pytest.mark.parametrize("seed", [2**63 - 1, 2**63, 2**64 - 1])
-async def test_a_seed_of_64_bits_is_kept_as_it_is(ledger: Ledger, seed: int) -> None:
+async def test_a_seed_of_64_bits_is_kept_as_it_is(ledger: JobStore, seed: int) -> None:
     job, _ = await create(ledger, options=TryOnOptions(seed=seed))
     assert (await ledger.get("acme", job.id)).job.options.seed == seed
     assert (await ledger.leases.lease("me", 60)).options.seed == seed
 
 
-async def test_pages_follow_one_another(ledger: Ledger) -> None:
+async def test_pages_follow_one_another(ledger: JobStore) -> None:
     for number in range(7):
         await create(ledger, request_id=str(number))
     seen, token = [], ""
@@ -250,7 +252,7 @@ async def test_pages_follow_one_another(ledger: Ledger) -> None:
             await ledger.page("acme", (), 3, bad, MIB)
 
 
-async def test_a_page_ends_when_it_is_large(ledger: Ledger) -> None:
+async def test_a_page_ends_when_it_is_large(ledger: JobStore) -> None:
     for number in range(5):
         await create(ledger, request_id=str(number), sealed=b"x" * 1000)
     seen, token, pages = [], "", 0
@@ -271,7 +273,7 @@ async def test_a_full_queue_has_room_for_a_tenant_with_less_than_its_share(
     database_url: str,
 ) -> None:
     database = await Database.open(database_url)
-    ledger = Ledger(database, Limits(max_waiting=4, max_attempts=3, keep_seconds=1))
+    ledger = JobStore(database, StoreLimits(max_waiting=4, max_attempts=3, keep_seconds=1))
     for number in range(4):
         await create(ledger, tenant="many", request_id=str(number))
     for number in range(2):
@@ -284,7 +286,7 @@ async def test_a_full_queue_has_room_for_a_tenant_with_less_than_its_share(
 
 async def test_too_many_are_refused(database_url: str) -> None:
     database = await Database.open(database_url)
-    ledger = Ledger(database, Limits(max_waiting=1, max_attempts=3, keep_seconds=1))
+    ledger = JobStore(database, StoreLimits(max_waiting=1, max_attempts=3, keep_seconds=1))
     await create(ledger)
     with pytest.raises(vtryon.OverloadedError):
         await create(ledger, request_id="two")
@@ -295,8 +297,8 @@ async def test_too_many_are_refused(database_url: str) -> None:
 async def test_a_second_start_finds_the_tables_as_they_are(database_url: str) -> None:
     first, second = await asyncio.gather(Database.open(database_url), Database.open(database_url))
     started = time.monotonic()
-    await create(Ledger(first, Limits(10, 3, 1)))
-    page, _ = await Ledger(second, Limits(10, 3, 1)).page("acme", (), 5, "", MIB)
+    await create(JobStore(first, StoreLimits(10, 3, 1)))
+    page, _ = await JobStore(second, StoreLimits(10, 3, 1)).page("acme", (), 5, "", MIB)
     assert len(page) == 1
     assert time.monotonic() - started < 5
     await first.close()

@@ -12,25 +12,25 @@ from vtryon.jobs import JobState
 from vtryon_services.jobs import outbox as module
 from vtryon_services.jobs.changes import LeaseLostError
 from vtryon_services.jobs.database import Database
-from vtryon_services.jobs.ledger import Ledger, Limits
+from vtryon_services.jobs.ledger import JobStore, StoreLimits
 from vtryon_services.jobs.origin import Origin
-from vtryon_services.jobs.outbox import Outbox
+from vtryon_services.jobs.outbox import JobOutbox
 
 
 @pytest.fixture
-async def ledger(database_url: str) -> AsyncIterator[Ledger]:
+async def ledger(database_url: str) -> AsyncIterator[JobStore]:
     database = await Database.open(database_url)
-    limits = Limits(max_waiting=1000, max_attempts=3, keep_seconds=100)
-    yield Ledger(database, limits, published=True)
+    limits = StoreLimits(max_waiting=1000, max_attempts=3, keep_seconds=100)
+    yield JobStore(database, limits, published=True)
     await database.close()
 
 
 @pytest.fixture
-def outbox(ledger: Ledger) -> Outbox:
+def outbox(ledger: JobStore) -> JobOutbox:
     return ledger.outbox
 
 
-async def test_each_job_s_changes_come_in_their_order(ledger: Ledger, outbox: Outbox) -> None:
+async def test_each_job_s_changes_come_in_their_order(ledger: JobStore, outbox: JobOutbox) -> None:
     async def draw(number: int) -> None:
         labels = {"order": str(number)}
         await create(ledger, request_id=str(number), labels=labels)
@@ -50,7 +50,7 @@ async def test_each_job_s_changes_come_in_their_order(ledger: Ledger, outbox: Ou
 
 
 async def test_outcomes_have_the_trace_and_the_correlation_id_of_their_job(
-    ledger: Ledger, outbox: Outbox
+    ledger: JobStore, outbox: JobOutbox
 ) -> None:
     origin = Origin("00-1-2-01", "vendor=one", "shop=north", b"\0\xff" * 512)
     await create(ledger, origin=origin)
@@ -64,7 +64,7 @@ async def test_outcomes_have_the_trace_and_the_correlation_id_of_their_job(
         assert Origin(*trace, one.correlation_id) == origin
 
 
-async def test_what_is_not_published_is_given_again(ledger: Ledger, outbox: Outbox) -> None:
+async def test_what_is_not_published_is_given_again(ledger: JobStore, outbox: JobOutbox) -> None:
     for number in range(3):
         await create(ledger, request_id=str(number))
     first = await outbox.take("one", (), 2)
@@ -75,7 +75,7 @@ async def test_what_is_not_published_is_given_again(ledger: Ledger, outbox: Outb
     assert await outbox.count() == 0
 
 
-async def test_one_owner_at_a_time(ledger: Ledger, outbox: Outbox, monkeypatch) -> None:
+async def test_one_owner_at_a_time(ledger: JobStore, outbox: JobOutbox, monkeypatch) -> None:
     await create(ledger)
     assert await outbox.take("one", (), 10)
     assert await outbox.take("two", (), 10) == []
@@ -87,7 +87,7 @@ async def test_one_owner_at_a_time(ledger: Ledger, outbox: Outbox, monkeypatch) 
     assert await outbox.take("one", (), 10)
 
 
-async def test_a_change_that_is_taken_back_is_not_told(ledger: Ledger, outbox: Outbox) -> None:
+async def test_a_change_that_is_taken_back_is_not_told(ledger: JobStore, outbox: JobOutbox) -> None:
     await create(ledger)
     leased = await ledger.leases.lease("me", -1)
     assert await ledger.leases.lease("you", 60) is not None

@@ -14,11 +14,11 @@ from vtryon_services.engine.checkpoint import SHIPPED_CHECKPOINT, Checkpoint
 from vtryon_services.engine.placement import Placement
 from vtryon_services.mannequin.training.autoencoder import DecoderTask, VaeTask
 from vtryon_services.mannequin.training.denoiser import TransformerTask
-from vtryon_services.mannequin.training.loop import Plan, Task, Training
+from vtryon_services.mannequin.training.loop import Task, Training, TrainingPlan
 from vtryon_services.mannequin.training.muon import orthogonalise
 from vtryon_services.mannequin.training.networks import make_transformer, make_vae
 from vtryon_services.mannequin.training.pool import Encoder, Pool, World, fill_pool
-from vtryon_services.mannequin.training.run import Run, Settings
+from vtryon_services.mannequin.training.run import Settings, TrainingRun
 
 CPU = torch.device("cpu")
 QUIET = PlainConsole(quiet=True)
@@ -57,7 +57,7 @@ def losses(folder: Path) -> list[float]:
 
 @pytest.mark.parametrize("make", TASKS)
 def test_the_loss_falls_and_samples_are_drawn(make, pool, tmp_path) -> None:
-    plan = Plan(60, 8, 1e-3, warmup=0.1, grid_every=20)
+    plan = TrainingPlan(60, 8, 1e-3, warmup=0.1, grid_every=20)
     training = Training(make(pool), tmp_path, plan)
     training.resume()
     training.run(QUIET)
@@ -70,7 +70,7 @@ def test_the_loss_falls_and_samples_are_drawn(make, pool, tmp_path) -> None:
 
 @pytest.mark.parametrize("make", TASKS)
 def test_resuming_changes_no_bit(make, pool, tmp_path) -> None:
-    plan = Plan(6, 2, 1e-3)
+    plan = TrainingPlan(6, 2, 1e-3)
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     straight = Training(make(pool), whole, plan)
     straight.resume()
@@ -103,9 +103,9 @@ def test_muon_drives_singular_values_towards_one(shape) -> None:
 
 
 def test_a_run_is_not_resumed_under_another_plan(pool, tmp_path) -> None:
-    Training(transformer_task(pool), tmp_path, Plan(6, 2, 1e-3)).resume()
+    Training(transformer_task(pool), tmp_path, TrainingPlan(6, 2, 1e-3)).resume()
     with pytest.raises(ValueError, match="other settings"):
-        Training(transformer_task(pool), tmp_path, Plan(7, 2, 1e-3)).resume()
+        Training(transformer_task(pool), tmp_path, TrainingPlan(7, 2, 1e-3)).resume()
 
 
 def test_fresh_networks_begin_where_training_begins_well() -> None:
@@ -127,7 +127,7 @@ async def test_a_run_trains_every_part_and_both_the_product_and_diffusers_take_t
     tmp_path, example
 ) -> None:
     short = {"vae_steps": 2, "transformer_steps": 2, "decoder_steps": 2}
-    run = Run(tmp_path, Settings(plain=True, batch=2, examples=192, **short), QUIET)
+    run = TrainingRun(tmp_path, Settings(plain=True, batch=2, examples=192, **short), QUIET)
     run.make("all")
     folder = tmp_path / "checkpoint"
     size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())

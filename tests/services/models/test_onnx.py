@@ -20,16 +20,16 @@ from tritonclient.grpc import model_config_pb2
 from vtryon.errors import SettingsError
 from vtryon.types import Numerics, RopeLayout, Stage
 from vtryon_services.engine.checkpoint import Checkpoint
-from vtryon_services.engine.forward import Forward, Row, divide
+from vtryon_services.engine.forward import Forward, Prediction, divide
 from vtryon_services.engine.geometry import Geometry
 from vtryon_services.engine.numerics import resolve
 from vtryon_services.engine.placement import Placement
 from vtryon_services.engine.prompt import TEMPLATE
 from vtryon_services.engine.sampler import Sampler
 from vtryon_services.engine.still_vae import StillVae
-from vtryon_services.engine.text_encoder import TextEncoder
+from vtryon_services.engine.text_encoder import PromptEncoder
 from vtryon_services.models import onnx_export
-from vtryon_services.models.graphs import Graph, make_graph
+from vtryon_services.models.graphs import ExportGraph, make_graph
 from vtryon_services.models.modules import text_positions, vision_inputs
 from vtryon_services.models.onnx_export import export_onnx, trtexec
 
@@ -48,7 +48,7 @@ def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("onnx") / "repository"
 
 
-def exported(graph: Graph, repository: Path) -> Path:
+def exported(graph: ExportGraph, repository: Path) -> Path:
     """The folder of a graph's model; exported once, since that takes seconds."""
     folder = repository / graph.name
     if not folder.exists():
@@ -83,7 +83,7 @@ def test_the_transformer_at_several_lengths(checkpoint, repository) -> None:
         target, references = (torch.randn(h * w, 4 * sampler.channels) for _, h, w in shapes)
         embeddings = torch.randn(text, sampler.width)
         sigma = 0.9 - 0.3 * number
-        rows.append(Row(target, references, embeddings, shapes, sigma, RopeLayout.DIFFUSERS))
+        rows.append(Prediction(target, references, embeddings, shapes, sigma, RopeLayout.DIFFUSERS))
     forward = Forward(sampler.transformer)
     for row in rows:
         [batch] = divide([row], 1)
@@ -110,7 +110,7 @@ def test_the_transformer_masks_what_a_row_has_not(checkpoint, repository) -> Non
     shapes = ((1, 4, 4), (1, 4, 2))
     pictures = [torch.randn(h * w, 4 * sampler.channels) for _, h, w in shapes]
     rows = [
-        Row(*pictures, torch.randn(text, sampler.width), shapes, 0.5, RopeLayout.DIFFUSERS)
+        Prediction(*pictures, torch.randn(text, sampler.width), shapes, 0.5, RopeLayout.DIFFUSERS)
         for text in (9, 21)
     ]
     [batch] = divide(rows, 2, padding=5.0)
@@ -133,7 +133,7 @@ def test_the_transformer_masks_what_a_row_has_not(checkpoint, repository) -> Non
 
 
 def test_the_language_model_with_its_vision_tower(checkpoint, repository) -> None:
-    encoder = TextEncoder.load(checkpoint, PLACEMENT)
+    encoder = PromptEncoder.load(checkpoint, PLACEMENT)
     sizes = [(120, 200), (200, 64)]
     images = [Image.effect_noise(size, 80).convert("RGB") for size in sizes]
     prompts = ["a long red shirt with short sleeves", "blue"]

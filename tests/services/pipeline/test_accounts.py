@@ -17,7 +17,7 @@ from vtryon.stream import TRY_ON, StreamCall
 from vtryon.types import EncodedImage, Payload, PayloadKind, Stage, TryOnOptions, TryOnStart
 from vtryon.v1 import pipeline_pb2
 from vtryon_services.pipeline import flow as flow_module
-from vtryon_services.pipeline.attempts import Retries, RetryBudget
+from vtryon_services.pipeline.attempts import FailoverPolicy, RetryBudget
 from vtryon_services.pipeline.clients import StageClients
 from vtryon_services.pipeline.flow import Flow
 from vtryon_services.pipeline.settings import PipelineSettings
@@ -107,7 +107,7 @@ async def test_a_slow_reader_loses_previews_and_no_step() -> None:
         TryOnStart((payload,), TryOnOptions()),
         Incoming((payload,), nothing()),
         Call("request", 60.0, timeout_is_default=False),
-        Retries(RetryBudget(), 1, 0),
+        FailoverPolicy(RetryBudget(), 1, 0),
     )
     for step in range(1, flow_module._EVENTS_HELD + 1):
         await flow._emit(StepFinished(step, 200, 0.5, 0.1))

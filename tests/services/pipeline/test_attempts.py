@@ -6,15 +6,15 @@ from vtryon.errors import Reason, RequestError, UnavailableError
 from vtryon.events import ResumeChunk
 from vtryon.retry import RetryBudget
 from vtryon.types import PayloadKind, ResumePoint, SampleStart
-from vtryon_services.pipeline.attempts import Attempts
+from vtryon_services.pipeline.attempts import StageAttempts
 
 START = SampleStart(width=16, height=16, steps=4)
 LATENTS = bytes(4 * 4 * 2 * 2)
 CHANGED = RequestError("of another model", reason=Reason.MODEL_CHANGED)
 
 
-def attempts() -> Attempts:
-    return Attempts(RetryBudget(), limit=4)
+def attempts() -> StageAttempts:
+    return StageAttempts(RetryBudget(), limit=4)
 
 
 def test_an_attempt_elsewhere_says_which_model_computed_its_latents() -> None:

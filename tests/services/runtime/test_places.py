@@ -4,10 +4,10 @@ import pytest
 
 from vtryon.errors import OverloadedError
 from vtryon.types import Stage
-from vtryon_services.runtime.places import Places, Ticket
+from vtryon_services.runtime.places import Permit, Places
 
 
-async def positions(ticket: Ticket, seen: list[int]) -> None:
+async def positions(ticket: Permit, seen: list[int]) -> None:
     seen.extend([position async for position in ticket])
 
 

@@ -14,7 +14,7 @@ from vtryon.types import Stage
 from vtryon_services.backends.scripted import ScriptedSampling
 from vtryon_services.host import host
 from vtryon_services.pipeline.settings import PipelineSettings
-from vtryon_services.runtime.process import Serving
+from vtryon_services.runtime.process import RunningServer
 from vtryon_services.runtime.serve import Server
 
 SERVING = health_pb2.HealthCheckResponse.SERVING
@@ -22,7 +22,7 @@ NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
 
 
 @asynccontextmanager
-async def mesh(**given) -> AsyncIterator[Serving]:
+async def mesh(**given) -> AsyncIterator[RunningServer]:
     """A scripted mesh whose steps take 50 ms; leaving the block drains it."""
     settings = PipelineSettings.load(log_level="error", **given)
     stages = host(settings, list(Stage), "127.0.0.1:0", backend="scripted", scripted_seconds=0.05)

@@ -10,8 +10,8 @@ from tests.support.bad_input import OPTIONS, PICTURE, PICTURES
 
 import vtryon
 from vtryon import Reason
-from vtryon.outcome import Outcome
-from vtryon.stream import DECODE, ENCODE_LATENTS, ENCODE_TEXT, SAMPLE, TRY_ON, Method
+from vtryon.outcome import CallStatus
+from vtryon.stream import DECODE, ENCODE_LATENTS, ENCODE_TEXT, SAMPLE, TRY_ON, StreamMethod
 from vtryon.types import (
     MAX_PICTURE_BYTES,
     DataType,
@@ -45,7 +45,7 @@ def tensor(kind: PayloadKind, shape: tuple[int, ...], data_type=DataType.FP32, s
     return Payload(kind, wanted, tensor=TensorSpec(data_type, shape))
 
 
-async def raw(client: vtryon.Client, method: Method, messages: list, *, close: bool = True):
+async def raw(client: vtryon.Client, method: StreamMethod, messages: list, *, close: bool = True):
     """Send messages as they are, and give the error that comes back."""
 
     async def requests():
@@ -55,7 +55,7 @@ async def raw(client: vtryon.Client, method: Method, messages: list, *, close: b
             await asyncio.sleep(30)
 
     call = client.channel.grpc.stream_stream(method.path)(requests(), timeout=10)
-    outcome, started = Outcome(call), time.monotonic()
+    outcome, started = CallStatus(call), time.monotonic()
     with pytest.raises(grpc.aio.AioRpcError) as caught:
         async for reply in call:
             stream_pb2.Event.FromString(reply)
@@ -67,11 +67,11 @@ async def still_works(client: vtryon.Client) -> None:
     assert (await client.try_on(PICTURE, PICTURE, steps=1)).picture.data
 
 
-def start_of(method: Method, start) -> object:
+def start_of(method: StreamMethod, start) -> object:
     return method.request(start=start.to_proto())
 
 
-def chunk_of(method: Method, payload: int, offset: int, data: bytes) -> object:
+def chunk_of(method: StreamMethod, payload: int, offset: int, data: bytes) -> object:
     return method.request(chunk={"payload": payload, "offset": offset, "data": data})
 
 
@@ -131,7 +131,7 @@ async def test_a_caller_that_never_closes_meets_the_deadline(scripted) -> None:
 @pytest.mark.parametrize(("method", "start"), STAGE_METHODS)
 @pytest.mark.parametrize("field", ["numerics", "payload kind"])
 async def test_an_enum_from_the_future_is_refused_and_not_ignored(
-    scripted, method: Method, start: type, field: str
+    scripted, method: StreamMethod, start: type, field: str
 ) -> None:
     message = method.request(start=start(payloads=(image(),)).to_proto())
     if field == "payload kind":

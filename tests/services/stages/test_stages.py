@@ -24,7 +24,7 @@ from vtryon.types import (
     SigmaSchedule,
     TensorSpec,
 )
-from vtryon_services.engine.latent_encoder import LatentEncoder
+from vtryon_services.engine.latent_encoder import VaeEncoder
 
 START = SampleStart(width=96, height=128, steps=4, seed=5)
 
@@ -154,13 +154,13 @@ async def test_the_same_embeddings_type_comes_back(client, example) -> None:
 
 
 async def test_person_and_garment_go_through_the_vae_together(example, monkeypatch) -> None:
-    sizes, encode = [], LatentEncoder.encode
+    sizes, encode = [], VaeEncoder.encode
 
-    def counted(self: LatentEncoder, pixels: Sequence[torch.Tensor]) -> Sequence[torch.Tensor]:
+    def counted(self: VaeEncoder, pixels: Sequence[torch.Tensor]) -> Sequence[torch.Tensor]:
         sizes.append(len(pixels))
         return encode(self, pixels)
 
-    monkeypatch.setattr(LatentEncoder, "encode", counted)
+    monkeypatch.setattr(VaeEncoder, "encode", counted)
     async with embedded_mesh() as target, vtryon.Client(target) as client:
         both = await client.latent_encoder.encode([example.person, example.garment])
         assert sizes == [2]

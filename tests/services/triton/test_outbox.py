@@ -11,9 +11,9 @@ from tests.support.batching import ManualExecutor, Recorder, random_sampler
 from vtryon.errors import RunCancelledError
 from vtryon_services.engine.batching.batcher import StepBatcher
 from vtryon_services.engine.numerics import resolve
-from vtryon_services.engine.plan import Demand, Plan
+from vtryon_services.engine.plan import Demand, SamplingPlan
 from vtryon_services.engine.sampler import Given
-from vtryon_services.triton.outbox import Outbox
+from vtryon_services.triton.outbox import ResponseSender
 
 
 class Answers(Recorder):
@@ -35,11 +35,16 @@ class Answers(Recorder):
 
 
 def test_a_request_whose_caller_has_left_takes_no_further_step() -> None:
-    executor, sampler, answers, outbox = ManualExecutor(), random_sampler(), Answers(), Outbox()
+    executor, sampler, answers, outbox = (
+        ManualExecutor(),
+        random_sampler(),
+        Answers(),
+        ResponseSender(),
+    )
     batcher = StepBatcher(sampler, executor, slots=2, max_waiting=2)
     numerics = resolve(None)
     sigmas = sampler.sigmas(numerics, 50, 32, 32, 1.0)
-    plan = Plan(numerics, 32, 32, sigmas, 1.0, seed=1)
+    plan = SamplingPlan(numerics, 32, 32, sigmas, 1.0, seed=1)
     ticket = batcher.admit(Demand(plan, 11, False, deadline=inf))
     given = Given(torch.randn(3, 32), None, [torch.randn(4, 4, 4)])
     ticket.begin(given, outbox.sink(ticket, answers))

@@ -14,7 +14,7 @@ from tenacity import AsyncRetrying, retry_if_exception_type, stop_after_delay, w
 from vtryon.errors import SettingsError, UnavailableError, VtryonError
 from vtryon_services.bridges.kafka.chain import ChainedJobs
 from vtryon_services.bridges.kafka.claims import Claims
-from vtryon_services.bridges.kafka.jobs import LedgerJobs, Relay
+from vtryon_services.bridges.kafka.jobs import LedgerJobs, OutboxPublisher
 from vtryon_services.bridges.kafka.schemas import Codec
 from vtryon_services.bridges.kafka.sender import Sender
 from vtryon_services.bridges.kafka.settings import KafkaSettings
@@ -24,7 +24,7 @@ from vtryon_services.bridges.kafka.worker import Work, Worker
 from vtryon_services.bridges.targets import Clients
 from vtryon_services.runtime.adapter import Service
 from vtryon_services.runtime.artifacts import Artifacts
-from vtryon_services.runtime.process import Serving
+from vtryon_services.runtime.process import RunningServer
 from vtryon_services.runtime.serve import Server
 from vtryon_services.runtime.settings import JOBS, KAFKA
 
@@ -34,7 +34,7 @@ _BETWEEN_SWEEPS_SECONDS = 3600.0
 
 
 @asynccontextmanager
-async def begin(settings: KafkaSettings) -> AsyncIterator[Serving]:
+async def begin(settings: KafkaSettings) -> AsyncIterator[RunningServer]:
     """Work on messages until the block is left, then hand over.
 
     Raises:
@@ -50,7 +50,7 @@ async def begin(settings: KafkaSettings) -> AsyncIterator[Serving]:
         )
         await server.start([service])
         try:
-            yield Serving(server, address, [service])
+            yield RunningServer(server, address, [service])
         finally:
             await server.drain()
 
@@ -67,7 +67,7 @@ class Bridge:
         self._codec = Codec(settings)
         self._sender = Sender(settings)
         self._workers: list[Worker] = []
-        self._relay: Relay | None = None
+        self._relay: OutboxPublisher | None = None
         self._sweeping: asyncio.Task[None] | None = None
         self._clients = Clients(settings)
 
@@ -97,7 +97,7 @@ class Bridge:
         await asyncio.gather(*(worker.start() for worker in self._workers))
         if JOBS in settings.works_on and settings.topology == "hybrid":
             names, client = Names(settings, JOBS), self._clients.of(JOBS)
-            self._relay = Relay(names, self._codec, self._claims, self._sender, client)
+            self._relay = OutboxPublisher(names, self._codec, self._claims, self._sender, client)
             self._relay.start()
         self._sweeping = asyncio.create_task(self._sweep())
 

@@ -15,7 +15,7 @@ from vtryon.seeds import derive_seed
 from vtryon.types import PayloadKind, TryOnOptions, settled
 from vtryon_services.bridges.kafka.claims import Claims
 from vtryon_services.bridges.kafka.jobs import EVENT, RESPONSE, JobRequests
-from vtryon_services.bridges.kafka.messages import DEADLINE, Message, Received
+from vtryon_services.bridges.kafka.messages import DEADLINE, Message, ReceivedMessage
 from vtryon_services.bridges.kafka.records import (
     event_record,
     options_record,
@@ -110,7 +110,7 @@ class ChainedJobs(JobRequests):
         super().__init__(self._chain.names, codec, claims)
         self._first = Names(settings, ROUTE[0])
 
-    async def handle(self, received: Received) -> Sequence[Message]:
+    async def handle(self, received: ReceivedMessage) -> Sequence[Message]:
         """Check it as the pipeline would, and send it on its way."""
         asked = await self.read(received)
         check_options(asked.options)

@@ -20,7 +20,7 @@ from vtryon_services.bridges.kafka.messages import (
     MESSAGE,
     REASON,
     Message,
-    Received,
+    ReceivedMessage,
     revived,
 )
 from vtryon_services.bridges.kafka.route import again_from
@@ -46,7 +46,7 @@ class DeadLetter:
     byte_length: int
 
     @classmethod
-    def of(cls, received: Received) -> DeadLetter:
+    def of(cls, received: ReceivedMessage) -> DeadLetter:
         """Read the headers of a dead letter."""
         places = (FROM_TOPIC, FROM_PARTITION, FROM_OFFSET)
         return cls(
@@ -70,7 +70,7 @@ class DeadLetters:
         self._work = work
         self._names = Names(settings, work)
 
-    async def read(self, offsets: Sequence[int] = ()) -> AsyncIterator[Received]:
+    async def read(self, offsets: Sequence[int] = ()) -> AsyncIterator[ReceivedMessage]:
         """Give all, the oldest first, or those at these offsets.
 
         Raises:
@@ -86,7 +86,7 @@ class DeadLetters:
         async with self._consumer() as (consumer, place):
             return await consumer.committed(place) or 0
 
-    async def one(self, offset: int) -> Received:
+    async def one(self, offset: int) -> ReceivedMessage:
         """Give a dead letter.
 
         Raises:
@@ -148,7 +148,9 @@ class DeadLetters:
         servers = self._settings.bootstrap_servers
         return SettingsError(f"the broker at {servers} can't be used: {error}")
 
-    async def _revived(self, received: Received, from_stage: str | None, codec: Codec) -> Message:
+    async def _revived(
+        self, received: ReceivedMessage, from_stage: str | None, codec: Codec
+    ) -> Message:
         if from_stage is None:
             return revived(received, self._names.requests)
         if self._work == JOBS:
@@ -178,7 +180,7 @@ class DeadLetters:
             await consumer.stop()
 
 
-async def _all(consumer: Any, place: TopicPartition, offset: int) -> AsyncIterator[Received]:
+async def _all(consumer: Any, place: TopicPartition, offset: int) -> AsyncIterator[ReceivedMessage]:
     """Give what is there now, from an offset on."""
     [first] = (await consumer.beginning_offsets([place])).values()
     [end] = (await consumer.end_offsets([place])).values()
@@ -190,4 +192,4 @@ async def _all(consumer: Any, place: TopicPartition, offset: int) -> AsyncIterat
         found = await consumer.getmany(timeout_ms=1000)
         for record in [one for records in found.values() for one in records]:
             following = record.offset + 1
-            yield Received.of(record)
+            yield ReceivedMessage.of(record)

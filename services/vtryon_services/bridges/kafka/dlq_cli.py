@@ -18,7 +18,7 @@ from vtryon.plain import plain
 
 if TYPE_CHECKING:  # a client of Kafka takes its time to load
     from vtryon_services.bridges.kafka.dead_letters import DeadLetter
-    from vtryon_services.bridges.kafka.messages import Received
+    from vtryon_services.bridges.kafka.messages import ReceivedMessage
     from vtryon_services.bridges.kafka.settings import KafkaSettings
 
 T = TypeVar("T")
@@ -74,7 +74,7 @@ def show(
     from vtryon_services.bridges.kafka.schemas import Codec
     from vtryon_services.runtime.settings import JOBS
 
-    async def fetch(settings: KafkaSettings) -> tuple[Received, Any]:
+    async def fetch(settings: KafkaSettings) -> tuple[ReceivedMessage, Any]:
         if raw is not None:
             check_writable(raw)
         received = await DeadLetters(settings, work).one(offset)

@@ -27,7 +27,7 @@ from vtryon_services.bridges.kafka.messages import (
     REASON,
     TRACE,
     Message,
-    Received,
+    ReceivedMessage,
 )
 from vtryon_services.bridges.kafka.records import (
     answerable,
@@ -70,7 +70,7 @@ class JobRequests:
         self._codec = codec
         self._claims = claims
 
-    async def read(self, received: Received) -> JobRequest:
+    async def read(self, received: ReceivedMessage) -> JobRequest:
         """Read a request with its pictures.
 
         Raises:
@@ -104,7 +104,7 @@ class JobRequests:
             claim["name"] if claim else "",
         )
 
-    async def failed(self, received: Received, error: VtryonError) -> Sequence[Message]:
+    async def failed(self, received: ReceivedMessage, error: VtryonError) -> Sequence[Message]:
         """Build the response that there will be no picture; unreadable requests get none."""
         try:
             record = await self._codec.decode(REQUEST, received.value)
@@ -126,7 +126,7 @@ class LedgerJobs(JobRequests):
         super().__init__(names, codec, claims)
         self._client = client
 
-    async def handle(self, received: Received) -> Sequence[Message]:
+    async def handle(self, received: ReceivedMessage) -> Sequence[Message]:
         """Make the job; twice the same request is one job."""
         asked = await self.read(received)
         check_options(asked.options)
@@ -148,7 +148,7 @@ class LedgerJobs(JobRequests):
         return []
 
 
-class Relay:
+class OutboxPublisher:
     """Publishes the outcomes of all jobs: each change, and each end with its picture.
 
     Messages published twice after a crash are identical: job id and sequence detect them.

@@ -35,7 +35,7 @@ _PASSED_ON = (CORRELATION, DEADLINE, PRIORITY, TENANT_KEY)
 
 
 @dataclass(frozen=True, slots=True)
-class Received:
+class ReceivedMessage:
     """A message that was read."""
 
     topic: str
@@ -46,7 +46,7 @@ class Received:
     headers: Mapping[str, bytes]
 
     @classmethod
-    def of(cls, record: ConsumerRecord[bytes, bytes]) -> Received:
+    def of(cls, record: ConsumerRecord[bytes, bytes]) -> ReceivedMessage:
         """Convert a consumer's record; of a repeated header, the last one counts."""
         return cls(
             record.topic,
@@ -171,14 +171,14 @@ class Message:
         return [(name, value) for name, value in self.headers.items()]
 
 
-def again(received: Received, topic: str, delay_seconds: float) -> Message:
+def again(received: ReceivedMessage, topic: str, delay_seconds: float) -> Message:
     """Make the copy of a message for another attempt."""
     due = str(round((time.time() + delay_seconds) * 1000)).encode()
     own = {ATTEMPT: str(received.attempt + 1).encode(), NOT_BEFORE: due}
     return Message(topic, received.key, received.value, {**_first_place(received), **own})
 
 
-def dead(received: Received, topic: str, error: VtryonError) -> Message:
+def dead(received: ReceivedMessage, topic: str, error: VtryonError) -> Message:
     """Make the dead letter of a message: its bytes as they were, and why."""
     own = {
         REASON: str(error.reason or "").encode(),
@@ -189,14 +189,14 @@ def dead(received: Received, topic: str, error: VtryonError) -> Message:
     return Message(topic, received.key, received.value, {**_first_place(received), **own})
 
 
-def revived(received: Received, topic: str) -> Message:
+def revived(received: ReceivedMessage, topic: str) -> Message:
     """Make a dead letter's message as it was first sent, but for a deadline that is over."""
     dropped = {*_OWN, DEADLINE}
     headers = {name: value for name, value in received.headers.items() if name not in dropped}
     return Message(topic, received.key, received.value, headers)
 
 
-def _first_place(received: Received) -> dict[str, bytes]:
+def _first_place(received: ReceivedMessage) -> dict[str, bytes]:
     """Give all headers, and where the message was first read."""
     place = {
         FROM_TOPIC: received.topic.encode(),

@@ -39,7 +39,7 @@ _NO_SUBJECT, _NO_VERSION, _NO_SCHEMA, _NO_LEVEL = 40401, 40402, 40403, 40408
 _BAD_SCHEMA, _INCOMPATIBLE, _UNPROCESSABLE = 42201, 409, 422
 
 
-class Posted(BaseModel):
+class RegisteredSchema(BaseModel):
     """A posted schema; its other fields are ignored."""
 
     text: str = Field(alias="schema")
@@ -171,13 +171,13 @@ async def version_of(store: StoreOf, subject: str, version: str) -> dict[str, An
 
 
 @router.post("/subjects/{subject}/versions")
-async def register(store: StoreOf, subject: str, posted: Posted) -> dict[str, int]:
+async def register(store: StoreOf, subject: str, posted: RegisteredSchema) -> dict[str, int]:
     """Add a version to a subject."""
     return {"id": store.register(subject, posted.text)}
 
 
 @router.post("/subjects/{subject}")
-async def look_up(store: StoreOf, subject: str, posted: Posted) -> dict[str, Any]:
+async def look_up(store: StoreOf, subject: str, posted: RegisteredSchema) -> dict[str, Any]:
     """Find the version that a schema is."""
     schema_id = store.id_of(_canonical(posted.text)[1])
     if schema_id is None or schema_id not in store.versions(subject):
@@ -192,7 +192,7 @@ async def schema_of(store: StoreOf, schema_id: int) -> dict[str, str]:
 
 
 @router.post("/compatibility/subjects/{subject}/versions/{version}")
-async def compatibility(store: StoreOf, subject: str, posted: Posted) -> dict[str, Any]:
+async def compatibility(store: StoreOf, subject: str, posted: RegisteredSchema) -> dict[str, Any]:
     """Say whether a schema could be the next version."""
     problems = store.problems(subject, _canonical(posted.text)[0])
     return {"is_compatible": not problems, "messages": problems}

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from vtryon.errors import Reason, RequestError
-from vtryon.stream import DECODE, ENCODE_LATENTS, ENCODE_TEXT, SAMPLE, Method
+from vtryon.stream import DECODE, ENCODE_LATENTS, ENCODE_TEXT, SAMPLE, StreamMethod
 from vtryon.types import PayloadKind, Stage
 from vtryon_services.runtime.settings import JOBS
 
@@ -23,10 +23,10 @@ _EMBEDDINGS = {PayloadKind.EMBEDDINGS, PayloadKind.NEGATIVE_EMBEDDINGS}
 
 
 @dataclass(frozen=True, slots=True)
-class Kind:
+class StageRoute:
     """Inputs and outputs of a stage, and its RPC."""
 
-    method: Method
+    method: StreamMethod
     takes: frozenset[PayloadKind]
     gives: frozenset[PayloadKind]
 
@@ -36,19 +36,19 @@ class Kind:
         return reference if route and reference in self.gives else kind
 
 
-KINDS: dict[str, Kind] = {
-    Stage.TEXT_ENCODER: Kind(ENCODE_TEXT, frozenset(PICTURES), frozenset(_EMBEDDINGS)),
-    Stage.LATENT_ENCODER: Kind(
+KINDS: dict[str, StageRoute] = {
+    Stage.TEXT_ENCODER: StageRoute(ENCODE_TEXT, frozenset(PICTURES), frozenset(_EMBEDDINGS)),
+    Stage.LATENT_ENCODER: StageRoute(
         ENCODE_LATENTS,
         frozenset(PICTURES),
         frozenset({PayloadKind.REFERENCE_LATENTS}),
     ),
-    Stage.SAMPLING: Kind(
+    Stage.SAMPLING: StageRoute(
         SAMPLE,
         frozenset({*_EMBEDDINGS, PayloadKind.REFERENCE_LATENTS, PayloadKind.NOISE}),
         frozenset({PayloadKind.LATENTS}),
     ),
-    Stage.DECODING: Kind(
+    Stage.DECODING: StageRoute(
         DECODE,
         frozenset({PayloadKind.LATENTS}),
         frozenset(),

@@ -17,13 +17,12 @@ from vtryon.jobs import JobState
 from vtryon.payloads import Outgoing
 from vtryon.pictures import digest
 from vtryon.plain import plain
-from vtryon.run import Received as Result
-from vtryon.run import Run
+from vtryon.run import Run, StreamedResult
 from vtryon.stream import StreamCall
 from vtryon.types import PayloadKind, Priority, Stage
 from vtryon_services.bridges.kafka.chain import STAGE_REQUEST, Chain
 from vtryon_services.bridges.kafka.claims import Claims
-from vtryon_services.bridges.kafka.messages import Message, Received
+from vtryon_services.bridges.kafka.messages import Message, ReceivedMessage
 from vtryon_services.bridges.kafka.records import (
     answerable,
     error_record,
@@ -67,7 +66,7 @@ class StageWork:
         self._sender = sender
         self._client = client
 
-    async def handle(self, received: Received) -> Sequence[Message]:
+    async def handle(self, received: ReceivedMessage) -> Sequence[Message]:
         """Call the stage, and pass its result on.
 
         Raises:
@@ -115,11 +114,11 @@ class StageWork:
 
     async def _call(
         self,
-        received: Received,
+        received: ReceivedMessage,
         record: Mapping[str, Any],
         given: Sequence[Outgoing],
         left_seconds: float,
-    ) -> Result:
+    ) -> StreamedResult:
         options = read_options(record["options"])
         options = replace(options, priority=received.priority or Priority.BATCH)
         said = given[:2][-1].data if given and self._kind.takes == PICTURES else b""
@@ -142,7 +141,7 @@ class StageWork:
         return await Run(lambda: channel.attempts(left_seconds), open_call, lambda result: result)
 
     async def _passed_on(
-        self, record: dict[str, Any], result: Result, headers: Mapping[str, bytes]
+        self, record: dict[str, Any], result: StreamedResult, headers: Mapping[str, bytes]
     ) -> Sequence[Message]:
         route, key = record["route"], record["request_id"].encode()
         if route == [JOBS]:
@@ -163,7 +162,7 @@ class StageWork:
         request = self._codec.encode(STAGE_REQUEST, following)
         return [Message(Names(self._settings, route[0]).requests, key, request, headers)]
 
-    async def failed(self, received: Received, error: VtryonError) -> Sequence[Message]:
+    async def failed(self, received: ReceivedMessage, error: VtryonError) -> Sequence[Message]:
         """Build the response that there will be no result; unreadable requests get none."""
         try:
             record = await self._codec.decode(STAGE_REQUEST, received.value)

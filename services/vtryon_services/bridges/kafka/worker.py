@@ -29,7 +29,7 @@ from vtryon.errors import (
     VtryonError,
 )
 from vtryon.outcome import is_being_cancelled
-from vtryon_services.bridges.kafka.messages import Message, Received, again, dead
+from vtryon_services.bridges.kafka.messages import Message, ReceivedMessage, again, dead
 from vtryon_services.bridges.kafka.sender import Sender
 from vtryon_services.bridges.kafka.settings import KafkaSettings
 from vtryon_services.bridges.kafka.topics import Names
@@ -53,7 +53,7 @@ class Work(Protocol):
 
     names: Names
 
-    async def handle(self, received: Received) -> Sequence[Message]:
+    async def handle(self, received: ReceivedMessage) -> Sequence[Message]:
         """Process a message; return the messages that it causes.
 
         Raises:
@@ -61,7 +61,7 @@ class Work(Protocol):
         """
         ...
 
-    async def failed(self, received: Received, error: VtryonError) -> Sequence[Message]:
+    async def failed(self, received: ReceivedMessage, error: VtryonError) -> Sequence[Message]:
         """Build the message that reports the final failure to the sender."""
         ...
 
@@ -147,13 +147,13 @@ class Worker(ConsumerRebalanceListener):
                 continue
             for place, records in found.items():
                 for record in records:
-                    self._take(Received.of(record))
+                    self._take(ReceivedMessage.of(record))
                 self._pause_if_full(place)
             if time.monotonic() - committed_at > _BETWEEN_COMMITS_SECONDS:
                 await self._commit()
                 committed_at = time.monotonic()
 
-    def _take(self, received: Received) -> None:
+    def _take(self, received: ReceivedMessage) -> None:
         place = received.place
         partition = self._partitions.setdefault(place, Partition())
         key = (place, received.key or b"")
@@ -164,7 +164,7 @@ class Worker(ConsumerRebalanceListener):
         task.add_done_callback(lambda done: self._ended(received, key, done))
 
     def _ended(
-        self, received: Received, key: tuple[TopicPartition, bytes], task: asyncio.Task[None]
+        self, received: ReceivedMessage, key: tuple[TopicPartition, bytes], task: asyncio.Task[None]
     ) -> None:
         if self._last_of_key.get(key) is task:
             del self._last_of_key[key]
@@ -188,7 +188,7 @@ class Worker(ConsumerRebalanceListener):
         if full and place in self._consumer.assignment():
             self._consumer.pause(place)
 
-    async def _work_on(self, received: Received, before: asyncio.Task[None] | None) -> None:
+    async def _work_on(self, received: ReceivedMessage, before: asyncio.Task[None] | None) -> None:
         if before is not None:
             await asyncio.wait([before])
         if received.topic in self._names.retries:
@@ -214,7 +214,7 @@ class Worker(ConsumerRebalanceListener):
             span.set_attribute("vtryon.outcome", outcome)
         _done.add(1, {"topic": self._names.requests, "outcome": outcome})
 
-    async def _do(self, received: Received) -> tuple[Sequence[Message], str]:
+    async def _do(self, received: ReceivedMessage) -> tuple[Sequence[Message], str]:
         pause = _FIRST_PAUSE_SECONDS
         while True:
             try:
@@ -226,7 +226,7 @@ class Worker(ConsumerRebalanceListener):
                 await asyncio.sleep(max(pause, min(given, _LONGEST_PAUSE_SECONDS)))
                 pause = min(2 * pause, _LONGEST_PAUSE_SECONDS)
 
-    async def _do_once(self, received: Received) -> tuple[Sequence[Message], str]:
+    async def _do_once(self, received: ReceivedMessage) -> tuple[Sequence[Message], str]:
         try:
             return await self._work.handle(received), "done"
         except (UnavailableError, OverloadedError):
@@ -241,7 +241,7 @@ class Worker(ConsumerRebalanceListener):
             return await self._give_up(received, StageError(words))
 
     async def _give_up(
-        self, received: Received, error: VtryonError
+        self, received: ReceivedMessage, error: VtryonError
     ) -> tuple[Sequence[Message], str]:
         """Try again later, or say that it never will be done, and keep it."""
         retries = self._names.retries

@@ -18,7 +18,7 @@ from vtryon_services.bridges.rest.browsers import browser_access
 from vtryon_services.bridges.rest.checked import only_known_parameters
 from vtryon_services.bridges.rest.documents import PROBLEMS, add_document
 from vtryon_services.bridges.rest.doors import Doors
-from vtryon_services.bridges.rest.limits import Limits
+from vtryon_services.bridges.rest.limits import RequestLimits
 from vtryon_services.bridges.rest.origins import origin_pattern
 from vtryon_services.bridges.rest.problems import add_handlers
 from vtryon_services.bridges.rest.readiness import Readiness
@@ -61,7 +61,7 @@ def create_app(settings: RestSettings) -> FastAPI:
     if settings.profile != "production":
         app.include_router(pages.docs)
     add_document(app)
-    app.add_middleware(Limits, settings=settings, uploads=app.state.uploads)
+    app.add_middleware(RequestLimits, settings=settings, uploads=app.state.uploads)
     access = browser_access(app.openapi())
     app.add_middleware(
         CORSMiddleware,

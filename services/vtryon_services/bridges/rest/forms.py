@@ -28,7 +28,7 @@ _TEXT_KINDS = ("text/", "application/json")
 
 
 @dataclass(slots=True)
-class Part:
+class FormPart:
     """One part of a form."""
 
     name: str = ""
@@ -135,7 +135,7 @@ async def read_form(request: Request, *files: str) -> Form:
     return _collect(parts, files)
 
 
-def _collect(parts: list[Part], names: Collection[str]) -> Form:
+def _collect(parts: list[FormPart], names: Collection[str]) -> Form:
     files: dict[str, list[bytes]] = {}
     fields: dict[str, Any] = {}
     for part in parts:
@@ -154,7 +154,7 @@ def _collect(parts: list[Part], names: Collection[str]) -> Form:
     return Form(files, fields)
 
 
-def _parse(boundary: bytes, body: bytes, most: int) -> list[Part]:
+def _parse(boundary: bytes, body: bytes, most: int) -> list[FormPart]:
     reader = _Reader(most)
     try:
         parser = MultipartParser(boundary, reader.callbacks())  # type: ignore[arg-type]
@@ -172,7 +172,7 @@ class _Reader:
     """Callbacks of the parser, which collect parts."""
 
     def __init__(self, most: int) -> None:
-        self.parts: list[Part] = []
+        self.parts: list[FormPart] = []
         self.ended = False
         self._most = most
         self._name = self._value = b""
@@ -191,7 +191,7 @@ class _Reader:
     def _begin(self) -> None:
         if len(self.parts) >= self._most:
             raise _no_form(f"it has more than {self._most} parts, which is the limit")
-        self.parts.append(Part())
+        self.parts.append(FormPart())
 
     def _header_name(self, data: bytes, start: int, end: int) -> None:
         self._name += data[start:end]

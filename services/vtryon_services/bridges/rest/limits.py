@@ -21,7 +21,7 @@ from vtryon_services.bridges.rest.measures import count_request
 from vtryon_services.bridges.rest.origins import Origins
 from vtryon_services.bridges.rest.problems import failed_inside, respond
 from vtryon_services.bridges.rest.settings import RestSettings
-from vtryon_services.bridges.rest.uploads import CallerLeftError, Upload, Uploads
+from vtryon_services.bridges.rest.uploads import Upload, UploadAbortedError, Uploads
 from vtryon_services.runtime.identity import read_identity
 from vtryon_services.runtime.places import Places
 from vtryon_services.runtime.ranges import GOOD_REQUEST_ID
@@ -35,7 +35,7 @@ _SLOW_BODY = 408
 _DRAINED_BYTES, _DRAIN_SECONDS = 256 * 1024 * 1024, 2.0
 
 
-class Limits:
+class RequestLimits:
     """Rejects excessive requests before reading them, and reads bodies before permits are used.
 
     Args:
@@ -72,7 +72,7 @@ class Limits:
 
         try:
             await self._serve(scope, receive, named)
-        except CallerLeftError:
+        except UploadAbortedError:
             status = 499
         except Exception:
             _log.exception("a request failed inside", method=_method(scope))

@@ -18,7 +18,7 @@ from vtryon_services.bridges.rest.settings import RestSettings
 from vtryon_services.runtime.settings import REST
 
 
-class Began(NamedTuple):
+class ListeningBridge(NamedTuple):
     """The bridge's address as it turned out."""
 
     address: str
@@ -42,7 +42,7 @@ class _Server(uvicorn.Server):
 
 
 @asynccontextmanager
-async def begin(settings: RestSettings) -> AsyncIterator[Began]:
+async def begin(settings: RestSettings) -> AsyncIterator[ListeningBridge]:
     """Serve HTTP until the block ends, then drain.
 
     Raises:
@@ -68,7 +68,7 @@ async def begin(settings: RestSettings) -> AsyncIterator[Began]:
         await asyncio.wait({up, serving}, return_when=asyncio.FIRST_COMPLETED)
         up.cancel()
         host, port = listener.getsockname()[:2]
-        yield Began(f"{host}:{port}")
+        yield ListeningBridge(f"{host}:{port}")
     finally:
         app.state.draining = True
         await asyncio.sleep(settings.drain_delay_seconds)

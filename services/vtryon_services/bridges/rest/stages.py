@@ -53,7 +53,7 @@ class EncodeText(PromptRanges, Profiled):
     pictures: list[str] = Field(default=[], json_schema_extra=_FILES)
 
 
-class Sample(Sampled):
+class SampleForm(Sampled):
     """The sampler's form."""
 
     embeddings: str = Field(default="", json_schema_extra=_FILE)
@@ -109,14 +109,14 @@ async def encode_text(request: Request, doors: DoorsOf) -> Response:
 @router.post(
     "/sampling",
     responses=SAMPLED,
-    openapi_extra=body_of({FORM: Sample}),
+    openapi_extra=body_of({FORM: SampleForm}),
     response_class=Response,
 )
 async def sample(request: Request, doors: DoorsOf) -> Response:
     """Denoise, from a file of each encoder: `latents`, with the seed in the file's header."""
     form = await read_form(request, "embeddings", "latents")
     texts, pictures = form.file("embeddings"), form.file("latents")
-    fields = form.read(Sample)
+    fields = form.read(SampleForm)
     given = await asyncio.to_thread(lambda: conditioning(load(texts), load(pictures)))
     _, rows, columns = given.references[0].spec.shape
     start = SampleStart(

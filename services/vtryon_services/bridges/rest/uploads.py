@@ -25,7 +25,7 @@ from vtryon_services.runtime.settings import REST
 _JOINED_HERE = 1024 * 1024  # more is joined beside the event loop
 
 
-class CallerLeftError(Exception):
+class UploadAbortedError(Exception):
     """The caller closed the connection before its body was complete."""
 
 
@@ -210,7 +210,7 @@ class Upload:
     def _take(self, message: Message) -> bool:
         """Keep a piece; tells whether there is more."""
         if message["type"] == "http.disconnect":
-            raise CallerLeftError
+            raise UploadAbortedError
         piece: bytes = message.get("body", b"")
         self._size += len(piece)
         self._uploads.hold(self._caller, len(piece))

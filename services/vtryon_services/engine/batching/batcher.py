@@ -22,7 +22,7 @@ from vtryon.errors import (
     VtryonError,
 )
 from vtryon_services.engine.batching.costs import StepCosts
-from vtryon_services.engine.batching.order import Entry, Order
+from vtryon_services.engine.batching.order import Order, QueuedRequest
 from vtryon_services.engine.plan import Demand, Standing
 from vtryon_services.engine.sampler import Given, Sample, Sampler
 
@@ -64,7 +64,7 @@ class Sink(Protocol):
 
 
 @dataclass(slots=True)
-class Counts:
+class BatcherCounts:
     """Counters of the batcher since its creation."""
 
     steps: int = 0
@@ -78,10 +78,10 @@ class Counts:
 
 
 @dataclass(slots=True, eq=False)
-class Ticket:
+class BatchedRequest:
     """A request in the batcher, from its admission to its end."""
 
-    entry: Entry
+    entry: QueuedRequest
     demand: Demand
     batcher: StepBatcher
     given: Given | None = None
@@ -121,7 +121,7 @@ class StepBatcher:
         ageing_seconds: float = 30.0,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self.counts = Counts()
+        self.counts = BatcherCounts()
         self.costs = StepCosts()
         self.slots = slots
         self._sampler = sampler
@@ -130,8 +130,8 @@ class StepBatcher:
         self._clock = clock
         self._order = Order(slots, ageing_seconds)
         self._lock = threading.Lock()
-        self._tickets: dict[Entry, Ticket] = {}
-        self._running: list[Entry] = []
+        self._tickets: dict[QueuedRequest, BatchedRequest] = {}
+        self._running: list[QueuedRequest] = []
         self._ticking = False
         self._drained = False
 
@@ -147,7 +147,7 @@ class StepBatcher:
         with self._lock:
             return len(self._tickets.keys() - self._running)
 
-    def admit(self, demand: Demand) -> Ticket:
+    def admit(self, demand: Demand) -> BatchedRequest:
         """Promise a request its turn, or refuse it at once.
 
         Raises:
@@ -164,11 +164,11 @@ class StepBatcher:
             except OverloadedError:
                 self.counts.refused += 1
                 raise
-            ticket = Ticket(entry, demand, self)
+            ticket = BatchedRequest(entry, demand, self)
             self._tickets[entry] = ticket
             return ticket
 
-    def start(self, ticket: Ticket, given: Given, sink: Sink) -> None:
+    def start(self, ticket: BatchedRequest, given: Given, sink: Sink) -> None:
         """Take a ticket's tensors; see `Ticket.begin`."""
         with self._lock:
             if ticket.over:
@@ -178,7 +178,7 @@ class StepBatcher:
                 self._ticking = True
                 self._executor.submit(self._tick)
 
-    def leave(self, ticket: Ticket) -> None:
+    def leave(self, ticket: BatchedRequest) -> None:
         """Forget a ticket; see `Ticket.cancel`."""
         with self._lock:
             if not ticket.over:
@@ -193,7 +193,7 @@ class StepBatcher:
         # On the model's thread, so that no step is half done.
         return self._executor.submit(self._end_all, tickets)
 
-    def _check_room(self, demand: Demand, entry: Entry, now: float) -> None:
+    def _check_room(self, demand: Demand, entry: QueuedRequest, now: float) -> None:
         others = list(self._tickets)
         position, steps = self._order.starts(others, self._running, entry, now)
         step_seconds = self._step_seconds([*others, entry])
@@ -217,7 +217,7 @@ class StepBatcher:
                 retry_after_seconds=max(0.05, min(late, wait)),
             )
 
-    def _step_seconds(self, entries: Sequence[Entry]) -> float | None:
+    def _step_seconds(self, entries: Sequence[QueuedRequest]) -> float | None:
         """Predict a step of the batch that these make: the first of them, if there are more."""
         share = min(1.0, self.slots / len(entries))
         rows = sum(entry.rows for entry in entries) * share
@@ -241,7 +241,7 @@ class StepBatcher:
             self._step([ticket for ticket in tickets if self._is_laid_out(ticket)])
             self._executor.submit(self._tick)
 
-    def _choose(self, now: float) -> list[Ticket]:
+    def _choose(self, now: float) -> list[BatchedRequest]:
         ready = [entry for entry, ticket in self._tickets.items() if ticket.given is not None]
         before = [entry for entry in self._running if entry in self._tickets]
         self._running = self._order.pick(ready, before, now)
@@ -249,7 +249,7 @@ class StepBatcher:
         self.counts.preempted += sum(entry not in chosen for entry in before)
         return [self._tickets[entry] for entry in self._running]
 
-    def _standings(self, now: float) -> list[tuple[Ticket, Standing]]:
+    def _standings(self, now: float) -> list[tuple[BatchedRequest, Standing]]:
         """Return the queue positions that have changed."""
         running = set(self._running)
         if len(self._tickets) == len(running):
@@ -268,7 +268,7 @@ class StepBatcher:
             heapq.heapreplace(free, free[0] + entry.remaining)
         return moved
 
-    def _is_laid_out(self, ticket: Ticket) -> bool:
+    def _is_laid_out(self, ticket: BatchedRequest) -> bool:
         """Lay out a request's tokens, at its first step."""
         if ticket.sample is None and ticket.given is not None:
             try:
@@ -278,7 +278,7 @@ class StepBatcher:
                 return False
         return True
 
-    def _step(self, tickets: Sequence[Ticket]) -> None:
+    def _step(self, tickets: Sequence[BatchedRequest]) -> None:
         """Advance a batch; after a failure, retry separately so that only failing requests fail."""
         samples = [ticket.sample for ticket in tickets if ticket.sample is not None]
         started = self._clock()
@@ -303,7 +303,7 @@ class StepBatcher:
         for ticket in finished:
             _end(ticket, None)
 
-    def _count_step(self, ticket: Ticket) -> bool:
+    def _count_step(self, ticket: BatchedRequest) -> bool:
         """Count a step; true if it was the last, and the ticket is over now."""
         ticket.entry.remaining -= 1
         if ticket.over or ticket.sample is None or not ticket.sample.finished:
@@ -312,7 +312,7 @@ class StepBatcher:
         self._forget(ticket, wasted=False)
         return True
 
-    def _expire(self, now: float) -> list[Ticket]:
+    def _expire(self, now: float) -> list[BatchedRequest]:
         expired = [
             ticket
             for ticket in self._tickets.values()
@@ -323,7 +323,7 @@ class StepBatcher:
             self._forget(ticket, wasted=True)
         return expired
 
-    def _fail(self, ticket: Ticket, error: Exception) -> None:
+    def _fail(self, ticket: BatchedRequest, error: Exception) -> None:
         with self._lock:
             known = not ticket.over
             if known:
@@ -334,7 +334,7 @@ class StepBatcher:
             _log.error("a step failed", exc_info=error)
             _end(ticket, StageError("sampling failed; its log has the cause"))
 
-    def _end_all(self, tickets: Sequence[Ticket]) -> None:
+    def _end_all(self, tickets: Sequence[BatchedRequest]) -> None:
         with self._lock:
             known = [ticket for ticket in tickets if not ticket.over]
             for ticket in known:
@@ -342,31 +342,31 @@ class StepBatcher:
         for ticket in known:
             _end(ticket, _going_away())
 
-    def _forget(self, ticket: Ticket, *, wasted: bool) -> None:
+    def _forget(self, ticket: BatchedRequest, *, wasted: bool) -> None:
         ticket.over = True
         self._tickets.pop(ticket.entry, None)
         if wasted:
             self.counts.wasted_steps += ticket.steps_done
 
 
-def _entry(demand: Demand, now: float) -> Entry:
+def _entry(demand: Demand, now: float) -> QueuedRequest:
     steps = demand.plan.steps - demand.plan.first_step
     size = (steps, 2 if demand.guided else 1, demand.tokens)
-    return Entry.new(demand.priority, demand.tenant, demand.deadline, size, now)
+    return QueuedRequest.new(demand.priority, demand.tenant, demand.deadline, size, now)
 
 
-def _tell(ticket: Ticket, seconds: float) -> None:
+def _tell(ticket: BatchedRequest, seconds: float) -> None:
     sample = ticket.sample
     if sample is not None and sample.x0 is not None and ticket.sink is not None:
         ticket.sink.stepped(Stepped(sample.step, seconds, sample.tokens, sample.x0))
 
 
-def _end(ticket: Ticket, error: VtryonError | None) -> None:
+def _end(ticket: BatchedRequest, error: VtryonError | None) -> None:
     if ticket.sink is not None:
         ticket.sink.ended(error)
 
 
-def _out_of_time(ticket: Ticket) -> DeadlineError:
+def _out_of_time(ticket: BatchedRequest) -> DeadlineError:
     plan = ticket.demand.plan
     done = plan.first_step + ticket.steps_done
     return DeadlineError(

@@ -9,7 +9,7 @@ _FORGET = 0.98
 
 
 @dataclass(slots=True)
-class Fit:
+class LinearFit:
     """A line through (rows, seconds), by least squares that forget.
 
     Source: "Theory and Practice of Recursive Identification", Ljung and Söderström 1983, 2.2.
@@ -48,11 +48,11 @@ class StepCosts:
     """Seconds of a forward by its rows, for each bucket of row lengths: powers of √2 of tokens."""
 
     def __init__(self) -> None:
-        self._fits: dict[int, Fit] = {}
+        self._fits: dict[int, LinearFit] = {}
 
     def observe(self, rows: int, tokens: int, seconds: float) -> None:
         """Take what a forward of so many rows and tokens took."""
-        self._fits.setdefault(_bucket(tokens / rows), Fit()).add(rows, seconds)
+        self._fits.setdefault(_bucket(tokens / rows), LinearFit()).add(rows, seconds)
 
     def seconds(self, rows: int, tokens_per_row: float) -> float | None:
         """Predict a forward; None before any was seen. Other lengths count in proportion."""

@@ -14,7 +14,7 @@ _arrivals = count()
 
 
 @dataclass(slots=True, eq=False)
-class Entry:
+class QueuedRequest:
     """A request as seen by the scheduling policy.
 
     Attributes:
@@ -41,7 +41,7 @@ class Entry:
         deadline: float,
         size: tuple[int, int, int],
         now: float,
-    ) -> Entry:
+    ) -> QueuedRequest:
         """Make an entry; size is (steps, rows, tokens of a row)."""
         return cls(priority, tenant, deadline, *size, now, next(_arrivals))
 
@@ -67,8 +67,8 @@ class Order:
         self._served: dict[str, float] = {}
 
     def pick(
-        self, entries: Collection[Entry], running: Collection[Entry], now: float
-    ) -> list[Entry]:
+        self, entries: Collection[QueuedRequest], running: Collection[QueuedRequest], now: float
+    ) -> list[QueuedRequest]:
         """Choose the requests of the next step: at most as many as there are slots."""
         chosen = self.ranked(entries, running, now)[: self.slots]
         active = {entry.tenant for entry in entries}
@@ -81,11 +81,11 @@ class Order:
         return chosen
 
     def ranked(
-        self, entries: Collection[Entry], running: Collection[Entry], now: float
-    ) -> list[Entry]:
+        self, entries: Collection[QueuedRequest], running: Collection[QueuedRequest], now: float
+    ) -> list[QueuedRequest]:
         """Put entries in order: by priority, those that run first, then by fair shares."""
         running = set(running)
-        ranked: list[Entry] = []
+        ranked: list[QueuedRequest] = []
         for urgent in (True, False):
             own = [entry for entry in entries if self._is_urgent(entry, now) == urgent]
             ranked += sorted((e for e in own if e in running), key=_by_deadline)
@@ -93,18 +93,22 @@ class Order:
         return ranked
 
     def starts(
-        self, entries: Collection[Entry], running: Collection[Entry], newcomer: Entry, now: float
+        self,
+        entries: Collection[QueuedRequest],
+        running: Collection[QueuedRequest],
+        newcomer: QueuedRequest,
+        now: float,
     ) -> tuple[int, int]:
         """Tell a newcomer how many are served before it, and after how many steps it begins."""
         ranked = self.ranked([*entries, newcomer], running, now)
         ahead = ranked[: ranked.index(newcomer)]
         return len(ahead), steps_until_free(ahead, self.slots)
 
-    def _is_urgent(self, entry: Entry, now: float) -> bool:
+    def _is_urgent(self, entry: QueuedRequest, now: float) -> bool:
         return entry.priority is not Priority.BATCH or now - entry.arrived >= self._ageing
 
-    def _fair(self, waiting: Sequence[Entry]) -> list[Entry]:
-        queues: dict[str, list[tuple[float, int, Entry]]] = defaultdict(list)
+    def _fair(self, waiting: Sequence[QueuedRequest]) -> list[QueuedRequest]:
+        queues: dict[str, list[tuple[float, int, QueuedRequest]]] = defaultdict(list)
         for entry in waiting:
             heapq.heappush(queues[entry.tenant], (entry.deadline, entry.arrival, entry))
         turns = [(self._served_to(tenant), tenant) for tenant in queues]
@@ -123,7 +127,7 @@ class Order:
         return self._served.get(tenant, min(self._served.values(), default=0.0))
 
 
-def steps_until_free(ahead: Sequence[Entry], slots: int) -> int:
+def steps_until_free(ahead: Sequence[QueuedRequest], slots: int) -> int:
     """Count the steps until a slot is left over by those ahead."""
     if len(ahead) < slots:
         return 0
@@ -133,5 +137,5 @@ def steps_until_free(ahead: Sequence[Entry], slots: int) -> int:
     return free[0]
 
 
-def _by_deadline(entry: Entry) -> tuple[float, int]:
+def _by_deadline(entry: QueuedRequest) -> tuple[float, int]:
     return entry.deadline, entry.arrival

@@ -12,7 +12,7 @@ from torch import nn
 from torch.nn import functional
 
 from vtryon_services.engine.still_vae import flatten_, restore
-from vtryon_services.mannequin.training.loop import Plan, split_optimizers
+from vtryon_services.mannequin.training.loop import TrainingPlan, split_optimizers
 from vtryon_services.mannequin.training.networks import CHANNELS
 from vtryon_services.mannequin.triples import HELD_OUT, draw_pictures, draw_triples, to_picture
 
@@ -46,7 +46,7 @@ class VaeTask:
         self.model.encoder.compile(dynamic=False)  # type: ignore[union-attr]
         self.model.decoder.compile(dynamic=False)  # type: ignore[union-attr]
 
-    def loss(self, model: nn.Module, step: int, plan: Plan) -> torch.Tensor:
+    def loss(self, model: nn.Module, step: int, plan: TrainingPlan) -> torch.Tensor:
         """Give the error of a round trip: values, squares and edges, and a pull on the latents."""
         generator = torch.Generator().manual_seed(plan.seed + step)
         pixels = self._crops(step, plan, generator)
@@ -56,7 +56,7 @@ class VaeTask:
             1e-3 * mode.square().mean()
         )
 
-    def _crops(self, step: int, plan: Plan, generator: torch.Generator) -> torch.Tensor:
+    def _crops(self, step: int, plan: TrainingPlan, generator: torch.Generator) -> torch.Tensor:
         count = max(2, plan.batch // _CROPS)
         drawn = draw_pictures(count, plan.seed + step * plan.batch, self._device)
         crops = [self._crop_of(drawn * 2 - 1, generator) for _ in range(_CROPS)]
@@ -115,7 +115,7 @@ class DecoderTask(VaeTask):
         for part in (self.model.encoder, self.model.quant_conv):
             part.requires_grad_(False)
 
-    def loss(self, model: nn.Module, step: int, plan: Plan) -> torch.Tensor:
+    def loss(self, model: nn.Module, step: int, plan: TrainingPlan) -> torch.Tensor:
         """Give the error of a round trip of whole drawings."""
         generator = torch.Generator().manual_seed(plan.seed + step)
         triples = draw_triples(plan.batch, plan.seed + step * plan.batch)

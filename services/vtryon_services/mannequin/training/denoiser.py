@@ -18,7 +18,7 @@ from vtryon_services.engine.attention import install
 from vtryon_services.engine.geometry import PreviewMap
 from vtryon_services.engine.rope import Rope
 from vtryon_services.mannequin.shapes import HEIGHT, WIDTH
-from vtryon_services.mannequin.training.loop import Plan, split_optimizers
+from vtryon_services.mannequin.training.loop import TrainingPlan, split_optimizers
 from vtryon_services.mannequin.training.pool import TOKENS, Pool
 
 _ROWS, _COLUMNS = HEIGHT // 16, WIDTH // 16
@@ -65,7 +65,7 @@ class TransformerTask:
         """Make Muon for the blocks' matrices, AdamW for the rest."""
         return split_optimizers(self.model, learning_rate, 10 * learning_rate)
 
-    def loss(self, model: nn.Module, step: int, plan: Plan) -> torch.Tensor:
+    def loss(self, model: nn.Module, step: int, plan: TrainingPlan) -> torch.Tensor:
         """Give the weighted error of the velocity at random noise levels."""
         generator = torch.Generator().manual_seed(plan.seed + step)
         uniform = torch.rand(plan.batch, generator=generator)

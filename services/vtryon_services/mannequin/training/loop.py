@@ -28,7 +28,7 @@ Batch = dict[str, torch.Tensor]
 
 
 @dataclass(frozen=True, slots=True)
-class Plan:
+class TrainingPlan:
     """Schedule and parameters of training; stored with the state, and fixed on resuming.
 
     Attributes:
@@ -62,7 +62,7 @@ class Task(Protocol):
     name: str
     model: nn.Module
 
-    def loss(self, model: nn.Module, step: int, plan: Plan) -> torch.Tensor:
+    def loss(self, model: nn.Module, step: int, plan: TrainingPlan) -> torch.Tensor:
         """Draw the step's data from the step's number, and give the loss."""
         ...
 
@@ -86,7 +86,7 @@ class Task(Protocol):
 class Training:
     """A task, its averaged weights and its optimizers, in a folder."""
 
-    def __init__(self, task: Task, folder: Path, plan: Plan) -> None:
+    def __init__(self, task: Task, folder: Path, plan: TrainingPlan) -> None:
         self._task = task
         self._folder = folder
         self._plan = plan

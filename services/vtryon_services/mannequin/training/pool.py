@@ -23,7 +23,7 @@ from vtryon_services.engine.checkpoint import Checkpoint
 from vtryon_services.engine.numerics import resolve
 from vtryon_services.engine.placement import Placement
 from vtryon_services.engine.still_vae import StillVae
-from vtryon_services.engine.text_encoder import Asked, Seen, TextEncoder
+from vtryon_services.engine.text_encoder import PromptEncoder, PromptInputs, Seen
 from vtryon_services.mannequin.garments import Shirts, draw_flat, draw_shirts
 from vtryon_services.mannequin.people import draw_people, draw_worn
 from vtryon_services.mannequin.prompts import (
@@ -60,7 +60,7 @@ class Encoder:
 
     def __init__(self, checkpoint: Checkpoint, placement: Placement) -> None:
         self._vae = StillVae.load(checkpoint, placement)
-        self._text = TextEncoder.load(checkpoint, placement)
+        self._text = PromptEncoder.load(checkpoint, placement)
 
     def encode(self, world: World, seed: int) -> dict[str, torch.Tensor]:
         """Draw and encode a shard.
@@ -108,7 +108,7 @@ class Encoder:
         """Embed prompts, each with two of the pictures, which are prepared once."""
         seen = [self._text.see([to_picture(pixels)], resolve(None)) for pixels in drawn]
         asked = [
-            Asked(
+            PromptInputs(
                 prompt,
                 Seen(*map(torch.cat, zip(seen[one], seen[other], strict=True))),
             )

@@ -24,7 +24,7 @@ from vtryon_services.engine.placement import Placement
 from vtryon_services.mannequin.package import package
 from vtryon_services.mannequin.training.autoencoder import DecoderTask, VaeTask
 from vtryon_services.mannequin.training.denoiser import TransformerTask
-from vtryon_services.mannequin.training.loop import Plan, Task, Training
+from vtryon_services.mannequin.training.loop import Task, Training, TrainingPlan
 from vtryon_services.mannequin.training.networks import make_transformer, make_vae
 from vtryon_services.mannequin.training.pool import Encoder, Pool, World, fill_pool
 
@@ -49,7 +49,7 @@ class Settings:
         return cls(device=device or ("cuda" if torch.cuda.is_available() else "cpu"), **given)
 
 
-class Run:
+class TrainingRun:
     """A run folder, and the parts of a checkpoint that come out of it in turn."""
 
     def __init__(self, folder: Path, settings: Settings, console: PlainConsole) -> None:
@@ -104,7 +104,7 @@ class Run:
     def _train(self, task: Task, steps: int, learning_rate: float) -> None:
         fast = not self._settings.plain
         rate = learning_rate * self._settings.rate
-        plan = Plan(steps, self._settings.batch, rate, bfloat16=fast)
+        plan = TrainingPlan(steps, self._settings.batch, rate, bfloat16=fast)
         training = Training(task, self._folder / task.name, plan)
         training.resume()
         if fast:

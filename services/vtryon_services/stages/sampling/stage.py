@@ -11,8 +11,8 @@ from vtryon.errors import StageError
 from vtryon.events import Event, Finished, Preview, Queued, ResumeChunk, StepFinished, UnusedOption
 from vtryon.payloads import cut
 from vtryon.types import PayloadKind, Priority, SampleStart, Stage
-from vtryon_services.backends.protocols import SamplingBackend, StepDone, Wanted
-from vtryon_services.engine.plan import Demand, Plan, Standing, count_tokens
+from vtryon_services.backends.protocols import OutputOptions, SamplingBackend, StepDone
+from vtryon_services.engine.plan import Demand, SamplingPlan, Standing, count_tokens
 from vtryon_services.engine.planning import plan_of
 from vtryon_services.runtime.call import Call, Incoming, accepted, send_output
 from vtryon_services.runtime.ledger import one_hop
@@ -68,7 +68,7 @@ class SamplingStage:
             given = await receive(incoming)
             received = time.monotonic()
             computed, latents = 0.0, None
-            wanted = Wanted(start.previews, start.resume_every)
+            wanted = OutputOptions(start.previews, start.resume_every)
             async with aclosing(slot.sample(given, wanted)) as items:
                 async for item in items:
                     if isinstance(item, Standing):
@@ -89,7 +89,7 @@ class SamplingStage:
             yield event
         yield Finished(one_hop(STAGE, call, queued, computed))
 
-    def _unused(self, start: SampleStart, plan: Plan) -> tuple[UnusedOption, ...]:
+    def _unused(self, start: SampleStart, plan: SamplingPlan) -> tuple[UnusedOption, ...]:
         kinds = {payload.kind for payload in start.payloads}
         negative = PayloadKind.NEGATIVE_EMBEDDINGS in kinds
         return (
@@ -102,7 +102,7 @@ class SamplingStage:
             *unused_numerics(STAGE, start.numerics),
         )
 
-    def _events(self, done: StepDone, plan: Plan) -> list[Event]:
+    def _events(self, done: StepDone, plan: SamplingPlan) -> list[Event]:
         steps = plan.steps
         events: list[Event] = [
             StepFinished(done.step, steps, plan.sigmas[done.step], done.compute_seconds)
@@ -118,7 +118,7 @@ class SamplingStage:
         return events
 
 
-def _demand(start: SampleStart, plan: Plan, call: Call) -> Demand:
+def _demand(start: SampleStart, plan: SamplingPlan, call: Call) -> Demand:
     shapes: dict[PayloadKind | None, list[tuple[int, ...]]] = defaultdict(list)
     for payload in start.payloads:
         assert payload.tensor is not None

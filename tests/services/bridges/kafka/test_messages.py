@@ -21,7 +21,7 @@ from vtryon_services.bridges.kafka.messages import (
     DEADLINE,
     NOT_BEFORE,
     Message,
-    Received,
+    ReceivedMessage,
     again,
     dead,
     revived,
@@ -42,9 +42,9 @@ from vtryon_services.runtime.artifacts import Artifacts
 SETTINGS = KafkaSettings()
 
 
-def received(**headers: bytes) -> Received:
+def received(**headers: bytes) -> ReceivedMessage:
     named = {name.replace("_", "-"): value for name, value in headers.items()}
-    return Received("vtryon.jobs.requests", 0, 7, b"k", b"v", named)
+    return ReceivedMessage("vtryon.jobs.requests", 0, 7, b"k", b"v", named)
 
 
 class Failing:
@@ -54,10 +54,10 @@ class Failing:
         self.names = Names(SETTINGS, "jobs")
         self._error = error
 
-    async def handle(self, _: Received) -> Sequence[Message]:
+    async def handle(self, _: ReceivedMessage) -> Sequence[Message]:
         raise self._error
 
-    async def failed(self, _: Received, error: VtryonError) -> Sequence[Message]:
+    async def failed(self, _: ReceivedMessage, error: VtryonError) -> Sequence[Message]:
         return [Message("answers", b"k", str(error.reason).encode())]
 
 
@@ -90,7 +90,7 @@ async def test_what_failed_is_tried_again_and_then_a_dead_letter(error: BaseExce
 
 async def test_work_that_the_worker_leaves_is_not_a_failure() -> None:
     class Endless(Failing):
-        async def handle(self, _: Received) -> Sequence[Message]:
+        async def handle(self, _: ReceivedMessage) -> Sequence[Message]:
             await asyncio.Event().wait()
             return []
 
@@ -106,9 +106,11 @@ def test_a_message_that_is_sent_again_begins_anew() -> None:
     """Its deadline is over, and its attempts were those of before."""
     old = received(deadline=b"2020-01-01T00:00:00Z", correlation_id=b"c", own=b"o")
     retried = again(old, "retry", 5.0)
-    letter = dead(Received("retry", 0, 1, b"k", b"v", retried.headers), "dlq", StageError("ill"))
+    letter = dead(
+        ReceivedMessage("retry", 0, 1, b"k", b"v", retried.headers), "dlq", StageError("ill")
+    )
     assert letter.headers[ATTEMPT] == b"2"
-    sent = revived(Received("dlq", 0, 1, b"k", b"v", letter.headers), "requests")
+    sent = revived(ReceivedMessage("dlq", 0, 1, b"k", b"v", letter.headers), "requests")
     assert dict(sent.headers) == {CORRELATION: b"c", "own": b"o"}
     assert not {ATTEMPT, NOT_BEFORE, DEADLINE} & sent.headers.keys()
 

@@ -11,9 +11,9 @@ from tests.support.batching import ManualExecutor, Recorder, random_sampler
 
 from vtryon.errors import DeadlineError, OverloadedError, Reason, StageError, UnavailableError
 from vtryon.types import Priority
-from vtryon_services.engine.batching.batcher import StepBatcher, Ticket
+from vtryon_services.engine.batching.batcher import BatchedRequest, StepBatcher
 from vtryon_services.engine.numerics import resolve
-from vtryon_services.engine.plan import Demand, Plan
+from vtryon_services.engine.plan import Demand, SamplingPlan
 from vtryon_services.engine.sampler import Given, Sampler
 
 
@@ -40,10 +40,10 @@ class Bench:
     def demand(self, steps: int = 4, seconds: float = inf, **named: object) -> Demand:
         numerics = resolve(None)
         sigmas = self.sampler.sigmas(numerics, steps, 32, 32, 1.0)
-        plan = Plan(numerics, 32, 32, sigmas, 1.0, seed=1)
+        plan = SamplingPlan(numerics, 32, 32, sigmas, 1.0, seed=1)
         return replace(Demand(plan, 11, False, deadline=self.clock.now + seconds), **named)
 
-    def enter(self, demand: Demand | None = None) -> tuple[Ticket, Recorder]:
+    def enter(self, demand: Demand | None = None) -> tuple[BatchedRequest, Recorder]:
         ticket, recorder = self.batcher.admit(demand or self.demand()), Recorder()
         generator = torch.Generator().manual_seed(0)
         given = Given(

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from vtryon.types import Priority
-from vtryon_services.engine.batching.order import Entry, Order, steps_until_free
+from vtryon_services.engine.batching.order import Order, QueuedRequest, steps_until_free
 
 INTERACTIVE, BATCH = Priority.INTERACTIVE, Priority.BATCH
 
@@ -19,8 +19,8 @@ def entry(
     deadline: float = inf,
     steps: int = 4,
     arrived: float = 0.0,
-) -> Entry:
-    return Entry.new(priority, tenant, deadline, (steps, 1, 100), arrived)
+) -> QueuedRequest:
+    return QueuedRequest.new(priority, tenant, deadline, (steps, 1, 100), arrived)
 
 
 def test_interactive_takes_the_slot_of_batch_and_batch_gets_it_back() -> None:

@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 from tests.support.batching import ManualExecutor, Recorder, random_sampler
 
 from vtryon.types import GuidanceNorm, Numerics, Priority, Profile, RopeLayout
-from vtryon_services.engine.batching.batcher import StepBatcher, Ticket
+from vtryon_services.engine.batching.batcher import BatchedRequest, StepBatcher
 from vtryon_services.engine.numerics import resolve
-from vtryon_services.engine.plan import Demand, Plan
+from vtryon_services.engine.plan import Demand, SamplingPlan
 from vtryon_services.engine.sampler import Given
 
 SIZES = [(32, 48), (64, 64), (96, 128)]
@@ -39,11 +39,11 @@ requests = st.fixed_dictionaries(
 )
 
 
-def prepare(request: dict) -> tuple[Plan, Given]:
+def prepare(request: dict) -> tuple[SamplingPlan, Given]:
     width, height = request["size"]
     numerics = resolve(NUMERICS[request["numerics"]])
     sampler = random_sampler()
-    plan = Plan(
+    plan = SamplingPlan(
         numerics=numerics,
         width=width,
         height=height,
@@ -79,7 +79,7 @@ def alone(**request: object) -> torch.Tensor:
 def test_latents_are_those_of_the_request_alone(mix: list[dict], slots: int) -> None:
     executor = ManualExecutor()
     batcher = StepBatcher(random_sampler(), executor, slots=slots)
-    entered: dict[int, tuple[Ticket, Recorder]] = {}
+    entered: dict[int, tuple[BatchedRequest, Recorder]] = {}
     for tick in range(60):
         for number, request in enumerate(mix):
             if request["joins"] == tick:
@@ -123,7 +123,7 @@ def test_resumed_equals_uninterrupted(step: int) -> None:
     first = sampler.begin(plan, given_)
     for _ in range(step):
         sampler.advance([first])
-    later = Plan(
+    later = SamplingPlan(
         plan.numerics, 64, 64, plan.sigmas, plan.true_cfg_scale, plan.seed, first_step=step
     )
     resumed = sampler.begin(
