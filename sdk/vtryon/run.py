@@ -18,6 +18,7 @@ from dataclasses import dataclass, field
 from typing import Any, Self, TypeVar
 from weakref import WeakKeyDictionary
 
+from vtryon.call_status import is_being_cancelled
 from vtryon.errors import ProtocolError, RequestError, RunCancelledError, VtryonError
 from vtryon.events import (
     Accepted,
@@ -30,7 +31,6 @@ from vtryon.events import (
     StageStarted,
     UnusedOption,
 )
-from vtryon.outcome import is_being_cancelled
 from vtryon.payloads import Assembler
 from vtryon.pictures import Picture
 from vtryon.retry import Attempts

@@ -13,13 +13,13 @@ from google.protobuf.message import DecodeError, Message
 from opentelemetry import propagate, trace
 
 from vtryon import events
+from vtryon.call_status import CallStatus
 from vtryon.channel import TENANT_KEY, Channel
 from vtryon.errors import DeadlineError, ProtocolError, Reason, VtryonError
 from vtryon.events import Event, StepFinished
 from vtryon.framing import EVENT_TAG, REQUEST_TAG, read_chunk, write_chunk
 from vtryon.grammar import DEFAULT_CHUNK_BYTES, Requests, Responses
 from vtryon.messages import request_message
-from vtryon.outcome import CallStatus
 from vtryon.payloads import Outgoing, chunks
 from vtryon.types import Start
 from vtryon.v1 import (

@@ -12,10 +12,10 @@ import grpc
 from google.protobuf.message import Message
 from opentelemetry import propagate, trace
 
+from vtryon.call_status import CallStatus
 from vtryon.channel import Channel
 from vtryon.errors import VtryonError
 from vtryon.messages import ProtoType, request_message
-from vtryon.outcome import CallStatus
 from vtryon.status import from_aio_error
 from vtryon.stream import REQUEST_ID_KEY
 

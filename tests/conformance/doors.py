@@ -20,10 +20,10 @@ from tests.support.processes import VTRYON
 from tests.support.rest import events_of, form_field, plainly
 
 import vtryon
+from vtryon.call_status import CallStatus as CallOutcome
 from vtryon.errors import VtryonError
 from vtryon.jobs import JobState
 from vtryon.options import make_options
-from vtryon.outcome import CallStatus as CallOutcome
 from vtryon.pictures import read_picture
 from vtryon.plain import plain
 from vtryon.types import TryOnInline

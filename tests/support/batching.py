@@ -14,7 +14,7 @@ from diffusers import FlowMatchEulerDiscreteScheduler, QwenImageTransformer2DMod
 from vtryon.errors import VtryonError
 from vtryon_services.engine.batching.batcher import Stepped
 from vtryon_services.engine.checkpoint import SHIPPED_CHECKPOINT, Checkpoint
-from vtryon_services.engine.plan import Standing
+from vtryon_services.engine.plan import QueuePosition
 from vtryon_services.engine.sampler import Sampler
 
 
@@ -46,21 +46,21 @@ class Recorder:
     """A sink that keeps what it is told."""
 
     def __init__(self) -> None:
-        self.standings: list[Standing] = []
+        self.standings: list[QueuePosition] = []
         self.steps: list[Stepped] = []
         self.over = False
         self.error: VtryonError | None = None
 
-    def moved(self, standing: Standing) -> None:
+    def on_queued(self, standing: QueuePosition) -> None:
         """Keep a place."""
         self.standings.append(standing)
 
-    def stepped(self, step: Stepped) -> None:
+    def on_step(self, step: Stepped) -> None:
         """Keep a step."""
         assert not self.over
         self.steps.append(step)
 
-    def ended(self, error: VtryonError | None) -> None:
+    def on_end(self, error: VtryonError | None) -> None:
         """Keep the end, of which there is one."""
         assert not self.over
         self.over, self.error = True, error

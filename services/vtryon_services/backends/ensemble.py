@@ -28,7 +28,7 @@ from vtryon_services.backends.triton import (
 )
 from vtryon_services.engine.geometry import Geometry
 from vtryon_services.engine.numerics import DEFAULTS, resolve
-from vtryon_services.engine.plan import Standing
+from vtryon_services.engine.plan import QueuePosition
 from vtryon_services.triton.client import TritonPool
 from vtryon_services.triton.contract import (
     GARMENTS,
@@ -112,7 +112,7 @@ class TritonTryOn:
         *,
         timeout_seconds: float,
         tenant: str,
-    ) -> AsyncGenerator[Standing | Progress, None]:
+    ) -> AsyncGenerator[QueuePosition | Progress, None]:
         """Request a try-on, and yield its progress; closing the generator cancels it on the server.
 
         The first picture is the person.
@@ -170,11 +170,11 @@ def _parameters(options: TryOnOptions) -> dict[str, str | int | float]:
 
 def _read(
     found: dict[str, np.ndarray], options: TryOnOptions, geometry: Geometry
-) -> Standing | Progress:
+) -> QueuePosition | Progress:
     numerics = resolve(options.numerics)
     seconds = float(found["SECONDS"][0])
     if "POSITION" in found:
-        return Standing(int(found["POSITION"][0]), seconds or None)
+        return QueuePosition(int(found["POSITION"][0]), seconds or None)
     step, steps = int(found["STEP"][0]), int(found["STEPS"][0])
     picture = None
     if step == steps:

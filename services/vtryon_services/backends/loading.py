@@ -10,7 +10,7 @@ from vtryon_services.backends.protocols import (
     SamplingBackend,
     TextEncoderBackend,
 )
-from vtryon_services.runtime.places import Places
+from vtryon_services.runtime.concurrency import ConcurrencyLimiter
 from vtryon_services.runtime.settings import StageSettings
 
 
@@ -43,7 +43,7 @@ async def load_text_encoder(settings: StageSettings) -> TextEncoderBackend:
 async def load_sampling(settings: StageSettings) -> SamplingBackend:
     """Make the sampler's backend ready."""
     if settings.backend == "scripted":
-        places = Places(Stage.SAMPLING, settings.places, settings.max_waiting)
+        places = ConcurrencyLimiter(Stage.SAMPLING, settings.places, settings.max_waiting)
         return scripted.ScriptedSampling(settings.scripted_seconds, places)
     if settings.backend == "triton":
         from vtryon_services.backends.triton import TritonSampling

@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator
 
 from vtryon.errors import VtryonError
 from vtryon_services.engine.batching.batcher import Stepped
-from vtryon_services.engine.plan import Standing
+from vtryon_services.engine.plan import QueuePosition
 
 
 class Mailbox:
@@ -22,7 +22,7 @@ class Mailbox:
     def __init__(self) -> None:
         self._loop = asyncio.get_running_loop()
         self._wake = asyncio.Event()
-        self._items: deque[Standing | Stepped] = deque()
+        self._items: deque[QueuePosition | Stepped] = deque()
         self._over = False
         self._error: VtryonError | None = None
 
@@ -31,24 +31,24 @@ class Mailbox:
         """True when nothing newer has come."""
         return not self._items
 
-    def moved(self, standing: Standing) -> None:
+    def on_queued(self, standing: QueuePosition) -> None:
         """Keep a place in the queue, in place of an older one."""
         with contextlib.suppress(IndexError):  # the reader may empty it at any moment
-            if isinstance(self._items[-1], Standing):
+            if isinstance(self._items[-1], QueuePosition):
                 self._items.pop()
         self._put(standing)
 
-    def stepped(self, step: Stepped) -> None:
+    def on_step(self, step: Stepped) -> None:
         """Keep a step."""
         self._put(step)
 
-    def ended(self, error: VtryonError | None) -> None:
+    def on_end(self, error: VtryonError | None) -> None:
         """Mark the end of the stream."""
         self._error = error
         self._over = True
         self._notify()
 
-    async def __aiter__(self) -> AsyncIterator[Standing | Stepped]:
+    async def __aiter__(self) -> AsyncIterator[QueuePosition | Stepped]:
         while True:
             while self._items:
                 yield self._items.popleft()
@@ -59,7 +59,7 @@ class Mailbox:
         if self._error is not None:
             raise self._error
 
-    def _put(self, item: Standing | Stepped) -> None:
+    def _put(self, item: QueuePosition | Stepped) -> None:
         self._items.append(item)
         self._notify()
 

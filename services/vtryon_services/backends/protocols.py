@@ -14,7 +14,7 @@ from vtryon.tensors import Tensor
 from vtryon.types import ImageFormat, PreviewPolicy
 from vtryon_services.engine.geometry import Defaults
 from vtryon_services.engine.numerics import Resolved
-from vtryon_services.engine.plan import Demand, Standing
+from vtryon_services.engine.plan import QueuePosition, SamplingRequest
 
 
 class Latents(NamedTuple):
@@ -55,7 +55,7 @@ class Slot(Protocol):
 
     def sample(
         self, given: Conditioning, wanted: OutputOptions
-    ) -> AsyncGenerator[Standing | StepDone, None]:
+    ) -> AsyncGenerator[QueuePosition | StepDone, None]:
         """Wait and denoise; closing the generator stops before the next step."""
         ...
 
@@ -137,7 +137,7 @@ class SamplingBackend(Backend, Protocol):
         """Noise levels of a request."""
         ...
 
-    def admit(self, demand: Demand) -> Slot:
+    def admit(self, demand: SamplingRequest) -> Slot:
         """Promise a request its turn; `OverloadedError` at once where that can't be kept."""
         ...
 

@@ -30,8 +30,8 @@ from vtryon.types import (
 from vtryon_services.backends.protocols import Backend, Latents, OutputOptions, StepDone
 from vtryon_services.engine.geometry import Defaults
 from vtryon_services.engine.numerics import Resolved
-from vtryon_services.engine.plan import Demand, Standing, is_due
-from vtryon_services.runtime.places import Places
+from vtryon_services.engine.plan import QueuePosition, SamplingRequest, is_due
+from vtryon_services.runtime.concurrency import ConcurrencyLimiter
 
 CHANNELS = 16
 EMBEDDING_WIDTH = 128
@@ -99,7 +99,7 @@ class ScriptedSampling(Backend):
     can_preview = True
     max_target_area = MAX_TARGET_AREA
 
-    def __init__(self, seconds: float, places: Places) -> None:
+    def __init__(self, seconds: float, places: ConcurrencyLimiter) -> None:
         self._seconds = seconds
         self._places = places
 
@@ -113,7 +113,7 @@ class ScriptedSampling(Backend):
         """Evenly from 1 to 0."""
         return tuple(1 - step / steps for step in range(steps + 1))
 
-    def admit(self, demand: Demand) -> ScriptedSlot:
+    def admit(self, demand: SamplingRequest) -> ScriptedSlot:
         """Take a place in the queue."""
         self._places.check_room(demand.tenant)
         return ScriptedSlot(demand, self._places, self._seconds)
@@ -125,19 +125,19 @@ class ScriptedSampling(Backend):
 class ScriptedSlot:
     """Sleeps for each step."""
 
-    def __init__(self, demand: Demand, places: Places, seconds: float) -> None:
+    def __init__(self, demand: SamplingRequest, places: ConcurrencyLimiter, seconds: float) -> None:
         self._demand = demand
         self._places = places
         self._seconds = seconds
 
     async def sample(
         self, given: Conditioning, wanted: OutputOptions
-    ) -> AsyncGenerator[Standing | StepDone, None]:
+    ) -> AsyncGenerator[QueuePosition | StepDone, None]:
         """Wait for a place, and sleep."""
         plan = self._demand.plan
         with self._places.enter(self._demand.tenant) as ticket:
             async for position in ticket:
-                yield Standing(position)
+                yield QueuePosition(position)
             for step in range(plan.first_step + 1, plan.steps + 1):
                 if time.monotonic() >= self._demand.deadline:
                     raise DeadlineError(f"out of time after {step - 1} of {plan.steps} steps")

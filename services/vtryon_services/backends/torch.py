@@ -27,14 +27,14 @@ from vtryon_services.backends.protocols import Backend, Latents, OutputOptions, 
 from vtryon_services.engine import fitting, pictures
 from vtryon_services.engine import latents as drawing
 from vtryon_services.engine.batching.batcher import BatchedRequest, StepBatcher, Stepped
-from vtryon_services.engine.batching.merger import Merger
+from vtryon_services.engine.batching.dynamic_batcher import DynamicBatcher
 from vtryon_services.engine.checkpoint import SHIPPED_CHECKPOINT, Checkpoint
 from vtryon_services.engine.decoder import Decoder
 from vtryon_services.engine.geometry import Defaults
 from vtryon_services.engine.latent_encoder import Fitted, VaeEncoder
 from vtryon_services.engine.numerics import Resolved
 from vtryon_services.engine.placement import Placement
-from vtryon_services.engine.plan import Demand, Standing, is_due
+from vtryon_services.engine.plan import QueuePosition, SamplingRequest, is_due
 from vtryon_services.engine.sampler import Given, Sampler
 from vtryon_services.engine.text_encoder import PromptEncoder, PromptInputs
 from vtryon_services.runtime.metrics import Watched, count_dropped_preview
@@ -66,7 +66,7 @@ class TorchLatentEncoder(Backend):
 
     def __init__(self, engine: VaeEncoder) -> None:
         self._engine = engine
-        self._merger = Merger(_compute, engine.encode, lambda pixels: pixels.shape, BATCH)
+        self._merger = DynamicBatcher(_compute, engine.encode, lambda pixels: pixels.shape, BATCH)
         self.digest = engine.digest
 
     async def encode(self, given: Sequence[Buffer], numerics: Resolved) -> Sequence[Latents]:
@@ -95,7 +95,7 @@ class TorchTextEncoder(Backend):
 
     def __init__(self, engine: PromptEncoder) -> None:
         self._engine = engine
-        self._merger = Merger(_compute, engine.embed, lambda _: None, BATCH)
+        self._merger = DynamicBatcher(_compute, engine.embed, lambda _: None, BATCH)
         self.digest = engine.digest
 
     async def encode(
@@ -168,7 +168,7 @@ class TorchSampling(Backend):
         """Noise levels of a request."""
         return self._engine.sigmas(numerics, steps, width, height, strength)
 
-    def admit(self, demand: Demand) -> TorchSlot:
+    def admit(self, demand: SamplingRequest) -> TorchSlot:
         """Take a ticket of the batcher."""
         return TorchSlot(self.batcher.admit(demand), self._engine)
 
@@ -187,7 +187,7 @@ class TorchSlot:
 
     async def sample(
         self, given: Conditioning, wanted: OutputOptions
-    ) -> AsyncGenerator[Standing | StepDone, None]:
+    ) -> AsyncGenerator[QueuePosition | StepDone, None]:
         """Wait and denoise; a slow reader gets every step, but of the rest the newest alone."""
         mailbox, tensors = Mailbox(), _given(given)
         if self._engine.device.type != "cpu":
@@ -196,7 +196,7 @@ class TorchSlot:
         last: Stepped | None = None
         try:
             async for item in mailbox:
-                if isinstance(item, Standing):
+                if isinstance(item, QueuePosition):
                     yield item
                 else:
                     last = item
@@ -255,7 +255,7 @@ class TorchDecoding(Backend):
         return cls(await _load_engine(settings, Decoder.load))
 
     def __init__(self, engine: Decoder) -> None:
-        self._merger = Merger(_compute, engine.decode, lambda latents: latents.shape, BATCH)
+        self._merger = DynamicBatcher(_compute, engine.decode, lambda latents: latents.shape, BATCH)
         self.digest = engine.digest
         self.channels = engine.channels
         self.max_target_area = engine.max_target_area

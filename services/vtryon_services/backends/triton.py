@@ -25,7 +25,7 @@ from vtryon_services.engine import pictures
 from vtryon_services.engine.fitting import with_note
 from vtryon_services.engine.geometry import Geometry
 from vtryon_services.engine.numerics import Resolved
-from vtryon_services.engine.plan import Demand, Standing
+from vtryon_services.engine.plan import QueuePosition, SamplingRequest
 from vtryon_services.engine.schedule import Scheduled
 from vtryon_services.runtime.settings import StageSettings
 from vtryon_services.triton.client import TritonPool
@@ -169,7 +169,7 @@ class TritonSampling(_TritonBackend, Scheduled):
             json.loads(described["scheduler"])
         )
 
-    def admit(self, demand: Demand) -> TritonSlot:
+    def admit(self, demand: SamplingRequest) -> TritonSlot:
         """Take a request on; the model admits or refuses it when it gets the tensors."""
         return TritonSlot(self._pool, demand)
 
@@ -180,13 +180,13 @@ class TritonSampling(_TritonBackend, Scheduled):
 class TritonSlot:
     """One stream of the model `sampling`."""
 
-    def __init__(self, pool: TritonPool, demand: Demand) -> None:
+    def __init__(self, pool: TritonPool, demand: SamplingRequest) -> None:
         self._pool = pool
         self._demand = demand
 
     async def sample(
         self, given: Conditioning, wanted: OutputOptions
-    ) -> AsyncGenerator[Standing | StepDone, None]:
+    ) -> AsyncGenerator[QueuePosition | StepDone, None]:
         """Send the tensors, and give what comes."""
         answers = self._pool.stream(
             Model.SAMPLING, self._tensors(given), self._parameters(wanted), self._remaining
@@ -195,7 +195,7 @@ class TritonSlot:
             async for found in answers:
                 seconds = float(found["SECONDS"][0])
                 if "POSITION" in found:
-                    yield Standing(int(found["POSITION"][0]), seconds or None)
+                    yield QueuePosition(int(found["POSITION"][0]), seconds or None)
                 else:
                     yield _step(found, seconds)
 

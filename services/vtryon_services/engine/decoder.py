@@ -8,15 +8,15 @@ import torch
 
 from vtryon.types import Stage
 from vtryon_services.engine.checkpoint import Checkpoint
+from vtryon_services.engine.image_vae import Half, ImageVae
 from vtryon_services.engine.outputs import check_output
 from vtryon_services.engine.placement import Placement
-from vtryon_services.engine.still_vae import Half, StillVae
 
 
 class Decoder:
     """The VAE's decoder."""
 
-    def __init__(self, vae: StillVae, max_target_area: int, digest: str) -> None:
+    def __init__(self, vae: ImageVae, max_target_area: int, digest: str) -> None:
         self._vae = vae
         self.channels = vae.channels
         self.max_target_area = max_target_area
@@ -25,7 +25,7 @@ class Decoder:
     @classmethod
     def load(cls, checkpoint: Checkpoint, placement: Placement) -> Decoder:
         """Load the decoder's half of `vae/`."""
-        vae = StillVae.load(checkpoint, placement, half=Half.DECODER)
+        vae = ImageVae.load(checkpoint, placement, half=Half.DECODER)
         return cls(vae, checkpoint.geometry.max_target_area, checkpoint.digest(Stage.DECODING))
 
     def decode(self, latents: Sequence[torch.Tensor]) -> Sequence[torch.Tensor]:

@@ -13,10 +13,10 @@ from vtryon.types import ResizeFilter, Stage
 from vtryon_services.engine import fitting
 from vtryon_services.engine.checkpoint import Checkpoint
 from vtryon_services.engine.geometry import Geometry
+from vtryon_services.engine.image_vae import Half, ImageVae
 from vtryon_services.engine.numerics import Resolved
 from vtryon_services.engine.outputs import check_output
 from vtryon_services.engine.placement import Placement
-from vtryon_services.engine.still_vae import Half, StillVae
 
 # ComfyUI rounds to 8, and some of its sizes then give odd latents, which packing can't take.
 _AREA_MULTIPLE = 16
@@ -32,7 +32,7 @@ class Fitted(NamedTuple):
 class VaeEncoder:
     """The VAE's encoder, and the checkpoint's reference size."""
 
-    def __init__(self, vae: StillVae, geometry: Geometry, digest: str) -> None:
+    def __init__(self, vae: ImageVae, geometry: Geometry, digest: str) -> None:
         self._vae = vae
         self._geometry = geometry
         self.digest = digest
@@ -40,7 +40,7 @@ class VaeEncoder:
     @classmethod
     def load(cls, checkpoint: Checkpoint, placement: Placement) -> VaeEncoder:
         """Load the encoder's half of `vae/`."""
-        vae = StillVae.load(checkpoint, placement, half=Half.ENCODER)
+        vae = ImageVae.load(checkpoint, placement, half=Half.ENCODER)
         return cls(vae, checkpoint.geometry, checkpoint.digest(Stage.LATENT_ENCODER))
 
     def fit(self, picture: Image.Image, numerics: Resolved) -> Fitted:

@@ -63,7 +63,7 @@ def count_tokens(plan: SamplingPlan, text: int, references: Iterable[Sequence[in
 
 
 @dataclass(frozen=True, slots=True)
-class Demand:
+class SamplingRequest:
     """Resources of a sampling request, known before its payloads arrive.
 
     Attributes:
@@ -81,7 +81,7 @@ class Demand:
 
 
 @dataclass(frozen=True, slots=True)
-class Standing:
+class QueuePosition:
     """A waiting request's place.
 
     Attributes:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, TypeVar
 import structlog
 from opentelemetry import metrics
 
+from vtryon.call_status import is_being_cancelled
 from vtryon.errors import (
     DeadlineError,
     OverloadedError,
@@ -33,7 +34,6 @@ from vtryon.events import (
     StepFinished,
 )
 from vtryon.jobs import Job, JobState
-from vtryon.outcome import is_being_cancelled
 from vtryon.run import Result, Run
 from vtryon.tensors import Tensor
 from vtryon.types import DataType, Priority, Stage, TensorSpec, TryOnOptions
@@ -65,7 +65,7 @@ class Attempt:
         self._seals = runner.seals
         self._seal: Seal | None = None
         self._client = runner.client.acting_for(leased.tenant)
-        self._bell = runner.bell
+        self._notifier = runner.notifier
         self._settings = runner.settings
         self._run: Run[Result] | None = None
         self._cancelled = False
@@ -245,7 +245,7 @@ class Attempt:
             await self._insist(
                 lambda: self._leases.record(self._leased, happened, self._step, self._steps)
             )
-            self._bell.ring(self._leased.id)
+            self._notifier.notify(self._leased.id)
         self._written_at = time.monotonic()
 
     async def _take_resume(self, piece: ResumeChunk) -> None:

@@ -8,8 +8,8 @@ from collections.abc import Sequence
 import structlog
 from opentelemetry import metrics
 
-from vtryon_services.jobs.ledger import JobStore
 from vtryon_services.jobs.seals import Seals
+from vtryon_services.jobs.store import JobStore
 from vtryon_services.runtime.artifacts import Artifacts
 from vtryon_services.runtime.storage import Outage, StorageError
 

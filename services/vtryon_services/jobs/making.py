@@ -13,10 +13,10 @@ from vtryon.payloads import Buffer
 from vtryon.seeds import draw_seed
 from vtryon.types import TryOnOptions
 from vtryon_services.jobs.eraser import Eraser
-from vtryon_services.jobs.ledger import JobStore
 from vtryon_services.jobs.origin import Origin
 from vtryon_services.jobs.records import Kept, NewJob
 from vtryon_services.jobs.seals import Seals
+from vtryon_services.jobs.store import JobStore
 from vtryon_services.runtime.artifacts import Artifacts
 from vtryon_services.runtime.call import Call
 

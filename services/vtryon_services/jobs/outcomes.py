@@ -7,7 +7,7 @@ from collections.abc import AsyncGenerator
 
 from vtryon.outcomes import TakenOutcomes, TakeOutcomes
 from vtryon.v1 import outcome_pb2
-from vtryon_services.jobs.bell import OUTCOMES, Bell
+from vtryon_services.jobs.notifier import OUTCOMES, Notifier
 from vtryon_services.jobs.outbox import JobOutbox
 from vtryon_services.jobs.settings import JobsSettings
 from vtryon_services.runtime.adapter import Service
@@ -20,7 +20,7 @@ _MOST, _LONGEST_WAIT_SECONDS, _LONGEST_OWNER = 1000, 30.0, 64
 _LAST_ID = 2**63 - 1
 
 
-def outcome_service(outbox: JobOutbox, bell: Bell, settings: JobsSettings) -> Service:
+def outcome_service(outbox: JobOutbox, notifier: Notifier, settings: JobsSettings) -> Service:
     """Serve `OutcomeService`."""
 
     async def take(
@@ -29,13 +29,13 @@ def outcome_service(outbox: JobOutbox, bell: Bell, settings: JobsSettings) -> Se
         _check(asked)
         until = time.monotonic() + asked.wait_seconds
         published = asked.published
-        with bell.listen(OUTCOMES) as news:
+        with notifier.subscribe(OUTCOMES) as subscription:
             while True:
                 taken = await outbox.take(asked.owner, published, asked.max_outcomes)
                 published, left = (), until - time.monotonic()
                 if taken or not asked.max_outcomes or left <= 0:
                     break
-                await news.wait(min(settings.poll_seconds, left))
+                await subscription.wait(min(settings.poll_seconds, left))
         yield TakenOutcomes(tuple(taken))
 
     method = Method(

@@ -11,13 +11,13 @@ from opentelemetry import context, propagate
 
 from vtryon.client import Client
 from vtryon_services.jobs.attempt import Attempt
-from vtryon_services.jobs.bell import OUTCOMES, WORK, Bell
 from vtryon_services.jobs.changes import LeaseLostError
 from vtryon_services.jobs.eraser import Eraser
-from vtryon_services.jobs.ledger import JobStore
+from vtryon_services.jobs.notifier import OUTCOMES, WORK, Notifier
 from vtryon_services.jobs.records import Leased
 from vtryon_services.jobs.seals import Seals
 from vtryon_services.jobs.settings import JobsSettings
+from vtryon_services.jobs.store import JobStore
 from vtryon_services.runtime.artifacts import Artifacts
 from vtryon_services.runtime.storage import Outage
 
@@ -34,14 +34,14 @@ class Runner:
         seals: Seals,
         eraser: Eraser,
         client: Client,
-        bell: Bell,
+        notifier: Notifier,
         settings: JobsSettings,
     ) -> None:
         self.leases = ledger.leases
         self.artifacts = artifacts
         self.seals = seals
         self.client = client
-        self.bell = bell
+        self.notifier = notifier
         self.settings = settings
         self._eraser = eraser
         self.owner = uuid.uuid4().hex
@@ -70,7 +70,7 @@ class Runner:
     async def _take_jobs(self) -> None:
         await self.client.channel.grpc.channel_ready()
         outage = Outage(_log, "no job could be taken")
-        with self.bell.listen(WORK) as news:
+        with self.notifier.subscribe(WORK) as subscription:
             while True:
                 leased = None
                 if len(self._tasks) < self.settings.runners:
@@ -83,7 +83,7 @@ class Runner:
                         await asyncio.sleep(outage.failed(error))
                         continue
                 if leased is None:
-                    await news.wait(self.settings.poll_seconds)
+                    await subscription.wait(self.settings.poll_seconds)
                     continue
                 task = asyncio.create_task(self._run(leased))
                 self._tasks.add(task)
@@ -91,7 +91,7 @@ class Runner:
 
     def _ended(self, task: asyncio.Task[None]) -> None:
         self._tasks.discard(task)
-        self.bell.ring(WORK)
+        self.notifier.notify(WORK)
 
     async def _keep_hold(self) -> None:
         """Renew leases, and hear of cancels that came by other processes."""
@@ -116,7 +116,7 @@ class Runner:
         attempt = Attempt(leased, self)
         self._active[leased.id] = attempt
         context.attach(propagate.extract(leased.origin.carrier))  # this task's own
-        self.bell.ring(leased.id, OUTCOMES)
+        self.notifier.notify(leased.id, OUTCOMES)
         try:
             await attempt.run()
         except LeaseLostError:
@@ -125,4 +125,4 @@ class Runner:
             _log.exception("an attempt failed", job=leased.id)
         finally:
             del self._active[leased.id]
-            self.bell.ring(leased.id, OUTCOMES)
+            self.notifier.notify(leased.id, OUTCOMES)

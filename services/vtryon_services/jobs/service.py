@@ -28,18 +28,18 @@ from vtryon.payloads import outgoing_image
 from vtryon.retry import FOR_SERVICES
 from vtryon.types import MAX_GARMENTS, PayloadKind, Stage, TryOnOptions
 from vtryon.v1 import job_pb2
-from vtryon_services.jobs.bell import OUTCOMES, WORK, Bell
 from vtryon_services.jobs.database import Database
 from vtryon_services.jobs.database import located as database_located
 from vtryon_services.jobs.eraser import Eraser
-from vtryon_services.jobs.ledger import JobStore, StoreLimits
 from vtryon_services.jobs.making import Maker
+from vtryon_services.jobs.notifier import OUTCOMES, WORK, Notifier
 from vtryon_services.jobs.origin import LONGEST_CORRELATION_ID
 from vtryon_services.jobs.outcomes import outcome_service
 from vtryon_services.jobs.records import Kept
 from vtryon_services.jobs.runner import Runner
 from vtryon_services.jobs.seals import Seals
 from vtryon_services.jobs.settings import JobsSettings
+from vtryon_services.jobs.store import JobStore, StoreLimits
 from vtryon_services.runtime.adapter import Service
 from vtryon_services.runtime.artifacts import Artifacts
 from vtryon_services.runtime.artifacts import located as artifacts_located
@@ -83,14 +83,14 @@ async def make_services(settings: JobsSettings) -> list[Service]:
         settings.keep_seconds,
         settings.leftover_seconds,
     )
-    ledger, bell = JobStore(database, limits, published=settings.outbox), Bell()
+    ledger, notifier = JobStore(database, limits, published=settings.outbox), Notifier()
     seals = Seals(artifacts)
     eraser = Eraser(ledger, artifacts, seals)
     maker = Maker(ledger, artifacts, seals, eraser, settings.job_timeout_seconds)
     client = await Client(settings.pipeline_target, retry=FOR_SERVICES).__aenter__()
-    runner = Runner(ledger, artifacts, seals, eraser, client, bell, settings)
+    runner = Runner(ledger, artifacts, seals, eraser, client, notifier, settings)
     runner.start()
-    jobs = JobService(ledger, artifacts, seals, eraser, maker, runner, bell, settings)
+    jobs = JobService(ledger, artifacts, seals, eraser, maker, runner, notifier, settings)
 
     async def close() -> None:
         await maker.finish()
@@ -99,7 +99,7 @@ async def make_services(settings: JobsSettings) -> list[Service]:
 
     return [
         Service(JOBS, _NAME, jobs.methods(), settings, retire=runner.retire, close=close),
-        outcome_service(ledger.outbox, bell, settings),
+        outcome_service(ledger.outbox, notifier, settings),
     ]
 
 
@@ -114,7 +114,7 @@ class JobService:
         eraser: Eraser,
         maker: Maker,
         runner: Runner,
-        bell: Bell,
+        notifier: Notifier,
         settings: JobsSettings,
     ) -> None:
         self._ledger = ledger
@@ -123,7 +123,7 @@ class JobService:
         self._eraser = eraser
         self._maker = maker
         self._runner = runner
-        self._bell = bell
+        self._notifier = notifier
         self._settings = settings
         self._lists = asyncio.Semaphore(_LISTS_AT_ONCE)
         self._watches: Counter[str] = Counter()
@@ -178,7 +178,7 @@ class JobService:
         _check(start)
         kept, is_new = await self._maker.make(start, await incoming.receive(), call)
         if is_new:
-            self._bell.ring(WORK, OUTCOMES)
+            self._notifier.notify(WORK, OUTCOMES)
         yield await self._shown(kept)
 
     async def _shown(self, kept: Kept) -> bytes:
@@ -218,14 +218,14 @@ class JobService:
         """Wait for the end of a job that is cancelled, and erase it if that is asked for."""
         job_id = kept.message.id
         self._runner.cancel(job_id)
-        self._bell.ring(job_id, OUTCOMES)
-        with self._bell.listen(job_id) as news, suppress(TimeoutError):
+        self._notifier.notify(job_id, OUTCOMES)
+        with self._notifier.subscribe(job_id) as subscription, suppress(TimeoutError):
             async with asyncio.timeout(_CANCEL_SECONDS):
                 while kept.message.state not in _ENDED:
-                    await news.wait(self._settings.poll_seconds)
+                    await subscription.wait(self._settings.poll_seconds)
                     kept = await self._ledger.get(tenant, job_id)
         if kept.message.erasing and await self._eraser.erase(job_id):
-            self._bell.ring(OUTCOMES)
+            self._notifier.notify(OUTCOMES)
             kept = await self._ledger.get(tenant, job_id)
         return kept
 
@@ -237,7 +237,7 @@ class JobService:
         following = max(1, asked.from_sequence)
         if job.state in _ENDED and following > job.sequence:
             return  # asked for what is behind the end
-        with self._one_more_watch(call.tenant), self._bell.listen(asked.id) as news:
+        with self._one_more_watch(call.tenant), self._notifier.subscribe(asked.id) as subscription:
             while True:
                 for body in await self._ledger.updates_of(asked.id, following):
                     update = job_pb2.JobUpdate.FromString(body)
@@ -245,7 +245,7 @@ class JobService:
                     yield await self._readable(job, update, body)
                     if update.job.state in _ENDED:
                         return
-                await news.wait(self._settings.poll_seconds)
+                await subscription.wait(self._settings.poll_seconds)
 
     @contextmanager
     def _one_more_watch(self, tenant: str) -> Iterator[None]:

@@ -10,8 +10,8 @@ import torch
 from vtryon.types import Profile
 from vtryon_services.engine.checkpoint import Checkpoint, write_digests
 from vtryon_services.engine.geometry import FILE_NAME, Defaults, Geometry, PreviewMap, Size
+from vtryon_services.engine.image_vae import ImageVae
 from vtryon_services.engine.placement import Placement
-from vtryon_services.engine.still_vae import StillVae
 from vtryon_services.mannequin.shapes import HEIGHT, WIDTH
 from vtryon_services.mannequin.triples import draw_triples
 
@@ -19,7 +19,7 @@ _EXAMPLES = 256
 _SEED = 20_000
 
 
-def fit_preview_map(vae: StillVae) -> PreviewMap:
+def fit_preview_map(vae: ImageVae) -> PreviewMap:
     """Fit, by least squares on training drawings, the linear map from latents to mean colours."""
     pixels = draw_triples(_EXAMPLES, _SEED).truth
     latents = vae.encode(pixels * 2 - 1)
@@ -53,7 +53,7 @@ def package(folder: Path) -> None:
         content.pop("_name_or_path", None)
         config.write_text(json.dumps(content, indent=2, sort_keys=True) + "\n")
     (folder / "digests.json").unlink(missing_ok=True)
-    vae = StillVae.load(Checkpoint.open(folder), Placement.of("cpu", "fp32"))
+    vae = ImageVae.load(Checkpoint.open(folder), Placement.of("cpu", "fp32"))
     geometry = mannequin_geometry(fit_preview_map(vae))
     (folder / FILE_NAME).write_text(geometry.model_dump_json(indent=2) + "\n")
     write_digests(folder)

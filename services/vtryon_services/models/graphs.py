@@ -14,9 +14,9 @@ from vtryon.errors import Reason, SettingsError
 from vtryon.types import Stage
 from vtryon_services.engine.checkpoint import Checkpoint
 from vtryon_services.engine.geometry import size_of_area
+from vtryon_services.engine.image_vae import Half, ImageVae
 from vtryon_services.engine.placement import Placement
 from vtryon_services.engine.sampler import Sampler
-from vtryon_services.engine.still_vae import Half, StillVae
 from vtryon_services.engine.text_encoder import PromptEncoder
 from vtryon_services.models.modules import (
     LanguageModel,
@@ -94,7 +94,7 @@ def _range(usual_area: int, largest_area: int) -> dict[str, Sizes]:
 
 
 def _vae_encoder(checkpoint: Checkpoint, placement: Placement) -> ExportGraph:
-    vae = StillVae.load(checkpoint, placement, half=Half.ENCODER)
+    vae = ImageVae.load(checkpoint, placement, half=Half.ENCODER)
 
     def draw(sizes: Sizes) -> Tensors:
         return {"pixels": torch.rand(sizes.batch, 3, sizes.height, sizes.width) * 2 - 1}
@@ -115,7 +115,7 @@ def _vae_encoder(checkpoint: Checkpoint, placement: Placement) -> ExportGraph:
 
 
 def _vae_decoder(checkpoint: Checkpoint, placement: Placement) -> ExportGraph:
-    vae = StillVae.load(checkpoint, placement, half=Half.DECODER)
+    vae = ImageVae.load(checkpoint, placement, half=Half.DECODER)
 
     def draw(sizes: Sizes) -> Tensors:
         return {

@@ -15,8 +15,8 @@ from torch.nn.functional import scaled_dot_product_attention
 from transformers.models.qwen2_5_vl import modeling_qwen2_5_vl as qwen
 from transformers.vision_utils import get_vision_position_ids, get_vision_window_index
 
+from vtryon_services.engine.image_vae import ImageVae
 from vtryon_services.engine.prompt import PREAMBLE_TOKENS
-from vtryon_services.engine.still_vae import StillVae
 from vtryon_services.engine.text_encoder import picture_tokens
 
 Tensors = dict[str, torch.Tensor]
@@ -25,7 +25,7 @@ Tensors = dict[str, torch.Tensor]
 class VaeEncoderModule(nn.Module):
     """Pictures to latents."""
 
-    def __init__(self, vae: StillVae) -> None:
+    def __init__(self, vae: ImageVae) -> None:
         super().__init__()
         self.vae = vae
 
@@ -37,7 +37,7 @@ class VaeEncoderModule(nn.Module):
 class VaeDecoder(nn.Module):
     """Latents to pictures."""
 
-    def __init__(self, vae: StillVae) -> None:
+    def __init__(self, vae: ImageVae) -> None:
         super().__init__()
         self.vae = vae
 

@@ -29,9 +29,9 @@ from vtryon.events import (
 from vtryon.payloads import Buffer, outgoing_image
 from vtryon.types import PayloadKind, Stage, TryOnStart
 from vtryon_services.backends.ensemble import Progress, TritonTryOn
-from vtryon_services.engine.plan import Standing
+from vtryon_services.engine.plan import QueuePosition
 from vtryon_services.pipeline.attempts import FailoverPolicy, StageAttempts
-from vtryon_services.pipeline.ledger import name_subjects, with_own_share
+from vtryon_services.pipeline.timings import name_subjects, with_own_share
 from vtryon_services.runtime.call import Call, Incoming, send_output
 from vtryon_services.runtime.unused import unused_options
 
@@ -99,7 +99,7 @@ class EnsembleFlow:
         )
         async with aclosing(answers):
             async for answer in answers:
-                if isinstance(answer, Standing):
+                if isinstance(answer, QueuePosition):
                     yield Queued(Stage.SAMPLING, answer.position, answer.expected_seconds)
                     continue
                 if answer.step > self._steps_told:

@@ -26,8 +26,8 @@ from vtryon_services.engine.numerics import resolve
 from vtryon_services.pipeline.attempts import FailoverPolicy
 from vtryon_services.pipeline.settings import PipelineSettings
 from vtryon_services.runtime.call import Call, Incoming, accepted
+from vtryon_services.runtime.concurrency import ConcurrencyLimiter
 from vtryon_services.runtime.declarations import check_pictures
-from vtryon_services.runtime.places import Places
 from vtryon_services.runtime.ranges import ResumeRanges, check_options, check_ranges
 from vtryon_services.runtime.unused import unused_options
 
@@ -51,7 +51,7 @@ class Pipeline:
     def __init__(self, make_flow: MakeFlow, settings: PipelineSettings) -> None:
         self._make_flow = make_flow
         self._max_garments = settings.max_garments
-        self._places = Places(STAGE, settings.max_requests, max_waiting=0)
+        self._places = ConcurrencyLimiter(STAGE, settings.max_requests, max_waiting=0)
         self._retries = FailoverPolicy(
             RetryBudget(), settings.stage_attempts, settings.resume_every
         )

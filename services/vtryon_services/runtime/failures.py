@@ -8,8 +8,8 @@ from contextlib import contextmanager
 
 import structlog
 
+from vtryon.call_status import is_being_cancelled
 from vtryon.errors import DeadlineError, StageError, VtryonError
-from vtryon.outcome import is_being_cancelled
 from vtryon_services.runtime.call import Call
 
 _log = structlog.get_logger("vtryon.service")

@@ -19,7 +19,7 @@ from vtryon.types import (
     Stage,
 )
 from vtryon_services.engine import fitting, pictures
-from vtryon_services.engine.batching.merger import Merger
+from vtryon_services.engine.batching.dynamic_batcher import DynamicBatcher
 from vtryon_services.engine.decoder import Decoder
 from vtryon_services.engine.latent_encoder import Fitted, VaeEncoder
 from vtryon_services.engine.text_encoder import PromptEncoder, PromptInputs
@@ -53,7 +53,7 @@ class _Batched(ABC, Generic[I, R]):
         """Load."""
         self._beside = ThreadPoolExecutor(4, thread_name_prefix="beside")
         compute = ThreadPoolExecutor(1, thread_name_prefix="compute")
-        self._merger = Merger(compute, self._timed, self._kind, sys.maxsize)
+        self._merger = DynamicBatcher(compute, self._timed, self._kind, sys.maxsize)
         settings = ModelSettings(arguments)
         self._digest = settings.digest
         self._load(settings)

@@ -16,6 +16,7 @@ from tritonclient.grpc import aio as triton
 from tritonclient.utils import InferenceServerException
 
 from vtryon import status
+from vtryon.call_status import is_being_cancelled
 from vtryon.errors import (
     DeadlineError,
     OverloadedError,
@@ -26,10 +27,9 @@ from vtryon.errors import (
     UnavailableError,
     VtryonError,
 )
-from vtryon.outcome import is_being_cancelled
 from vtryon_services.triton.contract import Model, digest_parameter
 from vtryon_services.triton.failures import from_message
-from vtryon_services.triton.regions import UNKNOWN_REGION, Regions
+from vtryon_services.triton.shared_memory import UNKNOWN_REGION, Regions
 
 R = TypeVar("R")
 Tensors = Mapping[str, np.ndarray]

@@ -29,9 +29,9 @@ from vtryon_services.engine import pictures
 from vtryon_services.engine.batching.batcher import StepBatcher, Stepped
 from vtryon_services.engine.plan import (
     MAX_TOKENS,
-    Demand,
+    QueuePosition,
     SamplingPlan,
-    Standing,
+    SamplingRequest,
     count_tokens,
     is_due,
 )
@@ -46,7 +46,6 @@ from vtryon_services.runtime.ranges import (
     check_ranges,
 )
 from vtryon_services.triton.contract import MAX_PICTURES, Model, digest_parameter
-from vtryon_services.triton.outbox import ResponseSender
 from vtryon_services.triton.requests import (
     ModelRequest,
     ModelSettings,
@@ -58,6 +57,7 @@ from vtryon_services.triton.requests import (
     respond,
     whole,
 )
+from vtryon_services.triton.response_sender import ResponseSender
 
 _TIMEOUT_SECONDS = 3600.0  # of a request that names none
 _CANCELS_KEPT_SECONDS = 600.0  # a request may be cancelled before it gets here
@@ -111,7 +111,7 @@ class SamplingModel:
         _check_given(given, start, max_area, request.parameters.keys())
         plan = plan_of(start, self._engine)
         guided = plan.true_cfg_scale > 1 and given.negative is not None
-        demand = Demand(
+        demand = SamplingRequest(
             plan,
             count_tokens(plan, len(given.positive), [one.shape for one in given.references]),
             guided=guided,
@@ -164,20 +164,20 @@ class Answers:
         """Whether the caller has left."""
         return bool(self._sender.is_cancelled()) or self._is_cancelled()
 
-    def moved(self, standing: Standing) -> None:
+    def on_queued(self, standing: QueuePosition) -> None:
         """Say how many go first."""
         self._send(
             **self._progress(0, standing.expected_seconds or 0.0),
             POSITION=torch.tensor([standing.position], dtype=torch.int32),
         )
 
-    def stepped(self, step: Stepped) -> None:
+    def on_step(self, step: Stepped) -> None:
         """Say what a step gave; the last one waits for the end."""
         self._last = step
         if step.step < self._plan.steps:
             self._send(**self._describe(step))
 
-    def ended(self, error: VtryonError | None) -> None:
+    def on_end(self, error: VtryonError | None) -> None:
         """Send the latents, or the error; what is posted afterwards is not sent."""
         if self._over:
             return

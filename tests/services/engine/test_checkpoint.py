@@ -18,11 +18,11 @@ from vtryon_services.engine.checkpoint import (
     sha256_of,
 )
 from vtryon_services.engine.decoder import Decoder
+from vtryon_services.engine.image_vae import Half, ImageVae
 from vtryon_services.engine.latent_encoder import VaeEncoder
 from vtryon_services.engine.numerics import resolve
 from vtryon_services.engine.placement import Placement
 from vtryon_services.engine.sampler import Sampler
-from vtryon_services.engine.still_vae import Half, StillVae
 from vtryon_services.engine.text_encoder import PromptEncoder
 
 CPU = Placement.of("cpu", "fp32")
@@ -259,7 +259,7 @@ def test_encoder_and_decoder_hold_a_half_of_the_vae_each() -> None:
         return sum(one.numel() for module in modules for one in module.parameters())
 
     checkpoint = Checkpoint.open(SHIPPED_CHECKPOINT)
-    whole = count(StillVae.load(checkpoint, CPU))
+    whole = count(ImageVae.load(checkpoint, CPU))
     encoder, decoder = VaeEncoder.load(checkpoint, CPU), Decoder.load(checkpoint, CPU)
     assert count(encoder._vae, decoder._vae) == whole
     assert count(encoder._vae._vae.decoder) == count(decoder._vae._vae.encoder) == 0
@@ -269,7 +269,7 @@ def test_large_pictures_are_decoded_in_tiles_by_the_decoders_half_alone() -> Non
     checkpoint = Checkpoint.open(SHIPPED_CHECKPOINT)
     latents = torch.randn(1, 16, 40, 40)
     drawn = [
-        StillVae.load(checkpoint, CPU, half=half, tile_above_pixels=1).decode(latents)
+        ImageVae.load(checkpoint, CPU, half=half, tile_above_pixels=1).decode(latents)
         for half in (Half.BOTH, Half.DECODER)
     ]
     assert torch.equal(*drawn)

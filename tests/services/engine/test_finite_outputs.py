@@ -17,7 +17,7 @@ from vtryon_services.engine.decoder import Decoder
 from vtryon_services.engine.latent_encoder import VaeEncoder
 from vtryon_services.engine.numerics import resolve
 from vtryon_services.engine.placement import Placement
-from vtryon_services.engine.plan import Demand, SamplingPlan
+from vtryon_services.engine.plan import SamplingPlan, SamplingRequest
 from vtryon_services.engine.sampler import Given, Sampler
 from vtryon_services.engine.text_encoder import PromptEncoder
 
@@ -49,7 +49,7 @@ def test_a_request_that_computes_nan_fails_alone() -> None:
     batcher = StepBatcher(sampler, executor)
     sinks = []
     for spoilt in (False, True, False):
-        ticket = batcher.admit(Demand(plan(sampler), tokens=11, guided=False))
+        ticket = batcher.admit(SamplingRequest(plan(sampler), tokens=11, guided=False))
         sinks.append(Recorder())
         ticket.begin(given(sampler.width, sampler.channels, spoilt=spoilt), sinks[-1])
     executor.run_all()

@@ -3,14 +3,14 @@ from diffusers import AutoencoderKLQwenImage
 from diffusers.models.autoencoders.autoencoder_kl_qwenimage import QwenImageRMS_norm
 
 from vtryon_services.engine.checkpoint import SHIPPED_CHECKPOINT, Checkpoint
+from vtryon_services.engine.image_vae import ChannelNorm, ImageVae
 from vtryon_services.engine.placement import Placement
-from vtryon_services.engine.still_vae import ChannelNorm, StillVae
 
 PLACEMENT = Placement.of("cpu", "fp32")
 
 
-def load(**options) -> tuple[StillVae, AutoencoderKLQwenImage]:
-    ours = StillVae.load(Checkpoint.open(SHIPPED_CHECKPOINT), PLACEMENT, **options)
+def load(**options) -> tuple[ImageVae, AutoencoderKLQwenImage]:
+    ours = ImageVae.load(Checkpoint.open(SHIPPED_CHECKPOINT), PLACEMENT, **options)
     theirs = AutoencoderKLQwenImage.from_pretrained(SHIPPED_CHECKPOINT / "vae")
     return ours, theirs.float().eval()
 

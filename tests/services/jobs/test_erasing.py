@@ -19,8 +19,8 @@ from vtryon.types import PreviewPolicy
 from vtryon_services.jobs.changes import Changes
 from vtryon_services.jobs.database import Database
 from vtryon_services.jobs.eraser import Eraser
-from vtryon_services.jobs.ledger import JobStore, StoreLimits
 from vtryon_services.jobs.seals import Seals
+from vtryon_services.jobs.store import JobStore, StoreLimits
 from vtryon_services.runtime.artifacts import Artifacts
 from vtryon_services.runtime.storage import StorageError
 

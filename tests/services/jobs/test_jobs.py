@@ -24,9 +24,9 @@ from vtryon_services.backends.scripted import ScriptedSampling, ScriptedTextEnco
 from vtryon_services.bridges.rest.server import begin
 from vtryon_services.bridges.rest.settings import RestSettings
 from vtryon_services.host import host
-from vtryon_services.jobs.ledger import JobStore
 from vtryon_services.jobs.records import NewJob
 from vtryon_services.jobs.settings import JobsSettings
+from vtryon_services.jobs.store import JobStore
 from vtryon_services.pipeline import flow
 from vtryon_services.runtime.artifacts import Artifacts
 

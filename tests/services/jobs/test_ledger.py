@@ -20,8 +20,8 @@ from vtryon.types import PayloadKind, ResumePoint, TryOnOptions
 from vtryon.v1 import job_pb2
 from vtryon_services.jobs.changes import LeaseLostError
 from vtryon_services.jobs.database import Database
-from vtryon_services.jobs.ledger import JobStore, StoreLimits
 from vtryon_services.jobs.records import NewJob, Outcome, Resume
+from vtryon_services.jobs.store import JobStore, StoreLimits
 
 MIB = 1024 * 1024
 NEW = NewJob(

@@ -12,9 +12,9 @@ from vtryon.jobs import JobState
 from vtryon_services.jobs import outbox as module
 from vtryon_services.jobs.changes import LeaseLostError
 from vtryon_services.jobs.database import Database
-from vtryon_services.jobs.ledger import JobStore, StoreLimits
 from vtryon_services.jobs.origin import Origin
 from vtryon_services.jobs.outbox import JobOutbox
+from vtryon_services.jobs.store import JobStore, StoreLimits
 
 
 @pytest.fixture

@@ -7,8 +7,8 @@ import torch
 
 from vtryon.types import Stage
 from vtryon_services.engine.checkpoint import SHIPPED_CHECKPOINT, Checkpoint
+from vtryon_services.engine.image_vae import ImageVae
 from vtryon_services.engine.placement import Placement
-from vtryon_services.engine.still_vae import StillVae
 from vtryon_services.mannequin.garments import COLOUR_NAMES, PATTERNS, SLEEVE_NAMES
 from vtryon_services.mannequin.package import fit_preview_map, mannequin_geometry, package
 from vtryon_services.mannequin.prompts import (
@@ -121,7 +121,7 @@ def test_packaging_again_gives_the_shipped_geometry(tmp_path) -> None:
 
 
 def test_the_preview_map_explains_the_colours() -> None:
-    vae = StillVae.load(Checkpoint.open(SHIPPED_CHECKPOINT), Placement.of("cpu", "fp32"))
+    vae = ImageVae.load(Checkpoint.open(SHIPPED_CHECKPOINT), Placement.of("cpu", "fp32"))
     preview = mannequin_geometry(fit_preview_map(vae)).preview
     truth = draw_triples(16, HELD_OUT).truth
     latents = vae.encode(truth * 2 - 1)

@@ -22,11 +22,11 @@ from vtryon.types import Numerics, RopeLayout, Stage
 from vtryon_services.engine.checkpoint import Checkpoint
 from vtryon_services.engine.forward import Forward, Prediction, divide
 from vtryon_services.engine.geometry import Geometry
+from vtryon_services.engine.image_vae import ImageVae
 from vtryon_services.engine.numerics import resolve
 from vtryon_services.engine.placement import Placement
 from vtryon_services.engine.prompt import TEMPLATE
 from vtryon_services.engine.sampler import Sampler
-from vtryon_services.engine.still_vae import StillVae
 from vtryon_services.engine.text_encoder import PromptEncoder
 from vtryon_services.models import onnx_export
 from vtryon_services.models.graphs import ExportGraph, make_graph
@@ -65,7 +65,7 @@ def run(repository: Path, checkpoint: Checkpoint, stage: Stage, **given: torch.T
 
 @pytest.mark.timeout(600)
 def test_the_vae(checkpoint, repository) -> None:
-    vae = StillVae.load(checkpoint, PLACEMENT)
+    vae = ImageVae.load(checkpoint, PLACEMENT)
     for batch, height, width in [(1, 32, 96), (3, 64, 32)]:
         pixels = torch.rand(batch, 3, height, width) * 2 - 1
         latents = vae.encode(pixels)

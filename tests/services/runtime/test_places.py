@@ -4,7 +4,7 @@ import pytest
 
 from vtryon.errors import OverloadedError
 from vtryon.types import Stage
-from vtryon_services.runtime.places import Permit, Places
+from vtryon_services.runtime.concurrency import ConcurrencyLimiter, Permit
 
 
 async def positions(ticket: Permit, seen: list[int]) -> None:
@@ -12,7 +12,7 @@ async def positions(ticket: Permit, seen: list[int]) -> None:
 
 
 async def test_first_come_first_served_with_positions_that_fall() -> None:
-    places = Places(Stage.DECODING, 1, 5)
+    places = ConcurrencyLimiter(Stage.DECODING, 1, 5)
     first, second, third = places.enter(), places.enter(), places.enter()
     assert first.has_place
     seen: list[int] = []
@@ -27,7 +27,7 @@ async def test_first_come_first_served_with_positions_that_fall() -> None:
 
 
 async def test_a_full_queue_refuses_at_once_and_says_when() -> None:
-    places = Places(Stage.DECODING, 1, 1)
+    places = ConcurrencyLimiter(Stage.DECODING, 1, 1)
     places.enter()
     places.enter()
     with pytest.raises(OverloadedError, match="1 are waiting") as caught:
@@ -36,7 +36,7 @@ async def test_a_full_queue_refuses_at_once_and_says_when() -> None:
 
 
 async def test_leaving_the_queue_lets_the_others_move_up() -> None:
-    places = Places(Stage.DECODING, 1, 5)
+    places = ConcurrencyLimiter(Stage.DECODING, 1, 5)
     with places.enter():
         with places.enter() as waiting:
             behind = places.enter()
@@ -48,7 +48,7 @@ async def test_leaving_the_queue_lets_the_others_move_up() -> None:
 
 
 async def test_a_full_queue_refuses_at_the_door_too() -> None:
-    places = Places(Stage.DECODING, 1, 0)
+    places = ConcurrencyLimiter(Stage.DECODING, 1, 0)
     places.check_room()
     with places.enter(), pytest.raises(OverloadedError):
         places.check_room()
@@ -56,7 +56,7 @@ async def test_a_full_queue_refuses_at_the_door_too() -> None:
 
 
 async def test_the_next_place_goes_to_the_tenant_that_holds_least() -> None:
-    places = Places(Stage.DECODING, 2, 10)
+    places = ConcurrencyLimiter(Stage.DECODING, 2, 10)
     held = [places.enter("greedy"), places.enter("greedy")]
     greedy, modest = places.enter("greedy"), places.enter("modest")
     assert places.position(modest) < places.position(greedy)
@@ -67,7 +67,7 @@ async def test_the_next_place_goes_to_the_tenant_that_holds_least() -> None:
 
 
 async def test_a_full_queue_refuses_who_has_most_and_not_who_has_least() -> None:
-    places = Places(Stage.DECODING, 4, 0)
+    places = ConcurrencyLimiter(Stage.DECODING, 4, 0)
     held = [places.enter("greedy") for _ in range(4)]
     with pytest.raises(OverloadedError):
         places.enter("greedy")

@@ -10,7 +10,7 @@ from tests.support.bad_input import OPTIONS, PICTURE, PICTURES
 
 import vtryon
 from vtryon import Reason
-from vtryon.outcome import CallStatus
+from vtryon.call_status import CallStatus
 from vtryon.stream import DECODE, ENCODE_LATENTS, ENCODE_TEXT, SAMPLE, TRY_ON, StreamMethod
 from vtryon.types import (
     MAX_PICTURE_BYTES,

@@ -11,9 +11,9 @@ from tests.support.batching import ManualExecutor, Recorder, random_sampler
 from vtryon.errors import RunCancelledError
 from vtryon_services.engine.batching.batcher import StepBatcher
 from vtryon_services.engine.numerics import resolve
-from vtryon_services.engine.plan import Demand, SamplingPlan
+from vtryon_services.engine.plan import SamplingPlan, SamplingRequest
 from vtryon_services.engine.sampler import Given
-from vtryon_services.triton.outbox import ResponseSender
+from vtryon_services.triton.response_sender import ResponseSender
 
 
 class Answers(Recorder):
@@ -24,13 +24,13 @@ class Answers(Recorder):
         self.abandoned = False
         self.stepped_once, self.told = threading.Event(), threading.Event()
 
-    def stepped(self, step) -> None:
-        super().stepped(step)
+    def on_step(self, step) -> None:
+        super().on_step(step)
         self.stepped_once.set()
 
-    def ended(self, error) -> None:
+    def on_end(self, error) -> None:
         if not self.over:  # as the model's own answers, it says one last word
-            super().ended(error)
+            super().on_end(error)
             self.told.set()
 
 
@@ -45,7 +45,7 @@ def test_a_request_whose_caller_has_left_takes_no_further_step() -> None:
     numerics = resolve(None)
     sigmas = sampler.sigmas(numerics, 50, 32, 32, 1.0)
     plan = SamplingPlan(numerics, 32, 32, sigmas, 1.0, seed=1)
-    ticket = batcher.admit(Demand(plan, 11, False, deadline=inf))
+    ticket = batcher.admit(SamplingRequest(plan, 11, False, deadline=inf))
     given = Given(torch.randn(3, 32), None, [torch.randn(4, 4, 4)])
     ticket.begin(given, outbox.sink(ticket, answers))
     while ticket.steps_done < 2:

@@ -12,15 +12,15 @@ from aiokafka.errors import KafkaError
 from tenacity import AsyncRetrying, retry_if_exception_type, stop_after_delay, wait_fixed
 
 from vtryon.errors import SettingsError, UnavailableError, VtryonError
-from vtryon_services.bridges.kafka.chain import ChainedJobs
-from vtryon_services.bridges.kafka.claims import Claims
-from vtryon_services.bridges.kafka.jobs import LedgerJobs, OutboxPublisher
+from vtryon_services.bridges.kafka.choreography import ChoreographedJobs
+from vtryon_services.bridges.kafka.claims import ClaimStore
+from vtryon_services.bridges.kafka.consumer import ConsumerLoop, Work
+from vtryon_services.bridges.kafka.jobs import OutboxPublisher, StoredJobs
 from vtryon_services.bridges.kafka.schemas import Codec
 from vtryon_services.bridges.kafka.sender import Sender
 from vtryon_services.bridges.kafka.settings import KafkaSettings
 from vtryon_services.bridges.kafka.stages import StageWork
 from vtryon_services.bridges.kafka.topics import Names, check_topics, create_topics
-from vtryon_services.bridges.kafka.worker import Work, Worker
 from vtryon_services.bridges.targets import Clients
 from vtryon_services.runtime.adapter import Service
 from vtryon_services.runtime.artifacts import Artifacts
@@ -63,10 +63,10 @@ class Bridge:
         self._open = open_
         artifacts = Artifacts.open(settings.claims_url)
         self._artifacts = artifacts
-        self._claims = Claims(artifacts, settings.claim_bytes)
+        self._claims = ClaimStore(artifacts, settings.claim_bytes)
         self._codec = Codec(settings)
         self._sender = Sender(settings)
-        self._workers: list[Worker] = []
+        self._workers: list[ConsumerLoop] = []
         self._relay: OutboxPublisher | None = None
         self._sweeping: asyncio.Task[None] | None = None
         self._clients = Clients(settings)
@@ -92,7 +92,7 @@ class Bridge:
             f"the schema registry at {settings.registry_url}",
         )
         works = [self._work(name) for name in settings.works_on]
-        self._workers = [Worker(work, self._sender, settings) for work in works]
+        self._workers = [ConsumerLoop(work, self._sender, settings) for work in works]
         # To join a group takes a broker seconds.
         await asyncio.gather(*(worker.start() for worker in self._workers))
         if JOBS in settings.works_on and settings.topology == "hybrid":
@@ -124,10 +124,10 @@ class Bridge:
     def _work(self, name: str) -> Work:
         settings = self._settings
         if name == JOBS and settings.topology == "kafka":
-            return ChainedJobs(settings, self._codec, self._claims)
+            return ChoreographedJobs(settings, self._codec, self._claims)
         client = self._clients.of(name)
         if name == JOBS:
-            return LedgerJobs(Names(settings, JOBS), self._codec, self._claims, client)
+            return StoredJobs(Names(settings, JOBS), self._codec, self._claims, client)
         return StageWork(name, settings, self._codec, self._claims, self._sender, client)
 
     async def _sweep(self) -> None:

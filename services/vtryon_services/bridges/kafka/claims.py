@@ -19,7 +19,7 @@ _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}(/[A-Za-z0-9][A-Za-z0-9._-]
 _RESULTS, _REQUESTS = "results", "requests"
 
 
-class Claims:
+class ClaimStore:
     """Converts bytes to a record's `Content`, and back.
 
     Args:

@@ -11,7 +11,7 @@ from aiokafka import AIOKafkaConsumer, TopicPartition
 from aiokafka.errors import KafkaError
 
 from vtryon.errors import Reason, RequestError, SettingsError, VtryonError
-from vtryon_services.bridges.kafka.chain import STAGE_REQUEST
+from vtryon_services.bridges.kafka.choreography import STAGE_REQUEST
 from vtryon_services.bridges.kafka.messages import (
     FAILED_AT,
     FROM_OFFSET,

@@ -12,15 +12,15 @@ from typing import Any
 import structlog
 from opentelemetry import context, propagate
 
+from vtryon.call_status import is_being_cancelled
 from vtryon.channel import TENANT_KEY
 from vtryon.client import Client
 from vtryon.errors import DeadlineError, ProtocolError, RequestError, VtryonError
 from vtryon.jobs import Job, JobState
-from vtryon.outcome import is_being_cancelled
 from vtryon.outcomes import JobOutcome, Outcomes
 from vtryon.plain import plain
 from vtryon.types import MAX_GARMENTS, MAX_PICTURE_BYTES, TryOnOptions
-from vtryon_services.bridges.kafka.claims import Claims
+from vtryon_services.bridges.kafka.claims import ClaimStore
 from vtryon_services.bridges.kafka.messages import (
     CAUSATION,
     CORRELATION,
@@ -65,7 +65,7 @@ class JobRequest:
 class JobRequests:
     """Reads requests, and answers those that are refused."""
 
-    def __init__(self, names: Names, codec: Codec, claims: Claims) -> None:
+    def __init__(self, names: Names, codec: Codec, claims: ClaimStore) -> None:
         self.names = names
         self._codec = codec
         self._claims = claims
@@ -119,10 +119,10 @@ class JobRequests:
         return [Message(self.names.responses, key, value, received.refused(error))]
 
 
-class LedgerJobs(JobRequests):
+class StoredJobs(JobRequests):
     """The topology `hybrid`: a request becomes a job of the ledger, durable before it is done."""
 
-    def __init__(self, names: Names, codec: Codec, claims: Claims, client: Client) -> None:
+    def __init__(self, names: Names, codec: Codec, claims: ClaimStore, client: Client) -> None:
         super().__init__(names, codec, claims)
         self._client = client
 
@@ -155,7 +155,7 @@ class OutboxPublisher:
     """
 
     def __init__(
-        self, names: Names, codec: Codec, claims: Claims, sender: Sender, client: Client
+        self, names: Names, codec: Codec, claims: ClaimStore, sender: Sender, client: Client
     ) -> None:
         self._names = names
         self._codec = codec

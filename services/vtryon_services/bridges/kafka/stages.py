@@ -20,8 +20,8 @@ from vtryon.plain import plain
 from vtryon.run import Run, StreamedResult
 from vtryon.stream import StreamCall
 from vtryon.types import PayloadKind, Priority, Stage
-from vtryon_services.bridges.kafka.chain import STAGE_REQUEST, Chain
-from vtryon_services.bridges.kafka.claims import Claims
+from vtryon_services.bridges.kafka.choreography import STAGE_REQUEST, Choreography
+from vtryon_services.bridges.kafka.claims import ClaimStore
 from vtryon_services.bridges.kafka.messages import Message, ReceivedMessage
 from vtryon_services.bridges.kafka.records import (
     answerable,
@@ -52,7 +52,7 @@ class StageWork:
         stage: str,
         settings: KafkaSettings,
         codec: Codec,
-        claims: Claims,
+        claims: ClaimStore,
         sender: Sender,
         client: Client,
     ) -> None:
@@ -60,7 +60,7 @@ class StageWork:
         self._stage = stage
         self._kind = KINDS[stage]
         self._settings = settings
-        self._chain = Chain(settings, codec)
+        self._chain = Choreography(settings, codec)
         self._codec = codec
         self._claims = claims
         self._sender = sender

@@ -16,8 +16,8 @@ from vtryon.errors import UnavailableError
 from vtryon_services.bridges.rest import images, jobs, pages, stages, try_ons
 from vtryon_services.bridges.rest.browsers import browser_access
 from vtryon_services.bridges.rest.checked import only_known_parameters
+from vtryon_services.bridges.rest.clients import Doors
 from vtryon_services.bridges.rest.documents import PROBLEMS, add_document
-from vtryon_services.bridges.rest.doors import Doors
 from vtryon_services.bridges.rest.limits import RequestLimits
 from vtryon_services.bridges.rest.origins import origin_pattern
 from vtryon_services.bridges.rest.problems import add_handlers

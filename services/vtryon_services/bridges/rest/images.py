@@ -25,6 +25,7 @@ from vtryon.run import Result, Run
 from vtryon.types import ImageFormat, PreviewPolicy, Stage
 from vtryon_services.bridges.rest.answers import frame, left_with, result_headers, stream
 from vtryon_services.bridges.rest.bodies import Sampled
+from vtryon_services.bridges.rest.clients import DoorsOf, SettingsOf
 from vtryon_services.bridges.rest.documents import (
     DIGESTS,
     IGNORED,
@@ -34,7 +35,6 @@ from vtryon_services.bridges.rest.documents import (
     body_of,
     headers_of,
 )
-from vtryon_services.bridges.rest.doors import DoorsOf, SettingsOf
 from vtryon_services.bridges.rest.forms import FORM, read_form
 from vtryon_services.bridges.rest.problems import request_id_of
 from vtryon_services.runtime.ranges import PromptRanges, field_error

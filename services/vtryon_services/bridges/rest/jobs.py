@@ -22,6 +22,7 @@ from vtryon_services.bridges.rest.answers import (
     picture_answer,
 )
 from vtryon_services.bridges.rest.bodies import JSON, JobForm, JobJson, read_job
+from vtryon_services.bridges.rest.clients import DoorsOf, SettingsOf
 from vtryon_services.bridges.rest.documents import (
     PICTURE,
     PROBLEMS,
@@ -29,7 +30,6 @@ from vtryon_services.bridges.rest.documents import (
     body_of,
     headers_of,
 )
-from vtryon_services.bridges.rest.doors import DoorsOf, SettingsOf
 from vtryon_services.bridges.rest.forms import FORM
 from vtryon_services.bridges.rest.problems import problem_of
 from vtryon_services.runtime.ranges import GOOD_REQUEST_ID, field_error

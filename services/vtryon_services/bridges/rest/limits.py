@@ -22,8 +22,8 @@ from vtryon_services.bridges.rest.origins import Origins
 from vtryon_services.bridges.rest.problems import failed_inside, respond
 from vtryon_services.bridges.rest.settings import RestSettings
 from vtryon_services.bridges.rest.uploads import Upload, UploadAbortedError, Uploads
+from vtryon_services.runtime.concurrency import ConcurrencyLimiter
 from vtryon_services.runtime.identity import read_identity
-from vtryon_services.runtime.places import Places
 from vtryon_services.runtime.ranges import GOOD_REQUEST_ID
 from vtryon_services.runtime.settings import REST
 
@@ -49,7 +49,7 @@ class RequestLimits:
         self._settings = settings
         self._uploads = uploads
         self._origins = Origins(settings)
-        self._places = Places(REST, settings.max_requests, max_waiting=0)
+        self._places = ConcurrencyLimiter(REST, settings.max_requests, max_waiting=0)
         self._tenants: Counter[str] = Counter()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:

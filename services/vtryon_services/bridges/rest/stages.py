@@ -30,8 +30,8 @@ from vtryon_services.bridges.rest.answers import (
     unused_header,
 )
 from vtryon_services.bridges.rest.bodies import Encoded, Profiled, Sampled, Timed
+from vtryon_services.bridges.rest.clients import DoorsOf
 from vtryon_services.bridges.rest.documents import PICTURE, SAFETENSORS, SAMPLED, TENSORS, body_of
-from vtryon_services.bridges.rest.doors import DoorsOf
 from vtryon_services.bridges.rest.forms import FORM, read_form
 from vtryon_services.runtime.ranges import PromptRanges
 

@@ -28,8 +28,8 @@ from vtryon_services.bridges.rest.bodies import (
     TryOnJson,
     read_try_on,
 )
+from vtryon_services.bridges.rest.clients import DoorsOf, SettingsOf
 from vtryon_services.bridges.rest.documents import RESULTS, body_of
-from vtryon_services.bridges.rest.doors import DoorsOf, SettingsOf
 from vtryon_services.bridges.rest.forms import FORM
 from vtryon_services.bridges.rest.jobs import (
     MADE,

@@ -22,8 +22,8 @@ from vtryon.errors import (
     VtryonError,
 )
 from vtryon_services.engine.batching.costs import StepCosts
-from vtryon_services.engine.batching.order import Order, QueuedRequest
-from vtryon_services.engine.plan import Demand, Standing
+from vtryon_services.engine.batching.scheduling import QueuedRequest, SchedulingPolicy
+from vtryon_services.engine.plan import QueuePosition, SamplingRequest
 from vtryon_services.engine.sampler import Given, Sample, Sampler
 
 _log = logging.getLogger("vtryon.batcher")
@@ -50,15 +50,15 @@ class Stepped:
 class Sink(Protocol):
     """Where a request's events go. Called by the batcher's thread, and must not block it."""
 
-    def moved(self, standing: Standing) -> None:
+    def on_queued(self, standing: QueuePosition) -> None:
         """It waits, and its place has changed."""
         ...
 
-    def stepped(self, step: Stepped) -> None:
+    def on_step(self, step: Stepped) -> None:
         """A step is done."""
         ...
 
-    def ended(self, error: VtryonError | None) -> None:
+    def on_end(self, error: VtryonError | None) -> None:
         """It is over; with no error, the last step's tokens are the result."""
         ...
 
@@ -82,12 +82,12 @@ class BatchedRequest:
     """A request in the batcher, from its admission to its end."""
 
     entry: QueuedRequest
-    demand: Demand
+    demand: SamplingRequest
     batcher: StepBatcher
     given: Given | None = None
     sink: Sink | None = None
     sample: Sample | None = None
-    standing: Standing | None = None
+    standing: QueuePosition | None = None
     over: bool = False
 
     def begin(self, given: Given, sink: Sink) -> None:
@@ -128,7 +128,7 @@ class StepBatcher:
         self._executor = executor
         self._max_waiting = max_waiting
         self._clock = clock
-        self._order = Order(slots, ageing_seconds)
+        self._order = SchedulingPolicy(slots, ageing_seconds)
         self._lock = threading.Lock()
         self._tickets: dict[QueuedRequest, BatchedRequest] = {}
         self._running: list[QueuedRequest] = []
@@ -147,7 +147,7 @@ class StepBatcher:
         with self._lock:
             return len(self._tickets.keys() - self._running)
 
-    def admit(self, demand: Demand) -> BatchedRequest:
+    def admit(self, demand: SamplingRequest) -> BatchedRequest:
         """Promise a request its turn, or refuse it at once.
 
         Raises:
@@ -193,7 +193,7 @@ class StepBatcher:
         # On the model's thread, so that no step is half done.
         return self._executor.submit(self._end_all, tickets)
 
-    def _check_room(self, demand: Demand, entry: QueuedRequest, now: float) -> None:
+    def _check_room(self, demand: SamplingRequest, entry: QueuedRequest, now: float) -> None:
         others = list(self._tickets)
         position, steps = self._order.starts(others, self._running, entry, now)
         step_seconds = self._step_seconds([*others, entry])
@@ -236,7 +236,7 @@ class StepBatcher:
             _end(ticket, _out_of_time(ticket))
         for ticket, standing in moved:
             if ticket.sink is not None:
-                ticket.sink.moved(standing)
+                ticket.sink.on_queued(standing)
         if tickets:
             self._step([ticket for ticket in tickets if self._is_laid_out(ticket)])
             self._executor.submit(self._tick)
@@ -249,7 +249,7 @@ class StepBatcher:
         self.counts.preempted += sum(entry not in chosen for entry in before)
         return [self._tickets[entry] for entry in self._running]
 
-    def _standings(self, now: float) -> list[tuple[BatchedRequest, Standing]]:
+    def _standings(self, now: float) -> list[tuple[BatchedRequest, QueuePosition]]:
         """Return the queue positions that have changed."""
         running = set(self._running)
         if len(self._tickets) == len(running):
@@ -263,7 +263,7 @@ class StepBatcher:
             changed = ticket.standing is None or ticket.standing.position != position
             if entry not in running and ticket.given is not None and changed:
                 seconds = None if step_seconds is None else free[0] * step_seconds
-                ticket.standing = Standing(position, seconds)
+                ticket.standing = QueuePosition(position, seconds)
                 moved.append((ticket, ticket.standing))
             heapq.heapreplace(free, free[0] + entry.remaining)
         return moved
@@ -349,7 +349,7 @@ class StepBatcher:
             self.counts.wasted_steps += ticket.steps_done
 
 
-def _entry(demand: Demand, now: float) -> QueuedRequest:
+def _entry(demand: SamplingRequest, now: float) -> QueuedRequest:
     steps = demand.plan.steps - demand.plan.first_step
     size = (steps, 2 if demand.guided else 1, demand.tokens)
     return QueuedRequest.new(demand.priority, demand.tenant, demand.deadline, size, now)
@@ -358,12 +358,12 @@ def _entry(demand: Demand, now: float) -> QueuedRequest:
 def _tell(ticket: BatchedRequest, seconds: float) -> None:
     sample = ticket.sample
     if sample is not None and sample.x0 is not None and ticket.sink is not None:
-        ticket.sink.stepped(Stepped(sample.step, seconds, sample.tokens, sample.x0))
+        ticket.sink.on_step(Stepped(sample.step, seconds, sample.tokens, sample.x0))
 
 
 def _end(ticket: BatchedRequest, error: VtryonError | None) -> None:
     if ticket.sink is not None:
-        ticket.sink.ended(error)
+        ticket.sink.on_end(error)
 
 
 def _out_of_time(ticket: BatchedRequest) -> DeadlineError:

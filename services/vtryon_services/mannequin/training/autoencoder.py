@@ -11,7 +11,7 @@ from PIL import Image
 from torch import nn
 from torch.nn import functional
 
-from vtryon_services.engine.still_vae import flatten_, restore
+from vtryon_services.engine.image_vae import flatten_, restore
 from vtryon_services.mannequin.training.loop import TrainingPlan, split_optimizers
 from vtryon_services.mannequin.training.networks import CHANNELS
 from vtryon_services.mannequin.triples import HELD_OUT, draw_pictures, draw_triples, to_picture

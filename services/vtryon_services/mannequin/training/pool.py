@@ -20,9 +20,9 @@ from torch.nn.functional import avg_pool2d, pad
 from vtryon.cli.console import PlainConsole
 from vtryon_services.engine import latents as packing
 from vtryon_services.engine.checkpoint import Checkpoint
+from vtryon_services.engine.image_vae import ImageVae
 from vtryon_services.engine.numerics import resolve
 from vtryon_services.engine.placement import Placement
-from vtryon_services.engine.still_vae import StillVae
 from vtryon_services.engine.text_encoder import PromptEncoder, PromptInputs, Seen
 from vtryon_services.mannequin.garments import Shirts, draw_flat, draw_shirts
 from vtryon_services.mannequin.people import draw_people, draw_worn
@@ -59,7 +59,7 @@ class Encoder:
     """The frozen parts of a checkpoint."""
 
     def __init__(self, checkpoint: Checkpoint, placement: Placement) -> None:
-        self._vae = StillVae.load(checkpoint, placement)
+        self._vae = ImageVae.load(checkpoint, placement)
         self._text = PromptEncoder.load(checkpoint, placement)
 
     def encode(self, world: World, seed: int) -> dict[str, torch.Tensor]:

@@ -12,10 +12,10 @@ from vtryon.types import DataType, DecodeStart, ImageFormat, PayloadKind, Stage,
 from vtryon_services.backends.protocols import DecodingBackend
 from vtryon_services.engine.finite import check_finite
 from vtryon_services.runtime.call import Call, Incoming, accepted, send_output
+from vtryon_services.runtime.concurrency import ConcurrencyLimiter
 from vtryon_services.runtime.declarations import payload_invalid
-from vtryon_services.runtime.ledger import one_hop
-from vtryon_services.runtime.places import Places
 from vtryon_services.runtime.ranges import EncodingRanges, check_ranges
+from vtryon_services.runtime.timings import one_hop
 from vtryon_services.stages.decoding.settings import DecodingSettings
 
 STAGE = Stage.DECODING
@@ -26,7 +26,7 @@ class DecodingStage:
 
     def __init__(self, backend: DecodingBackend, settings: DecodingSettings) -> None:
         self._backend = backend
-        self._places = Places(STAGE, settings.places, settings.max_waiting)
+        self._places = ConcurrencyLimiter(STAGE, settings.places, settings.max_waiting)
 
     async def decode(
         self, start: DecodeStart, incoming: Incoming, call: Call

@@ -12,9 +12,9 @@ from vtryon_services.backends.protocols import LatentEncoderBackend, Latents
 from vtryon_services.engine.numerics import resolve
 from vtryon_services.runtime.cache import ResultCache
 from vtryon_services.runtime.call import Call, Incoming, accepted, send_output
-from vtryon_services.runtime.ledger import one_hop
-from vtryon_services.runtime.places import Places
+from vtryon_services.runtime.concurrency import ConcurrencyLimiter
 from vtryon_services.runtime.starts import numerics_for, unused_numerics
+from vtryon_services.runtime.timings import one_hop
 from vtryon_services.stages.latent_encoder.settings import LatentEncoderSettings
 
 STAGE = Stage.LATENT_ENCODER
@@ -25,7 +25,7 @@ class LatentEncoderStage:
 
     def __init__(self, backend: LatentEncoderBackend, settings: LatentEncoderSettings) -> None:
         self._backend = backend
-        self._places = Places(STAGE, settings.places, settings.max_waiting)
+        self._places = ConcurrencyLimiter(STAGE, settings.places, settings.max_waiting)
         self._max_pictures = settings.max_pictures
         self._cache: ResultCache[Latents] = ResultCache(
             STAGE.value,

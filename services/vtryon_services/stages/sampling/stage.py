@@ -12,10 +12,9 @@ from vtryon.events import Event, Finished, Preview, Queued, ResumeChunk, StepFin
 from vtryon.payloads import cut
 from vtryon.types import PayloadKind, Priority, SampleStart, Stage
 from vtryon_services.backends.protocols import OutputOptions, SamplingBackend, StepDone
-from vtryon_services.engine.plan import Demand, SamplingPlan, Standing, count_tokens
+from vtryon_services.engine.plan import QueuePosition, SamplingPlan, SamplingRequest, count_tokens
 from vtryon_services.engine.planning import plan_of
 from vtryon_services.runtime.call import Call, Incoming, accepted, send_output
-from vtryon_services.runtime.ledger import one_hop
 from vtryon_services.runtime.ranges import (
     PreviewsRange,
     ResumeRanges,
@@ -25,6 +24,7 @@ from vtryon_services.runtime.ranges import (
 )
 from vtryon_services.runtime.resuming import check_sampler
 from vtryon_services.runtime.starts import numerics_for, unused_numerics
+from vtryon_services.runtime.timings import one_hop
 from vtryon_services.runtime.unused import unused_options
 from vtryon_services.stages.sampling.conditioning import check_declared, receive
 from vtryon_services.stages.sampling.settings import SamplingSettings
@@ -71,7 +71,7 @@ class SamplingStage:
             wanted = OutputOptions(start.previews, start.resume_every)
             async with aclosing(slot.sample(given, wanted)) as items:
                 async for item in items:
-                    if isinstance(item, Standing):
+                    if isinstance(item, QueuePosition):
                         yield Queued(STAGE, item.position, item.expected_seconds)
                         continue
                     call.facts["completed_steps"] = str(item.step)
@@ -118,13 +118,13 @@ class SamplingStage:
         return events
 
 
-def _demand(start: SampleStart, plan: SamplingPlan, call: Call) -> Demand:
+def _demand(start: SampleStart, plan: SamplingPlan, call: Call) -> SamplingRequest:
     shapes: dict[PayloadKind | None, list[tuple[int, ...]]] = defaultdict(list)
     for payload in start.payloads:
         assert payload.tensor is not None
         shapes[payload.kind].append(payload.tensor.shape)
     [(text, _)] = shapes[PayloadKind.EMBEDDINGS]
-    return Demand(
+    return SamplingRequest(
         plan,
         count_tokens(plan, text, shapes[PayloadKind.REFERENCE_LATENTS]),
         guided=plan.true_cfg_scale > 1 and PayloadKind.NEGATIVE_EMBEDDINGS in shapes,

@@ -14,10 +14,10 @@ from vtryon_services.backends.protocols import TextEncoderBackend
 from vtryon_services.engine.numerics import resolve
 from vtryon_services.runtime.cache import ResultCache
 from vtryon_services.runtime.call import Call, Incoming, accepted, send_output
-from vtryon_services.runtime.ledger import one_hop
-from vtryon_services.runtime.places import Places
+from vtryon_services.runtime.concurrency import ConcurrencyLimiter
 from vtryon_services.runtime.ranges import PromptRanges, check_ranges
 from vtryon_services.runtime.starts import numerics_for, unused_numerics
+from vtryon_services.runtime.timings import one_hop
 from vtryon_services.stages.text_encoder.settings import TextEncoderSettings
 
 STAGE = Stage.TEXT_ENCODER
@@ -28,7 +28,7 @@ class TextEncoderStage:
 
     def __init__(self, backend: TextEncoderBackend, settings: TextEncoderSettings) -> None:
         self._backend = backend
-        self._places = Places(STAGE, settings.places, settings.max_waiting)
+        self._places = ConcurrencyLimiter(STAGE, settings.places, settings.max_waiting)
         self._max_pictures = settings.max_pictures
         self._cache: ResultCache[Embeddings] = ResultCache(
             STAGE.value, settings.cache_bytes, _bytes_of, per_tenant=settings.cache_per_tenant

@@ -14,7 +14,8 @@ import pytest
 
 from vtryon.errors import DeadlineError, RequestError, StageError, VtryonError
 from vtryon.types import TryOnOptions
-from vtryon_services.bridges.kafka.claims import Claims
+from vtryon_services.bridges.kafka.claims import ClaimStore
+from vtryon_services.bridges.kafka.consumer import ConsumerLoop
 from vtryon_services.bridges.kafka.messages import (
     ATTEMPT,
     CORRELATION,
@@ -36,7 +37,6 @@ from vtryon_services.bridges.kafka.records import (
 from vtryon_services.bridges.kafka.sender import Sender
 from vtryon_services.bridges.kafka.settings import KafkaSettings
 from vtryon_services.bridges.kafka.topics import Names
-from vtryon_services.bridges.kafka.worker import Worker
 from vtryon_services.runtime.artifacts import Artifacts
 
 SETTINGS = KafkaSettings()
@@ -62,8 +62,8 @@ class Failing:
 
 
 @asynccontextmanager
-async def working(work: Failing) -> AsyncIterator[Worker]:
-    worker = Worker(work, Sender(SETTINGS), SETTINGS)
+async def working(work: Failing) -> AsyncIterator[ConsumerLoop]:
+    worker = ConsumerLoop(work, Sender(SETTINGS), SETTINGS)
     try:
         yield worker
     finally:
@@ -179,11 +179,11 @@ def test_a_seed_that_is_no_number_is_refused(seed: str) -> None:
 
 class TestClaims:
     @pytest.fixture
-    def claims(self, tmp_path: Path) -> Claims:
-        return Claims(Artifacts.open(str(tmp_path / "claims")), 10)
+    def claims(self, tmp_path: Path) -> ClaimStore:
+        return ClaimStore(Artifacts.open(str(tmp_path / "claims")), 10)
 
     async def test_what_is_kept_of_a_job_is_erased_with_it(
-        self, claims: Claims, tmp_path: Path
+        self, claims: ClaimStore, tmp_path: Path
     ) -> None:
         [mine] = await claims.pack([b"x" * 11], job_id="a" * 32)
         [other] = await claims.pack([b"y" * 11], job_id="b" * 32)
@@ -195,14 +195,14 @@ class TestClaims:
         assert [one.read_bytes() for one in files] == [b"y" * 11]
 
     async def test_what_the_bridge_wrote_itself_is_not_erased_with_another_job(
-        self, claims: Claims
+        self, claims: ClaimStore
     ) -> None:
         [mine] = await claims.pack([b"x" * 11], job_id="a" * 32)
         await claims.assign(mine["claim"]["name"], "b" * 32)
         await claims.erase("b" * 32)
         assert await claims.unpack("picture", mine, 100) == b"x" * 11
 
-    async def test_an_id_stands_for_one_request(self, claims: Claims) -> None:
+    async def test_an_id_stands_for_one_request(self, claims: ClaimStore) -> None:
         results: list[Any] = await asyncio.gather(
             *(claims.reserve("job", digest) for digest in ("one", "one", "two")),
             return_exceptions=True,

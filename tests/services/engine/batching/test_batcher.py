@@ -13,7 +13,7 @@ from vtryon.errors import DeadlineError, OverloadedError, Reason, StageError, Un
 from vtryon.types import Priority
 from vtryon_services.engine.batching.batcher import BatchedRequest, StepBatcher
 from vtryon_services.engine.numerics import resolve
-from vtryon_services.engine.plan import Demand, SamplingPlan
+from vtryon_services.engine.plan import SamplingPlan, SamplingRequest
 from vtryon_services.engine.sampler import Given, Sampler
 
 
@@ -37,13 +37,13 @@ class Bench:
             self.sampler, self.executor, slots=slots, max_waiting=max_waiting, clock=self.clock
         )
 
-    def demand(self, steps: int = 4, seconds: float = inf, **named: object) -> Demand:
+    def demand(self, steps: int = 4, seconds: float = inf, **named: object) -> SamplingRequest:
         numerics = resolve(None)
         sigmas = self.sampler.sigmas(numerics, steps, 32, 32, 1.0)
         plan = SamplingPlan(numerics, 32, 32, sigmas, 1.0, seed=1)
-        return replace(Demand(plan, 11, False, deadline=self.clock.now + seconds), **named)
+        return replace(SamplingRequest(plan, 11, False, deadline=self.clock.now + seconds), **named)
 
-    def enter(self, demand: Demand | None = None) -> tuple[BatchedRequest, Recorder]:
+    def enter(self, demand: SamplingRequest | None = None) -> tuple[BatchedRequest, Recorder]:
         ticket, recorder = self.batcher.admit(demand or self.demand()), Recorder()
         generator = torch.Generator().manual_seed(0)
         given = Given(

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import pytest
 from tests.support.batching import ManualExecutor
 
-from vtryon_services.engine.batching.merger import Merger
+from vtryon_services.engine.batching.dynamic_batcher import DynamicBatcher
 
 
 class Work:
@@ -23,7 +23,7 @@ class Work:
 
 def test_items_of_one_call_go_together_with_those_that_wait_and_are_alike() -> None:
     executor, work = ManualExecutor(), Work()
-    merger = Merger(executor, work, len, 3)
+    merger = DynamicBatcher(executor, work, len, 3)
     first = merger.submit("one", "two", "three")
     second = merger.submit("six", "ten")
     executor.run_all()
@@ -39,13 +39,13 @@ def test_items_of_one_call_go_together_with_those_that_wait_and_are_alike() -> N
 
 def test_nothing_asks_for_nothing() -> None:
     executor = ManualExecutor()
-    assert Merger(executor, Work(), len, 3).submit() == []
+    assert DynamicBatcher(executor, Work(), len, 3).submit() == []
     assert not executor.tasks
 
 
 def test_who_fails_fails_alone_and_who_left_is_not_done() -> None:
     executor, work = ManualExecutor(), Work()
-    merger = Merger(executor, work, lambda _: None, 4)
+    merger = DynamicBatcher(executor, work, lambda _: None, 4)
     good, broken, left = merger.submit("good", "broken", "left")
     left.cancel()
     executor.run_all()

@@ -8,7 +8,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from vtryon.types import Priority
-from vtryon_services.engine.batching.order import Order, QueuedRequest, steps_until_free
+from vtryon_services.engine.batching.scheduling import (
+    QueuedRequest,
+    SchedulingPolicy,
+    steps_until_free,
+)
 
 INTERACTIVE, BATCH = Priority.INTERACTIVE, Priority.BATCH
 
@@ -24,7 +28,7 @@ def entry(
 
 
 def test_interactive_takes_the_slot_of_batch_and_batch_gets_it_back() -> None:
-    order = Order(slots=1, ageing_seconds=100)
+    order = SchedulingPolicy(slots=1, ageing_seconds=100)
     patient, urgent = entry(BATCH), entry(INTERACTIVE)
     assert order.pick([patient], [], 0) == [patient]
     assert order.pick([patient, urgent], [patient], 1) == [urgent]
@@ -32,21 +36,21 @@ def test_interactive_takes_the_slot_of_batch_and_batch_gets_it_back() -> None:
 
 
 def test_an_earlier_deadline_goes_first_but_takes_no_running_slot_away() -> None:
-    order = Order(slots=1, ageing_seconds=100)
+    order = SchedulingPolicy(slots=1, ageing_seconds=100)
     late, early, running = entry(deadline=9), entry(deadline=5), entry(deadline=99)
     assert order.ranked([late, early, running], [running], 0) == [running, early, late]
 
 
 def test_a_batch_request_that_has_waited_long_counts_as_interactive() -> None:
-    order = Order(slots=1, ageing_seconds=10)
+    order = SchedulingPolicy(slots=1, ageing_seconds=10)
     old = entry(BATCH, arrived=0.0)
     fresh = entry(INTERACTIVE, arrived=11.0)
     assert order.pick([old, fresh], [], 5) == [fresh]
-    assert Order(1, 10).ranked([old, fresh], [], 11) == [old, fresh]
+    assert SchedulingPolicy(1, 10).ranked([old, fresh], [], 11) == [old, fresh]
 
 
 def test_a_tenant_at_ten_times_the_load_gets_its_share() -> None:
-    order = Order(slots=2, ageing_seconds=1000)
+    order = SchedulingPolicy(slots=2, ageing_seconds=1000)
     waiting = [entry(tenant="loud") for _ in range(100)] + [
         entry(tenant="quiet") for _ in range(10)
     ]
@@ -59,7 +63,7 @@ def test_a_tenant_at_ten_times_the_load_gets_its_share() -> None:
 
 
 def test_a_tenant_that_was_away_has_saved_nothing_up() -> None:
-    order = Order(slots=1, ageing_seconds=1000)
+    order = SchedulingPolicy(slots=1, ageing_seconds=1000)
     for _ in range(50):
         order.pick([entry(tenant="a"), entry(tenant="b")], [], 0)
     waiting = [entry(tenant="a") for _ in range(8)] + [entry(tenant="new") for _ in range(8)]
@@ -74,7 +78,7 @@ def test_a_tenant_that_was_away_has_saved_nothing_up() -> None:
 def test_picking_wastes_no_slot_and_ranks_everybody_once(
     drawn: list[tuple[Priority, int]], slots: int
 ) -> None:
-    order = Order(slots, ageing_seconds=10)
+    order = SchedulingPolicy(slots, ageing_seconds=10)
     entries = [entry(priority, steps=steps) for priority, steps in drawn]
     ranked = order.ranked(entries, entries[:2], 0)
     assert sorted(map(id, ranked)) == sorted(map(id, entries))
@@ -87,5 +91,5 @@ def test_a_newcomer_waits_for_the_first_slot_that_comes_free() -> None:
     assert steps_until_free(ahead, slots=3) == 2
     assert steps_until_free(ahead, slots=2) == 4  # 4 and 2+5 steps
     assert steps_until_free(ahead, slots=1) == 11
-    order = Order(2, 10)
+    order = SchedulingPolicy(2, 10)
     assert order.starts(ahead, ahead[:2], entry(), 0) == (3, 4)

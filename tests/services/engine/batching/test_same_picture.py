@@ -13,7 +13,7 @@ from tests.support.batching import ManualExecutor, Recorder, random_sampler
 from vtryon.types import GuidanceNorm, Numerics, Priority, Profile, RopeLayout
 from vtryon_services.engine.batching.batcher import BatchedRequest, StepBatcher
 from vtryon_services.engine.numerics import resolve
-from vtryon_services.engine.plan import Demand, SamplingPlan
+from vtryon_services.engine.plan import SamplingPlan, SamplingRequest
 from vtryon_services.engine.sampler import Given
 
 SIZES = [(32, 48), (64, 64), (96, 128)]
@@ -84,7 +84,7 @@ def test_latents_are_those_of_the_request_alone(mix: list[dict], slots: int) -> 
         for number, request in enumerate(mix):
             if request["joins"] == tick:
                 plan, given_ = prepare(request)
-                demand = Demand(plan, 30, given_.negative is not None, request["priority"])
+                demand = SamplingRequest(plan, 30, given_.negative is not None, request["priority"])
                 entered[number] = (batcher.admit(demand), Recorder())
                 entered[number][0].begin(given_, entered[number][1])
             if request["leaves"] == tick and number in entered:

@@ -20,6 +20,7 @@ from aiokafka import AIOKafkaConsumer, ConsumerRebalanceListener, TopicPartition
 from aiokafka.errors import KafkaError, MessageSizeTooLargeError
 from opentelemetry import context, metrics, propagate, trace
 
+from vtryon.call_status import is_being_cancelled
 from vtryon.errors import (
     OverloadedError,
     Reason,
@@ -28,7 +29,6 @@ from vtryon.errors import (
     UnavailableError,
     VtryonError,
 )
-from vtryon.outcome import is_being_cancelled
 from vtryon_services.bridges.kafka.messages import Message, ReceivedMessage, again, dead
 from vtryon_services.bridges.kafka.sender import Sender
 from vtryon_services.bridges.kafka.settings import KafkaSettings
@@ -85,7 +85,7 @@ class Partition:
         return min(self.tasks, default=self.behind)
 
 
-class Worker(ConsumerRebalanceListener):
+class ConsumerLoop(ConsumerRebalanceListener):
     """A member of the consumer group that does one kind of work."""
 
     def __init__(self, work: Work, sender: Sender, settings: KafkaSettings) -> None:
@@ -211,7 +211,7 @@ class Worker(ConsumerRebalanceListener):
                 error = RequestError(words, reason=Reason.PAYLOAD_TOO_LARGE)
                 outcome = "dead"
                 await self._sender.send([dead(received, self._names.dead_letters, error)])
-            span.set_attribute("vtryon.outcome", outcome)
+            span.set_attribute("vtryon.call_status", outcome)
         _done.add(1, {"topic": self._names.requests, "outcome": outcome})
 
     async def _do(self, received: ReceivedMessage) -> tuple[Sequence[Message], str]:

@@ -13,7 +13,7 @@ from vtryon.jobs import JobState
 from vtryon.plain import plain
 from vtryon.seeds import derive_seed
 from vtryon.types import PayloadKind, TryOnOptions, settled
-from vtryon_services.bridges.kafka.claims import Claims
+from vtryon_services.bridges.kafka.claims import ClaimStore
 from vtryon_services.bridges.kafka.jobs import EVENT, RESPONSE, JobRequests
 from vtryon_services.bridges.kafka.messages import DEADLINE, Message, ReceivedMessage
 from vtryon_services.bridges.kafka.records import (
@@ -35,7 +35,7 @@ STAGE_REQUEST = "stage_request"
 _NUMBERS = {JobState.QUEUED: 1, JobState.RUNNING: 2, JobState.SUCCEEDED: 3, JobState.FAILED: 3}
 
 
-class Chain:
+class Choreography:
     """Tells of jobs that go from stage to stage; a job is known by its stage request's record."""
 
     def __init__(self, settings: KafkaSettings, codec: Codec) -> None:
@@ -97,7 +97,7 @@ class Chain:
         return [self.event(record, state, headers, error), answer]
 
 
-class ChainedJobs(JobRequests):
+class ChoreographedJobs(JobRequests):
     """Puts a request on the first stage's topic.
 
     Its job id and seed are derived from tenant and request id, so that equal requests yield equal
@@ -105,8 +105,8 @@ class ChainedJobs(JobRequests):
     claims: until then, a different request with the same id is rejected as ALREADY_EXISTS.
     """
 
-    def __init__(self, settings: KafkaSettings, codec: Codec, claims: Claims) -> None:
-        self._chain = Chain(settings, codec)
+    def __init__(self, settings: KafkaSettings, codec: Codec, claims: ClaimStore) -> None:
+        self._chain = Choreography(settings, codec)
         super().__init__(self._chain.names, codec, claims)
         self._first = Names(settings, ROUTE[0])
 

@@ -51,7 +51,7 @@ class QueuedRequest:
         return self.remaining * self.rows * self.tokens
 
 
-class Order:
+class SchedulingPolicy:
     """Scheduling policy: INTERACTIVE before BATCH, fair among tenants, then earliest deadline.
 
     A request that has waited `ageing_seconds` counts as INTERACTIVE, so that nothing starves. A

@@ -12,7 +12,7 @@ from vtryon.errors import OverloadedError
 from vtryon_services.runtime.metrics import Watched
 
 
-class Places:
+class ConcurrencyLimiter:
     """Concurrency limiter: grants permits to the tenants that hold the fewest, FIFO per tenant.
 
     A full queue rejects requests, except those of a tenant that holds and waits for less than an
@@ -126,7 +126,7 @@ class Permit:
 
     _made = 0
 
-    def __init__(self, places: Places, tenant: str) -> None:
+    def __init__(self, places: ConcurrencyLimiter, tenant: str) -> None:
         Permit._made += 1
         self.number = Permit._made
         self.tenant = tenant
@@ -168,6 +168,6 @@ class Permit:
         self._places.leave(self)
 
 
-_watched: Watched[Places] = Watched(lambda places: str(places.stage))
+_watched: Watched[ConcurrencyLimiter] = Watched(lambda places: str(places.stage))
 _watched.gauge("vtryon.places.taken", "Requests being served.", lambda places: places.taken)
 _watched.gauge("vtryon.places.waiting", "Requests waiting.", lambda places: places.waiting)

@@ -11,7 +11,7 @@ WORK = "work"
 OUTCOMES = "outcomes"
 
 
-class News:
+class Subscription:
     """Whether there was any since it was last waited for."""
 
     def __init__(self) -> None:
@@ -22,7 +22,7 @@ class News:
         self._event.set()
 
     async def wait(self, seconds: float) -> bool:
-        """Wait for news, but not for long; true where there was some."""
+        """Wait for a notification or the time limit; true if there was one."""
         try:
             async with asyncio.timeout(seconds):
                 await self._event.wait()
@@ -32,26 +32,26 @@ class News:
         return True
 
 
-class Bell:
-    """Tells listeners of news by name."""
+class Notifier:
+    """In-process notifications by name; changes by other processes are polled."""
 
     def __init__(self) -> None:
-        self._listeners: defaultdict[str, set[News]] = defaultdict(set)
+        self._listeners: defaultdict[str, set[Subscription]] = defaultdict(set)
 
-    def ring(self, *names: str) -> None:
-        """Tell that there is news."""
+    def notify(self, *names: str) -> None:
+        """Notify all subscribers of a name."""
         for name in names:
-            for news in self._listeners.get(name, ()):
-                news.tell()
+            for listener in self._listeners.get(name, ()):
+                listener.tell()
 
     @contextmanager
-    def listen(self, name: str) -> Iterator[News]:
+    def subscribe(self, name: str) -> Iterator[Subscription]:
         """Subscribe until the block ends; notifications before the first wait are not missed."""
-        news = News()
-        self._listeners[name].add(news)
+        subscription = Subscription()
+        self._listeners[name].add(subscription)
         try:
-            yield news
+            yield subscription
         finally:
-            self._listeners[name].discard(news)
+            self._listeners[name].discard(subscription)
             if not self._listeners[name]:
                 del self._listeners[name]

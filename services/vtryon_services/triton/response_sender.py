@@ -11,7 +11,7 @@ from typing import Protocol
 
 from vtryon.errors import RunCancelledError, VtryonError
 from vtryon_services.engine.batching.batcher import BatchedRequest, Stepped
-from vtryon_services.engine.plan import Standing
+from vtryon_services.engine.plan import QueuePosition
 
 _log = logging.getLogger("vtryon.triton")
 _POLL_SECONDS = 0.05
@@ -25,15 +25,15 @@ class Answerer(Protocol):
         """Whether the caller has left."""
         ...
 
-    def moved(self, standing: Standing) -> None:
+    def on_queued(self, standing: QueuePosition) -> None:
         """Say how many go first."""
         ...
 
-    def stepped(self, step: Stepped) -> None:
+    def on_step(self, step: Stepped) -> None:
         """Say what a step gave."""
         ...
 
-    def ended(self, error: VtryonError | None) -> None:
+    def on_end(self, error: VtryonError | None) -> None:
         """Say the last word."""
         ...
 
@@ -84,7 +84,7 @@ class ResponseSender:
             if answers.abandoned:
                 ticket.cancel()
                 self._close_one(answers)
-                answers.ended(RunCancelledError("the caller has left"))
+                answers.on_end(RunCancelledError("the caller has left"))
 
 
 class Posted:
@@ -100,20 +100,20 @@ class Posted:
         self._answers = answers
         self._close = close
 
-    def moved(self, standing: Standing) -> None:
+    def on_queued(self, standing: QueuePosition) -> None:
         """Post a place in the queue."""
-        self._work.put(lambda: self._answers.moved(standing))
+        self._work.put(lambda: self._answers.on_queued(standing))
 
-    def stepped(self, step: Stepped) -> None:
+    def on_step(self, step: Stepped) -> None:
         """Post a step."""
-        self._work.put(lambda: self._answers.stepped(step))
+        self._work.put(lambda: self._answers.on_step(step))
 
-    def ended(self, error: VtryonError | None) -> None:
+    def on_end(self, error: VtryonError | None) -> None:
         """Post the end."""
 
         def end() -> None:
             self._close(self._answers)
-            self._answers.ended(error)
+            self._answers.on_end(error)
 
         self._work.put(end)
 

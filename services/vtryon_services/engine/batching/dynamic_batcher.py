@@ -11,7 +11,7 @@ T = TypeVar("T")
 R = TypeVar("R")
 
 
-class Merger(Generic[T, R]):
+class DynamicBatcher(Generic[T, R]):
     """Dynamic batching: items that queue up while the worker thread is busy run as one batch.
 
     An idle executor starts at once, without waiting for more items.

@@ -88,7 +88,7 @@ class ChannelNorm(QwenImageRMS_norm):
         return (wide * shorten).to(x.dtype) * self.gamma + self.bias
 
 
-class StillVae(nn.Module):
+class ImageVae(nn.Module):
     """The VAE of a checkpoint, for pictures."""
 
     def __init__(self, vae: AutoencoderKLQwenImage, *, tile_above_pixels: int) -> None:
@@ -110,7 +110,7 @@ class StillVae(nn.Module):
         *,
         half: Half = Half.BOTH,
         tile_above_pixels: int = 2048 * 2048,
-    ) -> StillVae:
+    ) -> ImageVae:
         """Load `vae/`, or a half of it; pictures of more pixels are decoded in tiles.
 
         Raises:
