@@ -90,7 +90,7 @@ def serve(
 
 async def _serve(stages: Sequence[str], given: dict[str, Any]) -> None:
     from vtryon_services.host import host, load_settings
-    from vtryon_services.runtime.process import serve as serve_process
+    from vtryon_services.rpc.process import serve as serve_process
 
     _refuse_unread(stages, given)
     first = Stage.PIPELINE if Stage.PIPELINE in stages else stages[0]
@@ -100,7 +100,7 @@ async def _serve(stages: Sequence[str], given: dict[str, Any]) -> None:
 
 async def _serve_door(name: str, given: dict[str, Any]) -> None:
     begin, settings_type = map(pkgutil.resolve_name, _DOORS[name])
-    from vtryon_services.runtime.process import serve as serve_process
+    from vtryon_services.rpc.process import serve as serve_process
 
     settings = settings_type.load(**given)
     await serve_process(settings, begin(settings))

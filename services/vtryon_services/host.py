@@ -1,6 +1,6 @@
 """Several services in one process, on one address.
 
-A pipeline calls stages of the same process without a network hop (`runtime/local.py`): this is
+A pipeline calls stages of the same process without a network hop (`rpc/local.py`): this is
 cheaper, and requests in flight when draining begins still reach their later stages.
 """
 
@@ -21,10 +21,10 @@ from vtryon.errors import SettingsError
 from vtryon.types import Stage
 from vtryon_services.pipeline.service import make_service as make_pipeline
 from vtryon_services.pipeline.settings import PipelineSettings
-from vtryon_services.runtime.adapter import Service
-from vtryon_services.runtime.local import LocalStage
-from vtryon_services.runtime.process import RunningServer
-from vtryon_services.runtime.serve import Server
+from vtryon_services.rpc.adapter import Service
+from vtryon_services.rpc.local import LocalStage
+from vtryon_services.rpc.process import RunningServer
+from vtryon_services.rpc.serve import Server
 from vtryon_services.runtime.settings import JOBS, ServiceSettings
 from vtryon_services.runtime.unread_settings import unread_settings
 from vtryon_services.stages.decoding.service import make_service as make_decoding

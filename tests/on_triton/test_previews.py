@@ -29,7 +29,7 @@ from vtryon_services.backends.triton import TritonSampling
 from vtryon_services.engine.checkpoint import SHIPPED_CHECKPOINT, Checkpoint
 from vtryon_services.pipeline.attempts import FailoverPolicy, RetryBudget
 from vtryon_services.pipeline.ensemble import EnsembleFlow
-from vtryon_services.runtime.call import Call, Incoming
+from vtryon_services.rpc.call import Call, Incoming
 from vtryon_services.stages.sampling.settings import SamplingSettings
 from vtryon_services.stages.sampling.stage import SamplingStage
 from vtryon_services.triton.client import TritonPool

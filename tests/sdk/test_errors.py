@@ -13,9 +13,9 @@ from vtryon.stream import StreamCall
 from vtryon.stream import StreamMethod as ClientMethod
 from vtryon.types import DecodeStart, Stage
 from vtryon.v1 import decoding_pb2
-from vtryon_services.runtime.adapter import Service
-from vtryon_services.runtime.method import Method
-from vtryon_services.runtime.serve import Server
+from vtryon_services.rpc.adapter import Service
+from vtryon_services.rpc.method import Method
+from vtryon_services.rpc.serve import Server
 from vtryon_services.stages.decoding.settings import DecodingSettings
 
 FAIL = ClientMethod("/vtryon.test.Failing/Fail", decoding_pb2.DecodeRequest)

@@ -20,7 +20,7 @@ from vtryon.tensor_files import only_latents
 from vtryon.text_files import read_text
 from vtryon_mesh.description import Mesh
 from vtryon_services.pipeline.settings import PipelineSettings
-from vtryon_services.runtime.serve import Server
+from vtryon_services.rpc.serve import Server
 
 pytestmark = pytest.mark.timeout(60)
 

@@ -21,7 +21,7 @@ from vtryon.workflow.graph import Graph
 from vtryon.workflow.meaning import Reading
 from vtryon.workflow.request import Lora, WorkflowRequest
 from vtryon_services.engine.numerics import resolve
-from vtryon_services.runtime.ranges import check_options
+from vtryon_services.validation.ranges import check_options
 
 TEMPLATES = Path(comfyui_workflow_templates_json.__file__).parent / "templates"
 QWEN = sorted(path.stem for path in TEMPLATES.glob("*wen*") if path.suffix == ".json")

@@ -18,7 +18,7 @@ from vtryon_services.bridges.kafka.sender import Sender
 from vtryon_services.jobs.erasures import Erasures
 from vtryon_services.jobs.leases import Leases
 from vtryon_services.jobs.store import JobStore
-from vtryon_services.runtime.artifacts import Artifacts
+from vtryon_services.storage.artifacts import Artifacts
 
 # Where the process dies: behind a call, or before it.
 JOBS = {

@@ -10,7 +10,7 @@ from vtryon_services.backends.protocols import (
     SamplingBackend,
     TextEncoderBackend,
 )
-from vtryon_services.runtime.concurrency import ConcurrencyLimiter
+from vtryon_services.rpc.concurrency import ConcurrencyLimiter
 from vtryon_services.runtime.settings import StageSettings
 
 

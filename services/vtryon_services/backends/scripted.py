@@ -31,7 +31,7 @@ from vtryon_services.backends.protocols import Backend, Latents, OutputOptions, 
 from vtryon_services.engine.geometry import Defaults
 from vtryon_services.engine.numerics import Resolved
 from vtryon_services.engine.plan import QueuePosition, SamplingRequest, is_due
-from vtryon_services.runtime.concurrency import ConcurrencyLimiter
+from vtryon_services.rpc.concurrency import ConcurrencyLimiter
 
 CHANNELS = 16
 EMBEDDING_WIDTH = 128

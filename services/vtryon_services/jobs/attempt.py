@@ -40,7 +40,7 @@ from vtryon.types import DataType, Priority, Stage, TensorSpec, TryOnOptions
 from vtryon_services.jobs.changes import LeaseLostError
 from vtryon_services.jobs.records import Leased, Outcome, Resume, failed, out_of_time
 from vtryon_services.jobs.seals import Seal
-from vtryon_services.runtime.storage import Outage, StorageError
+from vtryon_services.storage.outage import Outage, StorageError
 
 if TYPE_CHECKING:
     from vtryon_services.jobs.runner import Runner

@@ -25,7 +25,7 @@ from sqlalchemy.exc import ArgumentError, IntegrityError, SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 
 from vtryon.errors import SettingsError
-from vtryon_services.runtime.storage import StorageError
+from vtryon_services.storage.outage import StorageError
 
 _MIGRATIONS = Path(__file__).with_name("migrations")
 # One more than that waits for one: made and closed each time, they cost more than they do.

@@ -10,8 +10,8 @@ from opentelemetry import metrics
 
 from vtryon_services.jobs.seals import Seals
 from vtryon_services.jobs.store import JobStore
-from vtryon_services.runtime.artifacts import Artifacts
-from vtryon_services.runtime.storage import Outage, StorageError
+from vtryon_services.storage.artifacts import Artifacts
+from vtryon_services.storage.outage import Outage, StorageError
 
 _log = structlog.get_logger("vtryon.jobs")
 _SWEEP_SECONDS = 5.0

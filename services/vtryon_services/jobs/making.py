@@ -17,8 +17,8 @@ from vtryon_services.jobs.origin import Origin
 from vtryon_services.jobs.records import Kept, NewJob
 from vtryon_services.jobs.seals import Seals
 from vtryon_services.jobs.store import JobStore
-from vtryon_services.runtime.artifacts import Artifacts
-from vtryon_services.runtime.call import Call
+from vtryon_services.rpc.call import Call
+from vtryon_services.storage.artifacts import Artifacts
 
 
 class Maker:

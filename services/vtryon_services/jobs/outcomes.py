@@ -10,11 +10,11 @@ from vtryon.v1 import outcome_pb2
 from vtryon_services.jobs.notifier import OUTCOMES, Notifier
 from vtryon_services.jobs.outbox import JobOutbox
 from vtryon_services.jobs.settings import JobsSettings
-from vtryon_services.runtime.adapter import Service
-from vtryon_services.runtime.call import Call, Incoming
-from vtryon_services.runtime.method import Method, Replies
-from vtryon_services.runtime.ranges import field_error
+from vtryon_services.rpc.adapter import Service
+from vtryon_services.rpc.call import Call, Incoming
+from vtryon_services.rpc.method import Method, Replies
 from vtryon_services.runtime.settings import JOBS
+from vtryon_services.validation.ranges import field_error
 
 _MOST, _LONGEST_WAIT_SECONDS, _LONGEST_OWNER = 1000, 30.0, 64
 _LAST_ID = 2**63 - 1

@@ -18,7 +18,7 @@ from vtryon.jobs import Job, JobError, JobState
 from vtryon.types import PayloadKind, ResumePoint, TryOnOptions
 from vtryon.v1 import job_pb2, pipeline_pb2
 from vtryon_services.jobs.origin import Origin
-from vtryon_services.runtime.ranges import field_error
+from vtryon_services.validation.ranges import field_error
 
 _JOB_ID = re.compile(r"[0-9a-f]{32}")
 

@@ -18,8 +18,8 @@ from vtryon_services.jobs.records import Leased
 from vtryon_services.jobs.seals import Seals
 from vtryon_services.jobs.settings import JobsSettings
 from vtryon_services.jobs.store import JobStore
-from vtryon_services.runtime.artifacts import Artifacts
-from vtryon_services.runtime.storage import Outage
+from vtryon_services.storage.artifacts import Artifacts
+from vtryon_services.storage.outage import Outage
 
 _log = structlog.get_logger("vtryon.jobs")
 

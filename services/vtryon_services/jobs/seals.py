@@ -17,7 +17,7 @@ from vtryon.errors import Reason, RequestError, StageError
 from vtryon.types import TryOnOptions
 from vtryon.v1 import job_pb2, pipeline_pb2
 from vtryon_services.jobs.records import Kept
-from vtryon_services.runtime.artifacts import Artifacts
+from vtryon_services.storage.artifacts import Artifacts
 
 _KEYS_REMEMBERED = 4096
 _NONCE_BYTES = 12

@@ -40,19 +40,19 @@ from vtryon_services.jobs.runner import Runner
 from vtryon_services.jobs.seals import Seals
 from vtryon_services.jobs.settings import JobsSettings
 from vtryon_services.jobs.store import JobStore, StoreLimits
-from vtryon_services.runtime.adapter import Service
-from vtryon_services.runtime.artifacts import Artifacts
-from vtryon_services.runtime.artifacts import located as artifacts_located
-from vtryon_services.runtime.call import Call, Incoming, accepted, send_output
-from vtryon_services.runtime.declarations import check_pictures
-from vtryon_services.runtime.method import Method, Replies, Serve
-from vtryon_services.runtime.ranges import (
+from vtryon_services.rpc.adapter import Service
+from vtryon_services.rpc.call import Call, Incoming, accepted, send_output
+from vtryon_services.rpc.method import Method, Replies, Serve
+from vtryon_services.runtime.settings import JOBS
+from vtryon_services.storage.artifacts import Artifacts
+from vtryon_services.storage.artifacts import located as artifacts_located
+from vtryon_services.validation.declarations import check_pictures
+from vtryon_services.validation.ranges import (
     check_labels,
     check_options,
     check_request_id,
     field_error,
 )
-from vtryon_services.runtime.settings import JOBS
 
 _log = structlog.get_logger("vtryon.jobs")
 _watches = metrics.get_meter("vtryon").create_up_down_counter(

@@ -19,7 +19,7 @@ from vtryon_services.jobs.leases import Leases
 from vtryon_services.jobs.outbox import JobOutbox
 from vtryon_services.jobs.records import Kept, NewJob, is_job_id, kept_of, read_token, token_of
 from vtryon_services.jobs.tables import jobs, leftovers, updates
-from vtryon_services.runtime.storage import StorageError
+from vtryon_services.storage.outage import StorageError
 
 _WAIT_FOR_ROOM_SECONDS = 5.0
 _ROWS_AT_ONCE, _UPDATES_AT_ONCE = 50, 100

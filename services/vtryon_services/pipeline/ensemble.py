@@ -32,8 +32,8 @@ from vtryon_services.backends.ensemble import Progress, TritonTryOn
 from vtryon_services.engine.plan import QueuePosition
 from vtryon_services.pipeline.attempts import FailoverPolicy, StageAttempts
 from vtryon_services.pipeline.timings import name_subjects, with_own_share
-from vtryon_services.runtime.call import Call, Incoming, send_output
-from vtryon_services.runtime.unused import unused_options
+from vtryon_services.rpc.call import Call, Incoming, send_output
+from vtryon_services.validation.unused import unused_options
 
 
 class EnsembleFlow:

@@ -17,15 +17,15 @@ from vtryon.errors import VtryonError
 from vtryon.events import Chunk, Event, Finished, Fit, Output, Preview, ResumeChunk
 from vtryon.payloads import Outgoing
 from vtryon.types import Payload, PayloadKind, Stage, Start, TryOnStart
+from vtryon_services.graph import STARTS, sample_start
 from vtryon_services.pipeline.attempts import FailoverPolicy, StageAttempts
 from vtryon_services.pipeline.clients import StageCall, StageClients
 from vtryon_services.pipeline.relay import Fanout, Replay
 from vtryon_services.pipeline.stage_run import StageRun, as_kind
 from vtryon_services.pipeline.timings import name_subjects, with_own_share
-from vtryon_services.runtime.call import Call, Incoming
+from vtryon_services.rpc.call import Call, Incoming
 from vtryon_services.runtime.metrics import count_dropped_preview
-from vtryon_services.runtime.resuming import check_encoders, digest_of_encoders
-from vtryon_services.runtime.starts import STARTS, sample_start
+from vtryon_services.validation.resuming import check_encoders, digest_of_encoders
 
 _EVENTS_HELD = 64
 

@@ -25,11 +25,11 @@ from vtryon.types import (
 from vtryon_services.engine.numerics import resolve
 from vtryon_services.pipeline.attempts import FailoverPolicy
 from vtryon_services.pipeline.settings import PipelineSettings
-from vtryon_services.runtime.call import Call, Incoming, accepted
-from vtryon_services.runtime.concurrency import ConcurrencyLimiter
-from vtryon_services.runtime.declarations import check_pictures
-from vtryon_services.runtime.ranges import ResumeRanges, check_options, check_ranges
-from vtryon_services.runtime.unused import unused_options
+from vtryon_services.rpc.call import Call, Incoming, accepted
+from vtryon_services.rpc.concurrency import ConcurrencyLimiter
+from vtryon_services.validation.declarations import check_pictures
+from vtryon_services.validation.ranges import ResumeRanges, check_options, check_ranges
+from vtryon_services.validation.unused import unused_options
 
 STAGE = Stage.PIPELINE
 

@@ -11,8 +11,8 @@ from vtryon_services.pipeline.clients import StageClient, StageClients
 from vtryon_services.pipeline.flow import Flow
 from vtryon_services.pipeline.pipeline import STAGE, Pipeline
 from vtryon_services.pipeline.settings import PipelineSettings
-from vtryon_services.runtime.adapter import Service
-from vtryon_services.runtime.method import Method
+from vtryon_services.rpc.adapter import Service
+from vtryon_services.rpc.method import Method
 
 
 async def make_service(

@@ -29,7 +29,7 @@ from vtryon.types import PayloadKind, Stage
 from vtryon_services.pipeline.attempts import StageAttempts
 from vtryon_services.pipeline.clients import StageCall, StageClient
 from vtryon_services.pipeline.relay import Fanout
-from vtryon_services.runtime.call import Call
+from vtryon_services.rpc.call import Call
 
 _log = structlog.get_logger("vtryon.pipeline")
 Emit = Callable[[Event], Awaitable[None]]

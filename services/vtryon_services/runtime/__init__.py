@@ -1,1 +1,1 @@
-"""Foundations of every service: settings, serving, protocol, telemetry. Independent of models."""
+"""Settings, telemetry, metrics and logs of every process. Independent of gRPC and models."""

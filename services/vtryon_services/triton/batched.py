@@ -23,11 +23,6 @@ from vtryon_services.engine.batching.dynamic_batcher import DynamicBatcher
 from vtryon_services.engine.decoder import Decoder
 from vtryon_services.engine.latent_encoder import Fitted, VaeEncoder
 from vtryon_services.engine.text_encoder import PromptEncoder, PromptInputs
-from vtryon_services.runtime.ranges import (
-    EncodingRanges,
-    PromptRanges,
-    check_ranges,
-)
 from vtryon_services.triton.contract import MAX_PICTURES, Model
 from vtryon_services.triton.requests import (
     ModelRequest,
@@ -37,6 +32,11 @@ from vtryon_services.triton.requests import (
     refuse,
     respond,
     whole,
+)
+from vtryon_services.validation.ranges import (
+    EncodingRanges,
+    PromptRanges,
+    check_ranges,
 )
 
 I = TypeVar("I")  # noqa: E741

@@ -37,14 +37,6 @@ from vtryon_services.engine.plan import (
 )
 from vtryon_services.engine.planning import plan_of
 from vtryon_services.engine.sampler import Given, Sampler
-from vtryon_services.runtime.ranges import (
-    PreviewRanges,
-    PreviewsRange,
-    ResumeRanges,
-    SamplingRanges,
-    SizeRanges,
-    check_ranges,
-)
 from vtryon_services.triton.contract import MAX_PICTURES, Model, digest_parameter
 from vtryon_services.triton.requests import (
     ModelRequest,
@@ -58,6 +50,14 @@ from vtryon_services.triton.requests import (
     whole,
 )
 from vtryon_services.triton.response_sender import ResponseSender
+from vtryon_services.validation.ranges import (
+    PreviewRanges,
+    PreviewsRange,
+    ResumeRanges,
+    SamplingRanges,
+    SizeRanges,
+    check_ranges,
+)
 
 _TIMEOUT_SECONDS = 3600.0  # of a request that names none
 _CANCELS_KEPT_SECONDS = 600.0  # a request may be cancelled before it gets here

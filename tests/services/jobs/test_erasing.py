@@ -21,8 +21,8 @@ from vtryon_services.jobs.database import Database
 from vtryon_services.jobs.eraser import Eraser
 from vtryon_services.jobs.seals import Seals
 from vtryon_services.jobs.store import JobStore, StoreLimits
-from vtryon_services.runtime.artifacts import Artifacts
-from vtryon_services.runtime.storage import StorageError
+from vtryon_services.storage.artifacts import Artifacts
+from vtryon_services.storage.outage import StorageError
 
 PROMPTS = ("zebracanary please", "quaggacanary never")
 

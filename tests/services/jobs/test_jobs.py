@@ -28,7 +28,7 @@ from vtryon_services.jobs.records import NewJob
 from vtryon_services.jobs.settings import JobsSettings
 from vtryon_services.jobs.store import JobStore
 from vtryon_services.pipeline import flow
-from vtryon_services.runtime.artifacts import Artifacts
+from vtryon_services.storage.artifacts import Artifacts
 
 WATCH = "/vtryon.v1.JobService/WatchJob"
 

@@ -21,10 +21,10 @@ from vtryon_services.pipeline.attempts import FailoverPolicy, RetryBudget
 from vtryon_services.pipeline.clients import StageClients
 from vtryon_services.pipeline.flow import Flow
 from vtryon_services.pipeline.settings import PipelineSettings
-from vtryon_services.runtime.adapter import Service
-from vtryon_services.runtime.call import Call, Incoming
-from vtryon_services.runtime.method import Method
-from vtryon_services.runtime.serve import Server
+from vtryon_services.rpc.adapter import Service
+from vtryon_services.rpc.call import Call, Incoming
+from vtryon_services.rpc.method import Method
+from vtryon_services.rpc.serve import Server
 
 BURST, SHARE, REQUESTS = 20, 0.1, 30
 

@@ -17,7 +17,7 @@ from tests.support.rest import events_of
 import vtryon
 from vtryon.options import make_options
 from vtryon.types import Numerics, PreviewPolicy, Profile, SigmaSchedule
-from vtryon_services.runtime.unused import unused_options
+from vtryon_services.validation.unused import unused_options
 
 PICTURE = png()
 GUIDED = {"negative_prompt": "tucked in", "true_cfg_scale": 3.0}

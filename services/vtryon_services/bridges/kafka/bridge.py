@@ -22,11 +22,11 @@ from vtryon_services.bridges.kafka.settings import KafkaSettings
 from vtryon_services.bridges.kafka.stages import StageWork
 from vtryon_services.bridges.kafka.topics import Names, check_topics, create_topics
 from vtryon_services.bridges.targets import Clients
-from vtryon_services.runtime.adapter import Service
-from vtryon_services.runtime.artifacts import Artifacts
-from vtryon_services.runtime.process import RunningServer
-from vtryon_services.runtime.serve import Server
+from vtryon_services.rpc.adapter import Service
+from vtryon_services.rpc.process import RunningServer
+from vtryon_services.rpc.serve import Server
 from vtryon_services.runtime.settings import JOBS, KAFKA
+from vtryon_services.storage.artifacts import Artifacts
 
 _log = structlog.get_logger("vtryon.kafka")
 _START_SECONDS = 30.0

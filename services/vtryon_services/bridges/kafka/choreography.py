@@ -26,9 +26,9 @@ from vtryon_services.bridges.kafka.route import ROUTE
 from vtryon_services.bridges.kafka.schemas import Codec
 from vtryon_services.bridges.kafka.settings import KafkaSettings
 from vtryon_services.bridges.kafka.topics import Names
-from vtryon_services.runtime.ranges import check_options
 from vtryon_services.runtime.settings import JOBS
-from vtryon_services.runtime.unused import unused_options
+from vtryon_services.validation.ranges import check_options
+from vtryon_services.validation.unused import unused_options
 
 STAGE_REQUEST = "stage_request"
 # Of a job's events, which are no more than these three.

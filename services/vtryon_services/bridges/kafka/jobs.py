@@ -40,8 +40,8 @@ from vtryon_services.bridges.kafka.records import (
 from vtryon_services.bridges.kafka.schemas import Codec
 from vtryon_services.bridges.kafka.sender import Sender
 from vtryon_services.bridges.kafka.topics import Names
-from vtryon_services.runtime.declarations import payload_invalid
-from vtryon_services.runtime.ranges import check_labels, check_options, check_request_id
+from vtryon_services.validation.declarations import payload_invalid
+from vtryon_services.validation.ranges import check_labels, check_options, check_request_id
 
 _log = structlog.get_logger("vtryon.kafka")
 _PAUSE_SECONDS = 0.5

@@ -13,7 +13,7 @@ from vtryon.events import Hop
 from vtryon.jobs import JobError, JobState, JobUpdate
 from vtryon.plain import plain
 from vtryon.types import EncodedImage, Payload, PayloadKind, TensorSpec, TryOnOptions
-from vtryon_services.runtime.ranges import check_labels, field_error, violation_of
+from vtryon_services.validation.ranges import check_labels, field_error, violation_of
 
 T = TypeVar("T")
 _MOST_VIOLATIONS, _LONGEST_MESSAGE, _MOST_FACTS = 20, 2000, 32

@@ -37,9 +37,9 @@ from vtryon_services.bridges.kafka.schemas import Codec
 from vtryon_services.bridges.kafka.sender import Sender
 from vtryon_services.bridges.kafka.settings import KafkaSettings
 from vtryon_services.bridges.kafka.topics import Names
-from vtryon_services.runtime.ranges import check_labels, check_request_id
+from vtryon_services.graph import STARTS
 from vtryon_services.runtime.settings import JOBS
-from vtryon_services.runtime.starts import STARTS
+from vtryon_services.validation.ranges import check_labels, check_request_id
 
 STAGE_RESPONSE = "stage_response"
 

@@ -32,7 +32,7 @@ from vtryon.types import (
 )
 from vtryon_services.bridges.rest.checked import parse_json
 from vtryon_services.bridges.rest.forms import read_form
-from vtryon_services.runtime.ranges import (
+from vtryon_services.validation.ranges import (
     EncodingFields,
     EncodingRanges,
     PreviewRanges,

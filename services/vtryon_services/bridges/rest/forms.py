@@ -15,7 +15,7 @@ from python_multipart.multipart import MultipartParser, parse_options_header
 from vtryon.errors import Reason, RequestError
 from vtryon.pictures import read_picture
 from vtryon_services.bridges.rest.checked import parse
-from vtryon_services.runtime.ranges import field_error
+from vtryon_services.validation.ranges import field_error
 
 B = TypeVar("B", bound=BaseModel)
 FORM = "multipart/form-data"

@@ -37,7 +37,7 @@ from vtryon_services.bridges.rest.documents import (
 )
 from vtryon_services.bridges.rest.forms import FORM, read_form
 from vtryon_services.bridges.rest.problems import request_id_of
-from vtryon_services.runtime.ranges import PromptRanges, field_error
+from vtryon_services.validation.ranges import PromptRanges, field_error
 
 router = APIRouter(tags=["openai"])
 _IGNORED = ("model", "user", "quality", "input_fidelity", "moderation")

@@ -32,7 +32,7 @@ from vtryon_services.bridges.rest.documents import (
 )
 from vtryon_services.bridges.rest.forms import FORM
 from vtryon_services.bridges.rest.problems import problem_of
-from vtryon_services.runtime.ranges import GOOD_REQUEST_ID, field_error
+from vtryon_services.validation.ranges import GOOD_REQUEST_ID, field_error
 
 router = APIRouter(prefix="/v1/jobs", tags=["jobs"])
 _SEQUENCE_DIGITS = 18

@@ -22,10 +22,10 @@ from vtryon_services.bridges.rest.origins import Origins
 from vtryon_services.bridges.rest.problems import failed_inside, respond
 from vtryon_services.bridges.rest.settings import RestSettings
 from vtryon_services.bridges.rest.uploads import Upload, UploadAbortedError, Uploads
-from vtryon_services.runtime.concurrency import ConcurrencyLimiter
-from vtryon_services.runtime.identity import read_identity
-from vtryon_services.runtime.ranges import GOOD_REQUEST_ID
+from vtryon_services.rpc.concurrency import ConcurrencyLimiter
+from vtryon_services.rpc.identity import read_identity
 from vtryon_services.runtime.settings import REST
+from vtryon_services.validation.ranges import GOOD_REQUEST_ID
 
 _log = structlog.get_logger("vtryon.http")
 HEALTH = frozenset({"/healthz", "/readyz"})

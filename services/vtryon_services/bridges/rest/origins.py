@@ -14,7 +14,7 @@ from starlette.datastructures import Headers
 from vtryon.channel import TENANT_KEY
 from vtryon.errors import AccessError, Reason
 from vtryon_services.bridges.rest.settings import RestSettings
-from vtryon_services.runtime.ranges import field_error
+from vtryon_services.validation.ranges import field_error
 
 _EVERY = "*"
 _READING = {"GET", "HEAD", "OPTIONS"}

@@ -23,7 +23,7 @@ from vtryon.errors import (
     Violation,
     VtryonError,
 )
-from vtryon_services.runtime.ranges import violation_of
+from vtryon_services.validation.ranges import violation_of
 
 MEDIA_TYPE = "application/problem+json"
 DOCUMENT = "/openapi.json"

@@ -33,7 +33,7 @@ from vtryon_services.bridges.rest.bodies import Encoded, Profiled, Sampled, Time
 from vtryon_services.bridges.rest.clients import DoorsOf
 from vtryon_services.bridges.rest.documents import PICTURE, SAFETENSORS, SAMPLED, TENSORS, body_of
 from vtryon_services.bridges.rest.forms import FORM, read_form
-from vtryon_services.runtime.ranges import PromptRanges
+from vtryon_services.validation.ranges import PromptRanges
 
 T = TypeVar("T")
 router = APIRouter(prefix="/v1/stages", tags=["stages"])

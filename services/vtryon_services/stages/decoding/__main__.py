@@ -1,6 +1,6 @@
 """Serve the decoder: `python -m vtryon_services.stages.decoding`."""
 
-from vtryon_services.runtime.process import run_service
+from vtryon_services.rpc.process import run_service
 from vtryon_services.stages.decoding.service import make_service
 from vtryon_services.stages.decoding.settings import DecodingSettings
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from vtryon.types import DecodeStart
 from vtryon.v1 import decoding_pb2
 from vtryon_services.backends.loading import load_decoding
-from vtryon_services.runtime.adapter import Service
-from vtryon_services.runtime.method import Method
+from vtryon_services.rpc.adapter import Service
+from vtryon_services.rpc.method import Method
 from vtryon_services.stages.decoding.settings import DecodingSettings
 from vtryon_services.stages.decoding.stage import STAGE, DecodingStage
 

@@ -11,12 +11,12 @@ from vtryon.tensors import Tensor
 from vtryon.types import DataType, DecodeStart, ImageFormat, PayloadKind, Stage, TensorSpec
 from vtryon_services.backends.protocols import DecodingBackend
 from vtryon_services.engine.finite import check_finite
-from vtryon_services.runtime.call import Call, Incoming, accepted, send_output
-from vtryon_services.runtime.concurrency import ConcurrencyLimiter
-from vtryon_services.runtime.declarations import payload_invalid
-from vtryon_services.runtime.ranges import EncodingRanges, check_ranges
-from vtryon_services.runtime.timings import one_hop
+from vtryon_services.rpc.call import Call, Incoming, accepted, send_output
+from vtryon_services.rpc.concurrency import ConcurrencyLimiter
+from vtryon_services.rpc.timings import one_hop
 from vtryon_services.stages.decoding.settings import DecodingSettings
+from vtryon_services.validation.declarations import payload_invalid
+from vtryon_services.validation.ranges import EncodingRanges, check_ranges
 
 STAGE = Stage.DECODING
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from vtryon.types import EncodeLatentsStart
 from vtryon.v1 import latent_encoder_pb2
 from vtryon_services.backends.loading import load_latent_encoder
-from vtryon_services.runtime.adapter import Service
-from vtryon_services.runtime.method import Method
+from vtryon_services.rpc.adapter import Service
+from vtryon_services.rpc.method import Method
 from vtryon_services.stages.latent_encoder.settings import LatentEncoderSettings
 from vtryon_services.stages.latent_encoder.stage import STAGE, LatentEncoderStage
 

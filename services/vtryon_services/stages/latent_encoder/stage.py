@@ -10,12 +10,12 @@ from vtryon.events import Event, Finished, Queued
 from vtryon.types import EncodeLatentsStart, PayloadKind, Stage
 from vtryon_services.backends.protocols import LatentEncoderBackend, Latents
 from vtryon_services.engine.numerics import resolve
-from vtryon_services.runtime.cache import ResultCache
-from vtryon_services.runtime.call import Call, Incoming, accepted, send_output
-from vtryon_services.runtime.concurrency import ConcurrencyLimiter
-from vtryon_services.runtime.starts import numerics_for, unused_numerics
-from vtryon_services.runtime.timings import one_hop
+from vtryon_services.graph import numerics_for, unused_numerics
+from vtryon_services.rpc.call import Call, Incoming, accepted, send_output
+from vtryon_services.rpc.concurrency import ConcurrencyLimiter
+from vtryon_services.rpc.timings import one_hop
 from vtryon_services.stages.latent_encoder.settings import LatentEncoderSettings
+from vtryon_services.storage.cache import ResultCache
 
 STAGE = Stage.LATENT_ENCODER
 

@@ -12,8 +12,8 @@ from vtryon.types import DataType, Payload, PayloadKind, SampleStart
 from vtryon_services.backends.protocols import SamplingBackend
 from vtryon_services.engine.finite import check_finite
 from vtryon_services.engine.plan import MAX_TOKENS
-from vtryon_services.runtime.call import Incoming
-from vtryon_services.runtime.declarations import payload_invalid
+from vtryon_services.rpc.call import Incoming
+from vtryon_services.validation.declarations import payload_invalid
 
 _EMBEDDINGS = {PayloadKind.EMBEDDINGS, PayloadKind.NEGATIVE_EMBEDDINGS}
 _LATENTS = {PayloadKind.REFERENCE_LATENTS, PayloadKind.NOISE, PayloadKind.RESUME_LATENTS}

@@ -5,8 +5,8 @@ from __future__ import annotations
 from vtryon.types import SampleStart
 from vtryon.v1 import sampling_pb2
 from vtryon_services.backends.loading import load_sampling
-from vtryon_services.runtime.adapter import Service
-from vtryon_services.runtime.method import Method
+from vtryon_services.rpc.adapter import Service
+from vtryon_services.rpc.method import Method
 from vtryon_services.stages.sampling.settings import SamplingSettings
 from vtryon_services.stages.sampling.stage import STAGE, SamplingStage
 

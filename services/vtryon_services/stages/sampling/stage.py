@@ -14,20 +14,20 @@ from vtryon.types import PayloadKind, Priority, SampleStart, Stage
 from vtryon_services.backends.protocols import OutputOptions, SamplingBackend, StepDone
 from vtryon_services.engine.plan import QueuePosition, SamplingPlan, SamplingRequest, count_tokens
 from vtryon_services.engine.planning import plan_of
-from vtryon_services.runtime.call import Call, Incoming, accepted, send_output
-from vtryon_services.runtime.ranges import (
+from vtryon_services.graph import numerics_for, unused_numerics
+from vtryon_services.rpc.call import Call, Incoming, accepted, send_output
+from vtryon_services.rpc.timings import one_hop
+from vtryon_services.stages.sampling.conditioning import check_declared, receive
+from vtryon_services.stages.sampling.settings import SamplingSettings
+from vtryon_services.validation.ranges import (
     PreviewsRange,
     ResumeRanges,
     SamplingRanges,
     SizeRanges,
     check_ranges,
 )
-from vtryon_services.runtime.resuming import check_sampler
-from vtryon_services.runtime.starts import numerics_for, unused_numerics
-from vtryon_services.runtime.timings import one_hop
-from vtryon_services.runtime.unused import unused_options
-from vtryon_services.stages.sampling.conditioning import check_declared, receive
-from vtryon_services.stages.sampling.settings import SamplingSettings
+from vtryon_services.validation.resuming import check_sampler
+from vtryon_services.validation.unused import unused_options
 
 STAGE = Stage.SAMPLING
 

@@ -1,6 +1,6 @@
 """Serve the text encoder: `python -m vtryon_services.stages.text_encoder`."""
 
-from vtryon_services.runtime.process import run_service
+from vtryon_services.rpc.process import run_service
 from vtryon_services.stages.text_encoder.service import make_service
 from vtryon_services.stages.text_encoder.settings import TextEncoderSettings
 

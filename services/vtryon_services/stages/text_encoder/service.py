@@ -5,8 +5,8 @@ from __future__ import annotations
 from vtryon.types import EncodeTextStart
 from vtryon.v1 import text_encoder_pb2
 from vtryon_services.backends.loading import load_text_encoder
-from vtryon_services.runtime.adapter import Service
-from vtryon_services.runtime.method import Method
+from vtryon_services.rpc.adapter import Service
+from vtryon_services.rpc.method import Method
 from vtryon_services.stages.text_encoder.settings import TextEncoderSettings
 from vtryon_services.stages.text_encoder.stage import STAGE, TextEncoderStage
 

@@ -12,13 +12,13 @@ from vtryon.stages import Embeddings
 from vtryon.types import EncodeTextStart, PayloadKind, Stage
 from vtryon_services.backends.protocols import TextEncoderBackend
 from vtryon_services.engine.numerics import resolve
-from vtryon_services.runtime.cache import ResultCache
-from vtryon_services.runtime.call import Call, Incoming, accepted, send_output
-from vtryon_services.runtime.concurrency import ConcurrencyLimiter
-from vtryon_services.runtime.ranges import PromptRanges, check_ranges
-from vtryon_services.runtime.starts import numerics_for, unused_numerics
-from vtryon_services.runtime.timings import one_hop
+from vtryon_services.graph import numerics_for, unused_numerics
+from vtryon_services.rpc.call import Call, Incoming, accepted, send_output
+from vtryon_services.rpc.concurrency import ConcurrencyLimiter
+from vtryon_services.rpc.timings import one_hop
 from vtryon_services.stages.text_encoder.settings import TextEncoderSettings
+from vtryon_services.storage.cache import ResultCache
+from vtryon_services.validation.ranges import PromptRanges, check_ranges
 
 STAGE = Stage.TEXT_ENCODER
 

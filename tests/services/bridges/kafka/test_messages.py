@@ -37,7 +37,7 @@ from vtryon_services.bridges.kafka.records import (
 from vtryon_services.bridges.kafka.sender import Sender
 from vtryon_services.bridges.kafka.settings import KafkaSettings
 from vtryon_services.bridges.kafka.topics import Names
-from vtryon_services.runtime.artifacts import Artifacts
+from vtryon_services.storage.artifacts import Artifacts
 
 SETTINGS = KafkaSettings()
 

@@ -27,10 +27,10 @@ from vtryon_services.bridges.kafka.bridge import begin
 from vtryon_services.bridges.kafka.messages import CORRELATION
 from vtryon_services.bridges.kafka.route import ROUTE
 from vtryon_services.bridges.kafka.settings import KafkaSettings
-from vtryon_services.runtime.adapter import Service
-from vtryon_services.runtime.call import Call, Incoming
-from vtryon_services.runtime.method import Method
-from vtryon_services.runtime.serve import Server
+from vtryon_services.rpc.adapter import Service
+from vtryon_services.rpc.call import Call, Incoming
+from vtryon_services.rpc.method import Method
+from vtryon_services.rpc.serve import Server
 from vtryon_services.stages.decoding.settings import DecodingSettings
 
 PICTURE = png()

@@ -15,8 +15,8 @@ from typing import NamedTuple, Protocol, TypeVar
 import structlog
 
 from vtryon.errors import SettingsError
-from vtryon_services.runtime.adapter import Service
-from vtryon_services.runtime.serve import Server
+from vtryon_services.rpc.adapter import Service
+from vtryon_services.rpc.serve import Server
 from vtryon_services.runtime.settings import ProcessSettings, ServiceSettings
 from vtryon_services.runtime.telemetry import set_up_export, set_up_logs
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import pytest
 
-from vtryon_services.runtime.cache import ResultCache
+from vtryon_services.storage.cache import ResultCache
 
 
 class Work:

@@ -14,16 +14,16 @@ from vtryon.errors import ProtocolError, Reason, RequestError
 from vtryon.events import Chunk
 from vtryon.framing import REQUEST_TAG, read_chunk
 from vtryon.grammar import Requests
-from vtryon_services.runtime.declarations import unknown_enum
-from vtryon_services.runtime.message_limits import (
+from vtryon_services.rpc.message_limits import (
     MAX_CHUNK_MESSAGE_BYTES,
     MAX_MESSAGE_BYTES,
     check_bytes,
     check_items,
 )
-from vtryon_services.runtime.method import Method
-from vtryon_services.runtime.open_calls import OpenCall
+from vtryon_services.rpc.method import Method
+from vtryon_services.rpc.open_calls import OpenCall
 from vtryon_services.runtime.settings import ServiceSettings
+from vtryon_services.validation.declarations import unknown_enum
 
 _CHUNK = bytes((REQUEST_TAG,))
 _timeouts = metrics.get_meter("vtryon").create_counter(

@@ -22,14 +22,14 @@ from vtryon.errors import RequestError, StageError, UnavailableError, VtryonErro
 from vtryon.events import Chunk, Event
 from vtryon.framing import EVENT_TAG, write_chunk
 from vtryon.grammar import Responses
-from vtryon_services.runtime.call import Call, Incoming
-from vtryon_services.runtime.declarations import check_payloads
-from vtryon_services.runtime.failures import ClientDisconnectedError, named_failures
-from vtryon_services.runtime.identity import CallerIdentity, new_request_id, read_identity
-from vtryon_services.runtime.method import Method, Replies
-from vtryon_services.runtime.open_calls import OpenCall, OpenCalls
-from vtryon_services.runtime.request_reader import RequestReader
+from vtryon_services.rpc.call import Call, Incoming
+from vtryon_services.rpc.failures import ClientDisconnectedError, named_failures
+from vtryon_services.rpc.identity import CallerIdentity, new_request_id, read_identity
+from vtryon_services.rpc.method import Method, Replies
+from vtryon_services.rpc.open_calls import OpenCall, OpenCalls
+from vtryon_services.rpc.request_reader import RequestReader
 from vtryon_services.runtime.settings import ServiceSettings
+from vtryon_services.validation.declarations import check_payloads
 
 _log = structlog.get_logger("vtryon.service")
 

@@ -15,10 +15,10 @@ from grpc_reflection.v1alpha import reflection
 
 from vtryon.errors import SettingsError
 from vtryon.plain_files import read_pem
-from vtryon_services.runtime.adapter import Service
-from vtryon_services.runtime.health import Health
-from vtryon_services.runtime.interceptors import TelemetryInterceptor
-from vtryon_services.runtime.open_calls import OpenCalls
+from vtryon_services.rpc.adapter import Service
+from vtryon_services.rpc.health import Health
+from vtryon_services.rpc.interceptors import TelemetryInterceptor
+from vtryon_services.rpc.open_calls import OpenCalls
 from vtryon_services.runtime.settings import ServiceSettings
 
 _log = structlog.get_logger("vtryon.serve")

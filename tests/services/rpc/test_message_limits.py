@@ -17,7 +17,7 @@ import vtryon.v1
 from vtryon.framing import REQUEST_TAG, read_chunk
 from vtryon_services.host import host
 from vtryon_services.jobs.settings import JobsSettings
-from vtryon_services.runtime.message_limits import MAX_ITEMS
+from vtryon_services.rpc.message_limits import MAX_ITEMS
 
 SIZE = 3_600_000  # just below what gRPC takes
 
@@ -131,7 +131,7 @@ def test_millions_of_items_cost_less_than_a_turn_of_the_loop(method, path) -> No
     from google.protobuf import message_factory
 
     from vtryon.errors import VtryonError
-    from vtryon_services.runtime.message_limits import check_bytes, check_items
+    from vtryon_services.rpc.message_limits import check_bytes, check_items
 
     kind = message_factory.GetMessageClass(method.input_type)
     bulk = ("person", "garments") if method.name == "TryOnInline" else ()

@@ -10,7 +10,7 @@ from typing import Any, Generic, TypeVar
 from google.protobuf.message import Message
 
 from vtryon.messages import ProtoType
-from vtryon_services.runtime.call import Call, Incoming
+from vtryon_services.rpc.call import Call, Incoming
 
 S = TypeVar("S", bound=ProtoType)
 Serve = Callable[[S, Incoming, Call], AsyncGenerator[Any, None]]

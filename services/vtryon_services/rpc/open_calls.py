@@ -10,7 +10,7 @@ from contextlib import asynccontextmanager, contextmanager
 from opentelemetry import metrics
 
 from vtryon.errors import OverloadedError, Reason, UnavailableError, VtryonError
-from vtryon_services.runtime.fair_limit import FairLimit
+from vtryon_services.rpc.fair_limit import FairLimit
 from vtryon_services.runtime.settings import ServiceSettings
 
 _ended = metrics.get_meter("vtryon").create_counter(

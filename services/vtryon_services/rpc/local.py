@@ -14,12 +14,12 @@ from vtryon.errors import REASONS, Reason, VtryonError
 from vtryon.events import Event
 from vtryon.payloads import Outgoing, chunks
 from vtryon.types import Start
-from vtryon_services.runtime.adapter import Service
-from vtryon_services.runtime.call import Call, Incoming
-from vtryon_services.runtime.declarations import check_payloads
-from vtryon_services.runtime.failures import named_failures
-from vtryon_services.runtime.interceptors import conclude
-from vtryon_services.runtime.method import Method
+from vtryon_services.rpc.adapter import Service
+from vtryon_services.rpc.call import Call, Incoming
+from vtryon_services.rpc.failures import named_failures
+from vtryon_services.rpc.interceptors import conclude
+from vtryon_services.rpc.method import Method
+from vtryon_services.validation.declarations import check_payloads
 
 _tracer = trace.get_tracer("vtryon")
 

@@ -10,7 +10,7 @@ import structlog
 
 from vtryon.call_status import is_being_cancelled
 from vtryon.errors import DeadlineError, StageError, VtryonError
-from vtryon_services.runtime.call import Call
+from vtryon_services.rpc.call import Call
 
 _log = structlog.get_logger("vtryon.service")
 

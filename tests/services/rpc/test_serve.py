@@ -14,8 +14,8 @@ from vtryon.types import Stage
 from vtryon_services.backends.scripted import ScriptedSampling
 from vtryon_services.host import host
 from vtryon_services.pipeline.settings import PipelineSettings
-from vtryon_services.runtime.process import RunningServer
-from vtryon_services.runtime.serve import Server
+from vtryon_services.rpc.process import RunningServer
+from vtryon_services.rpc.serve import Server
 
 SERVING = health_pb2.HealthCheckResponse.SERVING
 NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from vtryon.events import Hop, Ledger
 from vtryon.types import Stage
-from vtryon_services.runtime.call import Call
+from vtryon_services.rpc.call import Call
 
 
 def one_hop(stage: Stage, call: Call, queue: float, compute: float) -> Ledger:

@@ -4,7 +4,7 @@ import pytest
 
 from vtryon.errors import OverloadedError
 from vtryon.types import Stage
-from vtryon_services.runtime.concurrency import ConcurrencyLimiter, Permit
+from vtryon_services.rpc.concurrency import ConcurrencyLimiter, Permit
 
 
 async def positions(ticket: Permit, seen: list[int]) -> None:

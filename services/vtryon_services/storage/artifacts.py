@@ -12,7 +12,7 @@ from obstore.exceptions import AlreadyExistsError, BaseError, NotFoundError
 from obstore.store import LocalStore, ObjectStore, from_url
 
 from vtryon.errors import Reason, RequestError, SettingsError
-from vtryon_services.runtime.storage import StorageError
+from vtryon_services.storage.outage import StorageError
 
 if TYPE_CHECKING:
     from obstore.store import ClientConfig, RetryConfig

@@ -1,0 +1,1 @@
+"""Serving gRPC: servers, methods, permits, limits, identities and failures of calls."""

@@ -1,0 +1,1 @@
+"""Artifacts in folders and buckets, the cache of results, and outages of storage."""

@@ -1,0 +1,1 @@
+"""Checks of requests: ranges, declared payloads, resume points, and options without effect."""
