@@ -10,7 +10,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from vtryon.errors import RequestError, SettingsError
-from vtryon.text_files import read_text
+from vtryon.files.text import read_text
 
 EDGE = "edge"
 # Says what a request works on, so that equal content goes to the replica that has seen it.

@@ -5,7 +5,6 @@ async with vtryon.Client("localhost:50050") as client:
     result.picture.save("result.png")
 """
 
-from vtryon.channel import Channel, Tls
 from vtryon.client import Client
 from vtryon.errors import (
     AccessError,
@@ -37,7 +36,6 @@ from vtryon.events import (
 )
 from vtryon.jobs import Job, JobError, JobPage, Jobs, JobState, JobUpdate
 from vtryon.pictures import Picture
-from vtryon.retry import RetryPolicy
 from vtryon.run import Result, Run
 from vtryon.stages import (
     Conditioning,
@@ -62,6 +60,8 @@ from vtryon.types import (
     SigmaSchedule,
     Stage,
 )
+from vtryon.wire.channel import Channel, Tls
+from vtryon.wire.retry import RetryPolicy
 
 __version__ = "0.1.0"
 

@@ -8,18 +8,14 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Self
 
 from vtryon.arguments import argument_error, check_setting, check_timeout
-from vtryon.channel import Channel, Tls, Token, check_connection
 from vtryon.errors import ProtocolError, SettingsError
-from vtryon.headers import check_request_id
 from vtryon.health import wait_until_serving
 from vtryon.jobs import Jobs
 from vtryon.messages import request_message
 from vtryon.options import DEFAULT_PROMPT, make_options, outgoing_pictures
 from vtryon.pictures import digest
-from vtryon.retry import NO_RETRY, RetryPolicy
 from vtryon.run import Result, Run, StreamedResult
 from vtryon.stages import Decoding, LatentEncoder, Sampling, TextEncoder
-from vtryon.stream import TRY_ON, StreamCall
 from vtryon.tensors import Tensor, check_tensor
 from vtryon.types import (
     ImageFormat,
@@ -31,6 +27,10 @@ from vtryon.types import (
     ResumePoint,
     TryOnStart,
 )
+from vtryon.wire.channel import Channel, Tls, Token, check_connection
+from vtryon.wire.headers import check_request_id
+from vtryon.wire.retry import NO_RETRY, RetryPolicy
+from vtryon.wire.stream import TRY_ON, StreamCall
 
 if TYPE_CHECKING:
     from vtryon.pictures import PictureSource

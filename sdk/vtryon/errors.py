@@ -11,8 +11,7 @@
     ├── StageError                  a stage failed; .stage names it
     └── ProtocolError               the peer violated the grammar of the stream
 
-`REASONS` is the only table of reason, class and status. Servers map errors to statuses with it, and
-clients statuses to errors.
+The class and gRPC status of each reason are in one table, `vtryon.wire.status.REASONS`.
 """
 
 from __future__ import annotations
@@ -20,9 +19,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import ClassVar, NamedTuple
-
-import grpc
+from typing import ClassVar
 
 
 class Reason(StrEnum):
@@ -170,44 +167,3 @@ class ProtocolError(VtryonError):
     """The other end broke the grammar of the stream."""
 
     default_reason = Reason.STREAM_OUT_OF_ORDER
-
-
-class ReasonRow(NamedTuple):
-    """Error class and gRPC status of a reason."""
-
-    error: type[VtryonError]
-    status: grpc.StatusCode
-
-
-_INVALID = grpc.StatusCode.INVALID_ARGUMENT
-_SETUP = ReasonRow(SettingsError, grpc.StatusCode.FAILED_PRECONDITION)
-
-REASONS: dict[Reason, ReasonRow] = {
-    Reason.FIELD_INVALID: ReasonRow(RequestError, _INVALID),
-    Reason.NUMERICS_UNSUPPORTED: ReasonRow(RequestError, _INVALID),
-    Reason.PAYLOAD_TOO_LARGE: ReasonRow(RequestError, _INVALID),
-    Reason.PAYLOAD_INVALID: ReasonRow(RequestError, _INVALID),
-    Reason.TENSOR_NOT_FINITE: ReasonRow(RequestError, _INVALID),
-    Reason.PICTURE_TOO_LARGE: ReasonRow(RequestError, _INVALID),
-    Reason.PICTURE_FORMAT_UNSUPPORTED: ReasonRow(RequestError, _INVALID),
-    Reason.PICTURE_UNREADABLE: ReasonRow(RequestError, _INVALID),
-    Reason.STREAM_OUT_OF_ORDER: ReasonRow(ProtocolError, _INVALID),
-    Reason.STREAM_INCOMPLETE: ReasonRow(ProtocolError, _INVALID),
-    Reason.MESSAGE_MALFORMED: ReasonRow(ProtocolError, _INVALID),
-    Reason.QUEUE_FULL: ReasonRow(OverloadedError, grpc.StatusCode.RESOURCE_EXHAUSTED),
-    Reason.DEADLINE_UNREACHABLE: ReasonRow(OverloadedError, grpc.StatusCode.RESOURCE_EXHAUSTED),
-    Reason.STAGE_UNAVAILABLE: ReasonRow(UnavailableError, grpc.StatusCode.UNAVAILABLE),
-    Reason.SHUTTING_DOWN: ReasonRow(UnavailableError, grpc.StatusCode.UNAVAILABLE),
-    Reason.DEADLINE_PASSED: ReasonRow(DeadlineError, grpc.StatusCode.DEADLINE_EXCEEDED),
-    Reason.CHECKPOINT_NOT_FOUND: _SETUP,
-    Reason.CHECKPOINT_UNSAFE: _SETUP,
-    Reason.CHECKPOINT_CORRUPT: _SETUP,
-    Reason.CHECKPOINT_UNSUPPORTED: _SETUP,
-    Reason.MODEL_CHANGED: ReasonRow(RequestError, grpc.StatusCode.FAILED_PRECONDITION),
-    Reason.UNAUTHENTICATED: ReasonRow(AccessError, grpc.StatusCode.UNAUTHENTICATED),
-    Reason.PERMISSION_DENIED: ReasonRow(AccessError, grpc.StatusCode.PERMISSION_DENIED),
-    Reason.NOT_FOUND: ReasonRow(RequestError, grpc.StatusCode.NOT_FOUND),
-    Reason.ALREADY_EXISTS: ReasonRow(RequestError, grpc.StatusCode.ALREADY_EXISTS),
-    Reason.STAGE_FAILED: ReasonRow(StageError, grpc.StatusCode.INTERNAL),
-    Reason.CANCELLED: ReasonRow(RunCancelledError, grpc.StatusCode.CANCELLED),
-}

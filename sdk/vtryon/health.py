@@ -8,9 +8,9 @@ from enum import IntEnum
 
 import grpc
 
-from vtryon import status
-from vtryon.channel import Channel
 from vtryon.errors import UnavailableError
+from vtryon.wire import status
+from vtryon.wire.channel import Channel
 
 _CHECK = "/grpc.health.v1.Health/Check"
 _PAUSE_SECONDS = 0.2

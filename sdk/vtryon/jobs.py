@@ -20,19 +20,19 @@ from google.protobuf.message import Message
 
 from vtryon import events
 from vtryon.arguments import check_timeout, sequence
-from vtryon.channel import Channel
 from vtryon.errors import DeadlineError, ProtocolError, Reason, UnavailableError
 from vtryon.events import Chunk, Event, Fit, Ledger, Output, UnusedOption
-from vtryon.framing import REQUEST_TAG, write_chunk
-from vtryon.grammar import Responses
-from vtryon.headers import check_request_id
 from vtryon.messages import ProtoType, request_message
 from vtryon.options import make_options, outgoing_pictures
-from vtryon.payloads import Assembler, Outgoing, chunks
 from vtryon.pictures import Picture
 from vtryon.types import EncodedImage, Payload, TryOnOptions
-from vtryon.unary import ask, listen
 from vtryon.v1 import job_pb2, stream_pb2
+from vtryon.wire.channel import Channel
+from vtryon.wire.framing import REQUEST_TAG, write_chunk
+from vtryon.wire.grammar import Responses
+from vtryon.wire.headers import check_request_id
+from vtryon.wire.payloads import Assembler, Outgoing, chunks
+from vtryon.wire.unary import ask, listen
 
 if TYPE_CHECKING:
     from vtryon.pictures import PictureSource

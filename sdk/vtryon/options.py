@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING
 from vtryon.arguments import argument_error, check_kind, choice, sequence
 from vtryon.errors import RequestError
 from vtryon.messages import request_message
-from vtryon.payloads import Outgoing
 from vtryon.stages import image_payloads
 from vtryon.types import (
     ImageFormat,
@@ -19,6 +18,7 @@ from vtryon.types import (
     Profile,
     TryOnOptions,
 )
+from vtryon.wire.payloads import Outgoing
 
 if TYPE_CHECKING:
     from vtryon.pictures import PictureSource

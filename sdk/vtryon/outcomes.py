@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from vtryon.channel import Channel
 from vtryon.jobs import JobUpdate
 from vtryon.messages import ProtoType
-from vtryon.unary import ask
 from vtryon.v1 import outcome_pb2
+from vtryon.wire.channel import Channel
+from vtryon.wire.unary import ask
 
 _PATH = "/vtryon.v1.OutcomeService/TakeOutcomes"
 

@@ -12,8 +12,8 @@ from typing import IO, TYPE_CHECKING, Any, TypeGuard
 
 from vtryon.errors import Reason, RequestError, SettingsError
 from vtryon.extras import install_command
+from vtryon.files.regular import read_regular
 from vtryon.messages import ProtoType
-from vtryon.plain_files import read_regular
 from vtryon.types import (
     MAX_PICTURE_BYTES,
     MAX_PICTURE_PIXELS,

@@ -18,7 +18,6 @@ from dataclasses import dataclass, field
 from typing import Any, Self, TypeVar
 from weakref import WeakKeyDictionary
 
-from vtryon.call_status import is_being_cancelled
 from vtryon.errors import ProtocolError, RequestError, RunCancelledError, VtryonError
 from vtryon.events import (
     Accepted,
@@ -31,11 +30,12 @@ from vtryon.events import (
     StageStarted,
     UnusedOption,
 )
-from vtryon.payloads import Assembler
 from vtryon.pictures import Picture
-from vtryon.retry import Attempts
-from vtryon.stream import StreamCall
 from vtryon.types import Payload, Stage
+from vtryon.wire.call_status import is_being_cancelled
+from vtryon.wire.payloads import Assembler
+from vtryon.wire.retry import Attempts
+from vtryon.wire.stream import StreamCall
 
 T = TypeVar("T")
 
@@ -120,7 +120,7 @@ class Run(Coroutine[Any, Any, T]):
     `RunCancelledError`.
 
     Args:
-        attempts: starts the attempts of the call; see `vtryon.retry`.
+        attempts: starts the attempts of the call; see `vtryon.wire.retry`.
         open_call: opens one attempt with a timeout in seconds.
         finish: builds the result from the received events.
     """

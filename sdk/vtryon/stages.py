@@ -8,14 +8,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from vtryon.arguments import argument_error, check_kind, check_timeout, choice, sequence
-from vtryon.channel import Channel
 from vtryon.errors import ProtocolError
-from vtryon.grammar import DEFAULT_CHUNK_BYTES
 from vtryon.messages import request_message
-from vtryon.payloads import Outgoing, outgoing_image
 from vtryon.pictures import Picture, read_picture
 from vtryon.run import Run, StreamedResult
-from vtryon.stream import DECODE, ENCODE_LATENTS, ENCODE_TEXT, SAMPLE, StreamCall, StreamMethod
 from vtryon.tensors import Tensor, check_tensor
 from vtryon.types import (
     DecodeStart,
@@ -27,6 +23,10 @@ from vtryon.types import (
     SampleStart,
     Start,
 )
+from vtryon.wire.channel import Channel
+from vtryon.wire.grammar import DEFAULT_CHUNK_BYTES
+from vtryon.wire.payloads import Outgoing, outgoing_image
+from vtryon.wire.stream import DECODE, ENCODE_LATENTS, ENCODE_TEXT, SAMPLE, StreamCall, StreamMethod
 
 if TYPE_CHECKING:
     from vtryon.pictures import PictureSource

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 
 from vtryon.arguments import argument_error, check_kind
 from vtryon.errors import Reason, RequestError
-from vtryon.payloads import Buffer, Outgoing
 from vtryon.types import DataType, Payload, PayloadKind, TensorSpec
+from vtryon.wire.payloads import Buffer, Outgoing
 
 if TYPE_CHECKING:
     import numpy as np

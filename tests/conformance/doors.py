@@ -20,14 +20,14 @@ from tests.support.processes import VTRYON
 from tests.support.rest import events_of, form_field, plainly
 
 import vtryon
-from vtryon.call_status import CallStatus as CallOutcome
 from vtryon.errors import VtryonError
+from vtryon.files.jsonable import plain
 from vtryon.jobs import JobState
 from vtryon.options import make_options
 from vtryon.pictures import read_picture
-from vtryon.plain import plain
 from vtryon.types import TryOnInline
 from vtryon.v1 import stream_pb2
+from vtryon.wire.call_status import CallStatus as CallOutcome
 from vtryon_services.mannequin.triples import held_out
 
 

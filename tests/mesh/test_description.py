@@ -43,7 +43,7 @@ def test_services_have_the_names_and_ports_that_they_have_elsewhere() -> None:
 
 
 def test_headers_are_those_of_the_sdk() -> None:
-    from vtryon.stream import CONTENT_KEY, TENANT_KEY
+    from vtryon.wire.stream import CONTENT_KEY, TENANT_KEY
 
     assert (CONTENT_HEADER, TENANT_HEADER) == (CONTENT_KEY, TENANT_KEY)
 

@@ -105,7 +105,8 @@ def _outcome(mutant: Mutant, copy: Path) -> str:
         path = copy / mutant.file
         whole = path.read_text()
         path.write_text(whole.replace(mutant.line, mutant.broken))
-        outcome = "caught" if _test(copy, mutant.test) == _FAILED else "ESCAPED"
+        code = _test(copy, mutant.test)
+        outcome = {_FAILED: "caught", _PASSED: "ESCAPED"}.get(code, f"pytest ended with {code}:")
         path.write_text(whole)
     sys.stdout.write(f"{outcome:<9} {mutant.file}: {mutant.why}\n")
     sys.stdout.flush()

@@ -22,8 +22,8 @@ from tests.support.pictures import png
 
 import vtryon
 from vtryon.errors import VtryonError
-from vtryon.payloads import Buffer
 from vtryon.types import Stage
+from vtryon.wire.payloads import Buffer
 from vtryon_services.backends.protocols import Latents
 from vtryon_services.backends.scripted import ScriptedLatentEncoder
 from vtryon_services.bridges.kafka.bridge import begin as begin_kafka

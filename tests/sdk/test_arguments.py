@@ -11,7 +11,7 @@ from tests.support.pictures import png
 import vtryon
 from vtryon.jobs import Jobs
 from vtryon.types import Stage
-from vtryon.unary import ask
+from vtryon.wire.unary import ask
 from vtryon_services.host import host
 from vtryon_services.jobs.settings import JobsSettings
 

@@ -5,8 +5,8 @@ import trustme
 from tests.support.pictures import png
 
 import vtryon
-from vtryon.retry import FOR_SERVICES
 from vtryon.types import Stage
+from vtryon.wire.retry import FOR_SERVICES
 from vtryon_services.bridges.kafka.settings import KafkaSettings
 from vtryon_services.bridges.rest.settings import RestSettings
 from vtryon_services.host import host

@@ -7,12 +7,13 @@ from google.rpc import status_pb2
 from tests.support.pictures import png
 
 import vtryon
-from vtryon import status
-from vtryon.errors import REASONS, OverloadedError, Reason, RequestError, Violation
-from vtryon.stream import StreamCall
-from vtryon.stream import StreamMethod as ClientMethod
+from vtryon.errors import OverloadedError, Reason, RequestError, Violation
 from vtryon.types import DecodeStart, Stage
 from vtryon.v1 import decoding_pb2
+from vtryon.wire import status
+from vtryon.wire.status import REASONS
+from vtryon.wire.stream import StreamCall
+from vtryon.wire.stream import StreamMethod as ClientMethod
 from vtryon_services.rpc.adapter import Service
 from vtryon_services.rpc.method import Method
 from vtryon_services.rpc.serve import Server

@@ -2,7 +2,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from vtryon.events import Chunk
-from vtryon.framing import EVENT_TAG, REQUEST_TAG, read_chunk, write_chunk
 from vtryon.v1 import (
     decoding_pb2,
     latent_encoder_pb2,
@@ -11,6 +10,7 @@ from vtryon.v1 import (
     stream_pb2,
     text_encoder_pb2,
 )
+from vtryon.wire.framing import EVENT_TAG, REQUEST_TAG, read_chunk, write_chunk
 
 REQUESTS = (
     latent_encoder_pb2.EncodeLatentsRequest,

@@ -6,9 +6,9 @@ from hypothesis import strategies as st
 
 from vtryon.errors import ProtocolError, Reason
 from vtryon.events import Chunk
-from vtryon.grammar import MAX_CHUNK_BYTES, PayloadCursor, Requests, Responses
-from vtryon.payloads import Assembler, Outgoing, chunks, cut
 from vtryon.types import EncodedImage, Payload, PayloadKind
+from vtryon.wire.grammar import MAX_CHUNK_BYTES, PayloadCursor, Requests, Responses
+from vtryon.wire.payloads import Assembler, Outgoing, chunks, cut
 
 LETTERS = {
     "s": "start",

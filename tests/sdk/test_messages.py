@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from vtryon import events, types
-from vtryon.errors import REASONS, Reason
+from vtryon.errors import Reason
 from vtryon.v1 import (
     error_reason_pb2,
     image_pb2,
@@ -14,6 +14,7 @@ from vtryon.v1 import (
     stream_pb2,
     tensor_pb2,
 )
+from vtryon.wire.status import REASONS
 
 ENUMS = [
     (types.Stage, stream_pb2.Stage),

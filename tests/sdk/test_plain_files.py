@@ -14,10 +14,10 @@ import vtryon
 from vtryon.cli import files
 from vtryon.cli.files import load_tensors
 from vtryon.errors import Reason, RequestError, SettingsError
+from vtryon.files.regular import MAX_PEM_BYTES, read_pem, read_regular
+from vtryon.files.tensors import only_latents
+from vtryon.files.text import read_text
 from vtryon.pictures import read_picture
-from vtryon.plain_files import MAX_PEM_BYTES, read_pem, read_regular
-from vtryon.tensor_files import only_latents
-from vtryon.text_files import read_text
 from vtryon_mesh.description import Mesh
 from vtryon_services.pipeline.settings import PipelineSettings
 from vtryon_services.rpc.serve import Server

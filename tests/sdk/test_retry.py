@@ -10,10 +10,10 @@ import pytest
 from tests.support.pictures import png
 
 import vtryon
-from vtryon import status
 from vtryon.errors import OverloadedError, Reason
-from vtryon.retry import CapacityQueue, RetryBudget
 from vtryon.testing import scripted_mesh
+from vtryon.wire import status
+from vtryon.wire.retry import CapacityQueue, RetryBudget
 
 PICTURE = png()
 LONG_SECONDS = 100.0

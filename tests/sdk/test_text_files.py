@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from vtryon import strict
 from vtryon.errors import RequestError
-from vtryon.text_files import read_json, read_text
+from vtryon.files import strict
+from vtryon.files.text import read_json, read_text
 
 
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-32"])

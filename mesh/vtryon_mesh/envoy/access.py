@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from vtryon.headers import TENANT_NAME
+from vtryon.wire.headers import TENANT_NAME
 from vtryon_mesh.description import HEALTH_CHECK, HEALTH_PREFIX, TENANT_HEADER, Mesh
 from vtryon_mesh.envoy.pieces import TYPES, Address, Config, filter_of, seconds, typed
 from vtryon_mesh.envoy.upstreams import upstream

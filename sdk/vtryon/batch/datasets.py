@@ -17,7 +17,7 @@ from vtryon.batch.entries import (
     visible_files,
 )
 from vtryon.errors import RequestError
-from vtryon.text_files import read_text
+from vtryon.files.text import read_text
 
 _CATEGORIES = ("dresses", "lower_body", "upper_body")
 

@@ -17,7 +17,7 @@ from vtryon.batch.entries import (
     visible_files,
 )
 from vtryon.errors import RequestError
-from vtryon.text_files import MAX_PROMPT_BYTES, read_text
+from vtryon.files.text import MAX_PROMPT_BYTES, read_text
 from vtryon.types import MAX_GARMENTS
 
 _PART = re.compile(r"person|prompt|garment.*", re.IGNORECASE)

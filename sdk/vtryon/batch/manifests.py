@@ -9,10 +9,10 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from vtryon import strict
 from vtryon.batch.entries import BatchEntry, check_name, inside, real_path
 from vtryon.errors import RequestError
-from vtryon.text_files import parse_json, read_text
+from vtryon.files import strict
+from vtryon.files.text import parse_json, read_text
 from vtryon.types import MAX_GARMENTS
 
 MAX_MANIFEST_BYTES = 256 * 1024 * 1024

@@ -11,7 +11,6 @@ from typing import Any
 
 from tenacity import AsyncRetrying, RetryCallState, retry_if_exception_type, stop_after_attempt
 
-from vtryon import strict
 from vtryon.batch.entries import BatchEntry
 from vtryon.batch.journal import Journal, JournalLine
 from vtryon.client import Client
@@ -23,6 +22,7 @@ from vtryon.errors import (
     UnavailableError,
     VtryonError,
 )
+from vtryon.files import strict
 from vtryon.pictures import SUFFIXES
 from vtryon.run import Result
 from vtryon.types import ImageFormat, Priority

@@ -11,10 +11,10 @@ from typing import Annotated
 
 import typer
 
-from vtryon.channel import Tls
 from vtryon.client import Client
 from vtryon.embedded import embedded_mesh
 from vtryon.errors import SettingsError
+from vtryon.wire.channel import Tls
 
 EndpointOption = Annotated[
     str | None,

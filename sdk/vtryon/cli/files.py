@@ -7,9 +7,9 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from vtryon.errors import Reason, RequestError, SettingsError
+from vtryon.files.regular import read_regular
+from vtryon.files.tensors import dump, load
 from vtryon.pictures import Picture, write_whole
-from vtryon.plain_files import read_regular
-from vtryon.tensor_files import dump, load
 from vtryon.tensors import Tensor
 
 MAX_TENSORS_BYTES = 1024**3

@@ -11,7 +11,6 @@ from typing import Annotated, Any
 import typer
 from rich.progress import BarColumn, Progress
 
-from vtryon import strict
 from vtryon.cli.connection import Connection, ServerOption, TlsCaOption, TlsOption, server
 from vtryon.cli.console import PlainConsole, text_column, whole_table
 from vtryon.cli.files import check_writable, save_picture
@@ -20,9 +19,10 @@ from vtryon.cli.try_on import exit_code_of, format_of, report_failure
 from vtryon.client import Client
 from vtryon.errors import RequestError, SettingsError, VtryonError
 from vtryon.events import StepFinished
+from vtryon.files import strict
+from vtryon.files.jsonable import plain
 from vtryon.jobs import Job, Jobs, JobState
 from vtryon.options import DEFAULT_PROMPT
-from vtryon.plain import plain
 from vtryon.types import ImageFormat, Profile
 
 app = typer.Typer(

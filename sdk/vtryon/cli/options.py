@@ -10,8 +10,8 @@ from typing import Annotated, Any, TypeVar
 
 import typer
 
-from vtryon import strict
 from vtryon.errors import RequestError
+from vtryon.files import strict
 from vtryon.types import (
     GuidanceNorm,
     PreviewPolicy,

@@ -7,10 +7,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from vtryon import strict
 from vtryon.errors import RequestError
-from vtryon.plain import plain
-from vtryon.text_files import read_json
+from vtryon.files import strict
+from vtryon.files.jsonable import plain
+from vtryon.files.text import read_json
 from vtryon.types import (
     Numerics,
     Stage,

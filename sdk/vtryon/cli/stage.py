@@ -9,7 +9,6 @@ from typing import Annotated, Any, TypeVar
 
 import typer
 
-from vtryon import strict
 from vtryon.cli.connection import (
     CheckpointOption,
     Connection,
@@ -25,8 +24,9 @@ from vtryon.cli.try_on import exit_code_of, format_of, report_failure
 from vtryon.client import Client
 from vtryon.errors import VtryonError
 from vtryon.events import Accepted, Preview, StepFinished
+from vtryon.files import strict
+from vtryon.files.tensors import conditioning, name_embeddings, name_latents, only_latents
 from vtryon.options import DEFAULT_PROMPT
-from vtryon.tensor_files import conditioning, name_embeddings, name_latents, only_latents
 from vtryon.types import Profile, SampleStart
 
 R = TypeVar("R")

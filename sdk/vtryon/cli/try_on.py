@@ -10,7 +10,6 @@ from typing import Annotated, Any
 
 import typer
 
-from vtryon import strict as strict_options
 from vtryon.cli.connection import (
     CheckpointOption,
     Connection,
@@ -32,6 +31,7 @@ from vtryon.cli.progress import (
 from vtryon.cli.requests import RequestFile, read_request
 from vtryon.errors import RequestError, SettingsError, VtryonError
 from vtryon.events import Event, Preview, StageStarted
+from vtryon.files import strict as strict_options
 from vtryon.options import DEFAULT_PROMPT
 from vtryon.pictures import SUFFIXES, read_picture
 from vtryon.run import Result

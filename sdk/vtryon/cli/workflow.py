@@ -14,8 +14,8 @@ from vtryon.cli.files import check_writable, write_file
 from vtryon.cli.requests import describe
 from vtryon.cli.try_on import exit_code_of, report_failure
 from vtryon.errors import VtryonError
-from vtryon.plain import plain
-from vtryon.text_files import read_json
+from vtryon.files.jsonable import plain
+from vtryon.files.text import read_json
 from vtryon.workflow.graph import Graph
 from vtryon.workflow.meaning import Reading
 from vtryon.workflow.request import NodeReport

@@ -13,9 +13,9 @@ from google.protobuf import json_format
 
 from vtryon.errors import SettingsError, StageError
 from vtryon.events import Fit
-from vtryon.payloads import Buffer
 from vtryon.pictures import Picture
 from vtryon.types import EncodedImage, ImageFormat, TryOnOptions
+from vtryon.wire.payloads import Buffer
 from vtryon_services.backends.triton import (
     TritonSettings,
     agreed,

@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
 from vtryon.events import Fit
-from vtryon.payloads import Buffer
 from vtryon.pictures import Picture
 from vtryon.stages import Conditioning, Embeddings
 from vtryon.tensors import Tensor
 from vtryon.types import ImageFormat, PreviewPolicy
+from vtryon.wire.payloads import Buffer
 from vtryon_services.engine.geometry import Defaults
 from vtryon_services.engine.numerics import Resolved
 from vtryon_services.engine.plan import QueuePosition, SamplingRequest

@@ -15,7 +15,6 @@ from dataclasses import replace
 
 from vtryon.errors import DeadlineError
 from vtryon.events import Fit
-from vtryon.payloads import Buffer
 from vtryon.pictures import Picture
 from vtryon.stages import Conditioning, Embeddings
 from vtryon.tensors import Tensor, byte_length
@@ -27,6 +26,7 @@ from vtryon.types import (
     PreviewPolicy,
     TensorSpec,
 )
+from vtryon.wire.payloads import Buffer
 from vtryon_services.backends.protocols import Backend, Latents, OutputOptions, StepDone
 from vtryon_services.engine.geometry import Defaults
 from vtryon_services.engine.numerics import Resolved

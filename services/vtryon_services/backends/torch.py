@@ -17,11 +17,11 @@ from typing import TypeVar
 import torch
 
 from vtryon.errors import UnavailableError
-from vtryon.payloads import Buffer
 from vtryon.pictures import Picture
 from vtryon.stages import Conditioning, Embeddings
 from vtryon.tensors import Tensor
 from vtryon.types import DataType, EncodedImage, ImageFormat, Stage, TensorSpec
+from vtryon.wire.payloads import Buffer
 from vtryon_services.backends.mailbox import Mailbox
 from vtryon_services.backends.protocols import Backend, Latents, OutputOptions, StepDone
 from vtryon_services.engine import fitting, pictures

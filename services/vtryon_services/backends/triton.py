@@ -15,11 +15,11 @@ from google.protobuf import json_format
 
 from vtryon.errors import SettingsError
 from vtryon.events import Fit
-from vtryon.payloads import Buffer
 from vtryon.pictures import Picture
 from vtryon.stages import Conditioning, Embeddings
 from vtryon.tensors import Tensor
 from vtryon.types import EncodedImage, FitMethod, ImageFormat
+from vtryon.wire.payloads import Buffer
 from vtryon_services.backends.protocols import Backend, Latents, OutputOptions, StepDone
 from vtryon_services.engine import pictures
 from vtryon_services.engine.fitting import with_note

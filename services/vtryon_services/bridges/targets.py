@@ -8,8 +8,8 @@ from typing import Any, Self
 from pydantic import Field
 
 from vtryon.client import Client
-from vtryon.retry import FOR_SERVICES
 from vtryon.types import Stage
+from vtryon.wire.retry import FOR_SERVICES
 from vtryon_services.runtime.addresses import OptionalTarget, Target
 from vtryon_services.runtime.settings import JOBS, ProcessSettings
 

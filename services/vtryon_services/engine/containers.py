@@ -15,10 +15,10 @@ from dataclasses import dataclass, field
 from math import prod
 
 from vtryon.errors import Reason, RequestError
-from vtryon.payloads import Buffer
 from vtryon.pictures import check_size
 from vtryon.pixels import MAX_PROFILE_BYTES
 from vtryon.types import ImageFormat
+from vtryon.wire.payloads import Buffer
 
 MAX_PARTS = 8192  # chunks of a PNG, segments of a JPEG: files of 20 MiB have 2560 or so
 MAX_SCANS = 100  # of a JPEG; progressive ones have about ten

@@ -12,9 +12,9 @@ import io
 from PIL import Image
 
 from vtryon.errors import RequestError
-from vtryon.payloads import Buffer
 from vtryon.pixels import to_srgb
 from vtryon.types import ImageFormat
+from vtryon.wire.payloads import Buffer
 from vtryon_services.engine.containers import read_container, unreadable
 
 

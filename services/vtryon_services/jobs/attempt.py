@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, TypeVar
 import structlog
 from opentelemetry import metrics
 
-from vtryon.call_status import is_being_cancelled
 from vtryon.errors import (
     DeadlineError,
     OverloadedError,
@@ -37,6 +36,7 @@ from vtryon.jobs import Job, JobState
 from vtryon.run import Result, Run
 from vtryon.tensors import Tensor
 from vtryon.types import DataType, Priority, Stage, TensorSpec, TryOnOptions
+from vtryon.wire.call_status import is_being_cancelled
 from vtryon_services.jobs.changes import LeaseLostError
 from vtryon_services.jobs.records import Leased, Outcome, Resume, failed, out_of_time
 from vtryon_services.jobs.seals import Seal

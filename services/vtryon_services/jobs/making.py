@@ -9,9 +9,9 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from vtryon.jobs import CreateJobStart
-from vtryon.payloads import Buffer
 from vtryon.seeds import draw_seed
 from vtryon.types import TryOnOptions
+from vtryon.wire.payloads import Buffer
 from vtryon_services.jobs.eraser import Eraser
 from vtryon_services.jobs.origin import Origin
 from vtryon_services.jobs.records import Kept, NewJob

@@ -24,10 +24,10 @@ from vtryon.jobs import (
     ListJobs,
     WatchJob,
 )
-from vtryon.payloads import outgoing_image
-from vtryon.retry import FOR_SERVICES
 from vtryon.types import MAX_GARMENTS, PayloadKind, Stage, TryOnOptions
 from vtryon.v1 import job_pb2
+from vtryon.wire.payloads import outgoing_image
+from vtryon.wire.retry import FOR_SERVICES
 from vtryon_services.jobs.database import Database
 from vtryon_services.jobs.database import located as database_located
 from vtryon_services.jobs.eraser import Eraser

@@ -19,7 +19,7 @@ from sqlalchemy import (
     UniqueConstraint,
 )
 
-from vtryon.headers import MAX_ID_CHARACTERS, MAX_TENANT_CHARACTERS
+from vtryon.wire.headers import MAX_ID_CHARACTERS, MAX_TENANT_CHARACTERS
 
 metadata = MetaData()
 

@@ -8,9 +8,9 @@ from typing import TypeVar
 
 from vtryon.errors import Reason, UnavailableError, VtryonError
 from vtryon.events import ResumeChunk
-from vtryon.payloads import Outgoing
-from vtryon.retry import RetryBudget
 from vtryon.types import DataType, Payload, PayloadKind, ResumePoint, SampleStart, Start, TensorSpec
+from vtryon.wire.payloads import Outgoing
+from vtryon.wire.retry import RetryBudget
 
 S = TypeVar("S", bound=Start)
 _FIRST_PAUSE_SECONDS = 0.05

@@ -11,11 +11,11 @@ from typing import Any, Protocol, Self
 
 import grpc
 
-from vtryon.channel import Channel
 from vtryon.events import Event
-from vtryon.payloads import Outgoing
 from vtryon.stages import Decoding, LatentEncoder, Sampling, TextEncoder
 from vtryon.types import Stage, Start
+from vtryon.wire.channel import Channel
+from vtryon.wire.payloads import Outgoing
 from vtryon_services.pipeline.settings import PipelineSettings
 
 _StageKind = type[LatentEncoder | TextEncoder | Sampling | Decoding]

@@ -26,8 +26,8 @@ from vtryon.events import (
     StepFinished,
     UnusedOption,
 )
-from vtryon.payloads import Buffer, outgoing_image
 from vtryon.types import PayloadKind, Stage, TryOnStart
+from vtryon.wire.payloads import Buffer, outgoing_image
 from vtryon_services.backends.ensemble import Progress, TritonTryOn
 from vtryon_services.engine.plan import QueuePosition
 from vtryon_services.pipeline.attempts import FailoverPolicy, StageAttempts

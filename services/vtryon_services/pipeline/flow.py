@@ -15,8 +15,8 @@ from dataclasses import replace
 
 from vtryon.errors import VtryonError
 from vtryon.events import Chunk, Event, Finished, Fit, Output, Preview, ResumeChunk
-from vtryon.payloads import Outgoing
 from vtryon.types import Payload, PayloadKind, Stage, Start, TryOnStart
+from vtryon.wire.payloads import Outgoing
 from vtryon_services.graph import STARTS, sample_start
 from vtryon_services.pipeline.attempts import FailoverPolicy, StageAttempts
 from vtryon_services.pipeline.clients import StageCall, StageClients

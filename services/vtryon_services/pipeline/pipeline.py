@@ -9,8 +9,6 @@ from typing import Protocol
 
 from vtryon.errors import Reason, RequestError
 from vtryon.events import Event, Queued
-from vtryon.payloads import Outgoing, chunks, outgoing_image
-from vtryon.retry import RetryBudget
 from vtryon.seeds import draw_seed
 from vtryon.types import (
     MAX_INLINE_BYTES,
@@ -22,6 +20,8 @@ from vtryon.types import (
     TryOnStart,
     settled,
 )
+from vtryon.wire.payloads import Outgoing, chunks, outgoing_image
+from vtryon.wire.retry import RetryBudget
 from vtryon_services.engine.numerics import resolve
 from vtryon_services.pipeline.attempts import FailoverPolicy
 from vtryon_services.pipeline.settings import PipelineSettings

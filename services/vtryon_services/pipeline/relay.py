@@ -7,8 +7,8 @@ from collections.abc import AsyncIterable, AsyncIterator, Sequence
 
 from vtryon.errors import StageError
 from vtryon.events import Chunk, Output
-from vtryon.payloads import Buffer
 from vtryon.types import Payload
+from vtryon.wire.payloads import Buffer
 
 # Pieces of at most 1 MiB each, 256 KiB by default: 1 MiB held per relay in the usual case.
 _DEPTH = 4

@@ -24,8 +24,8 @@ from vtryon.events import (
     StageStarted,
     StepFinished,
 )
-from vtryon.payloads import Outgoing
 from vtryon.types import PayloadKind, Stage
+from vtryon.wire.payloads import Outgoing
 from vtryon_services.pipeline.attempts import StageAttempts
 from vtryon_services.pipeline.clients import StageCall, StageClient
 from vtryon_services.pipeline.relay import Fanout

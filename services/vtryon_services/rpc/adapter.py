@@ -17,11 +17,12 @@ import grpc
 import structlog
 from opentelemetry import trace
 
-from vtryon import events, status
+from vtryon import events
 from vtryon.errors import RequestError, StageError, UnavailableError, VtryonError
 from vtryon.events import Chunk, Event
-from vtryon.framing import EVENT_TAG, write_chunk
-from vtryon.grammar import Responses
+from vtryon.wire import status
+from vtryon.wire.framing import EVENT_TAG, write_chunk
+from vtryon.wire.grammar import Responses
 from vtryon_services.rpc.call import Call, Incoming
 from vtryon_services.rpc.failures import ClientDisconnectedError, named_failures
 from vtryon_services.rpc.identity import CallerIdentity, new_request_id, read_identity

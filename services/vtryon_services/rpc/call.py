@@ -10,8 +10,8 @@ from typing import Any
 from opentelemetry import trace
 
 from vtryon.events import Accepted, Chunk, Event, Output
-from vtryon.payloads import Assembler, Outgoing, chunks
 from vtryon.types import Payload, Stage
+from vtryon.wire.payloads import Assembler, Outgoing, chunks
 
 
 @dataclass(slots=True)

@@ -8,8 +8,8 @@ from contextlib import contextmanager
 
 import structlog
 
-from vtryon.call_status import is_being_cancelled
 from vtryon.errors import DeadlineError, StageError, VtryonError
+from vtryon.wire.call_status import is_being_cancelled
 from vtryon_services.rpc.call import Call
 
 _log = structlog.get_logger("vtryon.service")

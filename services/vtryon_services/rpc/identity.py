@@ -6,10 +6,10 @@ import uuid
 from collections.abc import Iterable
 from typing import NamedTuple
 
-from vtryon.channel import TENANT_KEY
 from vtryon.errors import RequestError, Violation
-from vtryon.headers import ID, MAX_ID_CHARACTERS, TENANT, TENANT_RULE
-from vtryon.stream import CONTENT_KEY, REQUEST_ID_KEY
+from vtryon.wire.channel import TENANT_KEY
+from vtryon.wire.headers import ID, MAX_ID_CHARACTERS, TENANT, TENANT_RULE
+from vtryon.wire.stream import CONTENT_KEY, REQUEST_ID_KEY
 
 
 class CallerIdentity(NamedTuple):

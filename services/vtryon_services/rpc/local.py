@@ -10,10 +10,11 @@ from typing import Any, Self
 import grpc
 from opentelemetry import trace
 
-from vtryon.errors import REASONS, Reason, VtryonError
+from vtryon.errors import Reason, VtryonError
 from vtryon.events import Event
-from vtryon.payloads import Outgoing, chunks
 from vtryon.types import Start
+from vtryon.wire.payloads import Outgoing, chunks
+from vtryon.wire.status import REASONS
 from vtryon_services.rpc.adapter import Service
 from vtryon_services.rpc.call import Call, Incoming
 from vtryon_services.rpc.failures import named_failures

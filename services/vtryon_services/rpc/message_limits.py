@@ -13,8 +13,8 @@ from typing import Any
 from google.protobuf.message import Message
 
 from vtryon.errors import ProtocolError, Reason, RequestError, Violation
-from vtryon.framing import read_varint
-from vtryon.grammar import MAX_CHUNK_BYTES
+from vtryon.wire.framing import read_varint
+from vtryon.wire.grammar import MAX_CHUNK_BYTES
 
 # Everything of a request but payloads: options, labels, declarations.
 MAX_MESSAGE_BYTES = 64 * 1024

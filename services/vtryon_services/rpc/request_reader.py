@@ -12,8 +12,8 @@ from opentelemetry import metrics
 
 from vtryon.errors import ProtocolError, Reason, RequestError
 from vtryon.events import Chunk
-from vtryon.framing import REQUEST_TAG, read_chunk
-from vtryon.grammar import Requests
+from vtryon.wire.framing import REQUEST_TAG, read_chunk
+from vtryon.wire.grammar import Requests
 from vtryon_services.rpc.message_limits import (
     MAX_CHUNK_MESSAGE_BYTES,
     MAX_MESSAGE_BYTES,

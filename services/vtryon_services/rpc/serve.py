@@ -14,7 +14,7 @@ from grpc_health.v1 import health, health_pb2
 from grpc_reflection.v1alpha import reflection
 
 from vtryon.errors import SettingsError
-from vtryon.plain_files import read_pem
+from vtryon.files.regular import read_pem
 from vtryon_services.rpc.adapter import Service
 from vtryon_services.rpc.health import Health
 from vtryon_services.rpc.interceptors import TelemetryInterceptor

@@ -7,7 +7,7 @@ from typing import Annotated
 from pydantic import AfterValidator
 
 from vtryon.errors import SettingsError
-from vtryon.targets import check_addresses, check_target
+from vtryon.wire.targets import check_addresses, check_target
 
 
 def _target(value: str) -> str:

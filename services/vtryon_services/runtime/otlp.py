@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from vtryon.errors import SettingsError
-from vtryon.plain_files import read_pem
+from vtryon.files.regular import read_pem
 
 Signal = Literal["TRACES", "METRICS"]
 _OTLP = "OTEL_EXPORTER_OTLP_"

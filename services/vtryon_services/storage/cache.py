@@ -11,7 +11,7 @@ from typing import Generic, TypeVar
 from cachetools import LRUCache
 from opentelemetry import metrics
 
-from vtryon.payloads import Buffer
+from vtryon.wire.payloads import Buffer
 
 R = TypeVar("R")
 _ASKED = 16_384  # questions remembered, for what a tenant may be told

@@ -15,8 +15,6 @@ from tritonclient.grpc import KeepAliveOptions
 from tritonclient.grpc import aio as triton
 from tritonclient.utils import InferenceServerException
 
-from vtryon import status
-from vtryon.call_status import is_being_cancelled
 from vtryon.errors import (
     DeadlineError,
     OverloadedError,
@@ -27,6 +25,8 @@ from vtryon.errors import (
     UnavailableError,
     VtryonError,
 )
+from vtryon.wire import status
+from vtryon.wire.call_status import is_being_cancelled
 from vtryon_services.triton.contract import Model, digest_parameter
 from vtryon_services.triton.failures import from_message
 from vtryon_services.triton.shared_memory import UNKNOWN_REGION, Regions

@@ -5,13 +5,8 @@ from __future__ import annotations
 import json
 import re
 
-from vtryon.errors import (
-    REASONS,
-    OverloadedError,
-    Reason,
-    StageError,
-    VtryonError,
-)
+from vtryon.errors import OverloadedError, Reason, StageError, VtryonError
+from vtryon.wire.status import REASONS
 
 _MARK = re.compile(r"\s*\[vtryon (\{.*\})\]\s*$", re.DOTALL)
 

@@ -11,8 +11,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from vtryon.errors import RequestError, Violation
 from vtryon.seeds import MAX_SEED
-from vtryon.status import MAX_VIOLATIONS
 from vtryon.types import MAX_PROMPT_CHARACTERS, ImageFormat, TryOnOptions
+from vtryon.wire.status import MAX_VIOLATIONS
 
 GOOD_REQUEST_ID = re.compile(r"[\x21-\x7e]{1,128}")
 _LABELS, _LABEL_KEY, _LABEL_VALUE = 16, 64, 256

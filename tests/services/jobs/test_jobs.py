@@ -19,7 +19,7 @@ from tests.support.processes import VTRYON
 
 import vtryon
 from vtryon.jobs import JobState, JobUpdate, WatchJob
-from vtryon.unary import listen
+from vtryon.wire.unary import listen
 from vtryon_services.backends.scripted import ScriptedSampling, ScriptedTextEncoder
 from vtryon_services.bridges.rest.server import begin
 from vtryon_services.bridges.rest.settings import RestSettings

@@ -13,9 +13,9 @@ from tests.support.pictures import png
 import vtryon
 from vtryon.embedded import embedded_mesh
 from vtryon.events import Accepted, Preview, ResumeChunk, StepFinished
-from vtryon.stream import TRY_ON, StreamCall
 from vtryon.types import EncodedImage, Payload, PayloadKind, Stage, TryOnOptions, TryOnStart
 from vtryon.v1 import pipeline_pb2
+from vtryon.wire.stream import TRY_ON, StreamCall
 from vtryon_services.pipeline import flow as flow_module
 from vtryon_services.pipeline.attempts import FailoverPolicy, RetryBudget
 from vtryon_services.pipeline.clients import StageClients

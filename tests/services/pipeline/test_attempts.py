@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from vtryon.errors import Reason, RequestError, UnavailableError
 from vtryon.events import ResumeChunk
-from vtryon.retry import RetryBudget
 from vtryon.types import PayloadKind, ResumePoint, SampleStart
+from vtryon.wire.retry import RetryBudget
 from vtryon_services.pipeline.attempts import StageAttempts
 
 START = SampleStart(width=16, height=16, steps=4)

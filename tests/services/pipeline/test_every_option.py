@@ -15,12 +15,12 @@ from tests.support.commands import invoke
 from tests.support.pictures import png
 
 import vtryon
-from vtryon import strict
 from vtryon.cli.batch import batch
 from vtryon.cli.jobs import submit
 from vtryon.cli.requests import read_request
 from vtryon.cli.stage import sample
 from vtryon.cli.try_on import try_on
+from vtryon.files import strict
 from vtryon.types import Numerics, Profile, ResizeFilter, SampleStart, TryOnOptions
 
 NUMERICS = {one.name for one in fields(Numerics)}

@@ -8,11 +8,11 @@ from tests.support.processes import free_port
 import vtryon
 from vtryon.embedded import embedded_mesh
 from vtryon.events import Chunk, Output
-from vtryon.payloads import Outgoing
 from vtryon.stages import image_payloads
-from vtryon.stream import TRY_ON, StreamCall
 from vtryon.types import Payload, PayloadKind, Stage, TryOnOptions, TryOnStart
 from vtryon.v1 import pipeline_pb2, pipeline_pb2_grpc, stream_pb2
+from vtryon.wire.payloads import Outgoing
+from vtryon.wire.stream import TRY_ON, StreamCall
 from vtryon_services.pipeline.relay import Fanout
 
 PICTURE = png()

@@ -14,7 +14,7 @@ from google.protobuf.descriptor import Descriptor, MethodDescriptor, ServiceDesc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 import vtryon.v1
-from vtryon.framing import REQUEST_TAG, read_chunk
+from vtryon.wire.framing import REQUEST_TAG, read_chunk
 from vtryon_services.host import host
 from vtryon_services.jobs.settings import JobsSettings
 from vtryon_services.rpc.message_limits import MAX_ITEMS

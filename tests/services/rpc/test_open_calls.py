@@ -13,9 +13,9 @@ from tests.support.pictures import png
 
 import vtryon
 from vtryon.embedded import embedded_mesh
-from vtryon.payloads import Assembler
 from vtryon.types import EncodedImage, Payload, PayloadKind, TryOnOptions, TryOnStart
 from vtryon.v1 import pipeline_pb2, pipeline_pb2_grpc
+from vtryon.wire.payloads import Assembler
 from vtryon_services.rpc.fair_limit import FairLimit
 
 TENANT = "x-vtryon-tenant"

@@ -10,8 +10,6 @@ from tests.support.bad_input import OPTIONS, PICTURE, PICTURES
 
 import vtryon
 from vtryon import Reason
-from vtryon.call_status import CallStatus
-from vtryon.stream import DECODE, ENCODE_LATENTS, ENCODE_TEXT, SAMPLE, TRY_ON, StreamMethod
 from vtryon.types import (
     MAX_PICTURE_BYTES,
     DataType,
@@ -26,6 +24,8 @@ from vtryon.types import (
     TryOnStart,
 )
 from vtryon.v1 import stream_pb2
+from vtryon.wire.call_status import CallStatus
+from vtryon.wire.stream import DECODE, ENCODE_LATENTS, ENCODE_TEXT, SAMPLE, TRY_ON, StreamMethod
 
 STAGE_METHODS = [
     (ENCODE_LATENTS, EncodeLatentsStart),

@@ -8,7 +8,7 @@ from typing import Any
 import yaml
 
 import vtryon
-from vtryon.channel import TENANT_KEY
+from vtryon.wire.channel import TENANT_KEY
 from vtryon_services.bridges.kafka.messages import (
     ATTEMPT,
     BAGGAGE,

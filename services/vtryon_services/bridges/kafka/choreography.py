@@ -9,8 +9,8 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from vtryon.errors import VtryonError
+from vtryon.files.jsonable import plain
 from vtryon.jobs import JobState
-from vtryon.plain import plain
 from vtryon.seeds import derive_seed
 from vtryon.types import PayloadKind, TryOnOptions, settled
 from vtryon_services.bridges.kafka.claims import ClaimStore

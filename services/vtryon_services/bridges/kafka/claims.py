@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from vtryon.errors import Reason, RequestError
-from vtryon.payloads import Buffer
+from vtryon.wire.payloads import Buffer
 from vtryon_services.storage.artifacts import Artifacts
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}(/[A-Za-z0-9][A-Za-z0-9._-]{0,127}){0,7}")

@@ -20,7 +20,6 @@ from aiokafka import AIOKafkaConsumer, ConsumerRebalanceListener, TopicPartition
 from aiokafka.errors import KafkaError, MessageSizeTooLargeError
 from opentelemetry import context, metrics, propagate, trace
 
-from vtryon.call_status import is_being_cancelled
 from vtryon.errors import (
     OverloadedError,
     Reason,
@@ -29,6 +28,7 @@ from vtryon.errors import (
     UnavailableError,
     VtryonError,
 )
+from vtryon.wire.call_status import is_being_cancelled
 from vtryon_services.bridges.kafka.messages import Message, ReceivedMessage, again, dead
 from vtryon_services.bridges.kafka.sender import Sender
 from vtryon_services.bridges.kafka.settings import KafkaSettings
@@ -211,7 +211,7 @@ class ConsumerLoop(ConsumerRebalanceListener):
                 error = RequestError(words, reason=Reason.PAYLOAD_TOO_LARGE)
                 outcome = "dead"
                 await self._sender.send([dead(received, self._names.dead_letters, error)])
-            span.set_attribute("vtryon.call_status", outcome)
+            span.set_attribute("vtryon.wire.call_status", outcome)
         _done.add(1, {"topic": self._names.requests, "outcome": outcome})
 
     async def _do(self, received: ReceivedMessage) -> tuple[Sequence[Message], str]:

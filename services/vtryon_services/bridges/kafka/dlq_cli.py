@@ -14,7 +14,7 @@ from vtryon.cli.console import PlainConsole, whole_table
 from vtryon.cli.files import check_writable, write_file
 from vtryon.cli.try_on import exit_code_of, report_failure
 from vtryon.errors import RequestError, VtryonError
-from vtryon.plain import plain
+from vtryon.files.jsonable import plain
 
 if TYPE_CHECKING:  # a client of Kafka takes its time to load
     from vtryon_services.bridges.kafka.dead_letters import DeadLetter

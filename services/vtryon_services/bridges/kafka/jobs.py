@@ -12,14 +12,14 @@ from typing import Any
 import structlog
 from opentelemetry import context, propagate
 
-from vtryon.call_status import is_being_cancelled
-from vtryon.channel import TENANT_KEY
 from vtryon.client import Client
 from vtryon.errors import DeadlineError, ProtocolError, RequestError, VtryonError
+from vtryon.files.jsonable import plain
 from vtryon.jobs import Job, JobState
 from vtryon.outcomes import JobOutcome, Outcomes
-from vtryon.plain import plain
 from vtryon.types import MAX_GARMENTS, MAX_PICTURE_BYTES, TryOnOptions
+from vtryon.wire.call_status import is_being_cancelled
+from vtryon.wire.channel import TENANT_KEY
 from vtryon_services.bridges.kafka.claims import ClaimStore
 from vtryon_services.bridges.kafka.messages import (
     CAUSATION,

@@ -11,10 +11,10 @@ from datetime import UTC, datetime
 from aiokafka import ConsumerRecord, TopicPartition
 from opentelemetry import propagate
 
-from vtryon.channel import TENANT_KEY
 from vtryon.errors import RequestError, VtryonError
-from vtryon.headers import TENANT, TENANT_RULE
 from vtryon.types import Priority
+from vtryon.wire.channel import TENANT_KEY
+from vtryon.wire.headers import TENANT, TENANT_RULE
 
 CORRELATION, CAUSATION, DEADLINE, PRIORITY = (
     "correlation-id",

@@ -10,8 +10,8 @@ from pydantic import TypeAdapter, ValidationError
 
 from vtryon.errors import Reason, RequestError, VtryonError
 from vtryon.events import Hop
+from vtryon.files.jsonable import plain
 from vtryon.jobs import JobError, JobState, JobUpdate
-from vtryon.plain import plain
 from vtryon.types import EncodedImage, Payload, PayloadKind, TensorSpec, TryOnOptions
 from vtryon_services.validation.ranges import check_labels, field_error, violation_of
 

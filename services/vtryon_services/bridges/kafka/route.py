@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from vtryon.errors import Reason, RequestError
-from vtryon.stream import DECODE, ENCODE_LATENTS, ENCODE_TEXT, SAMPLE, StreamMethod
 from vtryon.types import PayloadKind, Stage
+from vtryon.wire.stream import DECODE, ENCODE_LATENTS, ENCODE_TEXT, SAMPLE, StreamMethod
 from vtryon_services.runtime.settings import JOBS
 
 ROUTE: tuple[str, ...] = (

@@ -13,13 +13,13 @@ from typing import Any
 
 from vtryon.client import Client
 from vtryon.errors import DeadlineError, ProtocolError, VtryonError
+from vtryon.files.jsonable import plain
 from vtryon.jobs import JobState
-from vtryon.payloads import Outgoing
 from vtryon.pictures import digest
-from vtryon.plain import plain
 from vtryon.run import Run, StreamedResult
-from vtryon.stream import StreamCall
 from vtryon.types import PayloadKind, Priority, Stage
+from vtryon.wire.payloads import Outgoing
+from vtryon.wire.stream import StreamCall
 from vtryon_services.bridges.kafka.choreography import STAGE_REQUEST, Choreography
 from vtryon_services.bridges.kafka.claims import ClaimStore
 from vtryon_services.bridges.kafka.messages import Message, ReceivedMessage

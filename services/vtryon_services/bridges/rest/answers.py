@@ -25,8 +25,8 @@ from vtryon.events import (
     UnusedOption,
     field_of,
 )
+from vtryon.files.jsonable import plain
 from vtryon.pictures import Picture
-from vtryon.plain import plain
 from vtryon.run import Result, Run
 from vtryon.types import EncodedImage, ImageFormat, Stage
 from vtryon_services.bridges.rest.accept import EVENT_STREAM, MEDIA_TYPES, Answer

@@ -33,7 +33,7 @@ EXAMPLES: dict[str, dict[str, Any]] = {
         "prompt": _TRY_ON["prompt"],
         "negative_prompt": "blurred",
     },
-    "Sample": {
+    "SampleForm": {
         "embeddings": "embeddings.safetensors",
         "latents": "pictures.safetensors",
         "steps": 4,

@@ -19,8 +19,8 @@ from pydantic import Field, model_validator
 
 from vtryon.client import Client
 from vtryon.events import Event, Preview
+from vtryon.files.jsonable import plain
 from vtryon.pictures import Picture
-from vtryon.plain import plain
 from vtryon.run import Result, Run
 from vtryon.types import ImageFormat, PreviewPolicy, Stage
 from vtryon_services.bridges.rest.answers import frame, left_with, result_headers, stream

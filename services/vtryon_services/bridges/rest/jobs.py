@@ -10,9 +10,9 @@ from fastapi import APIRouter, Header, Query, Request
 from fastapi.responses import JSONResponse, Response, StreamingResponse
 
 from vtryon.errors import Reason, RequestError, StageError, VtryonError
+from vtryon.files.jsonable import plain
 from vtryon.jobs import Job, Jobs, JobState, JobUpdate
-from vtryon.plain import plain
-from vtryon.status import from_reason
+from vtryon.wire.status import from_reason
 from vtryon_services.bridges.rest.accept import EVENT_STREAM, wanted_format
 from vtryon_services.bridges.rest.answers import (
     event_frame,

@@ -14,9 +14,9 @@ from fastapi import Request
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from vtryon.channel import TENANT_KEY
 from vtryon.errors import DeadlineError, OverloadedError, Reason, RequestError, VtryonError
-from vtryon.stream import REQUEST_ID_KEY
+from vtryon.wire.channel import TENANT_KEY
+from vtryon.wire.stream import REQUEST_ID_KEY
 from vtryon_services.bridges.rest.measures import count_request
 from vtryon_services.bridges.rest.origins import Origins
 from vtryon_services.bridges.rest.problems import failed_inside, respond

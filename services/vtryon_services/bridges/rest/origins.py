@@ -11,8 +11,8 @@ from ipaddress import ip_address
 
 from starlette.datastructures import Headers
 
-from vtryon.channel import TENANT_KEY
 from vtryon.errors import AccessError, Reason
+from vtryon.wire.channel import TENANT_KEY
 from vtryon_services.bridges.rest.settings import RestSettings
 from vtryon_services.validation.ranges import field_error
 

@@ -14,7 +14,6 @@ from pydantic import BaseModel, Field, ValidationError
 from starlette.exceptions import HTTPException
 
 from vtryon.errors import (
-    REASONS,
     OverloadedError,
     Reason,
     RequestError,
@@ -23,6 +22,7 @@ from vtryon.errors import (
     Violation,
     VtryonError,
 )
+from vtryon.wire.status import REASONS
 from vtryon_services.validation.ranges import violation_of
 
 MEDIA_TYPE = "application/problem+json"

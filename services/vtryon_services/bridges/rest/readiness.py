@@ -7,8 +7,8 @@ import time
 
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from vtryon.channel import Channel
 from vtryon.errors import UnavailableError
+from vtryon.wire.channel import Channel
 
 _SERVING = health_pb2.HealthCheckResponse.SERVING
 _ASKED = health_pb2.HealthCheckRequest(service="vtryon.v1.PipelineService")

@@ -11,8 +11,7 @@ from fastapi.responses import Response
 from pydantic import Field
 
 from vtryon.events import Accepted
-from vtryon.run import Run
-from vtryon.tensor_files import (
+from vtryon.files.tensors import (
     conditioning,
     dump,
     load,
@@ -20,6 +19,7 @@ from vtryon.tensor_files import (
     name_latents,
     only_latents,
 )
+from vtryon.run import Run
 from vtryon.tensors import Tensor
 from vtryon.types import SampleStart, Stage
 from vtryon_services.bridges.rest.accept import wanted_format

@@ -7,8 +7,8 @@ from typing import Annotated
 from fastapi import APIRouter, Header, Request
 from fastapi.responses import JSONResponse, Response
 
+from vtryon.files.jsonable import plain
 from vtryon.jobs import Job, Jobs
-from vtryon.plain import plain
 from vtryon.types import ImageFormat, Stage
 from vtryon_services.bridges.rest.accept import Answer, wanted_answer
 from vtryon_services.bridges.rest.answers import (

@@ -6,9 +6,9 @@ import asyncio
 from collections.abc import AsyncGenerator
 
 from vtryon.events import Event, Finished, Queued
-from vtryon.payloads import outgoing_image
 from vtryon.tensors import Tensor
 from vtryon.types import DataType, DecodeStart, ImageFormat, PayloadKind, Stage, TensorSpec
+from vtryon.wire.payloads import outgoing_image
 from vtryon_services.backends.protocols import DecodingBackend
 from vtryon_services.engine.finite import check_finite
 from vtryon_services.rpc.call import Call, Incoming, accepted, send_output

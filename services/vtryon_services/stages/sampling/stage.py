@@ -9,8 +9,8 @@ from contextlib import aclosing
 
 from vtryon.errors import StageError
 from vtryon.events import Event, Finished, Preview, Queued, ResumeChunk, StepFinished, UnusedOption
-from vtryon.payloads import cut
 from vtryon.types import PayloadKind, Priority, SampleStart, Stage
+from vtryon.wire.payloads import cut
 from vtryon_services.backends.protocols import OutputOptions, SamplingBackend, StepDone
 from vtryon_services.engine.plan import QueuePosition, SamplingPlan, SamplingRequest, count_tokens
 from vtryon_services.engine.planning import plan_of

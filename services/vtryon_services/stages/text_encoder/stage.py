@@ -7,9 +7,9 @@ from collections.abc import AsyncGenerator, Sequence
 
 from vtryon.errors import Reason, RequestError
 from vtryon.events import Event, Finished, Queued
-from vtryon.payloads import Outgoing
 from vtryon.stages import Embeddings
 from vtryon.types import EncodeTextStart, PayloadKind, Stage
+from vtryon.wire.payloads import Outgoing
 from vtryon_services.backends.protocols import TextEncoderBackend
 from vtryon_services.engine.numerics import resolve
 from vtryon_services.graph import numerics_for, unused_numerics

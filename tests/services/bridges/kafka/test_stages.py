@@ -20,9 +20,9 @@ from tests.support.processes import VTRYON, ServedMesh
 import vtryon
 from vtryon.errors import StageError
 from vtryon.events import Event
-from vtryon.stream import DECODE, StreamCall
 from vtryon.types import DecodeStart, Stage
 from vtryon.v1 import decoding_pb2
+from vtryon.wire.stream import DECODE, StreamCall
 from vtryon_services.bridges.kafka.bridge import begin
 from vtryon_services.bridges.kafka.messages import CORRELATION
 from vtryon_services.bridges.kafka.route import ROUTE
@@ -232,7 +232,7 @@ class Frail:
         if self.calls <= self.well_after:
             raise StageError("the decoder is not well")
         outgoing = [
-            vtryon.payloads.Outgoing(payload, data)
+            vtryon.wire.payloads.Outgoing(payload, data)
             for payload, data in zip(start.payloads, buffers, strict=True)
         ]
         async with (

@@ -12,12 +12,12 @@ import grpc
 from google.protobuf.message import Message
 from opentelemetry import propagate, trace
 
-from vtryon.call_status import CallStatus
-from vtryon.channel import Channel
 from vtryon.errors import VtryonError
 from vtryon.messages import ProtoType, request_message
-from vtryon.status import from_aio_error
-from vtryon.stream import REQUEST_ID_KEY
+from vtryon.wire.call_status import CallStatus
+from vtryon.wire.channel import Channel
+from vtryon.wire.status import from_aio_error
+from vtryon.wire.stream import REQUEST_ID_KEY
 
 R = TypeVar("R", bound=ProtoType)
 _tracer = trace.get_tracer("vtryon")

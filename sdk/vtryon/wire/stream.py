@@ -13,14 +13,9 @@ from google.protobuf.message import DecodeError, Message
 from opentelemetry import propagate, trace
 
 from vtryon import events
-from vtryon.call_status import CallStatus
-from vtryon.channel import TENANT_KEY, Channel
 from vtryon.errors import DeadlineError, ProtocolError, Reason, VtryonError
 from vtryon.events import Event, StepFinished
-from vtryon.framing import EVENT_TAG, REQUEST_TAG, read_chunk, write_chunk
-from vtryon.grammar import DEFAULT_CHUNK_BYTES, Requests, Responses
 from vtryon.messages import request_message
-from vtryon.payloads import Outgoing, chunks
 from vtryon.types import Start
 from vtryon.v1 import (
     decoding_pb2,
@@ -30,6 +25,11 @@ from vtryon.v1 import (
     stream_pb2,
     text_encoder_pb2,
 )
+from vtryon.wire.call_status import CallStatus
+from vtryon.wire.channel import TENANT_KEY, Channel
+from vtryon.wire.framing import EVENT_TAG, REQUEST_TAG, read_chunk, write_chunk
+from vtryon.wire.grammar import DEFAULT_CHUNK_BYTES, Requests, Responses
+from vtryon.wire.payloads import Outgoing, chunks
 
 REQUEST_ID_KEY = "x-request-id"
 CONTENT_KEY = "x-vtryon-content-digest"

@@ -15,8 +15,8 @@ from typing import Any
 
 import grpc
 
-from vtryon import status
 from vtryon.errors import RunCancelledError, StageError, VtryonError
+from vtryon.wire import status
 
 _OVERWRITTEN = "Internal error from Core"
 _PATIENCE_SECONDS = 1.0

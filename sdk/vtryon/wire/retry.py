@@ -17,8 +17,8 @@ from typing import Self
 from weakref import WeakValueDictionary
 
 from vtryon.arguments import check_setting
-from vtryon.connecting import Connector
 from vtryon.errors import OverloadedError, Reason, SettingsError, UnavailableError, VtryonError
+from vtryon.wire.connecting import Connector
 
 _JITTER = 0.25
 _FIRST_PAUSE_SECONDS = 0.1

@@ -10,8 +10,8 @@ Source: the protobuf wire format; `Chunk` in tensor.proto and the messages that 
 from __future__ import annotations
 
 from vtryon.events import Chunk
-from vtryon.payloads import Buffer
 from vtryon.v1 import sampling_pb2, stream_pb2, tensor_pb2
+from vtryon.wire.payloads import Buffer
 
 _LENGTH_DELIMITED = 2
 _MAX_VARINT_BYTES = 10

@@ -14,13 +14,13 @@ from typing import Self
 import grpc
 
 from vtryon.arguments import check_setting
-from vtryon.connecting import Connector
 from vtryon.errors import SettingsError
-from vtryon.headers import check_tenant, check_token
-from vtryon.plain_files import read_pem
-from vtryon.probe import make_context
-from vtryon.retry import Attempts, Retries, RetryPolicy
-from vtryon.targets import check_target, host_ports
+from vtryon.files.regular import read_pem
+from vtryon.wire.connecting import Connector
+from vtryon.wire.headers import check_tenant, check_token
+from vtryon.wire.probe import make_context
+from vtryon.wire.retry import Attempts, Retries, RetryPolicy
+from vtryon.wire.targets import check_target, host_ports
 
 Token = str | Callable[[], str]
 

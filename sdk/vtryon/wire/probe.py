@@ -14,10 +14,10 @@ import urllib.request
 from typing import TYPE_CHECKING, NamedTuple
 
 from vtryon.errors import SettingsError
-from vtryon.targets import HostPort, host_ports
+from vtryon.wire.targets import HostPort, host_ports
 
 if TYPE_CHECKING:
-    from vtryon.channel import Tls
+    from vtryon.wire.channel import Tls
 
 _SECONDS = 3.0
 # The start of an HTTP/2 connection: the preface, and an empty SETTINGS frame.

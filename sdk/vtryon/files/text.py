@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from vtryon.errors import RequestError
-from vtryon.plain_files import read_regular
+from vtryon.files.regular import read_regular
 
 MAX_TEXT_BYTES = 16 * 1024 * 1024
 MAX_PROMPT_BYTES = 64 * 1024

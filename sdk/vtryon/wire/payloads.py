@@ -7,8 +7,8 @@ from collections.abc import AsyncIterable, AsyncIterator, Iterator, Sequence
 from dataclasses import dataclass, field
 
 from vtryon.events import Chunk
-from vtryon.grammar import DEFAULT_CHUNK_BYTES
 from vtryon.types import EncodedImage, Payload, PayloadKind
+from vtryon.wire.grammar import DEFAULT_CHUNK_BYTES
 
 Buffer = bytes | bytearray | memoryview
 _LARGE = 4 * 1024 * 1024

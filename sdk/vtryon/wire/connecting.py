@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING
 import grpc
 
 from vtryon.errors import DeadlineError, RunCancelledError, SettingsError, UnavailableError
-from vtryon.probe import probe
+from vtryon.wire.probe import probe
 
 if TYPE_CHECKING:
-    from vtryon.channel import Tls
+    from vtryon.wire.channel import Tls
 
 _log = logging.getLogger("vtryon")
 _READY = grpc.ChannelConnectivity.READY

@@ -1,0 +1,1 @@
+"""Files from people: regular files, text, tensors, strict values, JSON."""
