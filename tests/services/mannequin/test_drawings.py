@@ -9,15 +9,17 @@ from vtryon.types import Stage
 from vtryon_services.engine.checkpoint import SHIPPED_CHECKPOINT, Checkpoint
 from vtryon_services.engine.image_vae import ImageVae
 from vtryon_services.engine.placement import Placement
-from vtryon_services.mannequin.garments import COLOUR_NAMES, PATTERNS, SLEEVE_NAMES
+from vtryon_services.mannequin.garments import COLOUR_NAMES, PATTERNS, SLEEVE_NAMES, draw_shirts
 from vtryon_services.mannequin.package import fit_preview_map, mannequin_geometry, package
 from vtryon_services.mannequin.prompts import (
     AS_IT_IS,
     RECOLOUR,
     RESLEEVE,
+    draw_wishes,
     write_prompt,
     write_terse_prompt,
 )
+from vtryon_services.mannequin.shapes import Dice
 from vtryon_services.mannequin.triples import HELD_OUT, draw_triples, held_out
 
 
@@ -72,7 +74,8 @@ def test_another_colour_and_other_sleeves_change_the_truth_and_nothing_else_does
 
 
 def test_a_terse_prompt_is_the_instruction_alone() -> None:
-    wishes = draw_triples(64, 7).wishes
+    dice = Dice(64, 7)
+    wishes = draw_wishes(dice, draw_shirts(dice))
     prompts = [write_terse_prompt(wishes, index) for index in range(64)]
     for index, one in enumerate(prompts):
         assert ("tucked in" if wishes.tucked[index] else "worn loose") in one
@@ -91,7 +94,7 @@ def test_a_vague_prompt_leaves_open_how_the_shirt_ends() -> None:
 
 
 def test_every_pattern_sleeve_and_neck_is_drawn_and_patterns_keep_away_from_8_pixels() -> None:
-    shirts = draw_triples(512, 8).shirts
+    shirts = draw_shirts(Dice(512, 8))
     for part, count in ((shirts.pattern, len(PATTERNS)), (shirts.sleeves, 3), (shirts.neck, 3)):
         assert set(part.flatten().tolist()) == set(range(count))
     shortest_torso = 54 * 0.95
