@@ -13,7 +13,7 @@ import pytest
 from tests.services.bridges.conftest import Bridge
 from tests.support.bad_input import PICTURE
 from tests.support.mesh import free_ports
-from tests.support.processes import served
+from tests.support.processes import ServedMesh, served
 
 FILES = [("person", PICTURE), ("garments", PICTURE)]
 FORM = {"content-type": "multipart/form-data; boundary=x"}
@@ -315,12 +315,12 @@ async def test_connections_over_the_limit_are_closed_at_once(bridge: Bridge) -> 
             assert await closed(reader)
 
 
-def test_what_callers_make_up_becomes_no_series() -> None:
+def test_what_callers_make_up_becomes_no_series(served_mesh: ServedMesh) -> None:
     page = f"127.0.0.1:{free_ports(1)[0]}"
     with (
         served(
             "rest",
-            VTRYON_REST_PIPELINE_TARGET="127.0.0.1:1",
+            VTRYON_REST_PIPELINE_TARGET=served_mesh.target,
             VTRYON_REST_PROMETHEUS_LISTEN=page,
         ) as rest,
         httpx.Client(base_url=f"http://{rest.target}", timeout=30) as http,
