@@ -10,7 +10,7 @@ SEED ?= 0
 RUN ?= run
 LIKE ?= 1b
 CASES ?= ../shared/cases
-# What --chaos repeats as often as the README says; without, a fifth as often or less.
+# What --chaos repeats at the full figures; without, a fifth as often or less.
 CHAOS := tests/reliability tests/mesh/test_through.py tests/services/bridges/kafka/test_jobs.py \
 	tests/on_triton/test_mesh.py
 # Processes for the tests that may run side by side. Those of ALONE start many processes, fill the
@@ -53,10 +53,10 @@ test: $(VENV)/.dev .triton ## run the tests (WORKERS=n PYTEST=options)
 	@$(BIN)/python -m pytest $(filter-out %/on_triton,$(ALONE)) $(PYTEST)
 	@$(BIN)/python -m pytest tests/on_triton $(PYTEST)  # a folder called triton on the path breaks torch
 
-chaos: $(VENV)/.dev .triton ## repeat kills and requests at the README's full figures, five times and more those of test
+chaos: $(VENV)/.dev .triton ## repeat kills and requests at the full figures of docs/guarantees.md, five times and more those of test
 	@$(BIN)/python -m pytest --chaos $(CHAOS) $(PYTEST)
 
-bare: $(VENV)/.dev .triton ## run every shell line of the README in environments with just its extras
+bare: $(VENV)/.dev .triton ## run every shell block of the documents in environments with just its extras
 	@$(BIN)/python -m pytest -m bare $(PYTEST)
 
 cases: $(VENV)/.dev .triton ## run the scripts of a folder of reported faults (CASES=folder ONLY=words)
@@ -77,13 +77,14 @@ check: $(VENV)/.dev ## lint, types, layers, contracts, spelling
 	$(BIN)/codespell
 	@$(BIN)/python protos/generate.py --check
 	@$(BIN)/python docs/generate.py --check
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 	@$(BIN)/python -m tests.house
 
 format: $(VENV)/.dev ## format Python and protos
 	$(BIN)/ruff check --fix --quiet . ; $(BIN)/ruff format .
 	$(BIN)/buf format --write
 
-generate: $(VENV)/.dev ## make sdk/vtryon/v1 from protos, and docs/settings.md from the settings
+generate: $(VENV)/.dev ## make sdk/vtryon/v1 from protos, and docs/reference from the code
 	$(BIN)/python protos/generate.py
 	$(BIN)/python docs/generate.py
 

@@ -74,14 +74,12 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: object) -> OneWorker
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption(
-        "--chaos", action="store_true", help="repeat faults as often as the README says"
-    )
+    parser.addoption("--chaos", action="store_true", help="repeat faults at the full figures")
 
 
 @pytest.fixture(scope="session")
 def chaos(request: pytest.FixtureRequest) -> bool:
-    """Whether faults are repeated as often as the README says (`make chaos`), which takes long."""
+    """Whether faults are repeated at the full figures (`make chaos`), which takes long."""
     return bool(request.config.getoption("--chaos"))
 
 

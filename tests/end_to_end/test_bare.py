@@ -1,7 +1,7 @@
-"""Each shell block of the README runs in an environment with just the extras that it names.
+"""Each shell block of the documents runs in an environment with just the extras that it names.
 
 A block is one bash script, run as it stands but for what this machine does not have (`HERE`). It
-has a network and processes of its own, so that it may take the README's ports, and leaves nothing.
+has a network and processes of its own, so that it may take their ports, and leaves nothing.
 """
 
 import json
@@ -14,8 +14,8 @@ from pathlib import Path
 
 import pytest
 from tests.sdk.test_workflow import api_graph
+from tests.support.documents import Block, shell_blocks
 from tests.support.environments import CLEAN, ROOT, make_environment, run
-from tests.support.readme import Block, shell_blocks
 
 pytestmark = [
     pytest.mark.bare,
@@ -70,7 +70,7 @@ set -x
 
 @pytest.fixture(scope="module")
 def drawn(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Every file that the README's lines read."""
+    """Every file that the blocks read."""
     folder = tmp_path_factory.mktemp("drawn")
     run(DEV / "vtryon", "example-pair", "--seed", "3", "--out", folder, cwd=folder)
     for place in ("pairs/anna", "inbox/anna"):
@@ -112,7 +112,7 @@ def script_of(block: Block) -> str:
 
 
 @pytest.mark.parametrize("block", shell_blocks(), ids=lambda block: block.name)
-def test_a_block_of_the_readme_runs_with_its_extras_alone(
+def test_a_block_of_the_documents_runs_with_its_extras_alone(
     block: Block, environment: Environment, drawn: Path, tmp_path: Path
 ) -> None:
     work = tmp_path / "work"

@@ -1,6 +1,5 @@
-"""Each example runs, and so do the README's Python blocks."""
+"""Each example runs, and so do the documents' Python blocks."""
 
-import re
 import subprocess
 import sys
 import textwrap
@@ -8,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from tests.support.documents import python_blocks
 from tests.support.processes import served
 
 ROOT = Path(__file__).parents[2]
@@ -48,13 +48,9 @@ def test_an_example_runs(name: str, pair: Path, served_mesh) -> None:
     assert run(pair, str(EXAMPLES / name), served_mesh.target, *ARGUMENTS[name])
 
 
-def python_blocks() -> list[str]:
-    return re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
-
-
 @pytest.fixture(scope="module")
 def doors(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
-    """Where the README says that the mesh and its bridge are, and where they are here."""
+    """Where the documents say that the mesh and its bridge are, and where they are here."""
     folder = tmp_path_factory.mktemp("doors")
     with (
         served(

@@ -2,7 +2,7 @@ from importlib.metadata import entry_points, requires
 
 import pytest
 from packaging.requirements import Requirement
-from tests.support.readme import Block, shell_blocks
+from tests.support.documents import Block, shell_blocks
 
 from vtryon import extras
 from vtryon.cli.app import run_command
@@ -126,7 +126,7 @@ def test_an_unexpected_error_leaves_its_traceback_in_a_file_and_none_on_the_scre
 
 
 @pytest.mark.parametrize("block", shell_blocks(), ids=lambda block: block.name)
-def test_a_block_of_the_readme_installs_what_its_lines_need(block: Block) -> None:
+def test_a_block_of_the_documents_installs_what_its_lines_need(block: Block) -> None:
     assert block.extras or not block.commands, f"no pip install line before {block.lines[0]}"
     for words in block.commands:
         needed = {name for extra in extras.needed(words) for name in extras.packages(extra)}

@@ -1,4 +1,4 @@
-"""`docs/faults.md` names tests that exist."""
+"""`docs/reference/faults.md` names tests that exist."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import re
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
-TEXT = (ROOT / "docs" / "faults.md").read_text()
+TEXT = (ROOT / "docs" / "reference" / "faults.md").read_text()
 
 
 def test_every_test_that_the_table_of_faults_names_exists() -> None:

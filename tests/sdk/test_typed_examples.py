@@ -1,4 +1,4 @@
-"""What a user copies passes a strict type checker: the README's Python blocks, and the examples."""
+"""The documents' Python blocks and the examples pass a strict type checker."""
 
 import re
 import textwrap
@@ -6,25 +6,25 @@ from pathlib import Path
 
 import pytest
 from mypy import api
+from tests.support.documents import DOCUMENTS, python_blocks
 
 ROOT = Path(__file__).parents[2]
 PROLOGUE = "import asyncio\nimport openai\nimport vtryon\n"
 
 
-def readme_programs() -> list[str]:
-    """The README's blocks as programs, each in a coroutine where it needs one."""
-    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+def programs() -> list[str]:
+    """The documents' blocks as programs, each in a coroutine where it needs one."""
     return [
         PROLOGUE + "async def main() -> None:\n" + textwrap.indent(block, "    ")
-        for block in blocks
+        for block in python_blocks()
     ]
 
 
 @pytest.mark.timeout(600)
-def test_the_readme_and_the_examples_pass_mypy_strict(tmp_path: Path) -> None:
+def test_the_documents_and_the_examples_pass_mypy_strict(tmp_path: Path) -> None:
     files = sorted((ROOT / "sdk" / "examples").glob("*.py"))
-    for number, program in enumerate(readme_programs()):
-        path = tmp_path / f"readme_{number}.py"
+    for number, program in enumerate(programs()):
+        path = tmp_path / f"document_{number}.py"
         path.write_text(program)
         files.append(path)
     config = tmp_path / "mypy.ini"
@@ -39,10 +39,10 @@ def test_the_readme_and_the_examples_pass_mypy_strict(tmp_path: Path) -> None:
     assert len(files) >= 8
 
 
-def test_what_examples_and_readme_name_is_exported() -> None:
+def test_what_examples_and_documents_name_is_exported() -> None:
     import vtryon
 
-    text = (ROOT / "README.md").read_text()
+    text = "".join(path.read_text() for path in DOCUMENTS)
     text += "".join(path.read_text() for path in (ROOT / "sdk" / "examples").glob("*.py"))
     named = set(re.findall(r"\bvtryon\.([A-Z]\w+)", text))
     assert named <= set(vtryon.__all__)

@@ -81,8 +81,12 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     ERROR_REASON_MODEL_CHANGED: _ErrorReason.ValueType  # 27
     """The resume point was computed by another model than the server's: retry without it."""
     ERROR_REASON_UNAUTHENTICATED: _ErrorReason.ValueType  # 20
-    """UNAUTHENTICATED and PERMISSION_DENIED."""
+    """UNAUTHENTICATED and PERMISSION_DENIED.
+
+    The call has no token, or an invalid one.
+    """
     ERROR_REASON_PERMISSION_DENIED: _ErrorReason.ValueType  # 21
+    """The token or the certificate does not allow this call."""
     ERROR_REASON_NOT_FOUND: _ErrorReason.ValueType  # 25
     """NOT_FOUND and ALREADY_EXISTS.
 
@@ -96,7 +100,10 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     The stage failed; its log has the cause with the request's id.
     """
     ERROR_REASON_CANCELLED: _ErrorReason.ValueType  # 23
-    """CANCELLED, in clients only: the client cancelled its own call."""
+    """CANCELLED.
+
+    In clients only: the client cancelled its own call.
+    """
 
 class ErrorReason(_ErrorReason, metaclass=_ErrorReasonEnumTypeWrapper):
     """Failures that a program can handle: the `reason` of the google.rpc.ErrorInfo (domain
@@ -162,8 +169,12 @@ ERROR_REASON_CHECKPOINT_UNSUPPORTED: ErrorReason.ValueType  # 19
 ERROR_REASON_MODEL_CHANGED: ErrorReason.ValueType  # 27
 """The resume point was computed by another model than the server's: retry without it."""
 ERROR_REASON_UNAUTHENTICATED: ErrorReason.ValueType  # 20
-"""UNAUTHENTICATED and PERMISSION_DENIED."""
+"""UNAUTHENTICATED and PERMISSION_DENIED.
+
+The call has no token, or an invalid one.
+"""
 ERROR_REASON_PERMISSION_DENIED: ErrorReason.ValueType  # 21
+"""The token or the certificate does not allow this call."""
 ERROR_REASON_NOT_FOUND: ErrorReason.ValueType  # 25
 """NOT_FOUND and ALREADY_EXISTS.
 
@@ -177,5 +188,8 @@ ERROR_REASON_STAGE_FAILED: ErrorReason.ValueType  # 22
 The stage failed; its log has the cause with the request's id.
 """
 ERROR_REASON_CANCELLED: ErrorReason.ValueType  # 23
-"""CANCELLED, in clients only: the client cancelled its own call."""
+"""CANCELLED.
+
+In clients only: the client cancelled its own call.
+"""
 Global___ErrorReason: _TypeAlias = ErrorReason  # noqa: Y015

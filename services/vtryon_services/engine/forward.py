@@ -15,7 +15,7 @@ from vtryon.types import RopeLayout
 from vtryon_services.engine.rope import Rope, Shape
 
 # Rows go together as long as padding adds no more than this share of tokens. Measured by
-# loadtests/vtryon_loadtests/padding.py: see ARCHITECTURE.md.
+# loadtests/vtryon_loadtests/padding.py: see docs/decisions.
 PADDING = 0.25
 
 

@@ -32,8 +32,8 @@ class Resolved:
         )
 
 
-# Source: the table of profiles in ARCHITECTURE.md, from diffusers 0.42 and from what ComfyUI's
-# nodes are documented to do.
+# Source: the table of profiles in docs/internals/numerics.md, from diffusers 0.42 and from what
+# ComfyUI's nodes are documented to do.
 _PROFILES = {
     Profile.DIFFUSERS: Resolved(
         Profile.DIFFUSERS,

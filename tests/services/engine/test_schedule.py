@@ -1,4 +1,4 @@
-"""The goldens of ARCHITECTURE, "Numerics"."""
+"""The goldens of docs/internals/numerics.md."""
 
 import pytest
 from tests.support.checkpoints import qwen_scheduler

@@ -1,10 +1,11 @@
-"""The README's shell blocks: the extras that each installs, and the lines that it runs."""
+"""The documents' shell blocks, with the extras that each installs, and their Python blocks."""
 
 import re
 from dataclasses import dataclass
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
+DOCUMENTS = (ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md")))
 _INSTALL = re.compile(r"pip install 'vtryon\[([a-z,]+)\]'")
 
 
@@ -12,13 +13,14 @@ _INSTALL = re.compile(r"pip install 'vtryon\[([a-z,]+)\]'")
 class Block:
     """A shell block; `extras` are those of its own `pip install` line."""
 
+    document: str
     extras: tuple[str, ...]
     lines: tuple[str, ...]
 
     @property
     def name(self) -> str:
         words = re.findall(r"[a-z]+", " ".join(self.lines).partition("vtryon")[2])
-        return "-".join([*self.extras, *words[:2]])
+        return "-".join([self.document, *self.extras, *words[:2]])
 
     @property
     def commands(self) -> list[list[str]]:
@@ -30,12 +32,24 @@ class Block:
 
 def shell_blocks() -> list[Block]:
     """Give the blocks that run `vtryon`, or call a server of it."""
-    text = (ROOT / "README.md").read_text()
     blocks = []
-    for block in re.findall(r"```sh\n(.*?)```", text, re.DOTALL):
+    for path, block in _blocks("sh"):
         installs = _INSTALL.search(block)
         lines = tuple(line for line in block.splitlines() if line and not _INSTALL.match(line))
         if any(re.search(r"^(vtryon|VTRYON_|buf|ID=)", line) for line in lines):
             extras = tuple(installs[1].split(",")) if installs else ()
-            blocks.append(Block(extras, lines))
+            blocks.append(Block(path.stem.lower(), extras, lines))
     return blocks
+
+
+def python_blocks() -> list[str]:
+    """Give the distinct Python blocks."""
+    return list(dict.fromkeys(block for _, block in _blocks("python")))
+
+
+def _blocks(language: str) -> list[tuple[Path, str]]:
+    return [
+        (path, block)
+        for path in DOCUMENTS
+        for block in re.findall(rf"```{language}\n(.*?)```", path.read_text(), re.DOTALL)
+    ]
