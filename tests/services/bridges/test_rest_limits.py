@@ -142,7 +142,8 @@ async def served_now(http: httpx.AsyncClient, tenant: str = "") -> AsyncIterator
     how = {"files": FILES, "data": {"steps": 200}, "headers": headers}
     async with http.stream("POST", "/v1/try-ons", **how) as answer:
         assert answer.status_code == 200
-        await anext(answer.aiter_raw())
+        pieces = answer.aiter_raw()  # a forgotten iterator would close the response
+        await anext(pieces)
         yield
 
 
@@ -162,6 +163,7 @@ async def test_health_and_readiness_cost_no_permit(bridge: Bridge) -> None:
         assert (await http.post("/v1/try-ons", content=b"{}")).status_code == 429
         assert (await http.get("/healthz")).status_code == 200
         assert (await http.get("/readyz")).status_code == 200
+        assert (await http.post("/v1/try-ons", content=b"{}")).status_code == 429  # still held
 
 
 async def test_readiness_is_asked_once_for_all(bridge: Bridge, monkeypatch) -> None:

@@ -61,16 +61,18 @@ async def test_a_health_watch_does_not_hold_a_drain() -> None:
 
 async def test_a_stream_that_says_nothing_does_not_hold_a_drain() -> None:
     with served(*SCRIPTED, VTRYON_FIRST_MESSAGE_TIMEOUT_SECONDS="300", **GRACE) as mesh:
+        calls: list[grpc.aio.StreamStreamCall] = []
 
         async def begin(channel: grpc.aio.Channel):
             stub = pipeline_pb2_grpc.PipelineServiceStub(channel)
-            call = stub.TryOn()
+            calls.append(call := stub.TryOn())
             with contextlib.suppress(grpc.aio.AioRpcError):
                 async for _ in stub.TryOn(iter([])):  # behind it: the server has both by now
                     pass
             return call
 
         assert await drained(mesh, begin) is grpc.StatusCode.UNAVAILABLE
+        assert "is going away" in await calls[0].details()
 
 
 async def test_a_second_signal_ends_a_drain_at_once() -> None:
