@@ -1,1 +1,1 @@
-"""Try-ons that outlive their connection: a ledger in SQL, runners that take jobs from it."""
+"""Try-ons that outlive their connection: a job store in SQL, runners that take jobs from it."""

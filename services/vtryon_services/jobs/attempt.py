@@ -49,7 +49,7 @@ T = TypeVar("T")
 _log = structlog.get_logger("vtryon.jobs")
 _WRITE_SECONDS = 0.1
 _LONGEST_CALL_SECONDS = 3600.0
-_SLACK_SECONDS = 1.0  # between the clocks of a call and of the ledger
+_SLACK_SECONDS = 1.0  # between the clocks of a call and of the job store
 _ended = metrics.get_meter("vtryon").create_counter(
     "vtryon.jobs.ended", description="Jobs that have ended, by state."
 )

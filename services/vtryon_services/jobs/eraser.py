@@ -28,11 +28,11 @@ _not_erased = _meter.create_counter(
 
 
 class Eraser:
-    """Erases the jobs that the ledger has marked, and folders that no job names."""
+    """Erases the jobs that the store has marked, and folders that no job names."""
 
-    def __init__(self, ledger: JobStore, artifacts: Artifacts, seals: Seals) -> None:
-        self._ledger = ledger
-        self._erasures = ledger.erasures
+    def __init__(self, store: JobStore, artifacts: Artifacts, seals: Seals) -> None:
+        self._store = store
+        self._erasures = store.erasures
         self._artifacts = artifacts
         self._seals = seals
 
@@ -102,6 +102,6 @@ class Eraser:
         await self._erasures.forget(folder)
 
     async def _count(self) -> None:
-        for state, count in (await self._ledger.counts()).items():
+        for state, count in (await self._store.counts()).items():
             _open.set(count, {"state": state.value})
-        _unpublished.set(await self._ledger.outbox.count())
+        _unpublished.set(await self._store.outbox.count())

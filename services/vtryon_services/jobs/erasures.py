@@ -25,7 +25,7 @@ _MOST = 100
 
 
 class Erasures:
-    """The sweeper's side of the ledger.
+    """The sweeper's side of the store.
 
     Args:
         leftover_seconds: after which a folder is deleted that no job names.

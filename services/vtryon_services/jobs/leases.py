@@ -27,7 +27,7 @@ from vtryon_services.jobs.tables import jobs
 
 
 class Leases:
-    """The runners' side of the ledger."""
+    """The runners' side of the store."""
 
     def __init__(self, database: Database, changes: Changes, max_attempts: int) -> None:
         self._database = database

@@ -1,4 +1,4 @@
-"""A new job: its pictures and its key are stored first, then the ledger names them."""
+"""A new job: its pictures and its key are stored first, then the store names them."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ from vtryon_services.storage.artifacts import Artifacts
 class Maker:
     """Makes jobs; a caller or a process that leaves at any point leaves nothing unnamed for long.
 
-    The folder is noted in the ledger before it is written to. It is deleted when no job came of it:
+    The folder is noted in the store before it is written to. It is deleted when no job came of it:
     at once where this process lives on, else an hour later by any other.
     """
 
     def __init__(
-        self, ledger: JobStore, artifacts: Artifacts, seals: Seals, eraser: Eraser, seconds: float
+        self, store: JobStore, artifacts: Artifacts, seals: Seals, eraser: Eraser, seconds: float
     ) -> None:
-        self._ledger = ledger
+        self._store = store
         self._artifacts = artifacts
         self._seals = seals
         self._eraser = eraser
@@ -75,18 +75,18 @@ class Maker:
         left: asyncio.Event,
     ) -> tuple[Kept, bool]:
         folder, named = uuid.uuid4().hex, False
-        await self._ledger.erasures.expect(folder)
+        await self._store.erasures.expect(folder)
         try:
-            new = await self._store(start, pictures, tenant, folder)
+            new = await self._upload(start, pictures, tenant, folder)
             if left.is_set():
                 raise asyncio.CancelledError
-            kept, named = await self._ledger.create(new)
+            kept, named = await self._store.create(new)
             return kept, named
         finally:
             if not named:
                 await self._eraser.erase_leftover(folder)
 
-    async def _store(
+    async def _upload(
         self, start: CreateJobStart, pictures: Sequence[Buffer], tenant: str, folder: str
     ) -> NewJob:
         options = start.options or TryOnOptions()

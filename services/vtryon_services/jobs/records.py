@@ -1,4 +1,4 @@
-"""Jobs as the ledger's rows, as callers, and as runners have them."""
+"""Jobs as rows of the job store, as callers, and as runners have them."""
 
 from __future__ import annotations
 
@@ -92,7 +92,7 @@ def out_of_time(job_id: str) -> Job:
 
 @dataclass(frozen=True, slots=True)
 class Kept:
-    """A job as the ledger has it: its prompts are encrypted in `sealed`."""
+    """A job as the store has it: its prompts are encrypted in `sealed`."""
 
     message: job_pb2.Job
     sealed: bytes

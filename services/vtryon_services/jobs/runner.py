@@ -29,7 +29,7 @@ class Runner:
 
     def __init__(
         self,
-        ledger: JobStore,
+        store: JobStore,
         artifacts: Artifacts,
         seals: Seals,
         eraser: Eraser,
@@ -37,7 +37,7 @@ class Runner:
         notifier: Notifier,
         settings: JobsSettings,
     ) -> None:
-        self.leases = ledger.leases
+        self.leases = store.leases
         self.artifacts = artifacts
         self.seals = seals
         self.client = client

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections import Counter
 from collections.abc import AsyncGenerator, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import AsyncExitStack, contextmanager, suppress
 from typing import Any
 
 import structlog
@@ -67,7 +67,7 @@ _LAST_SEQUENCE = 2**63 - 1
 
 
 async def make_services(settings: JobsSettings) -> list[Service]:
-    """Open ledger and artifacts, and begin to run jobs.
+    """Open store and artifacts, and begin to run jobs.
 
     Raises:
         SettingsError: one of them can't be used.
@@ -83,23 +83,24 @@ async def make_services(settings: JobsSettings) -> list[Service]:
         settings.keep_seconds,
         settings.leftover_seconds,
     )
-    ledger, notifier = JobStore(database, limits, published=settings.outbox), Notifier()
+    store, notifier = JobStore(database, limits, published=settings.outbox), Notifier()
     seals = Seals(artifacts)
-    eraser = Eraser(ledger, artifacts, seals)
-    maker = Maker(ledger, artifacts, seals, eraser, settings.job_timeout_seconds)
-    client = await Client(settings.pipeline_target, retry=FOR_SERVICES).__aenter__()
-    runner = Runner(ledger, artifacts, seals, eraser, client, notifier, settings)
+    eraser = Eraser(store, artifacts, seals)
+    maker = Maker(store, artifacts, seals, eraser, settings.job_timeout_seconds)
+    opened = AsyncExitStack()
+    opened.push_async_callback(database.close)
+    client = await opened.enter_async_context(Client(settings.pipeline_target, retry=FOR_SERVICES))
+    runner = Runner(store, artifacts, seals, eraser, client, notifier, settings)
     runner.start()
-    jobs = JobService(ledger, artifacts, seals, eraser, maker, runner, notifier, settings)
+    jobs = JobService(store, artifacts, seals, eraser, maker, runner, notifier, settings)
 
     async def close() -> None:
         await maker.finish()
-        await client.__aexit__(None, None, None)
-        await database.close()
+        await opened.aclose()
 
     return [
         Service(JOBS, _NAME, jobs.methods(), settings, retire=runner.retire, close=close),
-        outcome_service(ledger.outbox, notifier, settings),
+        outcome_service(store.outbox, notifier, settings),
     ]
 
 
@@ -108,7 +109,7 @@ class JobService:
 
     def __init__(
         self,
-        ledger: JobStore,
+        store: JobStore,
         artifacts: Artifacts,
         seals: Seals,
         eraser: Eraser,
@@ -117,7 +118,7 @@ class JobService:
         notifier: Notifier,
         settings: JobsSettings,
     ) -> None:
-        self._ledger = ledger
+        self._store = store
         self._artifacts = artifacts
         self._seals = seals
         self._eraser = eraser
@@ -186,7 +187,7 @@ class JobService:
 
     async def get(self, asked: GetJob, _: Incoming, call: Call) -> AsyncGenerator[bytes, None]:
         """Serve `GetJob`."""
-        yield await self._shown(await self._ledger.get(call.tenant, asked.id))
+        yield await self._shown(await self._store.get(call.tenant, asked.id))
 
     async def list(self, asked: ListJobs, _: Incoming, call: Call) -> AsyncGenerator[bytes, None]:
         """Serve `ListJobs`: a few at a time, so that the memory of pages is bounded."""
@@ -194,7 +195,7 @@ class JobService:
             raise field_error("page_size", f"takes at most {_LARGEST_PAGE}; 0 for {_PAGE}")
         size, most = asked.page_size or _PAGE, self._settings.page_bytes
         async with self._lists:
-            found, token = await self._ledger.page(
+            found, token = await self._store.page(
                 call.tenant, asked.states, size, asked.page_token, most
             )
             page = job_pb2.ListJobsResponse(next_page_token=token)
@@ -206,12 +207,12 @@ class JobService:
         self, asked: CancelJob, _: Incoming, call: Call
     ) -> AsyncGenerator[bytes, None]:
         """Serve `CancelJob`."""
-        kept = await self._ledger.cancel(call.tenant, asked.id)
+        kept = await self._store.cancel(call.tenant, asked.id)
         yield await self._shown(await self._ended(call.tenant, kept))
 
     async def erase(self, asked: EraseJob, _: Incoming, call: Call) -> AsyncGenerator[bytes, None]:
         """Serve `EraseJob`."""
-        kept = await self._ledger.erase(call.tenant, asked.id)
+        kept = await self._store.erase(call.tenant, asked.id)
         yield await self._shown(await self._ended(call.tenant, kept))
 
     async def _ended(self, tenant: str, kept: Kept) -> Kept:
@@ -223,23 +224,23 @@ class JobService:
             async with asyncio.timeout(_CANCEL_SECONDS):
                 while kept.message.state not in _ENDED:
                     await subscription.wait(self._settings.poll_seconds)
-                    kept = await self._ledger.get(tenant, job_id)
+                    kept = await self._store.get(tenant, job_id)
         if kept.message.erasing and await self._eraser.erase(job_id):
             self._notifier.notify(OUTCOMES)
-            kept = await self._ledger.get(tenant, job_id)
+            kept = await self._store.get(tenant, job_id)
         return kept
 
     async def watch(self, asked: WatchJob, _: Incoming, call: Call) -> AsyncGenerator[bytes, None]:
-        """Serve `WatchJob`: the ledger's rows, as they are but for previews."""
+        """Serve `WatchJob`: the stored rows, as they are but for previews."""
         if asked.from_sequence > _LAST_SEQUENCE:
             raise field_error("from_sequence", f"takes at most {_LAST_SEQUENCE}")
-        job = (await self._ledger.get(call.tenant, asked.id)).message
+        job = (await self._store.get(call.tenant, asked.id)).message
         following = max(1, asked.from_sequence)
         if job.state in _ENDED and following > job.sequence:
             return  # asked for what is behind the end
         with self._one_more_watch(call.tenant), self._notifier.subscribe(asked.id) as subscription:
             while True:
-                for body in await self._ledger.updates_of(asked.id, following):
+                for body in await self._store.updates_of(asked.id, following):
                     update = job_pb2.JobUpdate.FromString(body)
                     following = update.sequence + 1
                     yield await self._readable(job, update, body)
@@ -282,7 +283,7 @@ class JobService:
         self, asked: FetchPicture, _: Incoming, call: Call
     ) -> AsyncGenerator[Event, None]:
         """Serve `FetchPicture`."""
-        kept, artifact = await self._ledger.picture(call.tenant, asked.id)
+        kept, artifact = await self._store.picture(call.tenant, asked.id)
         job = kept.job
         data = await self._artifacts.get(artifact)
         yield accepted(Stage.PIPELINE, call)

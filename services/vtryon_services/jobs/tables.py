@@ -1,4 +1,4 @@
-"""The ledger's tables. Times are seconds since 1970."""
+"""Tables of the job store. Times are seconds since 1970."""
 
 from __future__ import annotations
 

@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import AsyncIterator
 
 import pytest
-from tests.services.jobs.test_ledger import DONE, create
+from tests.services.jobs.test_store import DONE, create
 
 from vtryon.jobs import JobState
 from vtryon_services.jobs import outbox as module

@@ -120,7 +120,7 @@ class JobRequests:
 
 
 class StoredJobs(JobRequests):
-    """The topology `hybrid`: a request becomes a job of the ledger, durable before it is done."""
+    """The topology `hybrid`: a request becomes a job of the store, durable before it is done."""
 
     def __init__(self, names: Names, codec: Codec, claims: ClaimStore, client: Client) -> None:
         super().__init__(names, codec, claims)
