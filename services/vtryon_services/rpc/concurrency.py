@@ -1,4 +1,4 @@
-"""A fixed number of places, and a bounded queue in front of them, fair among tenants."""
+"""A limit of concurrent requests with a bounded queue, fair among tenants."""
 
 from __future__ import annotations
 
@@ -36,16 +36,16 @@ class ConcurrencyLimiter:
 
     @property
     def taken(self) -> int:
-        """How many places are taken."""
+        """Number of permits in use."""
         return self._held.total()
 
     @property
     def waiting(self) -> int:
-        """How many wait for one."""
+        """Number of requests that wait for a permit."""
         return len(self._waiting)
 
     def check_room(self, tenant: str = "") -> None:
-        """Refuse at the door, before a caller sends its payloads.
+        """Reject a request before its payloads are received.
 
         Raises:
             OverloadedError: the queue is full.
@@ -60,7 +60,7 @@ class ConcurrencyLimiter:
             )
 
     def enter(self, tenant: str = "") -> Permit:
-        """Take a ticket; it has a place already if one is free.
+        """Queue for a permit; it is granted at once if one is free.
 
         Raises:
             OverloadedError: the queue is full.
@@ -72,11 +72,11 @@ class ConcurrencyLimiter:
         return ticket
 
     def position(self, ticket: Permit) -> int:
-        """How many are served before a waiting ticket, those running included."""
+        """Number of requests ahead of a waiting one, running ones included."""
         return self._waiting.index(ticket) + self._places
 
     def leave(self, ticket: Permit) -> None:
-        """Give up a place, or a place in the queue."""
+        """Return a permit, or leave the queue."""
         if ticket.has_place:
             self._average_seconds += 0.2 * (ticket.held_seconds - self._average_seconds)
             self._held[ticket.tenant] -= 1
@@ -91,7 +91,7 @@ class ConcurrencyLimiter:
         return others > 0 and known[tenant] < max(1, self._places // (others + 1))
 
     def _advance(self) -> None:
-        """Give free places away, and tell those who wait how many are before them."""
+        """Grant free permits, and wake the waiting requests, whose positions changed."""
         self._waiting = self._in_order()
         while self._waiting and self.taken < self._places:
             ticket = self._waiting.pop(0)
@@ -142,16 +142,16 @@ class Permit:
 
     @property
     def waited_seconds(self) -> float:
-        """From entering to the place, or to now."""
+        """Seconds from queueing to the permit, or to now."""
         return (self._begun or time.monotonic()) - self._entered
 
     @property
     def held_seconds(self) -> float:
-        """From the place to now."""
+        """Seconds since the permit was granted."""
         return time.monotonic() - (self._begun or time.monotonic())
 
     def begin(self) -> None:
-        """Take the place; called by `Places`."""
+        """Grant the permit; called by `ConcurrencyLimiter`."""
         self._begun = time.monotonic()
         self.moved.set()
 
