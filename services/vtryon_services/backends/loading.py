@@ -10,6 +10,7 @@ from vtryon_services.backends.protocols import (
     SamplingBackend,
     TextEncoderBackend,
 )
+from vtryon_services.engine import layout
 from vtryon_services.rpc.concurrency import ConcurrencyLimiter
 from vtryon_services.runtime.settings import StageSettings
 
@@ -22,6 +23,7 @@ async def load_latent_encoder(settings: StageSettings) -> LatentEncoderBackend:
         from vtryon_services.backends.triton import TritonLatentEncoder
 
         return await TritonLatentEncoder.load(settings)
+    _check_checkpoint(settings)
     from vtryon_services.backends.torch import TorchLatentEncoder
 
     return await TorchLatentEncoder.load(settings)
@@ -35,6 +37,7 @@ async def load_text_encoder(settings: StageSettings) -> TextEncoderBackend:
         from vtryon_services.backends.triton import TritonTextEncoder
 
         return await TritonTextEncoder.load(settings)
+    _check_checkpoint(settings)
     from vtryon_services.backends.torch import TorchTextEncoder
 
     return await TorchTextEncoder.load(settings)
@@ -49,6 +52,7 @@ async def load_sampling(settings: StageSettings) -> SamplingBackend:
         from vtryon_services.backends.triton import TritonSampling
 
         return await TritonSampling.load(settings)
+    _check_checkpoint(settings)
     from vtryon_services.backends.torch import TorchSampling
 
     return await TorchSampling.load(settings)
@@ -62,6 +66,13 @@ async def load_decoding(settings: StageSettings) -> DecodingBackend:
         from vtryon_services.backends.triton import TritonDecoding
 
         return await TritonDecoding.load(settings)
+    _check_checkpoint(settings)
     from vtryon_services.backends.torch import TorchDecoding
 
     return await TorchDecoding.load(settings)
+
+
+def _check_checkpoint(settings: StageSettings) -> None:
+    """Reject a folder that is no checkpoint before the import of torch, which takes seconds."""
+    if settings.checkpoint is not None:
+        layout.check_root(settings.checkpoint)
