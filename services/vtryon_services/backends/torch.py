@@ -118,22 +118,32 @@ class TorchTextEncoder(Backend):
 
 
 batchers: Watched[StepBatcher] = Watched(lambda _: Stage.SAMPLING.value)
-for _name, _description in {
-    "running": "Requests in the running batch.",
-    "waiting": "Requests that are admitted and have no slot.",
-}.items():
-    batchers.gauge(f"vtryon.batch.{_name}", _description, attrgetter(_name))
-for _name, _description in {
-    "steps": "Steps of the running batch.",
-    "rows": "Predictions of the transformer.",
-    "finished": "Requests finished.",
-    "cancelled": "Requests left before their end.",
-    "expired": "Requests that ran out of time.",
-    "refused": "Requests refused at the door.",
-    "preempted": "Slots lost to a request of higher priority.",
-    "wasted_steps": "Steps of requests that never finished.",
-}.items():
-    batchers.counter(f"vtryon.batch.{_name}", _description, attrgetter(f"counts.{_name}"))
+batchers.gauge("vtryon.batch.running", "Requests in the running batch.", attrgetter("running"))
+batchers.gauge(
+    "vtryon.batch.waiting", "Requests that are admitted and have no slot.", attrgetter("waiting")
+)
+batchers.counter("vtryon.batch.steps", "Steps of the running batch.", attrgetter("counts.steps"))
+batchers.counter("vtryon.batch.rows", "Predictions of the transformer.", attrgetter("counts.rows"))
+batchers.counter("vtryon.batch.finished", "Requests finished.", attrgetter("counts.finished"))
+batchers.counter(
+    "vtryon.batch.cancelled", "Requests cancelled by their client.", attrgetter("counts.cancelled")
+)
+batchers.counter(
+    "vtryon.batch.expired", "Requests that ran out of time.", attrgetter("counts.expired")
+)
+batchers.counter(
+    "vtryon.batch.refused", "Requests rejected at admission.", attrgetter("counts.refused")
+)
+batchers.counter(
+    "vtryon.batch.preempted",
+    "Slots lost to a request of higher priority.",
+    attrgetter("counts.preempted"),
+)
+batchers.counter(
+    "vtryon.batch.wasted_steps",
+    "Steps of requests that never finished.",
+    attrgetter("counts.wasted_steps"),
+)
 
 
 class TorchSampling(Backend):
