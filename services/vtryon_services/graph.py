@@ -1,9 +1,12 @@
-"""Start messages of the stages, from the options of a try-on; each has the numerics it uses."""
+"""The graph of a try-on: the stages with their RPC, inputs, outputs and start messages.
+
+The pipeline and Kafka's topics read this table; tests compare Triton's contract with it.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import fields, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, fields, replace
 
 from vtryon.events import UnusedOption
 from vtryon.types import (
@@ -18,6 +21,7 @@ from vtryon.types import (
     Start,
     TryOnOptions,
 )
+from vtryon.wire.stream import DECODE, ENCODE_LATENTS, ENCODE_TEXT, SAMPLE, StreamMethod
 
 _CHOICES = {one.name for one in fields(Numerics)} - {"profile"}
 _RESIZE = {"resize"}
@@ -86,9 +90,32 @@ def _decode(options: TryOnOptions, _: Sequence[Payload]) -> DecodeStart:
     return DecodeStart(format=options.format, quality=options.quality)
 
 
-STARTS: dict[Stage, Callable[[TryOnOptions, Sequence[Payload]], Start]] = {
-    Stage.LATENT_ENCODER: _encode_latents,
-    Stage.TEXT_ENCODER: _encode_text,
-    Stage.SAMPLING: sample_start,
-    Stage.DECODING: _decode,
+@dataclass(frozen=True, slots=True)
+class StageSpec:
+    """A stage of the graph.
+
+    Attributes:
+        method: its RPC.
+        takes: kinds of payloads that are its inputs.
+        gives: kinds of payloads that are inputs of later stages.
+        start: makes its start message from the options of a try-on and the payloads.
+    """
+
+    method: StreamMethod
+    takes: frozenset[PayloadKind]
+    gives: frozenset[PayloadKind]
+    start: Callable[[TryOnOptions, Sequence[Payload]], Start]
+
+
+PICTURES = frozenset({PayloadKind.IMAGE, PayloadKind.PERSON_IMAGE, PayloadKind.GARMENT_IMAGE})
+_EMBEDDINGS = frozenset({PayloadKind.EMBEDDINGS, PayloadKind.NEGATIVE_EMBEDDINGS})
+_REFERENCES = frozenset({PayloadKind.REFERENCE_LATENTS})
+_LATENTS = frozenset({PayloadKind.LATENTS})
+_NOISE = frozenset({PayloadKind.NOISE})
+
+GRAPH: Mapping[str, StageSpec] = {
+    Stage.TEXT_ENCODER: StageSpec(ENCODE_TEXT, PICTURES, _EMBEDDINGS, _encode_text),
+    Stage.LATENT_ENCODER: StageSpec(ENCODE_LATENTS, PICTURES, _REFERENCES, _encode_latents),
+    Stage.SAMPLING: StageSpec(SAMPLE, _EMBEDDINGS | _REFERENCES | _NOISE, _LATENTS, sample_start),
+    Stage.DECODING: StageSpec(DECODE, _LATENTS, frozenset(), _decode),
 }

@@ -17,7 +17,7 @@ from vtryon.errors import VtryonError
 from vtryon.events import Chunk, Event, Finished, Fit, Output, Preview, ResumeChunk
 from vtryon.types import Payload, PayloadKind, Stage, Start, TryOnStart
 from vtryon.wire.payloads import Outgoing
-from vtryon_services.graph import STARTS, sample_start
+from vtryon_services.graph import GRAPH, sample_start
 from vtryon_services.pipeline.attempts import FailoverPolicy, StageAttempts
 from vtryon_services.pipeline.clients import StageCall, StageClients
 from vtryon_services.pipeline.relay import Fanout, Replay
@@ -115,11 +115,11 @@ class Flow:
         latents = self._open(
             group,
             Stage.LATENT_ENCODER,
-            STARTS[Stage.LATENT_ENCODER](options, declared),
+            GRAPH[Stage.LATENT_ENCODER].start(options, declared),
             images(),
             subjects,
         )
-        text = STARTS[Stage.TEXT_ENCODER](options, declared)
+        text = GRAPH[Stage.TEXT_ENCODER].start(options, declared)
         texts = self._open(group, Stage.TEXT_ENCODER, text, images())
         group.create_task(self._pass_on(pictures))
         embeddings = await texts.output
@@ -143,7 +143,7 @@ class Flow:
     async def _decode(
         self, group: asyncio.TaskGroup, latents: Sequence[Outgoing]
     ) -> list[Outgoing]:
-        start = STARTS[Stage.DECODING](self._options, [one.payload for one in latents])
+        start = GRAPH[Stage.DECODING].start(self._options, [one.payload for one in latents])
         return await self._open(group, Stage.DECODING, start, latents).output
 
     def _open(

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from vtryon.errors import Reason, RequestError
 from vtryon.types import PayloadKind, Stage
-from vtryon.wire.stream import DECODE, ENCODE_LATENTS, ENCODE_TEXT, SAMPLE, StreamMethod
+from vtryon_services.graph import GRAPH
 from vtryon_services.runtime.settings import JOBS
 
 ROUTE: tuple[str, ...] = (
@@ -18,42 +17,12 @@ ROUTE: tuple[str, ...] = (
     Stage.DECODING,
     JOBS,
 )
-PICTURES = {PayloadKind.IMAGE, PayloadKind.PERSON_IMAGE, PayloadKind.GARMENT_IMAGE}
-_EMBEDDINGS = {PayloadKind.EMBEDDINGS, PayloadKind.NEGATIVE_EMBEDDINGS}
 
 
-@dataclass(frozen=True, slots=True)
-class StageRoute:
-    """Inputs and outputs of a stage, and its RPC."""
-
-    method: StreamMethod
-    takes: frozenset[PayloadKind]
-    gives: frozenset[PayloadKind]
-
-    def named(self, kind: PayloadKind | None, route: Sequence[str]) -> PayloadKind | None:
-        """Rename the stage's output to the input of the next stage."""
-        reference = PayloadKind.REFERENCE_LATENTS
-        return reference if route and reference in self.gives else kind
-
-
-KINDS: dict[str, StageRoute] = {
-    Stage.TEXT_ENCODER: StageRoute(ENCODE_TEXT, frozenset(PICTURES), frozenset(_EMBEDDINGS)),
-    Stage.LATENT_ENCODER: StageRoute(
-        ENCODE_LATENTS,
-        frozenset(PICTURES),
-        frozenset({PayloadKind.REFERENCE_LATENTS}),
-    ),
-    Stage.SAMPLING: StageRoute(
-        SAMPLE,
-        frozenset({*_EMBEDDINGS, PayloadKind.REFERENCE_LATENTS, PayloadKind.NOISE}),
-        frozenset({PayloadKind.LATENTS}),
-    ),
-    Stage.DECODING: StageRoute(
-        DECODE,
-        frozenset({PayloadKind.LATENTS}),
-        frozenset(),
-    ),
-}
+def renamed(stage: str, kind: PayloadKind | None, route: Sequence[str]) -> PayloadKind | None:
+    """Give the kind that a stage's output has as the input of the next stage."""
+    reference = PayloadKind.REFERENCE_LATENTS
+    return reference if route and reference in GRAPH[stage].gives else kind
 
 
 def again_from(record: Mapping[str, Any], at: str, stage: str) -> dict[str, Any]:
@@ -69,7 +38,7 @@ def again_from(record: Mapping[str, Any], at: str, stage: str) -> dict[str, Any]
         earlier = ", ".join(way[: way.index(at) + 1])
         raise RequestError(f"from_stage: this one may go on from {earlier}")
     later = way[way.index(stage) : way.index(at)]
-    made = {kind.value for name in later for kind in KINDS[name].gives}
+    made = {kind.value for name in later for kind in GRAPH[name].gives}
     return {
         **record,
         "payloads": [one for one in record["payloads"] if one["kind"] not in made],
@@ -90,7 +59,7 @@ def check_route(stage: str, route: Sequence[str]) -> None:
         raise RequestError(
             f"route: the stages after {stage} are {', '.join(behind)}, in this order"
         )
-    gives = KINDS[stage].gives
+    gives = GRAPH[stage].gives
     if route and gives and not gives & _taken_by(route):
         kinds = ", ".join(sorted(kind.value for kind in gives))
         raise RequestError(f"route: no stage in it takes what {stage} gives: {kinds}")
@@ -115,4 +84,4 @@ def check_payloads(
 
 
 def _taken_by(stages: Iterable[str]) -> set[PayloadKind]:
-    return {kind for name in stages if name in KINDS for kind in KINDS[name].takes}
+    return {kind for name in stages if name in GRAPH for kind in GRAPH[name].takes}

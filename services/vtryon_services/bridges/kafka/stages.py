@@ -17,7 +17,7 @@ from vtryon.files.jsonable import plain
 from vtryon.jobs import JobState
 from vtryon.pictures import digest
 from vtryon.run import Run, StreamedResult
-from vtryon.types import PayloadKind, Priority, Stage
+from vtryon.types import PayloadKind, Priority
 from vtryon.wire.payloads import Outgoing
 from vtryon.wire.stream import StreamCall
 from vtryon_services.bridges.kafka.choreography import STAGE_REQUEST, Choreography
@@ -32,12 +32,12 @@ from vtryon_services.bridges.kafka.records import (
     read_options,
     read_payload,
 )
-from vtryon_services.bridges.kafka.route import KINDS, PICTURES, ROUTE, check_payloads, check_route
+from vtryon_services.bridges.kafka.route import ROUTE, check_payloads, check_route, renamed
 from vtryon_services.bridges.kafka.schemas import Codec
 from vtryon_services.bridges.kafka.sender import Sender
 from vtryon_services.bridges.kafka.settings import KafkaSettings
 from vtryon_services.bridges.kafka.topics import Names
-from vtryon_services.graph import STARTS
+from vtryon_services.graph import GRAPH, PICTURES
 from vtryon_services.runtime.settings import JOBS
 from vtryon_services.validation.ranges import check_labels, check_request_id
 
@@ -58,7 +58,7 @@ class StageWork:
     ) -> None:
         self.names = Names(settings, stage)
         self._stage = stage
-        self._kind = KINDS[stage]
+        self._spec = GRAPH[stage]
         self._settings = settings
         self._chain = Choreography(settings, codec)
         self._codec = codec
@@ -103,7 +103,7 @@ class StageWork:
         payloads = [read_payload(one) for one in record["payloads"]]
         check_payloads(self._stage, record, [payload.kind for payload in payloads])
         for number, payload in enumerate(payloads):
-            if payload.kind not in self._kind.takes:
+            if payload.kind not in self._spec.takes:
                 continue  # for a stage behind, or left by one where the request has been
             content = record["payloads"][number]["content"]
             data = await self._claims.unpack(f"payloads.{number}", content, room)
@@ -121,7 +121,7 @@ class StageWork:
     ) -> StreamedResult:
         options = read_options(record["options"])
         options = replace(options, priority=received.priority or Priority.BATCH)
-        said = given[:2][-1].data if given and self._kind.takes == PICTURES else b""
+        said = given[:2][-1].data if given and self._spec.takes == PICTURES else b""
         assert isinstance(said, bytes)
         content = await asyncio.to_thread(digest, said) if said else ""
 
@@ -130,8 +130,8 @@ class StageWork:
         async def open_call(seconds: float | None) -> StreamCall:
             return StreamCall(
                 channel,
-                self._kind.method,
-                STARTS[Stage(self._stage)](options, [one.payload for one in given]),
+                self._spec.method,
+                self._spec.start(options, [one.payload for one in given]),
                 given,
                 timeout_seconds=seconds,
                 request_id=record["request_id"],
@@ -152,7 +152,7 @@ class StageWork:
         inline = sum(len(one["content"]["inline"] or b"") for one in kept)
         contents = await self._claims.pack(result.buffers, taken_bytes=inline)
         made = [
-            payload_record(replace(one, kind=self._kind.named(one.kind, route)), content)
+            payload_record(replace(one, kind=renamed(self._stage, one.kind, route)), content)
             for one, content in zip(result.payloads, contents, strict=True)
         ]
         if not route:
