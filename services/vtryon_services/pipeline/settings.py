@@ -48,7 +48,7 @@ class PipelineSettings(ServiceSettings):
         default="127.0.0.1:50054", description="host:port of the decoder."
     )
     stage_connect_seconds: float = Field(
-        default=15.0,
+        default=60.0,
         ge=0,
         description="How long in seconds a try-on waits for a stage that was never connected, as "
         "one that still loads; then it fails with STAGE_UNAVAILABLE. A stage that was connected "
