@@ -7,6 +7,7 @@ from typing import Any
 
 import typer
 
+from generators.tables import cell
 from vtryon.cli.app import app, load_commands
 
 _HEAD = """# Command line
@@ -24,7 +25,7 @@ def page() -> str:
 def _sections(path: str, command: Any) -> Iterator[str]:
     below = getattr(command, "commands", None)
     if below is None:
-        yield f"## {path}\n\n{_text(command.help or '')}\n\n{_table(command)}"
+        yield f"## {path}\n\n{cell(command.help or '')}\n\n{_table(command)}"
         return
     for name in sorted(below):
         if not below[name].hidden:
@@ -44,8 +45,4 @@ def _row(one: Any) -> str:
     if one.param_type_name == "argument":
         names = f"`{one.metavar or one.name.upper()}`"
     required = " Required." if one.required else ""
-    return f"| {names} | {_text(getattr(one, 'help', '') or '')}{required} |\n"
-
-
-def _text(text: str) -> str:
-    return " ".join(text.replace("|", r"\|").replace("\b", "").split())
+    return f"| {names} | {cell(getattr(one, 'help', '') or '')}{required} |\n"

@@ -7,6 +7,7 @@ from typing import Any
 
 import yaml
 
+from generators.tables import cell
 from vtryon_services.bridges.rest.app import create_app
 from vtryon_services.bridges.rest.settings import RestSettings
 
@@ -53,7 +54,7 @@ def _route(method: str, path: str, operation: dict[str, Any]) -> str:
 
 def _parameter(one: dict[str, Any]) -> str:
     kind = one.get("schema", {}).get("type", "")
-    about = " ".join(one.get("description", "").split()).replace("|", r"\|")
+    about = cell(one.get("description", ""))
     return f"| `{one['name']}` | {one['in']} | {kind} | {about} |\n"
 
 

@@ -6,6 +6,8 @@ import ast
 from collections.abc import Iterator
 from pathlib import Path
 
+from generators.tables import cell
+
 _ROOT = Path(__file__).parents[2]
 _PACKAGES = ("sdk/vtryon", "services/vtryon_services", "mesh/vtryon_mesh")
 # A method of OpenTelemetry's meter, or of `Watched`, and the instrument that it registers.
@@ -42,7 +44,7 @@ def _rows(path: Path) -> Iterator[str]:
             if kind and texts and texts[0].startswith(("vtryon.", "rpc.", "http.")):
                 named = {one.arg: _text(one.value) for one in node.keywords}
                 about = named.get("description") or next((one for one in texts[1:] if one), "")
-                yield f"| `{texts[0]}` | {kind} | {named.get('unit', '')} | {about} |\n"
+                yield f"| `{texts[0]}` | {kind} | {named.get('unit', '')} | {cell(about)} |\n"
 
 
 def _text(node: ast.expr) -> str:

@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from generators.tables import cell
 from vtryon.errors import Reason
 from vtryon.wire.status import REASONS
 from vtryon_services.bridges.rest.problems import status_of
@@ -67,4 +68,4 @@ def _services(path: Path) -> Iterator[str]:
 
 
 def _words(comment: Sequence[str]) -> str:
-    return " ".join(" ".join(line.strip().removeprefix("//").strip() for line in comment).split())
+    return cell(" ".join(line.strip().removeprefix("//") for line in comment))

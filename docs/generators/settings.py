@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 from pydantic import SecretStr
 from pydantic.fields import FieldInfo
 
+from generators.tables import cell
 from vtryon.types import Stage
 from vtryon_services.bridges.kafka.settings import KafkaSettings
 from vtryon_services.bridges.rest.settings import RestSettings
@@ -77,7 +78,7 @@ def _is_same(field: FieldInfo, other: FieldInfo | None) -> bool:
 def _row(variable: str, field: FieldInfo) -> str:
     default = _size(field.default) if variable.endswith("_BYTES") else _default(field)
     cells = (f"`{variable}`", _values(field), default, field.description or "")
-    return "| " + " | ".join(cell.replace("|", r"\|") for cell in cells) + " |"
+    return "| " + " | ".join(map(cell, cells)) + " |"
 
 
 def _values(field: FieldInfo) -> str:
