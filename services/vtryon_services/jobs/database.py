@@ -1,4 +1,4 @@
-"""A connection to the job store.s database: SQLite in a file, or PostgreSQL."""
+"""A connection to the job store's database: SQLite in a file, or PostgreSQL."""
 
 from __future__ import annotations
 

@@ -100,6 +100,8 @@ class RemoteStage:
 
         A stage that was connected before may be silent for 5 s in all, so that a caller learns
         within 6 s of a stage that is gone.
+        Attempts that get no answer at all are not waited for, as `Channel.connected` would: in a
+        partition they end by themselves, and the limits of both would add up.
         """
         self._was_connected |= answered
         limit = _LOST_SECONDS if self._was_connected else self._connect_seconds
