@@ -15,7 +15,7 @@ from typing import Any
 
 import grpc
 
-from vtryon.errors import RunCancelledError, StageError, VtryonError
+from vtryon.errors import DeadlineError, RunCancelledError, StageError, VtryonError
 from vtryon.wire import status
 
 _OVERWRITTEN = "Internal error from Core"
@@ -57,10 +57,17 @@ class CallStatus:
         if is_being_cancelled() or self._call is None or not self._call.cancelled():
             return None
         if self.send_error is None:
-            return RunCancelledError("the call was cancelled")
+            return self._ended_by_peer()
         if isinstance(self.send_error, VtryonError):
             return self.send_error
         return StageError(f"the request could not be sent: {self.send_error!r}")
+
+    def _ended_by_peer(self) -> VtryonError:
+        """A server whose deadline passes first resets the stream, which looks like a cancel."""
+        remaining = self._call.time_remaining()
+        if remaining is not None and remaining <= 0:
+            return DeadlineError("the deadline of the call has passed")
+        return RunCancelledError("the call was cancelled")
 
     def _record(self, call: Any) -> None:
         code, message = _now(call.code()), _now(call.details())
