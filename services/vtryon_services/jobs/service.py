@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections import Counter
+import time
+from collections import Counter, defaultdict
 from collections.abc import AsyncGenerator, Iterator
 from contextlib import AsyncExitStack, contextmanager, suppress
 from typing import Any
@@ -39,7 +40,7 @@ from vtryon_services.jobs.records import Kept
 from vtryon_services.jobs.runner import Runner
 from vtryon_services.jobs.seals import Seals
 from vtryon_services.jobs.settings import JobsSettings
-from vtryon_services.jobs.store import JobStore, StoreLimits
+from vtryon_services.jobs.store import UPDATES_AT_ONCE, JobStore, StoreLimits
 from vtryon_services.rpc.adapter import Service
 from vtryon_services.rpc.call import Call, Incoming, accepted, send_output
 from vtryon_services.rpc.method import Method, Replies, Serve
@@ -128,6 +129,7 @@ class JobService:
         self._settings = settings
         self._lists = asyncio.Semaphore(_LISTS_AT_ONCE)
         self._watches: Counter[str] = Counter()
+        self._watch_turns: defaultdict[str, float] = defaultdict(float)
 
     def methods(self) -> tuple[Method[Any], ...]:
         """Name the calls."""
@@ -240,13 +242,27 @@ class JobService:
             return  # asked for what is behind the end
         with self._one_more_watch(call.tenant), self._notifier.subscribe(asked.id) as subscription:
             while True:
-                for body in await self._store.updates_of(asked.id, following):
+                bodies = await self._store.updates_of(asked.id, following)
+                for body in bodies:
                     update = job_pb2.JobUpdate.FromString(body)
                     following = update.sequence + 1
                     yield await self._readable(job, update, body)
                     if update.job.state in _ENDED:
                         return
-                await subscription.wait(self._settings.poll_seconds)
+                await asyncio.sleep(self._pause_seconds(call.tenant, len(bodies)))
+                if len(bodies) < UPDATES_AT_ONCE:
+                    await subscription.wait(self._settings.poll_seconds)
+
+    def _pause_seconds(self, tenant: str, sent: int) -> float:
+        """Pace a watch behind what it was sent: those of a tenant share one rate.
+
+        What is there when a watch begins comes at once, so that the others do not hold it up.
+        """
+        now = time.monotonic()
+        begin = max(now, self._watch_turns[tenant])
+        end = begin + sent / self._settings.watch_updates_per_second
+        self._watch_turns[tenant] = end
+        return end - now
 
     @contextmanager
     def _one_more_watch(self, tenant: str) -> Iterator[None]:
@@ -266,6 +282,7 @@ class JobService:
             self._watches[tenant] -= 1
             if not self._watches[tenant]:
                 del self._watches[tenant]
+                self._watch_turns.pop(tenant, None)
 
     async def _readable(self, job: job_pb2.Job, update: job_pb2.JobUpdate, body: bytes) -> bytes:
         """Give an update with its preview, or without it where that is erased."""

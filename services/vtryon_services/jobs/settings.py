@@ -119,6 +119,12 @@ class JobsSettings(ServiceSettings):
         description="Maximum concurrent WatchJob calls of one tenant in this process; further "
         "ones are rejected as QUEUE_FULL with a retry delay.",
     )
+    watch_updates_per_second: float = Field(
+        default=1000.0,
+        gt=0,
+        description="Maximum updates per second that all WatchJob calls of one tenant receive from "
+        "this process, shared equally; beyond that updates come later, and none is left out.",
+    )
 
     @property
     def folder(self) -> Path:

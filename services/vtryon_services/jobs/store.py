@@ -22,7 +22,8 @@ from vtryon_services.jobs.tables import jobs, leftovers, updates
 from vtryon_services.storage.outage import StorageError
 
 _WAIT_FOR_ROOM_SECONDS = 5.0
-_ROWS_AT_ONCE, _UPDATES_AT_ONCE = 50, 100
+_ROWS_AT_ONCE = 50
+UPDATES_AT_ONCE = 100
 
 
 @dataclass(frozen=True, slots=True)
@@ -246,7 +247,7 @@ class JobStore:
             select(updates.c.body)
             .where(updates.c.job_id == job_id, updates.c.sequence >= first)
             .order_by(updates.c.sequence)
-            .limit(_UPDATES_AT_ONCE)
+            .limit(UPDATES_AT_ONCE)
         )
         async with self._database.reading() as connection:
             return (await connection.execute(wanted)).scalars().all()

@@ -25,7 +25,7 @@ from vtryon_services.bridges.rest.settings import RestSettings
 from vtryon_services.host import host
 from vtryon_services.jobs.records import NewJob
 from vtryon_services.jobs.settings import JobsSettings
-from vtryon_services.jobs.store import JobStore
+from vtryon_services.jobs.store import UPDATES_AT_ONCE, JobStore
 from vtryon_services.pipeline import flow
 from vtryon_services.storage.artifacts import Artifacts
 
@@ -163,6 +163,41 @@ async def test_watches_of_a_tenant_have_a_limit(
     for watch in watches:
         await watch.aclose()
     await caller.jobs.cancel(job.id)
+
+
+async def test_watches_of_a_tenant_share_a_rate_and_miss_nothing(
+    database_url: str, tmp_path: Path
+) -> None:
+    given = {
+        "backend": "scripted",
+        "scripted_seconds": 0.005,
+        "database_url": database_url,
+        "artifacts_url": str(tmp_path / "artifacts"),
+        "watch_updates_per_second": 200.0,
+        "log_level": "error",
+    }
+    settings = JobsSettings.load_from(given)
+    async with (
+        host(settings, [*vtryon.Stage, "jobs"], "127.0.0.1:0", **given) as serving,
+        vtryon.Client(serving.address) as client,
+    ):
+        job = await client.jobs.create(PICTURE, steps=60)
+        await client.jobs.wait(job.id)
+        started = time.monotonic()
+        seen = await asyncio.gather(*(sequences(client, job.id) for _ in range(8)))
+        several = time.monotonic() - started
+        other = client.acting_for("other")
+        beside = await other.jobs.create(PICTURE, steps=1)
+        started = time.monotonic()
+        await other.jobs.wait(beside.id)
+        assert time.monotonic() - started < several  # a rate of its own
+    assert all(one == list(range(1, len(one) + 1)) for one in seen)
+    assert len(seen[0]) > UPDATES_AT_ONCE
+    assert several > 8 * UPDATES_AT_ONCE / 200  # the rest waits for what all were sent at first
+
+
+async def sequences(client: vtryon.Client, job_id: str) -> list[int]:
+    return [update.sequence async for update in client.jobs.watch(job_id)]
 
 
 async def test_a_failing_database_says_nothing_of_the_caller(
