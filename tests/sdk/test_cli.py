@@ -153,6 +153,26 @@ def test_settings_that_do_not_hold_are_exit_code_2_of_every_command(
     assert (done.returncode, "error:" in done.stderr) == (2, True), done.stderr
 
 
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["export-onnx", "all", "out", "--checkpoint", "nowhere"], "no checkpoint in nowhere"),
+        (["export-triton", "out", "--checkpoint", "nowhere"], "no checkpoint in nowhere"),
+        (["export-triton", "out", "--dtype", "fp8"], "fp8"),
+        (["make", "out", "--like", "tiny"], "--random"),
+        (["make", ".", "--like", "tiny", "--random"], "exists"),
+        (["make", "out", "--like", "huge", "--random"], "tiny"),
+    ],
+)
+def test_models_refuses_what_it_is_given_before_the_import_of_torch(
+    tmp_path, words: list[str], said: str
+) -> None:
+    (tmp_path / "torch.py").write_text("raise RuntimeError('imported')")
+    done = vtryon("models", *words, cwd=tmp_path, PYTHONPATH=str(tmp_path))
+    assert (done.returncode, said in done.stderr) == (2, True), done.stderr
+    assert [path.name for path in tmp_path.iterdir() if path.name != "__pycache__"] == ["torch.py"]
+
+
 def test_a_failure_as_json_is_json(pair: Path, tmp_path) -> None:
     done = vtryon("try-on", "a.png", "b.png", "-o", "r.png", "--json", cwd=tmp_path)
     assert json.loads(done.stdout)["error"]["reason"] == "PICTURE_UNREADABLE"

@@ -187,7 +187,7 @@ class TritonSlot:
     async def sample(
         self, given: Conditioning, wanted: OutputOptions
     ) -> AsyncGenerator[QueuePosition | StepDone, None]:
-        """Send the tensors, and give what comes."""
+        """Send the tensors and yield the responses."""
         answers = self._pool.stream(
             Model.SAMPLING, self._tensors(given), self._parameters(wanted), self._remaining
         )

@@ -58,7 +58,7 @@ class Eraser:
         return True
 
     async def run(self) -> None:
-        """Erase what is due, and count what is pending, until cancelled."""
+        """Erase jobs that are due and count pending ones, until cancelled."""
         outage = Outage(_log, "jobs could not be looked through")
         while True:
             pause = _SWEEP_SECONDS

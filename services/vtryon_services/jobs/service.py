@@ -254,9 +254,9 @@ class JobService:
                     await subscription.wait(self._settings.poll_seconds)
 
     def _pause_seconds(self, tenant: str, sent: int) -> float:
-        """Pace a watch behind what it was sent: those of a tenant share one rate.
+        """Reserve the next `sent` updates of a tenant's rate; the watch pauses until they are over.
 
-        What is there when a watch begins comes at once, so that the others do not hold it up.
+        The first page of a new watch is sent at once, so that older watches do not delay it.
         """
         now = time.monotonic()
         begin = max(now, self._watch_turns[tenant])
@@ -317,7 +317,7 @@ _ENDED = {
 
 
 def _check(start: CreateJobStart) -> None:
-    """Refuse what the pipeline would refuse, before it is kept."""
+    """Apply the pipeline's validation before the job is stored."""
     check_options(start.options or TryOnOptions())
     if start.request_id:
         check_request_id(start.request_id)

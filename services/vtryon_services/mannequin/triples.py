@@ -41,7 +41,7 @@ class Triples:
     shirt_after: Tensor
 
     def truth_for(self, wishes: Wishes) -> Tensor:
-        """Draw what ought to come out if something else were asked: (examples, 3, 128, 96)."""
+        """Draw the expected picture for another instruction: (examples, 3, 128, 96)."""
         return draw_worn(self.people, wishes.worn(self.shirts), wishes.tucked).pixels
 
 

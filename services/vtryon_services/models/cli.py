@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from vtryon.cli.console import PlainConsole
+from vtryon_services.engine.dtypes import DtypeName
 
 app = typer.Typer(
     help="Create checkpoints with random weights, and export models.", rich_markup_mode=None
@@ -27,9 +28,7 @@ def make(
             help="Use random weights: suitable to measure speed, not to generate pictures.",
         ),
     ] = False,
-    dtype: Annotated[
-        str, typer.Option(help="Element type of the weights: bf16, fp16 or fp32.")
-    ] = "bf16",
+    dtype: Annotated[DtypeName, typer.Option(help="Element type of the weights.")] = "bf16",
     layers: Annotated[
         int | None,
         typer.Option(help="Layers of the transformer. Default: the architecture's.", min=1),
@@ -39,27 +38,26 @@ def make(
     ] = "cpu",
 ) -> None:
     """Write a checkpoint with a real model's architecture and geometry, and random weights."""
-    import torch
-
     from vtryon_services.models.architectures import ARCHITECTURES
-    from vtryon_services.models.make import make_random
 
-    dtypes = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
     if not random:
         raise typer.BadParameter("only random weights can be made; say --random")
     if like not in ARCHITECTURES:
         raise typer.BadParameter(
             f"{like}; it takes {', '.join(ARCHITECTURES)}", param_hint="--like"
         )
-    if dtype not in dtypes:
-        raise typer.BadParameter(f"{dtype}; it takes {', '.join(dtypes)}", param_hint="--dtype")
+    if folder.exists():
+        raise typer.BadParameter(f"{folder} exists; name another folder", param_hint="FOLDER")
+    from vtryon_services.engine.placement import DTYPES
+    from vtryon_services.models.make import make_random
+
     console = PlainConsole(stderr=True)
     with console.status("") as status:
         try:
             make_random(
                 folder,
                 like,
-                dtype=dtypes[dtype],
+                dtype=DTYPES[dtype],
                 layers=layers,
                 device=device,
                 report=lambda part: status.update(f"making {part}"),
@@ -81,9 +79,7 @@ def export_triton(
         ),
     ] = None,
     device: Annotated[str, typer.Option(help='"cpu", or "cuda" for a GPU per instance.')] = "cpu",
-    dtype: Annotated[
-        str, typer.Option(help="Element type of the weights: bf16, fp16 or fp32.")
-    ] = "fp32",
+    dtype: Annotated[DtypeName, typer.Option(help="Element type of the weights.")] = "fp32",
     threads: Annotated[
         int, typer.Option(help="torch CPU threads of each model. 0: torch's default.")
     ] = 0,
@@ -114,13 +110,20 @@ def export_triton(
 ) -> None:
     """Write a model repository for Triton: four models of the Python backend over the engine."""
     from vtryon.errors import SettingsError
-    from vtryon_services.engine.checkpoint import SHIPPED_CHECKPOINT, Checkpoint
-    from vtryon_services.triton.export import Options, export
+    from vtryon_services.engine import layout
 
     try:
         numbers = tuple(int(one) for one in gpus.split(",") if one.strip())
     except ValueError as error:
         raise typer.BadParameter(f"{gpus}; it takes 0,1", param_hint="--gpus") from error
+    try:
+        if checkpoint is not None:
+            layout.check_root(checkpoint)
+    except SettingsError as error:
+        raise typer.BadParameter(str(error), param_hint="--checkpoint") from error
+    from vtryon_services.engine.checkpoint import SHIPPED_CHECKPOINT, Checkpoint
+    from vtryon_services.triton.export import Options, export
+
     options = Options(
         device,
         dtype,
@@ -182,9 +185,7 @@ def export_onnx(
     device: Annotated[
         str, typer.Option(help='"cuda": export there, and for Triton with TensorRT; or "cpu".')
     ] = "cpu",
-    dtype: Annotated[
-        str, typer.Option(help="Element type of the weights: bf16, fp16 or fp32.")
-    ] = "fp32",
+    dtype: Annotated[DtypeName, typer.Option(help="Element type of the weights.")] = "fp32",
     check: Annotated[
         bool, typer.Option(help="Run the graph with onnxruntime, and compare it with torch.")
     ] = True,
@@ -202,16 +203,18 @@ def export_onnx(
     stages = [one for one in Stage if one is not Stage.PIPELINE and stage in {one, "all"}]
     if not stages:
         raise typer.BadParameter(f"{stage}; see --help", param_hint="STAGE")
-    from vtryon_services.engine.checkpoint import SHIPPED_CHECKPOINT, Checkpoint
-    from vtryon_services.engine.placement import DTYPES, Placement
-    from vtryon_services.models.graphs import make_graph
-    from vtryon_services.models.onnx_export import export_onnx as export
+    from vtryon_services.engine import layout
 
-    if dtype not in DTYPES:
-        raise typer.BadParameter(f"{dtype}; it takes {', '.join(DTYPES)}", param_hint="--dtype")
     try:
+        if checkpoint is not None:
+            layout.check_root(checkpoint)  # before the import of torch, which takes seconds
+        from vtryon_services.engine.checkpoint import SHIPPED_CHECKPOINT, Checkpoint
+        from vtryon_services.engine.placement import Placement
+        from vtryon_services.models.graphs import make_graph
+        from vtryon_services.models.onnx_export import export_onnx as export
+
         opened = Checkpoint.open(checkpoint or SHIPPED_CHECKPOINT)
-        placement = Placement.of(device, dtype)  # type: ignore[arg-type]
+        placement = Placement.of(device, dtype)
         for one in stages:
             with console.status(f"exporting {one}"):
                 graph = make_graph(one, opened, placement)

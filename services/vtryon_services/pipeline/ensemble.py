@@ -63,7 +63,7 @@ class EnsembleFlow:
         self._fits: tuple[Fit, ...] = ()
 
     async def events(self) -> AsyncGenerator[Event, None]:
-        """Draw, and say what shows of it; closing the generator ends it in the server.
+        """Run the ensemble and yield its events; closing the generator cancels it in the server.
 
         Raises:
             VtryonError: it failed, and there is no other attempt.

@@ -38,7 +38,7 @@ class EventFlow(Protocol):
     """One try-on on its way, in whatever topology."""
 
     def events(self) -> AsyncGenerator[Event, None]:
-        """Run, and give what is said; closing the generator ends it."""
+        """Run the stages and yield their events; closing the generator cancels them."""
         ...
 
 

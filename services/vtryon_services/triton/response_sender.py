@@ -30,7 +30,7 @@ class Answerer(Protocol):
         ...
 
     def on_step(self, step: Stepped) -> None:
-        """Say what a step gave."""
+        """Send the result of a step."""
         ...
 
     def on_end(self, error: VtryonError | None) -> None:

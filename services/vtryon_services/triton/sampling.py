@@ -172,7 +172,7 @@ class Answers:
         )
 
     def on_step(self, step: Stepped) -> None:
-        """Say what a step gave; the last one waits for the end."""
+        """Send the result of a step; the last one waits for the end."""
         self._last = step
         if step.step < self._plan.steps:
             self._send(**self._describe(step))

@@ -144,7 +144,7 @@ class Bridge:
 
 
 async def _attempt(start: Callable[[], Awaitable[None]], what: str) -> None:
-    """Give what this needs a moment to be there."""
+    """Start a client, retrying for some seconds while its server is unreachable."""
     patience = AsyncRetrying(
         retry=retry_if_exception_type((KafkaError, UnavailableError)),
         wait=wait_fixed(0.5),

@@ -181,7 +181,7 @@ class DeadLetters:
 
 
 async def _all(consumer: Any, place: TopicPartition, offset: int) -> AsyncIterator[ReceivedMessage]:
-    """Give what is there now, from an offset on."""
+    """Yield the records from an offset to the current end."""
     [first] = (await consumer.beginning_offsets([place])).values()
     [end] = (await consumer.end_offsets([place])).values()
     following = max(first, offset)

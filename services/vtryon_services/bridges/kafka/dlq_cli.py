@@ -1,4 +1,4 @@
-"""`vtryon dlq`: what could not be done, and back to work."""
+"""`vtryon dlq`: list, show and redrive dead letters."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ _Servers = Annotated[
 
 @app.command("list")
 def list_letters(work: _Work, bootstrap_servers: _Servers = None, as_json: _Json = False) -> None:
-    """List what could not be done, the oldest first."""
+    """List dead letters, oldest first."""
     from vtryon_services.bridges.kafka.dead_letters import DeadLetter, DeadLetters
 
     async def collect(settings: KafkaSettings) -> tuple[list[DeadLetter], int]:
@@ -69,7 +69,7 @@ def show(
     bootstrap_servers: _Servers = None,
     as_json: _Json = False,
 ) -> None:
-    """Show a dead letter: why it is one, and what it says, without its pictures."""
+    """Show a dead letter: its error and its fields, without pictures."""
     from vtryon_services.bridges.kafka.dead_letters import DeadLetter, DeadLetters
     from vtryon_services.bridges.kafka.schemas import Codec
     from vtryon_services.runtime.settings import JOBS

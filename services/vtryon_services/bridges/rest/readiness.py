@@ -36,7 +36,7 @@ class Readiness:
             raise UnavailableError(problem)
 
     async def _ask(self) -> str:
-        """Give what is wrong; nothing where all is well."""
+        """Return the reason why the bridge is not ready; empty if it is."""
         try:
             answer = await self._stub.Check(_ASKED, timeout=_TIMEOUT_SECONDS)
         except Exception:  # whatever it is, the pipeline is not there

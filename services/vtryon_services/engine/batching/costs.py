@@ -51,7 +51,7 @@ class StepCosts:
         self._fits: dict[int, LinearFit] = {}
 
     def observe(self, rows: int, tokens: int, seconds: float) -> None:
-        """Take what a forward of so many rows and tokens took."""
+        """Record the seconds of a forward pass with its rows and tokens."""
         self._fits.setdefault(_bucket(tokens / rows), LinearFit()).add(rows, seconds)
 
     def seconds(self, rows: int, tokens_per_row: float) -> float | None:

@@ -1,4 +1,4 @@
-"""What Alembic runs: on the connection that it is given."""
+"""Entry point of Alembic; uses the caller's connection."""
 
 from __future__ import annotations
 

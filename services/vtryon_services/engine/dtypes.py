@@ -1,0 +1,5 @@
+"""Names of element types; without torch, for settings and commands."""
+
+from typing import Literal
+
+DtypeName = Literal["fp32", "bf16", "fp16"]
