@@ -63,7 +63,7 @@ class CallStatus:
         return StageError(f"the request could not be sent: {self.send_error!r}")
 
     def _ended_by_peer(self) -> VtryonError:
-        """A server whose deadline passes first resets the stream, which looks like a cancel."""
+        """Return the error of a reset; a server whose deadline passes first resets as well."""
         remaining = self._call.time_remaining()
         if remaining is not None and remaining <= 0:
             return DeadlineError("the deadline of the call has passed")

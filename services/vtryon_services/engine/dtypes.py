@@ -1,4 +1,4 @@
-"""Names of element types; without torch, for settings and commands."""
+"""Names of element types; without torch, for commands."""
 
 from typing import Literal
 

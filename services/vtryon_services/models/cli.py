@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from vtryon.cli.console import PlainConsole
 from vtryon_services.engine.dtypes import DtypeName
+
+if TYPE_CHECKING:
+    from vtryon_services.engine.checkpoint import Checkpoint
 
 app = typer.Typer(
     help="Create checkpoints with random weights, and export models.", rich_markup_mode=None
@@ -110,18 +113,15 @@ def export_triton(
 ) -> None:
     """Write a model repository for Triton: four models of the Python backend over the engine."""
     from vtryon.errors import SettingsError
-    from vtryon_services.engine import layout
 
     try:
         numbers = tuple(int(one) for one in gpus.split(",") if one.strip())
     except ValueError as error:
         raise typer.BadParameter(f"{gpus}; it takes 0,1", param_hint="--gpus") from error
     try:
-        if checkpoint is not None:
-            layout.check_root(checkpoint)
+        opened = _open(checkpoint)
     except SettingsError as error:
         raise typer.BadParameter(str(error), param_hint="--checkpoint") from error
-    from vtryon_services.engine.checkpoint import SHIPPED_CHECKPOINT, Checkpoint
     from vtryon_services.triton.export import Options, export
 
     options = Options(
@@ -138,7 +138,7 @@ def export_triton(
         warm_up=warm_up,
     )
     try:
-        models = export(Checkpoint.open(checkpoint or SHIPPED_CHECKPOINT), out, options)
+        models = export(opened, out, options)
     except FileExistsError as error:
         raise typer.BadParameter(str(error), param_hint="OUT") from error
     except SettingsError as error:
@@ -203,17 +203,12 @@ def export_onnx(
     stages = [one for one in Stage if one is not Stage.PIPELINE and stage in {one, "all"}]
     if not stages:
         raise typer.BadParameter(f"{stage}; see --help", param_hint="STAGE")
-    from vtryon_services.engine import layout
-
     try:
-        if checkpoint is not None:
-            layout.check_root(checkpoint)  # before the import of torch, which takes seconds
-        from vtryon_services.engine.checkpoint import SHIPPED_CHECKPOINT, Checkpoint
+        opened = _open(checkpoint)
         from vtryon_services.engine.placement import Placement
         from vtryon_services.models.graphs import make_graph
         from vtryon_services.models.onnx_export import export_onnx as export
 
-        opened = Checkpoint.open(checkpoint or SHIPPED_CHECKPOINT)
         placement = Placement.of(device, dtype)
         for one in stages:
             with console.status(f"exporting {one}"):
@@ -230,3 +225,18 @@ def export_onnx(
     except SettingsError as error:
         console.say_error(str(error))
         raise typer.Exit(2) from None
+
+
+def _open(folder: Path | None) -> Checkpoint:
+    """Open a checkpoint; reject a bad folder before the import of torch, which takes seconds.
+
+    Raises:
+        SettingsError: the folder is not a checkpoint that can be used.
+    """
+    from vtryon_services.engine import layout
+
+    if folder is not None:
+        layout.check_root(folder)
+    from vtryon_services.engine.checkpoint import SHIPPED_CHECKPOINT, Checkpoint
+
+    return Checkpoint.open(folder or SHIPPED_CHECKPOINT)

@@ -6,12 +6,10 @@ from pathlib import Path
 import pytest
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import create_async_engine
+from tests.support.jobs import jobs_served
 from tests.support.postgres import find, postgres
 
 import vtryon
-from vtryon.types import Stage
-from vtryon_services.host import host
-from vtryon_services.jobs.settings import JobsSettings
 
 
 @pytest.fixture(scope="session")
@@ -40,18 +38,9 @@ async def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncI
 @pytest.fixture
 async def jobs_mesh(database_url: str, tmp_path: Path) -> AsyncIterator[str]:
     """All stages without a model, 20 ms a step, and jobs beside them; a target."""
-    given = {
-        "backend": "scripted",
-        "scripted_seconds": 0.02,
-        "database_url": database_url,
-        "artifacts_url": str(tmp_path / "artifacts"),
-        "retry_seconds": 0.1,
-        "drain_grace_seconds": 1.0,
-        "log_level": "error",
-    }
-    settings = JobsSettings.load_from(given)
-    async with host(settings, [*Stage, "jobs"], "127.0.0.1:0", **given) as serving:
-        yield serving.address
+    own = {"scripted_seconds": 0.02, "retry_seconds": 0.1, "drain_grace_seconds": 1.0}
+    async with jobs_served(database_url, tmp_path, **own) as target:
+        yield target
 
 
 @pytest.fixture

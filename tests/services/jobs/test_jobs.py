@@ -14,6 +14,7 @@ from opentelemetry import context, propagate
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import create_async_engine
 from tests.support.bad_input import OPTIONS, PICTURE
+from tests.support.jobs import jobs_served
 from tests.support.processes import VTRYON
 
 import vtryon
@@ -22,9 +23,7 @@ from vtryon.wire.unary import listen
 from vtryon_services.backends.scripted import ScriptedSampling, ScriptedTextEncoder
 from vtryon_services.bridges.rest.server import begin
 from vtryon_services.bridges.rest.settings import RestSettings
-from vtryon_services.host import host
 from vtryon_services.jobs.records import NewJob
-from vtryon_services.jobs.settings import JobsSettings
 from vtryon_services.jobs.store import UPDATES_AT_ONCE, JobStore
 from vtryon_services.pipeline import flow
 from vtryon_services.storage.artifacts import Artifacts
@@ -168,18 +167,10 @@ async def test_watches_of_a_tenant_have_a_limit(
 async def test_watches_of_a_tenant_share_a_rate_and_miss_nothing(
     database_url: str, tmp_path: Path
 ) -> None:
-    given = {
-        "backend": "scripted",
-        "scripted_seconds": 0.005,
-        "database_url": database_url,
-        "artifacts_url": str(tmp_path / "artifacts"),
-        "watch_updates_per_second": 200.0,
-        "log_level": "error",
-    }
-    settings = JobsSettings.load_from(given)
+    own = {"scripted_seconds": 0.005, "watch_updates_per_second": 200.0}
     async with (
-        host(settings, [*vtryon.Stage, "jobs"], "127.0.0.1:0", **given) as serving,
-        vtryon.Client(serving.address) as client,
+        jobs_served(database_url, tmp_path, **own) as target,
+        vtryon.Client(target) as client,
     ):
         job = await client.jobs.create(PICTURE, steps=60)
         await client.jobs.wait(job.id)
@@ -384,28 +375,18 @@ async def test_the_command(jobs_mesh: str, tmp_path: Path) -> None:
 
 async def test_a_restart_loses_nothing(database_url: str, tmp_path: Path) -> None:
     """Jobs that run are put back when the service drains, and go on from their resume points."""
-    given = {
-        "backend": "scripted",
-        "scripted_seconds": 0.05,
-        "database_url": database_url,
-        "artifacts_url": str(tmp_path / "artifacts"),
-        "resume_every": 2,
-        "drain_grace_seconds": 20.0,
-        "log_level": "error",
-    }
-    settings = JobsSettings.load_from(given)
-    names = [*vtryon.Stage, "jobs"]
+    own = {"scripted_seconds": 0.05, "resume_every": 2, "drain_grace_seconds": 20.0}
     async with (
-        host(settings, names, "127.0.0.1:0", **given) as serving,
-        vtryon.Client(serving.address) as client,
+        jobs_served(database_url, tmp_path, **own) as target,
+        vtryon.Client(target) as client,
     ):
         job = await client.jobs.create(PICTURE, steps=12, request_id="long")
         async for update in client.jobs.watch(job.id):
             if isinstance(update.event, vtryon.StepFinished) and update.event.step == 5:
                 break
     async with (
-        host(settings, names, "127.0.0.1:0", **given) as serving,
-        vtryon.Client(serving.address) as client,
+        jobs_served(database_url, tmp_path, **own) as target,
+        vtryon.Client(target) as client,
     ):
         updates = [update async for update in client.jobs.watch(job.id)]
         drawn = await client.try_on(PICTURE, steps=12, seed=job.options.seed)
@@ -422,19 +403,10 @@ async def test_a_job_begins_anew_where_a_model_has_changed(
     database_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, changed: type
 ) -> None:
     """No picture is begun by one model and finished by another."""
-    given = {
-        "backend": "scripted",
-        "scripted_seconds": 0.05,
-        "database_url": database_url,
-        "artifacts_url": str(tmp_path / "artifacts"),
-        "resume_every": 2,
-        "drain_grace_seconds": 0.2,
-        "log_level": "error",
-    }
-    settings, names = JobsSettings.load_from(given), [*vtryon.Stage, "jobs"]
+    own = {"scripted_seconds": 0.05, "resume_every": 2, "drain_grace_seconds": 0.2}
     async with (
-        host(settings, names, "127.0.0.1:0", **given) as serving,
-        vtryon.Client(serving.address) as client,
+        jobs_served(database_url, tmp_path, **own) as target,
+        vtryon.Client(target) as client,
     ):
         job = await client.jobs.create(PICTURE, steps=12, request_id="long")
         async for update in client.jobs.watch(job.id):
@@ -442,8 +414,8 @@ async def test_a_job_begins_anew_where_a_model_has_changed(
                 break
     monkeypatch.setattr(changed, "digest", "1" * 64)
     async with (
-        host(settings, names, "127.0.0.1:0", **given) as serving,
-        vtryon.Client(serving.address) as client,
+        jobs_served(database_url, tmp_path, **own) as target,
+        vtryon.Client(target) as client,
     ):
         updates = [update async for update in client.jobs.watch(job.id)]
         assert (await client.jobs.get(job.id)).state is JobState.SUCCEEDED
