@@ -27,15 +27,13 @@ from tests.conformance.doors import (
     same,
 )
 from tests.support.bad_input import OPTIONS, PICTURE, PICTURES
+from tests.support.jobs import jobs_served
 from tests.support.kafka import Kafka
 
-from vtryon.types import Stage
 from vtryon_services.bridges.kafka.bridge import begin as begin_kafka
 from vtryon_services.bridges.kafka.settings import KafkaSettings
 from vtryon_services.bridges.rest.server import begin
 from vtryon_services.bridges.rest.settings import RestSettings
-from vtryon_services.host import host
-from vtryon_services.jobs.settings import JobsSettings
 
 DOORS = ["inline", "job", "form", "json", "events", "rest job", "files", "hybrid", "kafka"]
 # Requests that an interface has no words for: manifests have one format for all their results and
@@ -54,18 +52,14 @@ async def doors(
 ) -> AsyncIterator[dict[str, Door]]:
     """The mesh with jobs, and the bridges in front."""
     folder = tmp_path_factory.mktemp("conformance")
-    given = {
-        "database_url": f"sqlite+aiosqlite:///{folder / 'jobs.sqlite'}",
-        "artifacts_url": str(folder / "artifacts"),
-        "retry_seconds": 0.1,
-        "max_attempts": 1,
-        "outbox": True,
-        "log_level": "error",
-        "drain_grace_seconds": 1.0,
-    }
-    settings = JobsSettings.load_from(given)
-    async with host(settings, [*Stage, "jobs"], "127.0.0.1:0", **given) as serving:
-        target = serving.address
+    async with jobs_served(
+        folder,
+        backend="torch",
+        retry_seconds=0.1,
+        max_attempts=1,
+        outbox=True,
+        drain_grace_seconds=1.0,
+    ) as target:
         rest = RestSettings.load(listen="127.0.0.1:0", pipeline_target=target)
         hybrid = replace(kafka_servers, prefix="conformance-hybrid")
         chain = replace(kafka_servers, prefix="conformance-kafka")

@@ -17,12 +17,12 @@ import pytest
 from PIL import Image
 from tests.conformance.doors import Asked, ByKafka, Door, Form, Grpc, Inline, Job, Json
 from tests.support.commands import invoke
+from tests.support.jobs import jobs_served
 from tests.support.kafka import Kafka
 from tests.support.pictures import png
 
 import vtryon
 from vtryon.errors import VtryonError
-from vtryon.types import Stage
 from vtryon.wire.payloads import Buffer
 from vtryon_services.backends.protocols import Latents
 from vtryon_services.backends.scripted import ScriptedLatentEncoder
@@ -32,8 +32,6 @@ from vtryon_services.bridges.rest.server import begin as begin_rest
 from vtryon_services.bridges.rest.settings import RestSettings
 from vtryon_services.engine import pictures
 from vtryon_services.engine.numerics import Resolved
-from vtryon_services.host import host
-from vtryon_services.jobs.settings import JobsSettings
 
 Group = tuple[bytes, ...]
 
@@ -193,21 +191,15 @@ class Command(Batch):
 @asynccontextmanager
 async def ways_in(kafka: Kafka, folder: Path) -> AsyncIterator[dict[str, Way]]:
     """The scripted mesh with every front door."""
-    given = {
-        "backend": "scripted",
-        "scripted_seconds": 0.0,
-        "cache_bytes": 0,
-        "database_url": f"sqlite+aiosqlite:///{folder / 'jobs.sqlite'}",
-        "artifacts_url": str(folder / "artifacts"),
-        "poll_seconds": 0.05,
-        "max_attempts": 1,
-        "outbox": True,
-        "log_level": "error",
-        "drain_grace_seconds": 1.0,
-    }
-    settings = JobsSettings.load_from(given)
-    async with host(settings, [*Stage, "jobs"], "127.0.0.1:0", **given) as serving:
-        target = serving.address
+    async with jobs_served(
+        folder,
+        scripted_seconds=0.0,
+        cache_bytes=0,
+        poll_seconds=0.05,
+        max_attempts=1,
+        outbox=True,
+        drain_grace_seconds=1.0,
+    ) as target:
         rest = RestSettings.load(listen="127.0.0.1:0", pipeline_target=target)
         bridge = KafkaSettings.load(
             bootstrap_servers=kafka.servers,

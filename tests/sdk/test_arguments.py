@@ -6,14 +6,12 @@ from collections.abc import AsyncIterator
 import numpy as np
 import pytest
 from PIL import Image
+from tests.support.jobs import jobs_served
 from tests.support.pictures import png
 
 import vtryon
 from vtryon.jobs import Jobs
-from vtryon.types import Stage
 from vtryon.wire.unary import ask
-from vtryon_services.host import host
-from vtryon_services.jobs.settings import JobsSettings
 
 PICTURE = png()
 HALF = "wear it \ud83d"
@@ -22,18 +20,9 @@ HALF = "wear it \ud83d"
 @pytest.fixture
 async def office(tmp_path) -> AsyncIterator[vtryon.Client]:
     """A client of a scripted mesh that serves jobs as well."""
-    given = {
-        "backend": "scripted",
-        "scripted_seconds": 0.02,
-        "database_url": f"sqlite+aiosqlite:///{tmp_path / 'jobs.sqlite'}",
-        "artifacts_url": str(tmp_path / "artifacts"),
-        "drain_grace_seconds": 1.0,
-        "log_level": "error",
-    }
-    settings = JobsSettings.load_from(given)
     async with (
-        host(settings, [*Stage, "jobs"], "127.0.0.1:0", **given) as serving,
-        vtryon.Client(serving.address) as client,
+        jobs_served(tmp_path, scripted_seconds=0.02, drain_grace_seconds=1.0) as target,
+        vtryon.Client(target) as client,
     ):
         yield client
 

@@ -13,14 +13,14 @@ from vtryon_services.jobs.settings import JobsSettings
 
 
 @asynccontextmanager
-async def jobs_served(database_url: str, folder: Path, **more: Any) -> AsyncIterator[str]:
-    """Serve all stages, scripted, and jobs beside them; gives the target."""
+async def jobs_served(folder: Path, **own: Any) -> AsyncIterator[str]:
+    """Serve all stages, scripted, and jobs in a file, or as set; gives the target."""
     given = {
         "backend": "scripted",
-        "database_url": database_url,
+        "database_url": f"sqlite+aiosqlite:///{folder / 'jobs.sqlite'}",
         "artifacts_url": str(folder / "artifacts"),
         "log_level": "error",
-        **more,
+        **own,
     }
     settings = JobsSettings.load_from(given)
     async with host(settings, [*Stage, "jobs"], "127.0.0.1:0", **given) as serving:

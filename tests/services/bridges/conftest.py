@@ -6,12 +6,10 @@ from typing import Any
 
 import httpx
 import pytest
+from tests.support.jobs import jobs_served
 
-from vtryon.types import Stage
 from vtryon_services.bridges.rest.server import begin
 from vtryon_services.bridges.rest.settings import RestSettings
-from vtryon_services.host import host
-from vtryon_services.jobs.settings import JobsSettings
 
 Bridge = Callable[..., AbstractAsyncContextManager[httpx.AsyncClient]]
 
@@ -48,17 +46,8 @@ async def drawing_http(drawing_rest: str) -> AsyncIterator[httpx.AsyncClient]:
 async def jobs_rest(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[str]:
     """The bridge over a scripted mesh that has jobs as well; its URL."""
     folder = tmp_path_factory.mktemp("jobs")
-    given = {
-        "backend": "scripted",
-        "scripted_seconds": 0.02,
-        "database_url": f"sqlite+aiosqlite:///{folder / 'jobs.sqlite'}",
-        "artifacts_url": str(folder / "artifacts"),
-        "drain_grace_seconds": 1.0,
-        "log_level": "error",
-    }
-    jobs = JobsSettings.load_from(given)
-    async with host(jobs, [*Stage, "jobs"], "127.0.0.1:0", **given) as serving:
-        settings = RestSettings.load(listen="127.0.0.1:0", pipeline_target=serving.address)
+    async with jobs_served(folder, scripted_seconds=0.02, drain_grace_seconds=1.0) as target:
+        settings = RestSettings.load(listen="127.0.0.1:0", pipeline_target=target)
         async with begin(settings) as began:
             yield f"http://{began.address}"
 

@@ -39,7 +39,7 @@ async def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncI
 async def jobs_mesh(database_url: str, tmp_path: Path) -> AsyncIterator[str]:
     """All stages without a model, 20 ms a step, and jobs beside them; a target."""
     own = {"scripted_seconds": 0.02, "retry_seconds": 0.1, "drain_grace_seconds": 1.0}
-    async with jobs_served(database_url, tmp_path, **own) as target:
+    async with jobs_served(tmp_path, database_url=database_url, **own) as target:
         yield target
 
 

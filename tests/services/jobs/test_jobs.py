@@ -169,7 +169,7 @@ async def test_watches_of_a_tenant_share_a_rate_and_miss_nothing(
 ) -> None:
     own = {"scripted_seconds": 0.005, "watch_updates_per_second": 200.0}
     async with (
-        jobs_served(database_url, tmp_path, **own) as target,
+        jobs_served(tmp_path, database_url=database_url, **own) as target,
         vtryon.Client(target) as client,
     ):
         job = await client.jobs.create(PICTURE, steps=60)
@@ -377,7 +377,7 @@ async def test_a_restart_loses_nothing(database_url: str, tmp_path: Path) -> Non
     """Jobs that run are put back when the service drains, and go on from their resume points."""
     own = {"scripted_seconds": 0.05, "resume_every": 2, "drain_grace_seconds": 20.0}
     async with (
-        jobs_served(database_url, tmp_path, **own) as target,
+        jobs_served(tmp_path, database_url=database_url, **own) as target,
         vtryon.Client(target) as client,
     ):
         job = await client.jobs.create(PICTURE, steps=12, request_id="long")
@@ -385,7 +385,7 @@ async def test_a_restart_loses_nothing(database_url: str, tmp_path: Path) -> Non
             if isinstance(update.event, vtryon.StepFinished) and update.event.step == 5:
                 break
     async with (
-        jobs_served(database_url, tmp_path, **own) as target,
+        jobs_served(tmp_path, database_url=database_url, **own) as target,
         vtryon.Client(target) as client,
     ):
         updates = [update async for update in client.jobs.watch(job.id)]
@@ -405,7 +405,7 @@ async def test_a_job_begins_anew_where_a_model_has_changed(
     """No picture is begun by one model and finished by another."""
     own = {"scripted_seconds": 0.05, "resume_every": 2, "drain_grace_seconds": 0.2}
     async with (
-        jobs_served(database_url, tmp_path, **own) as target,
+        jobs_served(tmp_path, database_url=database_url, **own) as target,
         vtryon.Client(target) as client,
     ):
         job = await client.jobs.create(PICTURE, steps=12, request_id="long")
@@ -414,7 +414,7 @@ async def test_a_job_begins_anew_where_a_model_has_changed(
                 break
     monkeypatch.setattr(changed, "digest", "1" * 64)
     async with (
-        jobs_served(database_url, tmp_path, **own) as target,
+        jobs_served(tmp_path, database_url=database_url, **own) as target,
         vtryon.Client(target) as client,
     ):
         updates = [update async for update in client.jobs.watch(job.id)]
