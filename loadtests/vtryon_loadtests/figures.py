@@ -8,8 +8,11 @@ import numpy as np
 
 
 def percentile(values: Sequence[float], percent: float) -> float:
-    """Give the measured value that `percent` of the values don't exceed; NaN where there are none.
+    """Give the smallest value that `percent` of all don't exceed; NaN where there are none.
 
-    Source: method "lower" of numpy: nothing is interpolated.
+    Of fewer than 20 values the 95th percentile is the largest.
+    Source: nearest rank, method "inverted_cdf" of numpy: nothing is interpolated.
     """
-    return float(np.percentile(values, percent, method="lower")) if len(values) else float("nan")
+    if not len(values):
+        return float("nan")
+    return float(np.percentile(values, percent, method="inverted_cdf"))
