@@ -117,7 +117,7 @@ async def doors(pictures: Pictures, backend: str) -> AsyncIterator[list[Door]]:
             running(
                 *(*serve, "jobs", *port),
                 VTRYON_JOBS_PIPELINE_TARGET=mesh,
-                VTRYON_JOBS_DATABASE_URL=f"sqlite+aiosqlite:///{folder / 'jobs.sqlite'}",
+                VTRYON_JOBS_DATABASE_URL=f"sqlite:///{folder / 'jobs.sqlite'}",
                 VTRYON_JOBS_ARTIFACTS_URL=str(folder / "artifacts"),
                 VTRYON_JOBS_OUTBOX="true",
             )

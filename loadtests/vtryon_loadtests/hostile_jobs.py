@@ -34,7 +34,7 @@ def serve_jobs(folder: Path) -> Iterator[tuple[str, str]]:
         running(
             *("vtryon", "serve", "jobs", *port),
             VTRYON_JOBS_PIPELINE_TARGET=pipeline,
-            VTRYON_JOBS_DATABASE_URL=f"sqlite+aiosqlite:///{folder / 'jobs.sqlite'}",
+            VTRYON_JOBS_DATABASE_URL=f"sqlite:///{folder / 'jobs.sqlite'}",
             VTRYON_JOBS_ARTIFACTS_URL=str(folder / "artifacts"),
             VTRYON_JOBS_OUTBOX="true",
         ) as jobs,

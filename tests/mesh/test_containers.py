@@ -132,7 +132,7 @@ async def test_the_kafka_service_makes_a_job(tmp_path: Path) -> None:
             "jobs",
             VTRYON_BACKEND="scripted",
             VTRYON_JOBS_OUTBOX="true",
-            VTRYON_JOBS_DATABASE_URL=f"sqlite+aiosqlite:///{tmp_path}/jobs.sqlite",
+            VTRYON_JOBS_DATABASE_URL=f"sqlite:///{tmp_path}/jobs.sqlite",
             VTRYON_JOBS_ARTIFACTS_URL=str(tmp_path / "jobs"),
         ) as mesh,
     ):

@@ -255,7 +255,7 @@ def test_its_own_leftover_is_used_again_and_its_data_stay(tmp_path: Path) -> Non
 
 @pytest.mark.timeout(240)
 async def test_a_job_outlives_the_mesh_and_is_published_to_the_next_broker(up, tmp_path) -> None:
-    own = {"VTRYON_JOBS_DATABASE_URL": f"sqlite+aiosqlite:///{tmp_path}/own.sqlite"}
+    own = {"VTRYON_JOBS_DATABASE_URL": f"sqlite:///{tmp_path}/own.sqlite"}
     stages = ("--stages", "pipeline,latent-encoder,text-encoder,sampling,decoding,jobs")
     mesh = up(*stages, VTRYON_JOBS_OUTBOX="true", **own)
     async with vtryon.Client(mesh.target) as client:

@@ -36,7 +36,7 @@ class Office:
     def __init__(self, folder: Path, pipeline: str) -> None:
         self.target = f"127.0.0.1:{free_port()}"
         self._variables = {
-            "VTRYON_JOBS_DATABASE_URL": f"sqlite+aiosqlite:///{folder / 'jobs.sqlite'}",
+            "VTRYON_JOBS_DATABASE_URL": f"sqlite:///{folder / 'jobs.sqlite'}",
             "VTRYON_JOBS_ARTIFACTS_URL": str(folder / "artifacts"),
             "VTRYON_JOBS_PIPELINE_TARGET": pipeline,
             "VTRYON_JOBS_LEASE_SECONDS": "0.5",

@@ -44,7 +44,7 @@ def office(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServedMesh]:
     with served(
         *("all", "jobs", "--backend", "scripted"),
         VTRYON_JOBS_OUTBOX="true",
-        VTRYON_JOBS_DATABASE_URL=f"sqlite+aiosqlite:///{folder / 'jobs.sqlite'}",
+        VTRYON_JOBS_DATABASE_URL=f"sqlite:///{folder / 'jobs.sqlite'}",
         VTRYON_JOBS_ARTIFACTS_URL=str(folder / "artifacts"),
         VTRYON_JOBS_RETRY_SECONDS="0.1",
         VTRYON_SAMPLING_SCRIPTED_SECONDS="0.02",

@@ -55,7 +55,7 @@ def doors(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
     with (
         served(
             *("all", "jobs", "--backend", "scripted"),
-            VTRYON_JOBS_DATABASE_URL=f"sqlite+aiosqlite:///{folder / 'jobs.sqlite'}",
+            VTRYON_JOBS_DATABASE_URL=f"sqlite:///{folder / 'jobs.sqlite'}",
             VTRYON_JOBS_ARTIFACTS_URL=str(folder / "artifacts"),
         ) as mesh,
         served("rest", VTRYON_REST_PIPELINE_TARGET=mesh.target) as rest,

@@ -17,7 +17,7 @@ async def jobs_served(folder: Path, **own: Any) -> AsyncIterator[str]:
     """Serve all stages, scripted, and jobs in a file, or as set; gives the target."""
     given = {
         "backend": "scripted",
-        "database_url": f"sqlite+aiosqlite:///{folder / 'jobs.sqlite'}",
+        "database_url": f"sqlite:///{folder / 'jobs.sqlite'}",
         "artifacts_url": str(folder / "artifacts"),
         "log_level": "error",
         **own,

@@ -415,7 +415,7 @@ class _Planner:
     def _set_up_jobs(self, variables: Variables) -> None:
         """Give all replicas one ledger and one store, in the mesh's folder or the user's own."""
         if not variables.has("DATA_FOLDER"):
-            variables.default("DATABASE_URL", f"sqlite+aiosqlite:///{self._folder}/jobs.sqlite")
+            variables.default("DATABASE_URL", f"sqlite:///{self._folder}/jobs.sqlite")
             variables.default("ARTIFACTS_URL", str(self._folder / "jobs"))
         if KAFKA in self._wanted.services:  # without it, Kafka has no responses
             variables.decide("OUTBOX", "true")

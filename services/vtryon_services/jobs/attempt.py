@@ -38,7 +38,15 @@ from vtryon.tensors import Tensor
 from vtryon.types import DataType, Priority, Stage, TensorSpec, TryOnOptions
 from vtryon.wire.call_status import is_being_cancelled
 from vtryon_services.jobs.changes import LeaseLostError
-from vtryon_services.jobs.records import Leased, Outcome, Resume, failed, out_of_time
+from vtryon_services.jobs.notifier import OUTCOMES
+from vtryon_services.jobs.records import (
+    EventBatch,
+    Leased,
+    Outcome,
+    Resume,
+    failed,
+    out_of_time,
+)
 from vtryon_services.jobs.seals import Seal
 from vtryon_services.storage.outage import Outage, StorageError
 
@@ -116,9 +124,8 @@ class Attempt:
     async def _hand_back(self) -> None:
         """Return the job for another process to continue; if that fails, the lease expires."""
         with suppress(LeaseLostError, StorageError):
-            happened, self._happened = self._happened, []
-            if happened:
-                await self._leases.record(self._leased, happened, self._step, self._steps)
+            if self._happened:
+                await self._leases.record(self._leased, self._unwritten())
             await self._leases.put_back(self._leased, 0, counted=False)
 
     async def _keep_picture(self, result: Result) -> str:
@@ -238,13 +245,16 @@ class Attempt:
         data = self._seal.close(preview.picture.data)
         return replace(preview, picture=replace(preview.picture, data=data))
 
+    def _unwritten(self) -> EventBatch:
+        """Return the events that are not stored yet, and clear them."""
+        happened, self._happened = self._happened, []
+        return EventBatch(happened, self._step, self._steps)
+
     async def _write(self) -> None:
         """Store pending events, several at once."""
-        happened, self._happened = self._happened, []
-        if happened:
-            await self._insist(
-                lambda: self._leases.record(self._leased, happened, self._step, self._steps)
-            )
+        if self._happened:
+            seen = self._unwritten()
+            await self._insist(lambda: self._leases.record(self._leased, seen))
             self._notifier.notify(self._leased.id)
         self._written_at = time.monotonic()
 
@@ -283,7 +293,6 @@ class Attempt:
 
     async def _fail(self, error: VtryonError) -> None:
         """End the job, or let another attempt follow."""
-        await self._write()
         leased = self._leased
         slack = _SLACK_SECONDS if isinstance(error, DeadlineError) else 0
         if self._cancelled:
@@ -301,18 +310,20 @@ class Attempt:
             await self._finish(Outcome(JobState.FAILED, detail))
 
     async def _put_back(self, error: VtryonError, delay_seconds: float, *, counted: bool) -> None:
+        await self._write()
         leased, reason = self._leased, error.reason
         _log.info("another attempt", job=leased.id, reason=reason, seconds=delay_seconds)
         await self._insist(lambda: self._leases.put_back(leased, delay_seconds, counted=counted))
 
     async def _finish(self, outcome: Outcome) -> None:
-        await self._write()
         leased, error = self._leased, outcome.detail.error
+        last = self._unwritten()
         try:
-            await self._insist(lambda: self._leases.finish(leased, outcome))
+            await self._insist(lambda: self._leases.finish(leased, outcome, last))
         except LeaseLostError:
             await self._drop(outcome.picture_artifact)
             raise
+        self._notifier.notify(leased.id, OUTCOMES)
         await self._drop(self._kept.artifact if self._kept else None)
         _ended.add(1, {"state": outcome.state.value})
         facts = {"attempts": leased.attempts, "reason": error.reason if error else None}

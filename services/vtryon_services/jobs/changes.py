@@ -1,4 +1,7 @@
-"""Changes of jobs: each uses the job's next sequence numbers, and stores an update for each."""
+"""Changes of jobs: each uses the job's next sequence numbers, and stores an update for each.
+
+Statements are built once at import: building one takes longer than SQLite needs to run it.
+"""
 
 from __future__ import annotations
 
@@ -8,8 +11,7 @@ from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
 
-from sqlalchemy import Row, insert, update
-from sqlalchemy.ext.asyncio import AsyncConnection
+from sqlalchemy import Connection, Row, bindparam, insert, update
 
 from vtryon.events import Event
 from vtryon.jobs import Job, JobState, JobUpdate
@@ -17,6 +19,14 @@ from vtryon_services.jobs.origin import Origin
 from vtryon_services.jobs.outbox import keep
 from vtryon_services.jobs.records import Kept, kept_of
 from vtryon_services.jobs.tables import jobs, updates
+
+_OF_JOB = jobs.c.id == bindparam("of_job")
+_ADVANCE = (
+    update(jobs).where(_OF_JOB).values(sequence=jobs.c.sequence + bindparam("told")).returning(jobs)
+)
+_HELD = (jobs.c.fence == bindparam("of_fence"), jobs.c.state == JobState.RUNNING.value)
+_ADVANCE_HELD = _ADVANCE.where(*_HELD)
+_TELL = insert(updates)
 
 
 class LeaseLostError(Exception):
@@ -35,31 +45,46 @@ class Changes:
         self._keep_seconds = keep_seconds
         self._published = published
 
-    async def change(self, connection: AsyncConnection, where: Any, values: dict[str, Any]) -> Kept:
+    def change(
+        self,
+        connection: Connection,
+        job_id: str,
+        values: dict[str, Any],
+        *,
+        fence: int | None = None,
+    ) -> Kept:
         """Change a job's state, and tell it.
+
+        Args:
+            connection: of the transaction.
+            job_id: the job.
+            values: columns.
+            fence: the number of the lease that the job must still be held by; None: by any.
 
         Raises:
             LeaseLostError: there is no such job.
         """
-        row = await self.advance(connection, where, values, [])
+        row = self.advance(connection, job_id, values, [], fence=fence)
         kept = kept_of(row)
         told = replace(kept.job, options=None)  # updates hold no options
         change = JobUpdate(told.sequence, datetime.now(UTC), told)
-        await _tell(connection, row.id, [change])
-        await self.publish(connection, row, change)
+        _tell(connection, row.id, [change])
+        self.publish(connection, row, change)
         return kept
 
-    async def publish(self, connection: AsyncConnection, row: Row[Any], change: JobUpdate) -> None:
+    def publish(self, connection: Connection, row: Row[Any], change: JobUpdate) -> None:
         """Add a change to the outbox, if bridges publish changes."""
         if self._published:
-            await keep(connection, row.tenant, Origin.of(row), change)
+            keep(connection, row.tenant, Origin.of(row), change)
 
-    async def advance(
+    def advance(
         self,
-        connection: AsyncConnection,
-        where: Any,
+        connection: Connection,
+        job_id: str,
         values: dict[str, Any],
         happened: Sequence[tuple[datetime, Event]],
+        *,
+        fence: int | None = None,
     ) -> Row[Any]:
         """Take the next sequence numbers, one for each event, or one for a change.
 
@@ -67,20 +92,18 @@ class Changes:
             LeaseLostError: there is no such job.
         """
         count = len(happened) or 1
-        changed = (
-            update(jobs)
-            .where(where)
-            .values(sequence=jobs.c.sequence + count, **values)
-            .returning(jobs)
-        )
-        row: Row[Any] | None = (await connection.execute(changed)).one_or_none()
+        given = {**values, "of_job": job_id, "told": count}
+        if fence is None:
+            row = connection.execute(_ADVANCE, given).one_or_none()
+        else:
+            row = connection.execute(_ADVANCE_HELD, {**given, "of_fence": fence}).one_or_none()
         if row is None:
             raise LeaseLostError
         first = row.sequence - count + 1
         told = [
             JobUpdate(first + index, at, event=event) for index, (at, event) in enumerate(happened)
         ]
-        await _tell(connection, row.id, told)
+        _tell(connection, row.id, told)
         return row
 
     def ending(self, state: JobState, detail: Job | None = None) -> dict[str, Any]:
@@ -101,7 +124,7 @@ class Changes:
 FORGET: dict[str, Any] = {"erasing": True, "sealed": b""}
 
 
-async def _tell(connection: AsyncConnection, job_id: str, told: Sequence[JobUpdate]) -> None:
+def _tell(connection: Connection, job_id: str, told: Sequence[JobUpdate]) -> None:
     if told:
         rows = [
             {
@@ -111,4 +134,4 @@ async def _tell(connection: AsyncConnection, job_id: str, told: Sequence[JobUpda
             }
             for one in told
         ]
-        await connection.execute(insert(updates), rows)
+        connection.execute(_TELL, rows)

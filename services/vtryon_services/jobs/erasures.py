@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 
-from sqlalchemy import and_, delete, insert, or_, select, update
+from sqlalchemy import Connection, and_, delete, insert, or_, select, update
 
 from vtryon.jobs import JobState, JobUpdate
 from vtryon.v1 import pipeline_pb2
@@ -22,6 +22,7 @@ from vtryon_services.jobs.tables import jobs, leftovers
 
 _ENDED = [state.value for state in JobState if state.ended]
 _MOST = 100
+_EXPECT = insert(leftovers)
 
 
 class Erasures:
@@ -36,26 +37,27 @@ class Erasures:
         self._changes = changes
         self._leftover_seconds = leftover_seconds
 
-    async def expect(self, folder: str) -> None:
+    async def expect(self, folder: str, tenant: str) -> None:
         """Note a folder before it is written to: it is deleted unless a job names it in time."""
         row = {"folder": folder, "due": time.time() + self._leftover_seconds}
-        async with self._database.writing() as connection:
-            await connection.execute(insert(leftovers).values(**row))
+        await self._database.write(lambda db: db.execute(_EXPECT, row), tenant)
 
     async def expire(self) -> None:
         """Mark jobs past their retention, and fail those past their deadline."""
         now = time.time()
         late = and_(jobs.c.state == JobState.QUEUED.value, jobs.c.deadline < now)
         over = and_(jobs.c.expires_at < now, jobs.c.erased.is_(False), jobs.c.erasing.is_(False))
-        async with self._database.reading() as connection:
-            found = await connection.execute(select(jobs.c.id).where(or_(late, over)).limit(1))
-            if found.first() is None:
-                return
-        async with self._database.writing() as connection:
-            for row in (await connection.execute(select(jobs).where(late))).all():
+        wanted = select(jobs.c.id).where(or_(late, over)).limit(1)
+        if await self._database.read(lambda db: db.execute(wanted).first()) is None:
+            return
+
+        def transaction(connection: Connection) -> None:
+            for row in connection.execute(select(jobs).where(late)).all():
                 ending = self._changes.ending(JobState.FAILED, out_of_time(row.id))
-                await self._changes.change(connection, jobs.c.id == row.id, ending)
-            await connection.execute(update(jobs).where(over).values(**FORGET))
+                self._changes.change(connection, row.id, ending)
+            connection.execute(update(jobs).where(over).values(**FORGET))
+
+        await self._database.write(transaction)
 
     async def due(self, behind: str) -> Sequence[tuple[str, list[str]]]:
         """Return ended jobs that are to be erased, with their folders, by id after a given one."""
@@ -65,8 +67,7 @@ class Erasures:
             .order_by(jobs.c.id)
             .limit(_MOST)
         )
-        async with self._database.reading() as connection:
-            rows = (await connection.execute(wanted)).all()
+        rows = await self._database.read(lambda db: db.execute(wanted).all())
         return [(row.id, _folders(row.id, row.pictures)) for row in rows]
 
     async def folders_of(self, job_id: str) -> list[str] | None:
@@ -74,15 +75,15 @@ class Erasures:
         wanted = select(jobs.c.pictures).where(
             jobs.c.id == job_id, jobs.c.erasing.is_(True), jobs.c.state.in_(_ENDED)
         )
-        async with self._database.reading() as connection:
-            row = (await connection.execute(wanted)).one_or_none()
+        row = await self._database.read(lambda db: db.execute(wanted).one_or_none())
         return None if row is None else _folders(job_id, row.pictures)
 
     async def confirm(self, job_id: str) -> None:
         """Note that the folders of a job are gone."""
         mine = and_(jobs.c.id == job_id, jobs.c.erasing.is_(True))
-        async with self._database.writing() as connection:
-            found = await connection.execute(select(jobs).where(mine).with_for_update())
+
+        def transaction(connection: Connection) -> None:
+            found = connection.execute(select(jobs).where(mine).with_for_update())
             if (row := found.one_or_none()) is None:
                 return
             options = pipeline_pb2.TryOnOptions.FromString(row.options)
@@ -97,31 +98,32 @@ class Erasures:
                 "picture_artifact": None,
                 "resume_artifact": None,
             }
-            await connection.execute(update(jobs).where(mine).values(**gone))
+            connection.execute(update(jobs).where(mine).values(**gone))
             # A runner that lost the job may still write, so the folder is deleted once more.
-            await connection.execute(delete(leftovers).where(leftovers.c.folder == job_id))
+            connection.execute(delete(leftovers).where(leftovers.c.folder == job_id))
             again = {"folder": job_id, "due": time.time() + self._leftover_seconds}
-            await connection.execute(insert(leftovers).values(**again))
+            connection.execute(insert(leftovers).values(**again))
             told = replace(kept_of(row).job, options=None, erasing=False, erased=True)
             change = JobUpdate(row.sequence, datetime.now(UTC), told)
-            await self._changes.publish(connection, row, change)
+            self._changes.publish(connection, row, change)
+
+        await self._database.write(transaction)
 
     async def leftover(self) -> Sequence[str]:
         """Give folders that are due to be deleted."""
         wanted = select(leftovers.c.folder).where(leftovers.c.due < time.time()).limit(_MOST)
-        async with self._database.reading() as connection:
-            return (await connection.execute(wanted)).scalars().all()
+        return await self._database.read(lambda db: db.execute(wanted).scalars().all())
 
     async def postpone(self, folder: str, seconds: float) -> None:
         """Change when a folder is due."""
-        changed = update(leftovers).where(leftovers.c.folder == folder)
-        async with self._database.writing() as connection:
-            await connection.execute(changed.values(due=time.time() + seconds))
+        later = update(leftovers).where(leftovers.c.folder == folder)
+        later = later.values(due=time.time() + seconds)
+        await self._database.write(lambda db: db.execute(later))
 
     async def forget(self, folder: str) -> None:
         """Note that a folder is gone."""
-        async with self._database.writing() as connection:
-            await connection.execute(delete(leftovers).where(leftovers.c.folder == folder))
+        gone = delete(leftovers).where(leftovers.c.folder == folder)
+        await self._database.write(lambda db: db.execute(gone))
 
 
 def _folders(job_id: str, pictures: Sequence[tuple[str, str]]) -> list[str]:

@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
-from datetime import datetime
 from typing import Any
 
-from sqlalchemy import Row, and_, func, or_, select, update
+from sqlalchemy import Connection, Row, and_, bindparam, func, or_, select, update
 
 from vtryon.errors import Reason
-from vtryon.events import Event
 from vtryon.jobs import Job, JobState
 from vtryon_services.jobs.changes import Changes, LeaseLostError
 from vtryon_services.jobs.database import Database
 from vtryon_services.jobs.records import (
+    EventBatch,
     Kept,
     Leased,
     Outcome,
@@ -24,6 +22,41 @@ from vtryon_services.jobs.records import (
     out_of_time,
 )
 from vtryon_services.jobs.tables import jobs
+
+_RUNNING = jobs.c.state == JobState.RUNNING.value
+_OWN = jobs.c.owner == bindparam("of_owner")
+
+
+def _running_of_tenants(*where: Any) -> Any:
+    counted = select(jobs.c.tenant, func.count().label("jobs")).where(_RUNNING, *where)
+    return counted.group_by(jobs.c.tenant).subquery()
+
+
+# Of each tenant that has any: its jobs that run, at all runners and at the one that asks.
+_everywhere, _here = _running_of_tenants(), _running_of_tenants(_OWN)
+_NOW = bindparam("now", type_=jobs.c.not_before.type)
+_FREE = and_(
+    or_(
+        and_(jobs.c.state == JobState.QUEUED.value, jobs.c.not_before <= _NOW),
+        and_(_RUNNING, jobs.c.lease_until < _NOW),
+    ),
+    func.coalesce(_here.c.jobs, 0) < bindparam("most_of_tenant"),
+)
+_ANY_FREE = (
+    select(jobs.c.id).outerjoin(_here, _here.c.tenant == jobs.c.tenant).where(_FREE).limit(1)
+)
+# The free job that comes first; other runners are kept from it.
+_FIRST_FREE = (
+    select(jobs)
+    .outerjoin(_here, _here.c.tenant == jobs.c.tenant)
+    .outerjoin(_everywhere, _everywhere.c.tenant == jobs.c.tenant)
+    .where(_FREE)
+    .order_by(func.coalesce(_everywhere.c.jobs, 0), jobs.c.created_at)
+    .limit(1)
+    .with_for_update(of=jobs, skip_locked=True)
+)
+_CANCELLED = select(jobs.c.id).where(_OWN, jobs.c.cancel_requested.is_(True))
+_ANY_NUMBER = 2**31 - 1
 
 
 class Leases:
@@ -47,23 +80,19 @@ class Leases:
             most_of_tenant: maximum jobs of one tenant that the runner holds; None: any number.
         """
         now = time.time()
-        free = or_(
-            and_(jobs.c.state == JobState.QUEUED.value, jobs.c.not_before <= now),
-            and_(jobs.c.state == JobState.RUNNING.value, jobs.c.lease_until < now),
-        )
-        if most_of_tenant is not None:
-            free = and_(free, _running_of_tenant(owner) < most_of_tenant)
-        async with self._database.reading() as connection:
-            if (await connection.execute(select(jobs.c.id).where(free).limit(1))).first() is None:
-                return None
-        async with self._database.writing() as connection:
-            row = (await connection.execute(_first(free))).one_or_none()
+        most = _ANY_NUMBER if most_of_tenant is None else most_of_tenant
+        asked = {"now": now, "of_owner": owner, "most_of_tenant": most}
+        if await self._database.read(lambda db: db.execute(_ANY_FREE, asked).first()) is None:
+            return None
+
+        def transaction(connection: Connection) -> Leased | None:
+            row = connection.execute(_FIRST_FREE, asked).one_or_none()
             if row is None:
                 return None
             if (outcome := self._not_to_be_run(row, now)) is not None:
                 state = outcome.state or JobState.FAILED
                 ending = self._changes.ending(state, outcome)
-                await self._changes.change(connection, jobs.c.id == row.id, ending)
+                self._changes.change(connection, row.id, ending)
                 return None
             taken = {
                 "state": JobState.RUNNING.value,
@@ -73,8 +102,10 @@ class Leases:
                 "attempts": row.attempts + 1,
                 "started_at": row.started_at or now,
             }
-            await self._changes.change(connection, jobs.c.id == row.id, taken)
-        return leased_of(row)
+            self._changes.change(connection, row.id, taken)
+            return leased_of(row)
+
+        return await self._database.write(transaction)
 
     def _not_to_be_run(self, row: Row[Any], now: float) -> Job | None:
         """Say how a job ends that was cancelled, came too late, or ends every runner."""
@@ -89,30 +120,30 @@ class Leases:
 
     async def renew(self, owner: str, seconds: float) -> None:
         """Keep all jobs of a runner."""
-        async with self._database.writing() as connection:
-            await connection.execute(
-                update(jobs)
-                .where(jobs.c.owner == owner, jobs.c.state == JobState.RUNNING.value)
-                .values(lease_until=time.time() + seconds)
-            )
+        later = (
+            update(jobs)
+            .where(jobs.c.owner == owner, jobs.c.state == JobState.RUNNING.value)
+            .values(lease_until=time.time() + seconds)
+        )
+        await self._database.write(lambda db: db.execute(later))
 
     async def cancelled(self, owner: str) -> list[str]:
         """Give the runner's jobs that are to be cancelled."""
-        wanted = select(jobs.c.id).where(jobs.c.owner == owner, jobs.c.cancel_requested.is_(True))
-        async with self._database.reading() as connection:
-            return list((await connection.execute(wanted)).scalars().all())
+        mine = {"of_owner": owner}
+        found = await self._database.read(lambda db: db.execute(_CANCELLED, mine).scalars().all())
+        return list(found)
 
-    async def record(
-        self, leased: Leased, happened: Sequence[tuple[datetime, Event]], step: int, steps: int
-    ) -> None:
+    async def record(self, leased: Leased, progress: EventBatch) -> None:
         """Store events of a try-on.
 
         Raises:
             LeaseLostError: the lease has passed to another runner.
         """
-        async with self._database.writing() as connection:
-            values = {"step": step, "steps": steps} if steps else {}
-            await self._changes.advance(connection, _held(leased), values, happened)
+        await self._database.write(lambda db: self._record(db, leased, progress), leased.tenant)
+
+    def _record(self, connection: Connection, leased: Leased, progress: EventBatch) -> None:
+        values, happened = progress.values, progress.happened
+        self._changes.advance(connection, leased.id, values, happened, fence=leased.fence)
 
     async def keep_resume(self, leased: Leased, resume: Resume) -> None:
         """Store a resume point for another attempt.
@@ -133,20 +164,24 @@ class Leases:
                 },
             )
         )
-        async with self._database.writing() as connection:
-            if not (await connection.execute(changed)).rowcount:
-                raise LeaseLostError
+        if not await self._database.write(lambda db: db.execute(changed).rowcount, leased.tenant):
+            raise LeaseLostError
 
-    async def finish(self, leased: Leased, outcome: Outcome) -> Kept:
-        """End a job.
+    async def finish(self, leased: Leased, outcome: Outcome, last: EventBatch) -> Kept:
+        """End a job, and store its last events in the same transaction.
 
         Raises:
             LeaseLostError: the lease has passed to another runner.
         """
         values = self._changes.ending(outcome.state, outcome.detail)
         values["picture_artifact"] = outcome.picture_artifact
-        async with self._database.writing() as connection:
-            return await self._changes.change(connection, _held(leased), values)
+
+        def transaction(connection: Connection) -> Kept:
+            if last.happened:
+                self._record(connection, leased, last)
+            return self._changes.change(connection, leased.id, values, fence=leased.fence)
+
+        return await self._database.write(transaction, leased.tenant)
 
     async def put_back(self, leased: Leased, delay_seconds: float, *, counted: bool) -> None:
         """Queue a job for another attempt; if not `counted`, this one does not count.
@@ -161,28 +196,10 @@ class Leases:
             "lease_until": None,
             "attempts": leased.attempts if counted else leased.attempts - 1,
         }
-        async with self._database.writing() as connection:
-            await self._changes.change(connection, _held(leased), values)
-
-
-def _first(free: Any) -> Any:
-    """Select the free job that comes first, and keep other runners from it."""
-    return (
-        select(jobs)
-        .where(free)
-        .order_by(_running_of_tenant(), jobs.c.created_at)
-        .limit(1)
-        .with_for_update(skip_locked=True)
-    )
-
-
-def _running_of_tenant(owner: str | None = None) -> Any:
-    """Count the running jobs of a job's tenant: at all runners, or at one."""
-    running = jobs.alias("running")
-    count = select(func.count()).where(
-        running.c.tenant == jobs.c.tenant, running.c.state == JobState.RUNNING.value
-    )
-    return (count if owner is None else count.where(running.c.owner == owner)).scalar_subquery()
+        await self._database.write(
+            lambda db: self._changes.change(db, leased.id, values, fence=leased.fence),
+            leased.tenant,
+        )
 
 
 def _held(leased: Leased) -> Any:

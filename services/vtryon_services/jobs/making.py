@@ -75,7 +75,7 @@ class Maker:
         left: asyncio.Event,
     ) -> tuple[Kept, bool]:
         folder, named = uuid.uuid4().hex, False
-        await self._store.erasures.expect(folder)
+        await self._store.erasures.expect(folder, tenant)
         try:
             new = await self._upload(start, pictures, tenant, folder)
             if left.is_set():

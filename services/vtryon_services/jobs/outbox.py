@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from typing import Any
 
-from sqlalchemy import delete, func, insert, or_, select, update
-from sqlalchemy.ext.asyncio import AsyncConnection
+from sqlalchemy import Connection, Row, delete, func, insert, or_, select, update
 
 from vtryon.jobs import JobUpdate
 from vtryon.outcomes import JobOutcome
@@ -17,13 +17,14 @@ from vtryon_services.jobs.tables import outbox, turns
 
 _TURN = "outcomes"
 _TURN_SECONDS = 5.0
+_KEEP = insert(outbox)
+_COUNT = select(func.count()).select_from(outbox)
 
 
-async def keep(connection: AsyncConnection, tenant: str, origin: Origin, told: JobUpdate) -> None:
+def keep(connection: Connection, tenant: str, origin: Origin, told: JobUpdate) -> None:
     """Keep a change, in the transaction that makes it."""
     body = told.to_proto().SerializeToString()
-    row = {"tenant": tenant, **origin.columns, "body": body}
-    await connection.execute(insert(outbox).values(**row))
+    connection.execute(_KEEP, {"tenant": tenant, **origin.columns, "body": body})
 
 
 class JobOutbox:
@@ -43,14 +44,15 @@ class JobOutbox:
             .where(turns.c.name == _TURN, own)
             .values(owner=owner, until=now + _TURN_SECONDS if most else 0.0)
         )
-        async with self._database.writing() as connection:
-            mine = (await connection.execute(turn)).rowcount
+
+        def transaction(connection: Connection) -> Sequence[Row[Any]]:
+            mine = connection.execute(turn).rowcount
             if published:
-                await connection.execute(delete(outbox).where(outbox.c.id.in_(published)))
+                connection.execute(delete(outbox).where(outbox.c.id.in_(published)))
             if not mine or not most:
                 return []
-            oldest = select(outbox).order_by(outbox.c.id).limit(most)
-            rows = (await connection.execute(oldest)).all()
+            return connection.execute(select(outbox).order_by(outbox.c.id).limit(most)).all()
+
         return [
             JobOutcome(
                 row.id,
@@ -58,11 +60,9 @@ class JobOutbox:
                 JobUpdate.from_proto(job_pb2.JobUpdate.FromString(row.body)),
                 **Origin.of(row).columns,
             )
-            for row in rows
+            for row in await self._database.write(transaction)
         ]
 
     async def count(self) -> int:
         """Count unpublished outcomes."""
-        async with self._database.reading() as connection:
-            found = await connection.execute(select(func.count()).select_from(outbox))
-            return int(found.scalar_one())
+        return await self._database.read(lambda db: int(db.execute(_COUNT).scalar_one()))

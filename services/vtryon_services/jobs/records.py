@@ -14,6 +14,7 @@ from typing import Any
 from sqlalchemy import Row
 
 from vtryon.errors import Reason
+from vtryon.events import Event
 from vtryon.jobs import Job, JobError, JobState
 from vtryon.types import PayloadKind, ResumePoint, TryOnOptions
 from vtryon.v1 import job_pb2, pipeline_pb2
@@ -68,6 +69,20 @@ class Leased:
     deadline: float
     resume: Resume | None
     origin: Origin
+
+
+@dataclass(frozen=True, slots=True)
+class EventBatch:
+    """Events of a job that are not stored yet, and its current sampling step."""
+
+    happened: Sequence[tuple[datetime, Event]]
+    step: int
+    steps: int
+
+    @property
+    def values(self) -> dict[str, Any]:
+        """Columns to update."""
+        return {"step": self.step, "steps": self.steps} if self.steps else {}
 
 
 @dataclass(frozen=True, slots=True)

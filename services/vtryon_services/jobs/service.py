@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import time
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import AsyncGenerator, Iterator
 from contextlib import AsyncExitStack, contextmanager, suppress
 from typing import Any
@@ -29,8 +28,8 @@ from vtryon.types import MAX_GARMENTS, PayloadKind, Stage, TryOnOptions
 from vtryon.v1 import job_pb2
 from vtryon.wire.payloads import outgoing_image
 from vtryon.wire.retry import FOR_SERVICES
-from vtryon_services.jobs.database import Database
 from vtryon_services.jobs.database import located as database_located
+from vtryon_services.jobs.database import open_database
 from vtryon_services.jobs.eraser import Eraser
 from vtryon_services.jobs.making import Maker
 from vtryon_services.jobs.notifier import OUTCOMES, WORK, Notifier
@@ -44,6 +43,7 @@ from vtryon_services.jobs.store import UPDATES_AT_ONCE, JobStore, StoreLimits
 from vtryon_services.rpc.adapter import Service
 from vtryon_services.rpc.call import Call, Incoming, accepted, send_output
 from vtryon_services.rpc.method import Method, Replies, Serve
+from vtryon_services.runtime.pace import Pace
 from vtryon_services.runtime.settings import JOBS
 from vtryon_services.storage.artifacts import Artifacts
 from vtryon_services.storage.artifacts import located as artifacts_located
@@ -63,7 +63,9 @@ _NAME = "vtryon.v1.JobService"
 _LONGEST_SECONDS = 30 * 86_400.0
 _CANCEL_SECONDS = 5.0
 _WATCH_AGAIN_SECONDS = 1.0
+_WATCH_BURST_SECONDS = 0.25
 _PAGE, _LARGEST_PAGE, _LISTS_AT_ONCE = 100, 1000, 4
+_LISTED_PER_SECOND, _LIST_BURST_SECONDS = 2000, 1.0  # jobs in the pages of one tenant
 _LAST_SEQUENCE = 2**63 - 1
 
 
@@ -76,7 +78,7 @@ async def make_services(settings: JobsSettings) -> list[Service]:
     folder = settings.folder
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     artifacts = Artifacts.open(artifacts_located(settings.artifacts_url, folder))
-    database = await Database.open(database_located(settings.database_url, folder))
+    database = await open_database(database_located(settings.database_url, folder))
     _log.info("jobs are kept", data_folder=str(folder))
     limits = StoreLimits(
         settings.max_waiting,
@@ -129,7 +131,8 @@ class JobService:
         self._settings = settings
         self._lists = asyncio.Semaphore(_LISTS_AT_ONCE)
         self._watches: Counter[str] = Counter()
-        self._watch_turns: defaultdict[str, float] = defaultdict(float)
+        self._list_pace = Pace(_LISTED_PER_SECOND, _LIST_BURST_SECONDS)
+        self._watch_pace = Pace(settings.watch_updates_per_second, _WATCH_BURST_SECONDS)
 
     def methods(self) -> tuple[Method[Any], ...]:
         """Name the calls."""
@@ -192,10 +195,14 @@ class JobService:
         yield await self._shown(await self._store.get(call.tenant, asked.id))
 
     async def list(self, asked: ListJobs, _: Incoming, call: Call) -> AsyncGenerator[bytes, None]:
-        """Serve `ListJobs`: a few at a time, so that the memory of pages is bounded."""
+        """Serve `ListJobs`: a few at a time, so that the memory of pages is bounded.
+
+        A tenant that is over its rate of listed jobs waits first.
+        """
         if asked.page_size > _LARGEST_PAGE:
             raise field_error("page_size", f"takes at most {_LARGEST_PAGE}; 0 for {_PAGE}")
         size, most = asked.page_size or _PAGE, self._settings.page_bytes
+        await asyncio.sleep(self._list_pace.take(call.tenant, 0))
         async with self._lists:
             found, token = await self._store.page(
                 call.tenant, asked.states, size, asked.page_token, most
@@ -203,6 +210,7 @@ class JobService:
             page = job_pb2.ListJobsResponse(next_page_token=token)
             for kept in found:
                 page.jobs.append(await self._seals.opened(kept))
+            self._list_pace.take(call.tenant, len(found))
             yield page.SerializeToString()
 
     async def cancel(
@@ -249,20 +257,10 @@ class JobService:
                     yield await self._readable(job, update, body)
                     if update.job.state in _ENDED:
                         return
-                await asyncio.sleep(self._pause_seconds(call.tenant, len(bodies)))
+                # After it is sent, so that older watches do not delay a new one's first page.
+                await asyncio.sleep(self._watch_pace.take(call.tenant, len(bodies)))
                 if len(bodies) < UPDATES_AT_ONCE:
                     await subscription.wait(self._settings.poll_seconds)
-
-    def _pause_seconds(self, tenant: str, sent: int) -> float:
-        """Reserve the next `sent` updates of a tenant's rate; the watch pauses until they are over.
-
-        The first page of a new watch is sent at once, so that older watches do not delay it.
-        """
-        now = time.monotonic()
-        begin = max(now, self._watch_turns[tenant])
-        end = begin + sent / self._settings.watch_updates_per_second
-        self._watch_turns[tenant] = end
-        return end - now
 
     @contextmanager
     def _one_more_watch(self, tenant: str) -> Iterator[None]:
@@ -282,7 +280,6 @@ class JobService:
             self._watches[tenant] -= 1
             if not self._watches[tenant]:
                 del self._watches[tenant]
-                self._watch_turns.pop(tenant, None)
 
     async def _readable(self, job: job_pb2.Job, update: job_pb2.JobUpdate, body: bytes) -> bytes:
         """Give an update with its preview, or without it where that is erased."""

@@ -31,8 +31,8 @@ class JobsSettings(ServiceSettings):
         "absolute path is logged at the start.",
     )
     database_url: str = Field(
-        default="sqlite+aiosqlite:///vtryon-jobs.sqlite",
-        description="SQLAlchemy URL of the job store: sqlite+aiosqlite:///PATH, or "
+        default="sqlite:///vtryon-jobs.sqlite",
+        description="SQLAlchemy URL of the job store: sqlite:///PATH, or "
         "postgresql+asyncpg://... in production.",
     )
     artifacts_url: str = Field(
@@ -120,7 +120,7 @@ class JobsSettings(ServiceSettings):
         "ones are rejected as QUEUE_FULL with a retry delay.",
     )
     watch_updates_per_second: float = Field(
-        default=1000.0,
+        default=500.0,
         gt=0,
         description="Maximum updates per second that all WatchJob calls of one tenant receive from "
         "this process, shared equally; beyond that updates come later, and none is left out.",

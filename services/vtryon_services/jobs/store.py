@@ -4,11 +4,21 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import Row, and_, delete, func, insert, select, tuple_, update
-from sqlalchemy.ext.asyncio import AsyncConnection
+from sqlalchemy import (
+    Connection,
+    Row,
+    bindparam,
+    delete,
+    func,
+    insert,
+    select,
+    tuple_,
+    update,
+)
 
 from vtryon.errors import OverloadedError, Reason, RequestError
 from vtryon.jobs import JobState
@@ -24,6 +34,27 @@ from vtryon_services.storage.outage import StorageError
 _WAIT_FOR_ROOM_SECONDS = 5.0
 _ROWS_AT_ONCE = 50
 UPDATES_AT_ONCE = 100
+
+_TENANT: Any = bindparam("of_tenant")
+_OWN = select(jobs).where(jobs.c.id == bindparam("of_job"), jobs.c.tenant == _TENANT)
+_OF_REQUEST = select(jobs).where(
+    jobs.c.tenant == _TENANT, jobs.c.request_id == bindparam("of_request")
+)
+_QUEUED = jobs.c.state == JobState.QUEUED.value
+_WAITING = select(func.count()).where(_QUEUED)
+_WAITING_OWN = _WAITING.where(jobs.c.tenant == _TENANT)
+_OTHER_TENANTS = select(func.count(jobs.c.tenant.distinct())).where(
+    _QUEUED, jobs.c.tenant != _TENANT
+)
+_INSERT = insert(jobs)
+# From now on the job names its folder.
+_NAMED = delete(leftovers).where(leftovers.c.folder == bindparam("of_folder"))
+_UPDATES = (
+    select(updates.c.body)
+    .where(updates.c.job_id == bindparam("of_job"), updates.c.sequence >= bindparam("first"))
+    .order_by(updates.c.sequence)
+    .limit(UPDATES_AT_ONCE)
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,19 +96,19 @@ class JobStore:
             OverloadedError: too many wait.
         """
         for _ in range(2):
-            try:
-                async with self._database.writing() as connection:
-                    if (found := await self._by_request(connection, new)) is not None:
-                        return found, False
-                    await self._check_room(connection, new.tenant)
-                    return await self._insert(connection, new), True
-            except ConflictError:  # the same id at the same moment: now it is there
-                continue
+            with suppress(ConflictError):  # the same id at the same moment: now it is there
+                return await self._database.write(lambda db: self._create(db, new), new.tenant)
         raise StorageError("the jobs' database has a job of this request id, and does not give it")
 
-    async def _by_request(self, connection: AsyncConnection, new: NewJob) -> Kept | None:
-        same = and_(jobs.c.tenant == new.tenant, jobs.c.request_id == new.request_id)
-        row = (await connection.execute(select(jobs).where(same))).one_or_none()
+    def _create(self, connection: Connection, new: NewJob) -> tuple[Kept, bool]:
+        if (found := self._by_request(connection, new)) is not None:
+            return found, False
+        self._check_room(connection, new.tenant)
+        return self._insert(connection, new), True
+
+    def _by_request(self, connection: Connection, new: NewJob) -> Kept | None:
+        same = {"of_tenant": new.tenant, "of_request": new.request_id}
+        row = connection.execute(_OF_REQUEST, same).one_or_none()
         if row is None:
             return None
         if row.digest != new.digest:
@@ -88,15 +119,13 @@ class JobStore:
             )
         return kept_of(row)
 
-    async def _check_room(self, connection: AsyncConnection, tenant: str) -> None:
+    def _check_room(self, connection: Connection, tenant: str) -> None:
         """Reject a job where the queue is full and its tenant has an equal share of it."""
-        queued = jobs.c.state == JobState.QUEUED.value
-        waiting = select(func.count()).where(queued)
-        if (await connection.execute(waiting)).scalar_one() < self._max_waiting:
+        if connection.execute(_WAITING).scalar_one() < self._max_waiting:
             return
-        own = (await connection.execute(waiting.where(jobs.c.tenant == tenant))).scalar_one()
-        others = select(func.count(jobs.c.tenant.distinct())).where(queued, jobs.c.tenant != tenant)
-        tenants = 1 + (await connection.execute(others)).scalar_one()
+        of_tenant = {"of_tenant": tenant}
+        own = connection.execute(_WAITING_OWN, of_tenant).scalar_one()
+        tenants = 1 + connection.execute(_OTHER_TENANTS, of_tenant).scalar_one()
         if own >= self._max_waiting / tenants:
             raise OverloadedError(
                 f"the queue has {self._max_waiting} jobs, which is its limit, and {own} of them "
@@ -104,28 +133,26 @@ class JobStore:
                 retry_after_seconds=_WAIT_FOR_ROOM_SECONDS,
             )
 
-    async def _insert(self, connection: AsyncConnection, new: NewJob) -> Kept:
+    def _insert(self, connection: Connection, new: NewJob) -> Kept:
         now = time.time()
-        await connection.execute(
-            insert(jobs).values(
-                id=new.id,
-                tenant=new.tenant,
-                request_id=new.request_id,
-                digest=new.digest,
-                state=JobState.QUEUED.value,
-                options=new.options.to_proto().SerializeToString(),
-                sealed=new.sealed,
-                pictures=[[kind.value, artifact] for kind, artifact in new.pictures],
-                **new.origin.columns,
-                labels=dict(new.labels),
-                created_at=now,
-                not_before=now,
-                deadline=now + new.timeout_seconds,
-            )
+        row = dict(
+            id=new.id,
+            tenant=new.tenant,
+            request_id=new.request_id,
+            digest=new.digest,
+            state=JobState.QUEUED.value,
+            options=new.options.to_proto().SerializeToString(),
+            sealed=new.sealed,
+            pictures=[[kind.value, artifact] for kind, artifact in new.pictures],
+            **new.origin.columns,
+            labels=dict(new.labels),
+            created_at=now,
+            not_before=now,
+            deadline=now + new.timeout_seconds,
         )
-        # From now on the job names its folder.
-        await connection.execute(delete(leftovers).where(leftovers.c.folder == new.id))
-        return await self._changes.change(connection, jobs.c.id == new.id, {})
+        connection.execute(_INSERT, row)
+        connection.execute(_NAMED, {"of_folder": new.id})
+        return self._changes.change(connection, new.id, {})
 
     async def get(self, tenant: str, job_id: str) -> Kept:
         """Give a job of a tenant.
@@ -150,8 +177,7 @@ class JobStore:
 
     async def _row(self, tenant: str, job_id: str) -> Row[Any]:
         own = _own(tenant, job_id)
-        async with self._database.reading() as connection:
-            row = (await connection.execute(select(jobs).where(own))).one_or_none()
+        row = await self._database.read(lambda db: db.execute(_OWN, own).one_or_none())
         if row is None:
             raise _not_found(job_id)
         return row
@@ -191,8 +217,7 @@ class JobStore:
         if token:
             wanted = wanted.where(tuple_(jobs.c.created_at, jobs.c.id) < read_token(token))
         wanted = wanted.order_by(jobs.c.created_at.desc(), jobs.c.id.desc()).limit(most)
-        async with self._database.reading() as connection:
-            return (await connection.execute(wanted)).all()
+        return await self._database.read(lambda db: db.execute(wanted).all())
 
     async def cancel(self, tenant: str, job_id: str) -> Kept:
         """End a job that waits; ask the runner of one that runs.
@@ -200,8 +225,7 @@ class JobStore:
         Raises:
             RequestError: NOT_FOUND.
         """
-        async with self._database.writing() as connection:
-            return await self._cancel(connection, tenant, job_id)
+        return await self._database.write(lambda db: self._cancel(db, tenant, job_id), tenant)
 
     async def erase(self, tenant: str, job_id: str) -> Kept:
         """Cancel a job, and mark it to be erased; of one that runs, as soon as it has ended.
@@ -209,24 +233,26 @@ class JobStore:
         Raises:
             RequestError: NOT_FOUND.
         """
-        async with self._database.writing() as connection:
-            kept = await self._cancel(connection, tenant, job_id)
+
+        def transaction(connection: Connection) -> Kept:
+            kept = self._cancel(connection, tenant, job_id)
             if kept.message.erased or kept.message.erasing:
                 return kept
             marked = update(jobs).where(jobs.c.id == job_id).values(**FORGET).returning(jobs)
-            return kept_of((await connection.execute(marked)).one())
+            return kept_of(connection.execute(marked).one())
 
-    async def _cancel(self, connection: AsyncConnection, tenant: str, job_id: str) -> Kept:
-        found = await connection.execute(select(jobs).where(_own(tenant, job_id)))
-        row = found.one_or_none()
+        return await self._database.write(transaction, tenant)
+
+    def _cancel(self, connection: Connection, tenant: str, job_id: str) -> Kept:
+        row = connection.execute(_OWN, _own(tenant, job_id)).one_or_none()
         if row is None:
             raise _not_found(job_id)
-        own = jobs.c.id == job_id
         if row.state == JobState.QUEUED:
             ending = self._changes.ending(JobState.CANCELLED)
-            return await self._changes.change(connection, own, ending)
+            return self._changes.change(connection, job_id, ending)
         if row.state == JobState.RUNNING:
-            await connection.execute(update(jobs).where(own).values(cancel_requested=True))
+            asked = update(jobs).where(jobs.c.id == job_id).values(cancel_requested=True)
+            connection.execute(asked)
         return kept_of(row)
 
     async def counts(self) -> dict[JobState, int]:
@@ -237,26 +263,20 @@ class JobStore:
             .where(jobs.c.state.in_([state.value for state in open_states]))
             .group_by(jobs.c.state)
         )
-        async with self._database.reading() as connection:
-            found = {row[0]: row[1] for row in (await connection.execute(wanted)).all()}
+        rows = await self._database.read(lambda db: db.execute(wanted).all())
+        found = {row[0]: row[1] for row in rows}
         return {state: found.get(state.value, 0) for state in open_states}
 
     async def updates_of(self, job_id: str, first: int) -> Sequence[bytes]:
         """Give a job's updates from a sequence number on: vtryon.v1.JobUpdate, as it is kept."""
-        wanted = (
-            select(updates.c.body)
-            .where(updates.c.job_id == job_id, updates.c.sequence >= first)
-            .order_by(updates.c.sequence)
-            .limit(UPDATES_AT_ONCE)
-        )
-        async with self._database.reading() as connection:
-            return (await connection.execute(wanted)).scalars().all()
+        asked = {"of_job": job_id, "first": first}
+        return await self._database.read(lambda db: db.execute(_UPDATES, asked).scalars().all())
 
 
-def _own(tenant: str, job_id: str) -> Any:
+def _own(tenant: str, job_id: str) -> dict[str, str]:
     if not is_job_id(job_id):
         raise _not_found(job_id)
-    return and_(jobs.c.id == job_id, jobs.c.tenant == tenant)
+    return {"of_job": job_id, "of_tenant": tenant}
 
 
 def _not_found(job_id: str) -> RequestError:

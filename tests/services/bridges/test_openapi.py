@@ -37,7 +37,7 @@ CHECKS = [
 def served_rest(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """The bridge as a process of its own: schemathesis would block the tests' event loop."""
     folder = tmp_path_factory.mktemp("openapi")
-    ledger = f"sqlite+aiosqlite:///{folder / 'jobs.sqlite'}"
+    ledger = f"sqlite:///{folder / 'jobs.sqlite'}"
     with (
         served(
             *("all", "jobs", "--backend", "scripted"),

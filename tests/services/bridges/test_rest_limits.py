@@ -356,3 +356,20 @@ async def test_a_deadline_of_the_caller_is_no_failure_of_the_server(
     answer = await http.post("/v1/try-ons", files=FILES, data=data)
     assert (answer.status_code, answer.json()["reason"]) == (422, "DEADLINE_PASSED")
     assert time.monotonic() - started < 20
+
+
+async def test_bodies_of_a_caller_have_a_rate(bridge: Bridge) -> None:
+    """A burst of a second's worth is taken at once; what is over it waits."""
+    large = {"person": PICTURE + b"\0" * 700_000}
+
+    async def seconds_of(http: httpx.AsyncClient, tenant: str) -> float:
+        started = time.monotonic()
+        form, headers = {"steps": "1"}, {TENANT: tenant}
+        answer = await http.post("/v1/try-ons", files=large, data=form, headers=headers)
+        assert answer.status_code == 200, answer.text
+        return time.monotonic() - started
+
+    async with bridge(body_max_bytes_per_second=1_000_000) as http:
+        first, second, third = [await seconds_of(http, "much") for _ in range(3)]
+        assert third > max(first, second, 0.2)
+        assert await seconds_of(http, "little") < third

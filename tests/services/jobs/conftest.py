@@ -24,7 +24,7 @@ def postgres_url() -> Iterator[str]:
 async def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[str]:
     """An empty database of either kind."""
     if request.param == "sqlite":
-        yield f"sqlite+aiosqlite:///{tmp_path / 'jobs.sqlite'}"
+        yield f"sqlite:///{tmp_path / 'jobs.sqlite'}"
         return
     url = request.getfixturevalue("postgres_url")
     engine = create_async_engine(url)

@@ -17,7 +17,7 @@ import vtryon
 from vtryon.jobs import JobState
 from vtryon.types import PreviewPolicy
 from vtryon_services.jobs.changes import Changes
-from vtryon_services.jobs.database import Database
+from vtryon_services.jobs.database import open_database
 from vtryon_services.jobs.eraser import Eraser
 from vtryon_services.jobs.seals import Seals
 from vtryon_services.jobs.store import JobStore, StoreLimits
@@ -139,10 +139,10 @@ class TestStorageThatFails:
         assert not folder.exists()
 
     async def test_a_sweep_goes_on_with_what_was_left(self, tmp_path: Path, artifacts) -> None:
-        database = await Database.open(f"sqlite+aiosqlite:///{tmp_path / 'jobs.sqlite'}")
+        database = await open_database(f"sqlite:///{tmp_path / 'jobs.sqlite'}")
         ledger = JobStore(database, StoreLimits(10, 3, 100, leftover_seconds=-1))
         await artifacts.put("nobody/given-0", b"x")
-        await ledger.erasures.expect("nobody")
+        await ledger.erasures.expect("nobody", "")
         await Eraser(ledger, artifacts, Seals(artifacts)).sweep()
         assert not (tmp_path / "artifacts" / "nobody").exists()
         assert await ledger.erasures.leftover() == []
@@ -167,9 +167,9 @@ def test_a_cancelled_job_forgets_its_prompts() -> None:
 async def test_files_are_their_owner_s_alone(tmp_path: Path) -> None:
     artifacts = Artifacts.open(str(tmp_path / "artifacts"))
     await artifacts.put("a/b", b"x")
-    database = await Database.open(f"sqlite+aiosqlite:///{tmp_path / 'jobs.sqlite'}")
+    database = await open_database(f"sqlite:///{tmp_path / 'jobs.sqlite'}")
     ledger = JobStore(database, StoreLimits(10, 3, 100))
-    await ledger.erasures.expect("a")
+    await ledger.erasures.expect("a", "")
     modes = {one.name: one.stat().st_mode & 0o777 for one in tmp_path.rglob("*") if one.is_file()}
     await database.close()
     assert modes.pop("b") == 0o600

@@ -6,12 +6,12 @@ import asyncio
 from collections.abc import AsyncIterator
 
 import pytest
-from tests.services.jobs.test_store import DONE, create
+from tests.services.jobs.test_store import DONE, NOTHING, create
 
 from vtryon.jobs import JobState
 from vtryon_services.jobs import outbox as module
 from vtryon_services.jobs.changes import LeaseLostError
-from vtryon_services.jobs.database import Database
+from vtryon_services.jobs.database import open_database
 from vtryon_services.jobs.origin import Origin
 from vtryon_services.jobs.outbox import JobOutbox
 from vtryon_services.jobs.store import JobStore, StoreLimits
@@ -19,7 +19,7 @@ from vtryon_services.jobs.store import JobStore, StoreLimits
 
 @pytest.fixture
 async def ledger(database_url: str) -> AsyncIterator[JobStore]:
-    database = await Database.open(database_url)
+    database = await open_database(database_url)
     limits = StoreLimits(max_waiting=1000, max_attempts=3, keep_seconds=100)
     yield JobStore(database, limits, published=True)
     await database.close()
@@ -35,7 +35,7 @@ async def test_each_job_s_changes_come_in_their_order(ledger: JobStore, outbox: 
         labels = {"order": str(number)}
         await create(ledger, request_id=str(number), labels=labels)
         while (leased := await ledger.leases.lease("me", 60)) is not None:
-            await ledger.leases.finish(leased, DONE)
+            await ledger.leases.finish(leased, DONE, NOTHING)
 
     await asyncio.gather(*(draw(number) for number in range(8)))
     taken = await outbox.take("one", (), 1000)
@@ -56,7 +56,7 @@ async def test_outcomes_have_the_trace_and_the_correlation_id_of_their_job(
     await create(ledger, origin=origin)
     leased = await ledger.leases.lease("me", 60)
     assert leased.origin == origin
-    await ledger.leases.finish(leased, DONE)
+    await ledger.leases.finish(leased, DONE, NOTHING)
     taken = await outbox.take("one", (), 1000)
     assert len(taken) == 3
     for one in taken:
@@ -92,6 +92,6 @@ async def test_a_change_that_is_taken_back_is_not_told(ledger: JobStore, outbox:
     leased = await ledger.leases.lease("me", -1)
     assert await ledger.leases.lease("you", 60) is not None
     with pytest.raises(LeaseLostError):
-        await ledger.leases.finish(leased, DONE)
+        await ledger.leases.finish(leased, DONE, NOTHING)
     states = [one.update.job.state for one in await outbox.take("one", (), 10)]
     assert states == [JobState.QUEUED, JobState.RUNNING, JobState.RUNNING]

@@ -19,10 +19,11 @@ from vtryon.jobs import Job, JobState
 from vtryon.types import PayloadKind, ResumePoint, TryOnOptions
 from vtryon.v1 import job_pb2
 from vtryon_services.jobs.changes import LeaseLostError
-from vtryon_services.jobs.database import Database
-from vtryon_services.jobs.records import NewJob, Outcome, Resume
+from vtryon_services.jobs.database import open_database
+from vtryon_services.jobs.records import EventBatch, NewJob, Outcome, Resume
 from vtryon_services.jobs.store import JobStore, StoreLimits
 
+NOTHING = EventBatch((), 0, 0)
 MIB = 1024 * 1024
 NEW = NewJob(
     id="",
@@ -46,7 +47,7 @@ DONE = Outcome(JobState.SUCCEEDED, Job("", picture=vtryon.types.EncodedImage(wid
 
 @pytest.fixture
 async def ledger(database_url: str) -> AsyncIterator[JobStore]:
-    database = await Database.open(database_url)
+    database = await open_database(database_url)
     yield JobStore(database, StoreLimits(max_waiting=1000, max_attempts=3, keep_seconds=100))
     await database.close()
 
@@ -89,7 +90,7 @@ async def test_every_job_is_leased_once(ledger: JobStore) -> None:
     async def runner(owner: str) -> None:
         while (leased := await ledger.leases.lease(owner, 60)) is not None:
             taken.append(leased.id)
-            await ledger.leases.finish(leased, DONE)
+            await ledger.leases.finish(leased, DONE, NOTHING)
 
     await asyncio.gather(*(runner(str(number)) for number in range(6)))
     while (leased := await ledger.leases.lease("last", 60)) is not None:
@@ -114,7 +115,7 @@ async def test_a_tenant_leaves_runners_to_others(ledger: JobStore) -> None:
     assert await ledger.leases.lease("you", 60, 3) is not None  # the limit is a runner's
     await create(ledger, tenant="few", request_id="0")
     assert (await ledger.leases.lease("me", 60, 3)).tenant == "few"
-    await ledger.leases.finish(taken[0], DONE)
+    await ledger.leases.finish(taken[0], DONE, NOTHING)
     assert (await ledger.leases.lease("me", 60, 3)).tenant == "many"
 
 
@@ -122,7 +123,7 @@ async def test_who_lost_the_lease_can_write_nothing(ledger: JobStore) -> None:
     job, _ = await create(ledger)
     first = await ledger.leases.lease("slow", 0.05)
     assert first is not None
-    await ledger.leases.record(first, [step(1), step(2)], 2, 9)
+    await ledger.leases.record(first, EventBatch([step(1), step(2)], 2, 9))
     await ledger.leases.keep_resume(first, Resume(ResumePoint(2, "a", "b"), "a/resume", (4, 2, 2)))
     await asyncio.sleep(0.1)
     second = await ledger.leases.lease("quick", 60)
@@ -130,15 +131,14 @@ async def test_who_lost_the_lease_can_write_nothing(ledger: JobStore) -> None:
     assert (second.id, second.fence, second.attempts) == (job.id, 2, 2)
     assert second.resume == Resume(ResumePoint(2, "a", "b"), "a/resume", (4, 2, 2))
     for write in (
-        ledger.leases.record(first, [step(3)], 3, 9),
+        ledger.leases.record(first, EventBatch([step(3)], 3, 9)),
         ledger.leases.keep_resume(first, Resume(ResumePoint(3, "a", "b"), "a/other", (4, 2, 2))),
-        ledger.leases.finish(first, DONE),
+        ledger.leases.finish(first, DONE, EventBatch([step(3)], 3, 9)),
         ledger.leases.put_back(first, 0, counted=True),
     ):
         with pytest.raises(LeaseLostError):
             await write
-    await ledger.leases.record(second, [step(3)], 3, 9)
-    ended = (await ledger.leases.finish(second, DONE)).job
+    ended = (await ledger.leases.finish(second, DONE, EventBatch([step(3)], 3, 9))).job
     assert (ended.state, ended.step, ended.picture.width) == (JobState.SUCCEEDED, 3, 3)
     assert await sequence(ledger, job.id) == list(range(1, ended.sequence + 1))
 
@@ -148,7 +148,7 @@ async def test_writers_at_once_leave_no_gap(ledger: JobStore) -> None:
     leased = await ledger.leases.lease("me", 60)
     assert leased is not None
     await asyncio.gather(
-        *(ledger.leases.record(leased, [step(1)] * 3, 1, 9) for _ in range(10)),
+        *(ledger.leases.record(leased, EventBatch([step(1)] * 3, 1, 9)) for _ in range(10)),
         ledger.leases.renew("me", 60),
         ledger.cancel("acme", job.id),
     )
@@ -195,7 +195,7 @@ async def test_a_job_names_its_folders_until_they_are_confirmed_to_be_gone(
     assert (marked.job.erasing, marked.job.erased, marked.sealed) == (True, False, b"")
     assert await ledger.erasures.due("") == []  # it has not ended
     assert await ledger.leases.cancelled("me") == [job.id]
-    await ledger.leases.finish(leased, DONE)
+    await ledger.leases.finish(leased, DONE, NOTHING)
     for _ in range(2):
         assert await ledger.erasures.due("") == [(job.id, sorted({"a", job.id}))]
     with pytest.raises(vtryon.RequestError, match="erased"):
@@ -207,21 +207,21 @@ async def test_a_job_names_its_folders_until_they_are_confirmed_to_be_gone(
 
 
 async def test_a_job_is_marked_when_its_time_to_be_kept_is_over(database_url: str) -> None:
-    database = await Database.open(database_url)
+    database = await open_database(database_url)
     ledger = JobStore(database, StoreLimits(max_waiting=10, max_attempts=3, keep_seconds=-1))
     job, _ = await create(ledger)
-    await ledger.leases.finish(await ledger.leases.lease("me", 60), DONE)
+    await ledger.leases.finish(await ledger.leases.lease("me", 60), DONE, NOTHING)
     await ledger.erasures.expire()
     assert [one for one, _ in await ledger.erasures.due("")] == [job.id]
     await database.close()
 
 
 async def test_a_folder_is_named_before_it_is_written_to(database_url: str) -> None:
-    database = await Database.open(database_url)
+    database = await open_database(database_url)
     ledger = JobStore(database, StoreLimits(10, 3, 100, leftover_seconds=-1))
-    await ledger.erasures.expect("nobody")
+    await ledger.erasures.expect("nobody", "")
     new = replace(NEW, id=uuid.uuid4().hex)
-    await ledger.erasures.expect(new.id)
+    await ledger.erasures.expect(new.id, new.tenant)
     await ledger.create(new)
     assert await ledger.erasures.leftover() == ["nobody"]
     await ledger.erasures.postpone("nobody", 60)
@@ -272,7 +272,7 @@ async def test_a_page_ends_when_it_is_large(ledger: JobStore) -> None:
 async def test_a_full_queue_has_room_for_a_tenant_with_less_than_its_share(
     database_url: str,
 ) -> None:
-    database = await Database.open(database_url)
+    database = await open_database(database_url)
     ledger = JobStore(database, StoreLimits(max_waiting=4, max_attempts=3, keep_seconds=1))
     for number in range(4):
         await create(ledger, tenant="many", request_id=str(number))
@@ -285,7 +285,7 @@ async def test_a_full_queue_has_room_for_a_tenant_with_less_than_its_share(
 
 
 async def test_too_many_are_refused(database_url: str) -> None:
-    database = await Database.open(database_url)
+    database = await open_database(database_url)
     ledger = JobStore(database, StoreLimits(max_waiting=1, max_attempts=3, keep_seconds=1))
     await create(ledger)
     with pytest.raises(vtryon.OverloadedError):
@@ -295,7 +295,7 @@ async def test_too_many_are_refused(database_url: str) -> None:
 
 
 async def test_a_second_start_finds_the_tables_as_they_are(database_url: str) -> None:
-    first, second = await asyncio.gather(Database.open(database_url), Database.open(database_url))
+    first, second = await asyncio.gather(open_database(database_url), open_database(database_url))
     started = time.monotonic()
     await create(JobStore(first, StoreLimits(10, 3, 1)))
     page, _ = await JobStore(second, StoreLimits(10, 3, 1)).page("acme", (), 5, "", MIB)

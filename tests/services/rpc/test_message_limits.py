@@ -76,7 +76,7 @@ async def served(tmp_path_factory) -> str:
     folder = tmp_path_factory.mktemp("jobs")
     settings = JobsSettings.load(
         log_level="error",
-        database_url=f"sqlite+aiosqlite:///{folder}/jobs.sqlite",
+        database_url=f"sqlite:///{folder}/jobs.sqlite",
         artifacts_url=str(folder / "pictures"),
         drain_grace_seconds=0,
     )

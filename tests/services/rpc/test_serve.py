@@ -129,7 +129,7 @@ async def test_jobs_beside_a_pipeline_run_behind_tls(tmp_path, monkeypatch) -> N
         "drain_grace_seconds": 0.0,
         "tls_certificate_path": tmp_path / "cert.pem",
         "tls_key_path": tmp_path / "key.pem",
-        "database_url": f"sqlite+aiosqlite:///{tmp_path / 'jobs.sqlite'}",
+        "database_url": f"sqlite:///{tmp_path / 'jobs.sqlite'}",
         "artifacts_url": str(tmp_path / "artifacts"),
     }
     settings = PipelineSettings.load_from(given)

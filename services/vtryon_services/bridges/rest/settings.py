@@ -86,6 +86,12 @@ class RestSettings(TargetSettings):
         description="Minimum mean upload rate in bytes per second after body_grace_seconds; a "
         "slower upload is rejected with 408.",
     )
+    body_max_bytes_per_second: int = Field(
+        default=32 * _MIB,
+        ge=1,
+        description="Maximum upload rate in bytes per second of all bodies of one client, after "
+        "a burst of one second's worth; more waits in the connections.",
+    )
     header_timeout_seconds: float = Field(
         default=10.0,
         gt=0,

@@ -20,9 +20,11 @@ from vtryon.errors import (
 )
 from vtryon_services.bridges.rest.settings import RestSettings
 from vtryon_services.runtime.metrics import Watched
+from vtryon_services.runtime.pace import Pace
 from vtryon_services.runtime.settings import REST
 
 _JOINED_HERE = 1024 * 1024  # more is joined beside the event loop
+_BURST_SECONDS = 1.0
 
 
 class UploadAbortedError(Exception):
@@ -39,6 +41,7 @@ class Uploads:
         self.held_bytes = 0
         self._reading: set[asyncio.Timeout] = set()
         self._stopped = False
+        self.pace = Pace(settings.body_max_bytes_per_second, _BURST_SECONDS)
         _watched.add(self)
 
     @property
@@ -181,7 +184,7 @@ class Upload:
         try:
             async with asyncio.timeout_at(began + self._allowed_seconds()) as limit:
                 with self._uploads.reading(limit):
-                    while self._take(await receive()):
+                    while self._take(await self._next(receive)):
                         self._uploads.check_open()
                         limit.reschedule(began + self._allowed_seconds())
             self.complete = True
@@ -207,6 +210,11 @@ class Upload:
         earned = self._size / settings.body_min_bytes_per_second
         return min(settings.body_timeout_seconds, settings.body_grace_seconds + earned)
 
+    async def _next(self, receive: Receive) -> Message:
+        """Wait until the caller is within its upload rate, and receive the next piece."""
+        await asyncio.sleep(self._uploads.pace.take(self._caller, 0))
+        return await receive()
+
     def _take(self, message: Message) -> bool:
         """Keep a piece; tells whether there is more."""
         if message["type"] == "http.disconnect":
@@ -217,6 +225,7 @@ class Upload:
         self._uploads.check_room(self._caller, self._size)
         self.check_declared(self._size)
         self._pieces.append(piece)
+        self._uploads.pace.take(self._caller, len(piece))
         return bool(message.get("more_body"))
 
 

@@ -27,7 +27,7 @@ def office(folder: Path) -> Iterator[ServedMesh]:
         *("all", "jobs", "--backend", "scripted"),
         VTRYON_SAMPLING_SCRIPTED_SECONDS="0.005",
         VTRYON_JOBS_OUTBOX="true",
-        VTRYON_JOBS_DATABASE_URL=f"sqlite+aiosqlite:///{folder / 'jobs.sqlite'}",
+        VTRYON_JOBS_DATABASE_URL=f"sqlite:///{folder / 'jobs.sqlite'}",
         VTRYON_JOBS_ARTIFACTS_URL=str(folder / "artifacts"),
         VTRYON_JOBS_RETRY_SECONDS="0.1",
     ) as mesh:
