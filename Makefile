@@ -88,7 +88,7 @@ generate: $(VENV)/.dev ## make sdk/vtryon/v1 from protos, and docs/reference fro
 	$(BIN)/python protos/generate.py
 	$(BIN)/python docs/generate.py
 
-bench: $(VENV)/.dev .triton ## measure: try-ons beside diffusers, overload, padding, streaming, shared memory, the mesh, doors, hostile callers
+bench: $(VENV)/.dev .triton ## measure: try-ons beside diffusers, overload, padding, streaming, shared memory, the mesh, interfaces, hostile callers
 	$(BIN)/python -m vtryon_loadtests.throughput --triton --plot docs/throughput.png
 	$(BIN)/python -m vtryon_loadtests.overload
 	$(BIN)/python -m vtryon_loadtests.floor
@@ -96,7 +96,7 @@ bench: $(VENV)/.dev .triton ## measure: try-ons beside diffusers, overload, padd
 	$(BIN)/python -m vtryon_loadtests.tensor_streaming
 	$(BIN)/python -m vtryon_loadtests.shared_memory
 	$(BIN)/python -m vtryon_loadtests.mesh_cost
-	$(BIN)/python -m vtryon_loadtests.doors
+	$(BIN)/python -m vtryon_loadtests.interface_cost
 	$(BIN)/python -m vtryon_loadtests.hostile
 
 bench-gpu: $(VENV)/.dev ## measure a real-size random checkpoint on a GPU (LIKE=1b)

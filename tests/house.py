@@ -19,7 +19,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
-PRODUCT = ("sdk/vtryon", "services/vtryon_services", "mesh/vtryon_mesh")
+PRODUCT = (
+    "sdk/vtryon",
+    "sdk/examples",
+    "services/vtryon_services",
+    "mesh/vtryon_mesh",
+    "loadtests/vtryon_loadtests",
+)
 GENERATED = ("sdk/vtryon/v1", "services/vtryon_services/jobs/migrations")
 # Pronouns and verbs that stand where a technical noun would say more.
 DIALECT = re.compile(
@@ -37,7 +43,7 @@ BOUNDS = {
     "public names without a docstring": 0,
     "lines of a function, 90th percentile": 21,
     "lines of a module, largest": 440,
-    "modules that name a sampling field": 33,
+    "modules that name a sampling field": 36,
 }
 
 

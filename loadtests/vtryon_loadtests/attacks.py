@@ -1,4 +1,4 @@
-"""What attacks have in common: a pace, and connections that are held; see `hostile`."""
+"""Shared parts of attacks: a request rate, and held connections; see `hostile`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""diffusers' own pipeline on a checkpoint: what we are compared with, in picture and in speed."""
+"""diffusers' own pipeline on a checkpoint: the reference for pictures and speed."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class _PictureProcessor(Qwen2VLProcessor):  # type: ignore[misc]
 def _mark_picture_tokens(
     encoder: Qwen2_5_VLForConditionalGeneration, args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """Add what diffusers 0.42.1 leaves out, so that picture tokens have their own positions.
+    """Add the entry that diffusers 0.42.1 leaves out: picture tokens get their own positions.
 
     Source: https://github.com/huggingface/diffusers/issues/14194.
     """

@@ -1,10 +1,10 @@
-"""What the engine alone takes per picture, stage by stage: the floor of every mesh on this machine.
+"""Time per picture of the engine alone, by stage: the floor of every mesh on this machine.
 
     python -m vtryon_loadtests.floor [--rounds 7] [--steps 4] [--checkpoint FOLDER] [--compiled]
         [--device cpu] [--dtype fp32] [--width 96] [--height 128] [--at-once 1 4 16] [--json]
 
-Encodes, denoises and decodes so many try-ons at a time on one thread, with nothing beside it: no
-wire, no event loop, no picture files. A stage's share says where a quicker kernel would pay.
+Encodes, denoises and decodes batches of try-ons on one thread, without wire, event loop or picture
+files. A stage's share says where a quicker kernel would pay.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ _NUMERICS = resolve(None)
 
 
 @dataclass(frozen=True, slots=True)
-class Row:
+class FloorRow:
     """So many try-ons at once: pictures per second, and milliseconds per picture of each stage."""
 
     at_once: int
@@ -94,7 +94,7 @@ class Engine:
         return seconds
 
 
-def measure(given: argparse.Namespace) -> list[Row]:
+def measure(given: argparse.Namespace) -> list[FloorRow]:
     """Measure every size in turn within each round, after one that only warms up."""
     placement = Placement.of(given.device, given.dtype)
     engine = Engine(given.checkpoint, placement, compiled=given.compiled)
@@ -112,16 +112,16 @@ def measure(given: argparse.Namespace) -> list[Row]:
     return [_row(at_once, rows) for at_once, rows in found.items()]
 
 
-def _row(at_once: int, rows: Sequence[dict[str, float]]) -> Row:
+def _row(at_once: int, rows: Sequence[dict[str, float]]) -> FloorRow:
     whole = statistics.median(sum(seconds.values()) for seconds in rows)
     stages = {
         stage: 1e3 * statistics.median(seconds[stage] for seconds in rows) / at_once
         for stage in rows[0]
     }
-    return Row(at_once, at_once / whole, stages)
+    return FloorRow(at_once, at_once / whole, stages)
 
 
-def show(rows: Sequence[Row], console: Console) -> None:
+def show(rows: Sequence[FloorRow], console: Console) -> None:
     """Print a table."""
     table = Table("at once", "images/s", *(f"{stage}, ms" for stage in rows[0].stage_ms), box=None)
     for row in rows:

@@ -1,11 +1,11 @@
-"""One hostile caller beside a good one: what the good one notices, by every interface.
+"""The effect of a hostile caller on the latency of a good one, by interface.
 
     python -m vtryon_loadtests.hostile [--interface NAME] [--attack NAME ...] [--rounds 3] [--json]
 
-The good caller asks for try-ons one after another, in each round first alone and then beside the
-attack, which is a process of its own. The mesh is scripted and computes nothing, so what is left is
-the interface. A row holds where all of the good caller's requests succeed, and the median of the
-rounds' p99 beside the attack is at most twice that alone. Exit code 1: a row does not hold.
+The good caller asks for try-ons one after another, in each round first alone and then during the
+attack, which runs in its own process. The mesh is scripted and computes nothing, so that only the
+interface is measured. A row holds if all requests of the good caller succeed, and the median of the
+rounds' p99 during the attack is at most twice that alone. Exit code 1: a row does not hold.
 
 The attacker has the machine's cores in common with the servers and is limited by `nice` alone;
 `attacker's cores` is the CPU time that it took itself. Figures of a machine that is busy with other
@@ -66,8 +66,8 @@ class Interface(Protocol):
 
 
 @dataclass(slots=True)
-class Seen:
-    """What the good caller saw in some rounds: the p99 of each, and what failed."""
+class CallerRecord:
+    """Requests of the good caller: the p99 of each round, and failures by message."""
 
     requests: int = 0
     p99_ms: list[float] = field(default_factory=list)
@@ -75,8 +75,8 @@ class Seen:
 
 
 @dataclass(frozen=True, slots=True)
-class Row:
-    """What the good caller noticed of an attack; `ratio` is that of the medians of p99."""
+class AttackRow:
+    """The effect of an attack on the good caller; `ratio` is that of the medians of p99."""
 
     interface: str
     attack: str
@@ -95,7 +95,7 @@ class Row:
 
     @property
     def note(self) -> str:
-        """Say what a row that does not hold shows."""
+        """Explain a row that does not hold."""
         if self.holds:
             return ""
         said = [f"{count} × {words}" for words, count in self.failures.items()]
@@ -105,7 +105,7 @@ class Row:
         return "; ".join(said)
 
 
-async def measure(call: Call, seconds: float, seen: Seen) -> None:
+async def measure(call: Call, seconds: float, seen: CallerRecord) -> None:
     """Let the good caller ask for a while."""
     times: list[float] = []
     until = time.perf_counter() + seconds
@@ -142,22 +142,24 @@ def attacking(interface: str, attack: str, target: str, cores: list[float]) -> I
 
 
 def _children_seconds() -> float:
-    """Give the CPU time of ended children: servers go on, so what is added is the attacker's."""
+    """Return the CPU time of ended children: only the attacker ends between two calls."""
     usage = resource.getrusage(resource.RUSAGE_CHILDREN)
     return usage.ru_utime + usage.ru_stime
 
 
-async def compare(name: str, attacks: Sequence[str], rounds: int, seconds: float) -> list[Row]:
-    """Measure the good caller alone and beside each attack, in turns."""
+async def compare(
+    name: str, attacks: Sequence[str], rounds: int, seconds: float
+) -> list[AttackRow]:
+    """Measure the good caller alone and during each attack, alternately."""
     interface = load(name)
     chosen = [one for one in interface.ATTACKS if not attacks or one in attacks]
     if not chosen:
         return []
     rows = []
     for attack in chosen:
-        alone, beside, cores = Seen(), Seen(), list[float]()
+        alone, beside, cores = CallerRecord(), CallerRecord(), list[float]()
         async with interface.serve() as (target, call):  # anew: an attack leaves jobs in queues
-            await measure(call, _WARM_SECONDS, Seen())
+            await measure(call, _WARM_SECONDS, CallerRecord())
             for _ in range(rounds):
                 await measure(call, seconds, alone)
                 with attacking(name, attack, target, cores):
@@ -169,12 +171,14 @@ async def compare(name: str, attacks: Sequence[str], rounds: int, seconds: float
     return rows
 
 
-def row_of(name: str, attack: str, alone: Seen, beside: Seen, cores: Sequence[float]) -> Row:
+def row_of(
+    name: str, attack: str, alone: CallerRecord, beside: CallerRecord, cores: Sequence[float]
+) -> AttackRow:
     """Make the row of an attack."""
     success = 100 * (1 - beside.failures.total() / max(1, beside.requests))
     before, after = statistics.median(alone.p99_ms), statistics.median(beside.p99_ms)
     shown = before, after, after / before, statistics.median(cores)
-    return Row(name, attack, beside.requests, success, *shown, dict(beside.failures))
+    return AttackRow(name, attack, beside.requests, success, *shown, dict(beside.failures))
 
 
 def load(name: str) -> Interface:
@@ -182,7 +186,7 @@ def load(name: str) -> Interface:
     return cast("Interface", importlib.import_module(INTERFACES[name]))
 
 
-def table_of(rows: Sequence[Row]) -> Table:
+def table_of(rows: Sequence[AttackRow]) -> Table:
     """Make the table for people."""
     table = Table("interface", "attack", "requests", "success", box=None)
     for title in ("p99 alone", "p99 beside", "ratio", "attacker's cores", "holds"):
@@ -202,8 +206,8 @@ def table_of(rows: Sequence[Row]) -> Table:
     return table
 
 
-async def run(given: argparse.Namespace) -> list[Row]:
-    """Measure what the command line asks for, an interface after another."""
+async def run(given: argparse.Namespace) -> list[AttackRow]:
+    """Measure the selected interfaces one after another."""
     names = INTERFACES if given.interface == _ALL else [given.interface]
     rows = []
     for name in names:

@@ -50,13 +50,13 @@ async def serve() -> AsyncIterator[tuple[str, Callable[[], Awaitable[None]]]]:
             await _healthy(supervisor)
             tls = vtryon.Tls(ca_path=_ca(name))
             async with vtryon.Client(
-                str(layout.door), tls=tls, token=issuer.token("good")
+                str(layout.edge_address), tls=tls, token=issuer.token("good")
             ) as client:
 
                 async def call() -> None:
                     await client.try_on(b"person", b"garment", steps=4, timeout_seconds=30)
 
-                yield f"{layout.door} {name}", call
+                yield f"{layout.edge_address} {name}", call
 
 
 async def _healthy(supervisor: Supervisor) -> None:
@@ -114,7 +114,7 @@ async def refused_requests(target: str) -> None:
 
 
 async def forged_tokens(target: str) -> None:
-    """Ask with tokens that somebody else has signed, ten times as often as a tenant may."""
+    """Send tokens with a foreign signature, ten times as often as the limit of a tenant."""
     forged = Issuer.create(Mesh.load()).token("good")
     await _ask(target, {"authorization": f"Bearer {forged}"}, _FLOOD_PER_SECOND)
 

@@ -1,6 +1,7 @@
 """Attacks on the gRPC services, and a good caller of them; see `vtryon_loadtests.hostile`.
 
-Callers have tenants, as behind the edge, whose limit of requests per second is that of the attacks.
+Callers have tenants, as the edge names them. Attacks send as many requests per second as the edge
+allows one tenant.
 """
 
 from __future__ import annotations
@@ -61,7 +62,7 @@ async def repeated_items(target: str) -> None:
 
 
 async def endless_numbers(target: str) -> None:
-    """Send chunks whose length has no end."""
+    """Send chunks with an endless varint as length."""
     bodies = (start_of(1000), b"\x12" + b"\xff" * 1_000_000)
     await _attack(target, lambda channel: stream(channel, *bodies))
 

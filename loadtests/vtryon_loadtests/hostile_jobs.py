@@ -1,6 +1,6 @@
 """Attacks of a tenant on jobs, and a good caller of another tenant; see `vtryon_loadtests.hostile`.
 
-The ledger is a SQLite file, which takes one writer at a time.
+The job store is a SQLite file, which allows one writer at a time.
 """
 
 from __future__ import annotations

@@ -1,6 +1,7 @@
 """Attacks on REST, and a good caller of it; see `vtryon_loadtests.hostile`.
 
-Callers have tenants, as behind the edge, whose limit of requests per second is that of the attacks.
+Callers have tenants, as the edge names them. Attacks send as many requests per second as the edge
+allows one tenant.
 """
 
 from __future__ import annotations
@@ -91,7 +92,7 @@ async def many_parts(target: str) -> None:
 
 
 async def odd_tensors(target: str) -> None:
-    """Send safetensors whose header is large."""
+    """Send safetensors files with a large header."""
     shape = {"dtype": "F32", "shape": [0], "data_offsets": [0, 0]}
     header = json.dumps({f"t{number}": shape for number in range(100_000)}).encode()
     files = {"latents": struct.pack("<Q", len(header)) + header}
@@ -99,7 +100,7 @@ async def odd_tensors(target: str) -> None:
 
 
 async def failing_requests(target: str) -> None:
-    """Ask for what can't be done in the time that it is given."""
+    """Send requests with a deadline that can't be met."""
     files = {"person": b"person", "garments": b"garment"}
     data = {"steps": 200, "timeout_seconds": 0.001}
     await _ask(target, lambda http: http.post("/v1/try-ons", files=files, data=data))
@@ -115,7 +116,7 @@ ATTACKS = {
 
 
 async def _ask(target: str, ask: Callable[[httpx.AsyncClient], Answer]) -> None:
-    """Ask as often as the edge lets one tenant, several at once, whatever is answered."""
+    """Send as many requests per second as the edge allows one tenant, several at once."""
 
     async def caller(http: httpx.AsyncClient) -> None:
         while True:

@@ -1,14 +1,14 @@
-"""What the mesh costs: one try-on at a time by the scripted backend, over four roads in turn.
+"""Latency that the mesh adds: one try-on at a time by the scripted backend, over four routes.
 
     python -m vtryon_loadtests.mesh_cost [--rounds 5] [--requests 100] [--json]
 
 - direct: five processes that call one another by gRPC.
-- edge: the same behind an Envoy.
-- sidecars: an Envoy beside every process, mutual TLS; called at the pipeline's own port.
+- edge: the same through an Envoy.
+- sidecars: an Envoy per process, mutual TLS; called at the pipeline's own port.
 - edge and sidecars: the same with TLS at the edge.
 
-Then, over two replicas of the encoders: how often a garment's latents are found, where content says
-which replica it goes to, and where the one with the least to do is taken.
+Then, over two replicas of the encoders: the share of cached garment latents with routing by content
+and with routing to the least loaded replica.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ _AT_ONCE = {"VTRYON_DRAIN_DELAY_SECONDS": "0"}  # nobody calls any more when a m
 
 @dataclass(slots=True)
 class Road:
-    """A way to the pipeline, and what was measured of it: seconds, and seconds by stage."""
+    """A route to the pipeline and its measurements: seconds, and seconds by stage."""
 
     name: str
     client: vtryon.Client
@@ -58,7 +58,7 @@ class Road:
 
 
 @dataclass(frozen=True, slots=True)
-class Row:
+class MeshCostRow:
     """Milliseconds; `over_direct_ms` is the median of the rounds' differences of medians."""
 
     road: str
@@ -70,7 +70,7 @@ class Row:
 
 @dataclass(frozen=True, slots=True)
 class Hits:
-    """The share of requests whose latents were there."""
+    """The share of requests with cached latents."""
 
     balance: str
     requests: int
@@ -117,7 +117,7 @@ async def walk(road: Road, requests: int) -> None:
     road.medians.append(statistics.median(latencies))
 
 
-async def measure(rounds: int, requests: int) -> list[Row]:
+async def measure(rounds: int, requests: int) -> list[MeshCostRow]:
     """Measure all roads in turn, after a round that only warms up."""
     with tempfile.TemporaryDirectory() as folder:
         async with roads(Path(folder)) as found:
@@ -130,9 +130,9 @@ async def measure(rounds: int, requests: int) -> list[Row]:
             return [_row(road, found[0]) for road in found]
 
 
-def _row(road: Road, direct: Road) -> Row:
+def _row(road: Road, direct: Road) -> MeshCostRow:
     differences = [own - other for own, other in zip(road.medians, direct.medians, strict=True)]
-    return Row(
+    return MeshCostRow(
         road.name,
         1e3 * statistics.median(road.latencies),
         1e3 * percentile(road.latencies, 99),
@@ -186,7 +186,7 @@ async def _hits(name: str, described: str, garments: int, rounds: int) -> Hits:
     return Hits(name, len(hits), sum(hits) / len(hits))
 
 
-def show(rows: Sequence[Row], hits: Sequence[Hits]) -> None:
+def show(rows: Sequence[MeshCostRow], hits: Sequence[Hits]) -> None:
     """Print two tables."""
     stages = list(rows[0].hops_ms)
     table = Table("", "p50", "p99", "over direct", *stages, box=None)

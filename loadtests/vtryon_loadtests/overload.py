@@ -1,10 +1,10 @@
-"""What a mesh does with more than it can do.
+"""Goodput and latency of a mesh under overload.
 
     python -m vtryon_loadtests.overload [--seconds 60] [--target HOST:PORT] [--json]
 
-Finds the peak with 16 callers that never pause, then offers 80 % and 400 % of it, at random
-moments, whoever is still waiting. Reports what was finished, what was refused, and how long either
-took. Without a target it serves the mesh itself, in a process of its own.
+Finds the peak with 16 callers that never pause, then offers 80 % and 400 % of it with random
+arrivals, independent of open requests. Reports finished and rejected requests and their latencies.
+Without a target it serves the mesh itself, in its own process.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from vtryon_loadtests.throughput import STEPS, Pictures, one_process
 
 @dataclass(slots=True)
 class Phase:
-    """One load: what was offered, the time until the last answer, and every latency; seconds."""
+    """One load: requests offered, seconds until the last answer, and all latencies in seconds."""
 
     name: str
     offered_per_second: float
@@ -84,7 +84,7 @@ class Load:
         return phase
 
     async def offer(self, name: str, per_second: float, seconds: float) -> Phase:
-        """Ask at random moments, so many times a second on average, whatever is still open."""
+        """Send requests with random arrivals at a mean rate, independent of open requests."""
         phase, dice = Phase(name, per_second), random.Random(1)
         pauses = [dice.expovariate(per_second) for _ in range(round(per_second * seconds))]
         given = await asyncio.to_thread(lambda: [self._pictures.fresh() for _ in pauses])

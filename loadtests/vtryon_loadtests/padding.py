@@ -1,4 +1,4 @@
-"""What padding rows of unequal length into one forward costs, beside forwards of their own.
+"""Cost of padding rows of unequal length into one forward, compared with separate forwards.
 
     python -m vtryon_loadtests.padding [--rows 16] [--rounds 7] [--checkpoint FOLDER] [--json]
 
@@ -45,8 +45,8 @@ class Mix:
 
 
 @dataclass(frozen=True, slots=True)
-class Result:
-    """A limit on a mix: forwards of a step, tokens padded per token, and time beside limit 0's."""
+class PaddingRow:
+    """A limit on a mix: forwards of a step, padded tokens per token, time relative to limit 0."""
 
     mix: str
     limit: float
@@ -81,7 +81,7 @@ def draw_rows(mix: Mix, count: int, width: int) -> list[Prediction]:
 
 
 @torch.inference_mode()
-def measure(checkpoint: Path, count: int, rounds: int) -> list[Result]:
+def measure(checkpoint: Path, count: int, rounds: int) -> list[PaddingRow]:
     """Measure every mix with every limit, after a round that only warms up."""
     placement = Placement.of("cpu", "fp32")
     sampler = Sampler.load(Checkpoint.open(checkpoint), placement)
@@ -102,11 +102,13 @@ def measure(checkpoint: Path, count: int, rounds: int) -> list[Result]:
         for limit, batches in ways.items():
             ratios = [one / other for one, other in zip(seconds[limit], seconds[0.0], strict=True)]
             padded = sum(batch.tokens for batch in batches) / own - 1
-            results.append(Result(mix.name, limit, len(batches), padded, statistics.median(ratios)))
+            results.append(
+                PaddingRow(mix.name, limit, len(batches), padded, statistics.median(ratios))
+            )
     return results
 
 
-def show(results: Sequence[Result], console: Console) -> None:
+def show(results: Sequence[PaddingRow], console: Console) -> None:
     """Print a table."""
     table = Table("mix", "limit", "forwards", "padding", "time", box=None)
     for one in results:

@@ -1,13 +1,13 @@
-"""Stages and images per second at a real model's size, with random weights, beside diffusers.
+"""Stages and images per second at a real model's size, compared with diffusers.
 
     python -m vtryon_loadtests.real_size CHECKPOINT [--device cuda] [--dtype bf16]
         [--sizes 512 1024] [--steps 4 20] [--at-once 1 4] [--images 8] [--compiled] [--json]
 
 CHECKPOINT is made by `vtryon models make --random`, or is a real one. diffusers' pipeline runs
-first, in this process, and is freed; then the mesh serves the same weights in a process of its own.
-What a stage takes is its compute time in the ledger: in one process the stages share a GPU, so it
-holds what the others computed meanwhile. FLOPs are counted from the architecture. Each row is told
-on standard error as soon as it is known.
+first, in this process, and is freed; then the mesh serves the same weights in its own process.
+A stage's time is its compute time in the ledger: in one process the stages share a GPU, so it
+includes concurrent work of other stages. FLOPs are counted from the architecture. Each row is
+printed on standard error as soon as it is measured.
 """
 
 from __future__ import annotations
@@ -45,8 +45,8 @@ _PROMPT = "Put the shirt from picture 2 on the person in picture 1"
 
 
 @dataclass(frozen=True, slots=True)
-class Row:
-    """What was found of one case."""
+class RealSizeRow:
+    """Measurements of one case."""
 
     side: str
     pixels: int
@@ -102,7 +102,7 @@ def peak_of(device: str) -> float | None:
 
 @contextmanager
 def loaded(checkpoint: Path, device: str, dtype: torch.dtype) -> Iterator[Any]:
-    """Hold diffusers' pipeline for a while, and free what it took."""
+    """Load diffusers' pipeline during the block, and free its memory."""
     pipeline = diffusers_pipeline(checkpoint, dtype).to(device)
     yield pipeline
     del pipeline
@@ -111,7 +111,7 @@ def loaded(checkpoint: Path, device: str, dtype: torch.dtype) -> Iterator[Any]:
         torch.cuda.empty_cache()
 
 
-def time_diffusers(pipeline: Any, case: Case, images: int, count: float) -> Row:
+def time_diffusers(pipeline: Any, case: Case, images: int, count: float) -> RealSizeRow:
     """Draw pictures one after another."""
     pictures = [Image.open(io.BytesIO(photograph(case.side, number))) for number in range(2)]
     latencies = []
@@ -131,7 +131,7 @@ def time_diffusers(pipeline: Any, case: Case, images: int, count: float) -> Row:
     return _row("diffusers", case, latencies[1:], sum(latencies[1:]), {}, count)
 
 
-async def time_mesh(client: vtryon.Client, case: Case, images: int, count: float) -> Row:
+async def time_mesh(client: vtryon.Client, case: Case, images: int, count: float) -> RealSizeRow:
     """Draw pictures, so many at once, each pair of pictures new."""
     pairs = [[photograph(case.side, time.time_ns()) for _ in range(2)] for _ in range(images)]
     numbers = iter(range(images))
@@ -172,9 +172,9 @@ def _row(
     seconds: float,
     stages: dict[str, list[float]],
     count: float,
-) -> Row:
+) -> RealSizeRow:
     rate = len(latencies) / seconds
-    return Row(
+    return RealSizeRow(
         side,
         case.side**2,
         case.steps,
@@ -188,7 +188,7 @@ def _row(
     )
 
 
-async def measure(given: argparse.Namespace) -> list[Row]:
+async def measure(given: argparse.Namespace) -> list[RealSizeRow]:
     """Measure diffusers, then the mesh."""
     config = json.loads((given.checkpoint / "transformer" / "config.json").read_text())
     dtypes = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
@@ -197,9 +197,9 @@ async def measure(given: argparse.Namespace) -> list[Row]:
         return transformer_flops(config, case.side, 64, 2)
 
     alone = [Case(side, steps, 1) for side in given.sizes for steps in given.steps]
-    rows: list[Row] = []
+    rows: list[RealSizeRow] = []
 
-    def keep(row: Row) -> None:
+    def keep(row: RealSizeRow) -> None:
         rows.append(row)
         print(row, file=sys.stderr)
 
@@ -220,7 +220,7 @@ async def measure(given: argparse.Namespace) -> list[Row]:
     return rows
 
 
-def show(rows: Sequence[Row], peak: float | None, console: Console) -> None:
+def show(rows: Sequence[RealSizeRow], peak: float | None, console: Console) -> None:
     """Print a table."""
     names = ("latent-encoder", "text-encoder", "sampling", "decoding")
     table = Table("", "size", "steps", "at once", "images/s", "p50", "p95", "TFLOP/s", "of peak")

@@ -1,9 +1,9 @@
-"""Tensors to a Triton server on this machine: shared memory beside the wire.
+"""Tensors to a Triton server on this machine: shared memory compared with gRPC.
 
     python -m vtryon_loadtests.shared_memory [--rounds 21] [--json]
 
-A model that only looks at its input is asked by our client, by both ways in turn, with tensors of
-16 KiB to 64 MiB. Ratios are taken within a round. The client takes shared memory where it wins.
+Our client sends tensors of 16 KiB to 64 MiB to a model that only reads its input, alternately by
+both ways. Ratios are of the same round. The client uses shared memory from the size where it wins.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ class TritonPythonModel:
 
 
 @dataclass(frozen=True, slots=True)
-class Row:
+class SharedMemoryRow:
     """Medians over the rounds, in milliseconds; the ratio is of shared memory to the wire."""
 
     bytes: int
@@ -71,7 +71,7 @@ async def ask(pool: TritonPool, tensor: np.ndarray) -> float:
     return time.perf_counter() - started
 
 
-async def measure(url: str, rounds: int) -> list[Row]:
+async def measure(url: str, rounds: int) -> list[SharedMemoryRow]:
     """Measure all sizes by both ways, after a round that only warms up."""
     wire, shared = TritonPool([url], 0), TritonPool([url], 1)
     rows = []
@@ -80,7 +80,7 @@ async def measure(url: str, rounds: int) -> list[Row]:
         pairs = [(await ask(wire, tensor), await ask(shared, tensor)) for _ in range(rounds + 1)]
         ratios = sorted(own / other for other, own in pairs[1:])
         rows.append(
-            Row(
+            SharedMemoryRow(
                 size,
                 1e3 * statistics.median(pair[0] for pair in pairs[1:]),
                 1e3 * statistics.median(pair[1] for pair in pairs[1:]),
@@ -94,7 +94,7 @@ async def measure(url: str, rounds: int) -> list[Row]:
     return rows
 
 
-def show(rows: Sequence[Row]) -> None:
+def show(rows: Sequence[SharedMemoryRow]) -> None:
     """Print a table."""
     table = Table("", "wire", "shared memory", "ratio (middle half)", box=None)
     for row in rows:

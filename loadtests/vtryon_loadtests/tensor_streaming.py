@@ -1,10 +1,10 @@
-"""Tensor throughput of the SDK and a real service, beside raw gRPC bytes of the same chunk size.
+"""Tensor throughput of the SDK and a real service, relative to raw gRPC bytes in equal chunks.
 
     python -m vtryon_loadtests.tensor_streaming [--mebibytes 64] [--rounds 21] [--json]
 
 Both sides run as processes of their own on this machine, measured in turn. A side's figure is the
 time until the last byte has been received; the service's includes assembling the tensor and looking
-for NaN, not what it then computes.
+for NaN, without the computation.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ _RAW = "/raw.Bytes/Send"
 
 
 @dataclass(frozen=True, slots=True)
-class Row:
+class StreamingRow:
     """Medians of one chunk size, in MiB/s, and the ratio with its range over the rounds."""
 
     chunk_kibibytes: int
@@ -45,7 +45,7 @@ class Row:
 
 
 async def serve_raw() -> None:
-    """Serve a call that takes bytes and keeps nothing; prints its port."""
+    """Serve a call that discards the received bytes; prints its port."""
 
     async def send(requests: AsyncIterator[bytes], _context: grpc.aio.ServicerContext) -> bytes:
         total = 0
@@ -97,7 +97,7 @@ async def time_raw(channel: grpc.aio.Channel, data: bytes, chunk: int) -> float:
 
 
 async def time_service(decoding: vtryon.Decoding, tensor: vtryon.Tensor, chunk: int) -> float:
-    """Send a tensor to the decoder; gives seconds without what it computed."""
+    """Send a tensor to the decoder; returns seconds without its compute time."""
     outgoing = [tensor.outgoing(PayloadKind.LATENTS)]
     started = time.perf_counter()
     call = decoding.open(vtryon.types.DecodeStart(), outgoing, chunk_bytes=chunk)
@@ -111,7 +111,7 @@ async def time_service(decoding: vtryon.Decoding, tensor: vtryon.Tensor, chunk: 
     return elapsed - finished.ledger.hops[0].compute_seconds
 
 
-async def measure(mebibytes: int, rounds: int) -> list[Row]:
+async def measure(mebibytes: int, rounds: int) -> list[StreamingRow]:
     """Measure both sides in turn, for three chunk sizes."""
     side = int((mebibytes * MEBIBYTE / 4 / 16) ** 0.5) // 2 * 2
     spec = TensorSpec(DataType.FP32, (16, side, side))
@@ -135,9 +135,9 @@ async def measure(mebibytes: int, rounds: int) -> list[Row]:
             return rows
 
 
-def _row(kibibytes: int, mebibytes: float, pairs: list[tuple[float, float]]) -> Row:
+def _row(kibibytes: int, mebibytes: float, pairs: list[tuple[float, float]]) -> StreamingRow:
     ratios = sorted(raw / ours for raw, ours in pairs)
-    return Row(
+    return StreamingRow(
         kibibytes,
         mebibytes / statistics.median(raw for raw, _ in pairs),
         mebibytes / statistics.median(ours for _, ours in pairs),
@@ -160,7 +160,11 @@ def main() -> None:
         return
     rows = asyncio.run(measure(arguments.mebibytes, arguments.rounds))
     if arguments.json:
-        print(json.dumps([{name: getattr(row, name) for name in Row.__slots__} for row in rows]))
+        print(
+            json.dumps(
+                [{name: getattr(row, name) for name in StreamingRow.__slots__} for row in rows]
+            )
+        )
         return
     print(f"{arguments.mebibytes} MiB, {arguments.rounds} rounds, {platform.machine()}")
     print(f"{'chunk':>9} {'raw gRPC':>12} {'vtryon':>12} {'ratio (range)':>22}")

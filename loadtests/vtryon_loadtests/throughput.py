@@ -1,4 +1,4 @@
-"""Try-ons per second and their latencies, beside diffusers' pipeline on the same checkpoint.
+"""Try-ons per second and their latencies, compared with diffusers on the same checkpoint.
 
     python -m vtryon_loadtests.throughput [--rounds 3] [--images 48] [--triton] [--plot FILE]
                                           [--json]
@@ -66,7 +66,7 @@ class Round:
 
 @dataclass(slots=True)
 class Side:
-    """A way to draw pictures, and what was measured of it, a round each."""
+    """A way to draw pictures, and its measurements by round."""
 
     name: str
     draw: Callable[[int], object]
@@ -74,7 +74,7 @@ class Side:
 
 
 @dataclass(frozen=True, slots=True)
-class Row:
+class ThroughputRow:
     """Medians over the rounds; the ratio is of images per second to diffusers', with its range.
 
     `hops_ms` is the ledger: what each stage took, the encoders side by side.
@@ -122,7 +122,7 @@ def _png(picture: Image.Image, number: int) -> bytes:
 
 
 def draw_with_diffusers(checkpoint: Path, pictures: Pictures) -> Callable[[int], Round]:
-    """Load the pipeline; gives what draws a round with it."""
+    """Load the pipeline; returns a function that draws one round."""
     from vtryon_loadtests.diffusers_pipeline import diffusers_pipeline, draw, reference_area
 
     pipeline = diffusers_pipeline(checkpoint)
@@ -222,7 +222,7 @@ async def on_triton() -> AsyncIterator[tuple[vtryon.Client, vtryon.Client]]:
 
 async def measure(
     checkpoint: Path, rounds: int, images: int, console: Console, *, triton: bool = False
-) -> list[Row]:
+) -> list[ThroughputRow]:
     """Measure all sides in turn, after one round that only warms up."""
     async with AsyncExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
@@ -263,13 +263,13 @@ async def measure(
         return [_row(side, sides[0]) for side in sides]
 
 
-def _row(side: Side, reference: Side) -> Row:
+def _row(side: Side, reference: Side) -> ThroughputRow:
     pairs = list(zip(side.rounds, reference.rounds, strict=True))
     ratios = sorted(own.images_per_second / other.images_per_second for own, other in pairs)
     latencies = [latency for one in side.rounds for latency in one.latencies]
     previews = [seconds for one in side.rounds for seconds in one.first_previews]
     hops = [hop for one in side.rounds for hop in one.hops]
-    return Row(
+    return ThroughputRow(
         side.name,
         statistics.median(one.images_per_second for one in side.rounds),
         statistics.median(ratios),
@@ -289,7 +289,7 @@ def _row(side: Side, reference: Side) -> Row:
     )
 
 
-def show(rows: Sequence[Row], console: Console) -> None:
+def show(rows: Sequence[ThroughputRow], console: Console) -> None:
     """Print a table."""
     table = Table("", "images/s", "ratio (range)", "p50", "p95", "p50 ratio", "preview", box=None)
     for row in rows:
@@ -313,7 +313,7 @@ def show(rows: Sequence[Row], console: Console) -> None:
     console.print(ledger)
 
 
-def plot(rows: Sequence[Row], path: Path) -> None:
+def plot(rows: Sequence[ThroughputRow], path: Path) -> None:
     """Draw images per second as bars, with the range of the ratios."""
     import matplotlib as mpl
 

@@ -10,6 +10,7 @@ import vtryon
 
 
 async def main(target: str, person: str, garment: str, enough: str = "200") -> None:
+    """Draw, and leave the run after some steps."""
     async with vtryon.Client(target) as client:
         run = client.try_on(person, garment)
         async for event in run:

@@ -18,18 +18,21 @@ from aiokafka import AIOKafkaConsumer, AIOKafkaProducer
 
 
 def ask(url: str) -> dict[str, Any]:
+    """Ask the schema registry."""
     with urllib.request.urlopen(url) as answer:  # noqa: S310
         found: dict[str, Any] = json.load(answer)
         return found
 
 
 def content(path: str) -> dict[str, bytes | None]:
+    """Give a file as the record field of a picture."""
     return {"inline": Path(path).read_bytes(), "claim": None}
 
 
 async def main(
     broker: str, registry: str, person: str, garment: str, out: str, prefix: str = "vtryon"
 ) -> None:
+    """Send a request, and wait for the answer to it."""
     requests, responses = f"{prefix}.jobs.requests", f"{prefix}.jobs.responses"
     latest = ask(f"{registry}/subjects/{requests}-value/versions/latest")
     request_id = uuid.uuid4().hex  # sent again with the same one, it is the same job

@@ -12,6 +12,7 @@ import vtryon
 
 
 async def main(target: str, person: str, *garments: str) -> None:
+    """Draw every garment on the person."""
     async with vtryon.Client(target) as client:
         runs = [client.try_on(person, one, timeout_seconds=600) for one in garments]
         results = await asyncio.gather(*runs)

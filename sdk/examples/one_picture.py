@@ -10,6 +10,7 @@ import vtryon
 
 
 async def main(target: str, person: str, garment: str, result: str) -> None:
+    """Draw one picture, and save it."""
     async with vtryon.Client(target) as client:
         done = await client.try_on(person, garment, seed=7)
         done.picture.save(result)

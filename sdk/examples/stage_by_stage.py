@@ -11,6 +11,7 @@ import vtryon
 
 
 async def main(target: str, person: str, garment: str, out: str) -> None:
+    """Encode, sample twice, and decode both."""
     pictures = [person, garment]
     async with vtryon.Client(target) as client:
         embeddings = await client.text_encoder.encode("Put the shirt on", pictures)

@@ -1,4 +1,4 @@
-"""The front door: `Client.try_on`."""
+"""`Client`, and `Client.try_on`."""
 
 from __future__ import annotations
 

@@ -17,7 +17,7 @@ from vtryon_services.runtime.settings import JOBS, KAFKA, REST
 
 # Served alone: what begins each, and its settings; loaded when it is asked for.
 _BRIDGES = "vtryon_services.bridges"
-_DOORS = {
+_BRIDGES = {
     REST: (f"{_BRIDGES}.rest.server:begin", f"{_BRIDGES}.rest.settings:RestSettings"),
     KAFKA: (f"{_BRIDGES}.kafka.bridge:begin", f"{_BRIDGES}.kafka.settings:KafkaSettings"),
 }
@@ -81,8 +81,8 @@ def serve(
     }
     given = {name: value for name, value in options.items() if value is not None}
     try:
-        alone = len(stages) == 1 and stages[0] in _DOORS
-        asyncio.run(_serve_door(stages[0], given) if alone else _serve(_stages(stages), given))
+        alone = len(stages) == 1 and stages[0] in _BRIDGES
+        asyncio.run(_serve_bridge(stages[0], given) if alone else _serve(_stages(stages), given))
     except SettingsError as error:
         PlainConsole(stderr=True).say_error(str(error))
         raise typer.Exit(2) from None
@@ -98,8 +98,8 @@ async def _serve(stages: Sequence[str], given: dict[str, Any]) -> None:
     await serve_process(settings, host(settings, stages, settings.listen, **given))
 
 
-async def _serve_door(name: str, given: dict[str, Any]) -> None:
-    begin, settings_type = map(pkgutil.resolve_name, _DOORS[name])
+async def _serve_bridge(name: str, given: dict[str, Any]) -> None:
+    begin, settings_type = map(pkgutil.resolve_name, _BRIDGES[name])
     from vtryon_services.rpc.process import serve as serve_process
 
     settings = settings_type.load(**given)
@@ -125,6 +125,7 @@ def _stages(names: Sequence[str]) -> list[str]:
     if unknown:
         known = ", ".join(Stage)
         raise SettingsError(
-            f"no stage {', '.join(unknown)}; there are {known}, all; and alone {', '.join(_DOORS)}"
+            f"no stage {', '.join(unknown)}; there are {known}, all; and alone "
+            f"{', '.join(_BRIDGES)}"
         )
     return list(dict.fromkeys(named))

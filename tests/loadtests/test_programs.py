@@ -99,13 +99,13 @@ def test_operations_of_the_real_model() -> None:
 
 
 @pytest.mark.timeout(300)
-def test_every_door_is_measured() -> None:
-    rows = run("doors", "--rounds", "1", "--requests", "2")
-    assert [row["door"] for row in rows] == [
+def test_every_interface_is_measured() -> None:
+    rows = run("interface_cost", "--rounds", "1", "--requests", "2")
+    assert [row["interface"] for row in rows] == [
         *("grpc", "grpc, no previews", "rest", "rest, events", "job", "rest, job", "hybrid"),
         "kafka",
     ]
-    moved = {row["door"]: row["kib"] for row in rows}
+    moved = {row["interface"]: row["kib"] for row in rows}
     assert moved["rest"] < moved["rest, events"]
 
 

@@ -29,8 +29,8 @@ class Town:
     issuer: Issuer
 
     @property
-    def door(self) -> str:
-        return str(self.layout.door)
+    def edge_address(self) -> str:
+        return str(self.layout.edge_address)
 
     @property
     def tls(self) -> vtryon.Tls:
@@ -38,7 +38,7 @@ class Town:
 
     def client(self, token: str | None = None) -> vtryon.Client:
         given = self.issuer.token("acme") if token is None else token
-        return vtryon.Client(self.door, tls=self.tls, token=given)
+        return vtryon.Client(self.edge_address, tls=self.tls, token=given)
 
     def inbound(self, name: str) -> str:
         """Where the mesh reaches the first replica of a service."""

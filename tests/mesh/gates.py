@@ -31,29 +31,31 @@ class Gate:
 
     town: Town
     mesh: Mesh
-    door: Address
+    edge_address: Address
     admin: Address
 
     def connect(self, *protocols: str) -> ssl.SSLSocket:
         """Open a connection, and do the handshake."""
         context = ssl.create_default_context(cafile=str(self.town.layout.certificates / "ca.crt"))
         context.set_alpn_protocols(list(protocols or ("http/1.1",)))
-        plain = socket.create_connection((self.door.host, self.door.port), timeout=20)
+        plain = socket.create_connection(
+            (self.edge_address.host, self.edge_address.port), timeout=20
+        )
         return context.wrap_socket(plain, server_hostname="localhost")
 
     def channel(self) -> grpc.aio.Channel:
-        return self.town.channel(str(self.door), None)
+        return self.town.channel(str(self.edge_address), None)
 
     def client(self, token: str | None = None) -> vtryon.Client:
         tls = vtryon.Tls(ca_path=self.town.layout.certificates / "ca.crt")
         given = token or self.town.issuer.token("acme")
-        return vtryon.Client(str(self.door), tls=tls, token=given)
+        return vtryon.Client(str(self.edge_address), tls=tls, token=given)
 
     def web(self, tenant: str = "acme") -> httpx.AsyncClient:
         context = ssl.create_default_context(cafile=str(self.town.layout.certificates / "ca.crt"))
         headers = {"authorization": f"Bearer {self.town.issuer.token(tenant)}"}
         return httpx.AsyncClient(
-            base_url=f"https://{self.door}", verify=context, headers=headers, timeout=30
+            base_url=f"https://{self.edge_address}", verify=context, headers=headers, timeout=30
         )
 
     def figures(self, wanted: str) -> dict[str, int]:
@@ -77,15 +79,15 @@ def gate_of(
         update={"limits": town.mesh.edge.limits.model_copy(update=dict(limits or {})), **changes}
     )
     mesh = town.mesh.model_copy(update={"edge": edge})
-    admin, door = (Address("127.0.0.1", port) for port in free_ports(2))
+    admin, edge_address = (Address("127.0.0.1", port) for port in free_ports(2))
     certificates = town.layout.certificates
     place = EdgePlace(
         admin=admin,
-        listen=door,
+        listen=edge_address,
         services={name: town.layout.replicas[name] for name in mesh.edge.serves},
         certificates=certificates,
         jwks=keys or town.issuer.jwks,
         server_certificate=EnvoyCertificate(EDGE, certificates),
     )
     with running_envoy(render_edge(mesh, place), folder):
-        yield Gate(town, mesh, door, admin)
+        yield Gate(town, mesh, edge_address, admin)

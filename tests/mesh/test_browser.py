@@ -65,8 +65,8 @@ async def test_a_page_sees_every_step_as_it_is_made(site: str, page, tmp_path: P
     seconds = {"VTRYON_SAMPLING_SCRIPTED_SECONDS": str(STEP_SECONDS), **AT_ONCE}
     with town_of(tmp_path, replicas={}, variables=seconds) as town:
         token = town.issuer.token("browser")
-        door = f"https://{town.layout.door}"
-        await page.goto(f"{site}/browser.html?endpoint={door}&token={token}")
+        edge_address = f"https://{town.layout.edge_address}"
+        await page.goto(f"{site}/browser.html?endpoint={edge_address}&token={token}")
         await fill_in(page)
         await page.wait_for_function("document.getElementById('status').textContent === 'done'")
         arrivals = await page.evaluate("window.arrivals")
@@ -78,7 +78,7 @@ async def test_a_page_sees_every_step_as_it_is_made(site: str, page, tmp_path: P
         size = "[...document.images].map(one => [one.naturalWidth, one.naturalHeight])"
         assert all(min(pair) > 0 for pair in await page.evaluate(size))
 
-        await page.goto(f"{site}/browser.html?endpoint={door}&token=stolen")
+        await page.goto(f"{site}/browser.html?endpoint={edge_address}&token=stolen")
         await fill_in(page)
         await page.wait_for_function("document.getElementById('status').textContent !== ''")
         assert "Jwt" in await page.text_content("#status")

@@ -163,8 +163,8 @@ def test_prometheus_asks_every_envoy_and_knows_the_alerts() -> None:
 
 
 def test_an_envoy_gives_its_figures_and_nothing_else_of_its_admin_interface(tmp_path: Path) -> None:
-    admin, door, metrics = (Address("127.0.0.1", port) for port in free_ports(3))
-    place = EdgePlace(admin, door, {}, None, None, metrics=metrics)
+    admin, edge_address, metrics = (Address("127.0.0.1", port) for port in free_ports(3))
+    place = EdgePlace(admin, edge_address, {}, None, None, metrics=metrics)
     with running_envoy(render_edge(Mesh.load(), place), tmp_path):
         told = httpx.get(f"http://{metrics}/stats/prometheus", trust_env=False)
         assert "envoy_server_live 1" in re.sub(r"\{[^}]*\}", "", told.text)

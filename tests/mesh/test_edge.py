@@ -1,4 +1,4 @@
-"""The door, as people without our SDK see it; and certificates that change or lie."""
+"""The edge, as people without our SDK see it; and certificates that change or lie."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def curl(town: Town, *headers: str) -> subprocess.CompletedProcess[str]:
             *("--cacert", town.layout.certificates / "ca.crt"),
             *(word for header in headers for word in ("-H", header)),
             *("-d", json.dumps(request)),
-            f"https://{town.layout.door}/vtryon.v1.PipelineService/TryOnInline",
+            f"https://{town.layout.edge_address}/vtryon.v1.PipelineService/TryOnInline",
         ],
         capture_output=True,
         text=True,
@@ -56,7 +56,7 @@ def test_buf_curl_with_a_token(town: Town) -> None:
 
 def ask(town: Town, path: str, **headers: str) -> tuple[int, str, dict]:
     context = ssl.create_default_context(cafile=str(town.layout.certificates / "ca.crt"))
-    request = urllib.request.Request(f"https://{town.layout.door}{path}", headers=headers)
+    request = urllib.request.Request(f"https://{town.layout.edge_address}{path}", headers=headers)
     with pytest.raises(urllib.error.HTTPError) as caught:
         urllib.request.urlopen(request, timeout=5, context=context)
     with caught.value as answer:
@@ -77,7 +77,8 @@ async def test_what_envoy_refuses_is_a_problem_in_json(town: Town) -> None:
 async def test_a_renewed_certificate_is_shown_without_a_restart(town: Town) -> None:
     async def shown() -> bytes:
         pem = await asyncio.to_thread(
-            ssl.get_server_certificate, (town.layout.door.host, town.layout.door.port)
+            ssl.get_server_certificate,
+            (town.layout.edge_address.host, town.layout.edge_address.port),
         )
         return pem.encode()
 
@@ -162,9 +163,9 @@ asyncio.run(main())
 
 async def test_a_request_that_reached_a_server_is_not_repeated(town: Town, tmp_path: Path) -> None:
     """F11: the server is gone before the first header; the caller gets one clean status."""
-    admin, door, *servers = (Address("127.0.0.1", port) for port in free_ports(4))
+    admin, edge_address, *servers = (Address("127.0.0.1", port) for port in free_ports(4))
     log = tmp_path / "access.log"
-    place = EdgePlace(admin, door, {"pipeline": servers}, None, None, access_log=log)
+    place = EdgePlace(admin, edge_address, {"pipeline": servers}, None, None, access_log=log)
     path = tmp_path / "envoy.yaml"
     path.write_text(write(render_edge(town.mesh, place)))
     options = ("--disable-hot-restart", "--concurrency", "1", "--log-level", "error")
@@ -173,8 +174,8 @@ async def test_a_request_that_reached_a_server_is_not_repeated(town: Town, tmp_p
         for one in servers:
             assert await health(one, "vtryon.v1.PipelineService") is grpc.StatusCode.OK
         processes.append(subprocess.Popen([find_envoy(), "-c", path, *options]))
-        assert await health(door, "vtryon.v1.PipelineService") is grpc.StatusCode.OK
-        async with grpc.aio.insecure_channel(str(door)) as channel:
+        assert await health(edge_address, "vtryon.v1.PipelineService") is grpc.StatusCode.OK
+        async with grpc.aio.insecure_channel(str(edge_address)) as channel:
             call = channel.unary_stream("/vtryon.v1.PipelineService/TryOnInline")(b"", timeout=10)
             with pytest.raises(grpc.aio.AioRpcError) as caught:
                 async for _ in call:

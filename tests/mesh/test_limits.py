@@ -62,7 +62,7 @@ def rest_of(connection: socket.socket) -> bytes:
 
 
 def test_a_connection_without_a_handshake_is_closed(gate: Gate) -> None:
-    address = (gate.door.host, gate.door.port)
+    address = (gate.edge_address.host, gate.edge_address.port)
     with socket.create_connection(address, timeout=20) as silent:
         assert rest_of(silent) == b""
 
@@ -111,7 +111,7 @@ async def test_small_bodies_take_no_place_of_rest_until_they_are_whole(plain: Ga
 
 async def test_silent_connections_keep_nobody_out(gate: Gate) -> None:
     """Many more than the edge accepts in a second: most are closed when they are accepted."""
-    address = (gate.door.host, gate.door.port)
+    address = (gate.edge_address.host, gate.edge_address.port)
     limited = "listener_local_ratelimit.edge_connections.rate_limited"
     with contextlib.ExitStack() as held:
         for _ in range(300):
@@ -141,7 +141,7 @@ async def watched(channel: grpc.aio.Channel, *metadata: tuple[str, str]) -> grpc
 
 
 async def test_health_is_checked_without_a_token_and_watched_by_nobody(town: Town) -> None:
-    async with town.channel(town.door, None) as channel:
+    async with town.channel(town.edge_address, None) as channel:
         assert await checked(channel) is grpc.StatusCode.OK
         assert await watched(channel) is grpc.StatusCode.UNAUTHENTICATED
         token = f"Bearer {town.issuer.token('acme')}"
@@ -221,24 +221,24 @@ async def test_what_a_caller_asks_puts_no_replica_aside(plain: Gate) -> None:
 def local_edge(town: Town, folder: Path, **changes: object) -> tuple[Config, Address]:
     """An edge without TLS and tokens, as of `vtryon up` on a person's machine."""
     mesh = town.mesh.model_copy(update={"edge": town.mesh.edge.model_copy(update=changes)})
-    admin, door = (Address("127.0.0.1", port) for port in free_ports(2))
+    admin, edge_address = (Address("127.0.0.1", port) for port in free_ports(2))
     services = {"rest": town.layout.replicas["rest"]}
     config = render_edge(
-        mesh, EdgePlace(admin, door, services, town.layout.certificates, jwks=None)
+        mesh, EdgePlace(admin, edge_address, services, town.layout.certificates, jwks=None)
     )
-    return config, door
+    return config, edge_address
 
 
 async def test_without_tokens_the_edge_has_no_names_but_its_own(town: Town, tmp_path: Path) -> None:
     """A page whose name is made to point at this machine reads nothing (DNS rebinding)."""
-    config, door = local_edge(town, tmp_path, hosts=("try-on.example.com",))
+    config, edge_address = local_edge(town, tmp_path, hosts=("try-on.example.com",))
     with running_envoy(config, tmp_path):
-        async with httpx.AsyncClient(base_url=f"http://{door}", timeout=30) as web:
+        async with httpx.AsyncClient(base_url=f"http://{edge_address}", timeout=30) as web:
 
             async def asked(host: str) -> int:
                 return (await web.get("/v1/jobs", headers={"host": host})).status_code
 
-            assert await asked(str(door)) == 200
+            assert await asked(str(edge_address)) == 200
             assert await asked("localhost:9") == 200
             assert await asked("try-on.example.com") != 421
             assert await asked("evil.example:8080") == 421
@@ -268,13 +268,13 @@ async def test_a_read_that_a_closing_connection_cuts_off_is_repeated(
 
     server = await asyncio.start_server(serve, "127.0.0.1", 0)
     behind = Address("127.0.0.1", server.sockets[0].getsockname()[1])
-    admin, door = (Address("127.0.0.1", port) for port in free_ports(2))
-    config = render_edge(town.mesh, EdgePlace(admin, door, {"rest": [behind]}, None, None))
+    admin, edge_address = (Address("127.0.0.1", port) for port in free_ports(2))
+    config = render_edge(town.mesh, EdgePlace(admin, edge_address, {"rest": [behind]}, None, None))
     async with server:
         envoy = running_envoy(config, tmp_path)
         await asyncio.to_thread(envoy.__enter__)  # it asks this loop's server for its health
         try:
-            async with httpx.AsyncClient(base_url=f"http://{door}", timeout=30) as web:
+            async with httpx.AsyncClient(base_url=f"http://{edge_address}", timeout=30) as web:
                 answer = await web.request(method, "/v1/jobs")
         finally:
             envoy.__exit__(None, None, None)

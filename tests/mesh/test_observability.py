@@ -83,7 +83,7 @@ async def by_rest(town: Town, context: object) -> None:
     headers = {"authorization": f"Bearer {town.issuer.token('acme')}"}
     propagate.inject(headers, context)
     verify = ssl.create_default_context(cafile=str(town.layout.certificates / "ca.crt"))
-    async with httpx.AsyncClient(base_url=f"https://{town.door}", verify=verify) as http:
+    async with httpx.AsyncClient(base_url=f"https://{town.edge_address}", verify=verify) as http:
         answer = await http.post(
             "/v1/try-ons", files=[("person", b"person")], data={"steps": 3}, headers=headers
         )

@@ -25,10 +25,10 @@ def edge(folder: Path, **rates: int) -> Iterator[str]:
     """An edge with rates of its own; nobody is behind it, so what it lets through is a 503."""
     described = Mesh.load()
     mesh = described.model_copy(update={"edge": described.edge.model_copy(update=rates)})
-    admin, door, nobody = (Address("127.0.0.1", port) for port in free_ports(3))
-    config = render_edge(mesh, EdgePlace(admin, door, {"rest": [nobody]}, None, None))
+    admin, edge_address, nobody = (Address("127.0.0.1", port) for port in free_ports(3))
+    config = render_edge(mesh, EdgePlace(admin, edge_address, {"rest": [nobody]}, None, None))
     with running_envoy(config, folder):
-        yield f"http://{door}"
+        yield f"http://{edge_address}"
 
 
 @asynccontextmanager

@@ -36,7 +36,7 @@ async def web(town: Town) -> AsyncIterator[httpx.AsyncClient]:
     context = ssl.create_default_context(cafile=str(town.layout.certificates / "ca.crt"))
     headers = {"authorization": f"Bearer {town.issuer.token('acme')}"}
     async with httpx.AsyncClient(
-        base_url=f"https://{town.door}", verify=context, headers=headers, timeout=30
+        base_url=f"https://{town.edge_address}", verify=context, headers=headers, timeout=30
     ) as client:
         yield client
 
@@ -115,15 +115,17 @@ def road(tmp_path: Path) -> Iterator[Road]:
             )
         )
         rest = stack.enter_context(served("rest", VTRYON_REST_PIPELINE_TARGET=mesh.target))
-        admin, door = (Address("127.0.0.1", port) for port in free_ports(2))
+        admin, edge_address = (Address("127.0.0.1", port) for port in free_ports(2))
         places = {"pipeline": [address(mesh.target)], "rest": [address(rest.target)]}
         path = tmp_path / "envoy.yaml"
-        path.write_text(write(render_edge(Mesh.load(), EdgePlace(admin, door, places, None, None))))
+        path.write_text(
+            write(render_edge(Mesh.load(), EdgePlace(admin, edge_address, places, None, None)))
+        )
         options = ("--disable-hot-restart", "--concurrency", "1", "--log-level", "error")
         envoy = subprocess.Popen([find_envoy(), "-c", path, *options])
         stack.callback(envoy.wait, 10)
         stack.callback(envoy.kill)
-        url = f"http://{door}"
+        url = f"http://{edge_address}"
         until = time.monotonic() + 20
         while httpx_status(url) != 404:
             assert time.monotonic() < until

@@ -247,7 +247,7 @@ ATTACKS = {
 @pytest.mark.parametrize("attack", ATTACKS)
 async def test_tokens_that_do_not_hold_are_refused(town: Town, attack: str) -> None:
     token = ATTACKS[attack](town)
-    async with vtryon.Client(town.door, tls=town.tls, token=token, retry=False) as client:
+    async with vtryon.Client(town.edge_address, tls=town.tls, token=token, retry=False) as client:
         with pytest.raises(vtryon.AccessError):
             await client.try_on(b"person", b"garment", steps=1)
 
@@ -257,7 +257,7 @@ async def test_a_good_token_is_taken_and_a_second_one_beside_it_is_not(town: Tow
     async with town.client(good) as client:
         await client.try_on(b"person", b"garment", steps=1)
     credentials = grpc.ssl_channel_credentials((town.layout.certificates / "ca.crt").read_bytes())
-    async with grpc.aio.secure_channel(str(town.layout.door), credentials) as channel:
+    async with grpc.aio.secure_channel(str(town.layout.edge_address), credentials) as channel:
         call = channel.unary_stream("/vtryon.v1.PipelineService/TryOn")(
             b"",
             metadata=[("authorization", f"Bearer {unsigned(town)}"), ("authorization", good)],
@@ -295,7 +295,7 @@ async def test_the_tenant_is_who_the_token_says(town: Town, tmp_path: Path) -> N
 async def test_the_edge_serves_pipeline_and_jobs_and_no_stage(town: Town) -> None:
     token = sign(town)
     credentials = grpc.ssl_channel_credentials((town.layout.certificates / "ca.crt").read_bytes())
-    async with grpc.aio.secure_channel(str(town.layout.door), credentials) as channel:
+    async with grpc.aio.secure_channel(str(town.layout.edge_address), credentials) as channel:
         for method in METHODS:
             call = channel.unary_stream(method)(
                 b"", metadata=[("authorization", f"Bearer {token}")], timeout=10

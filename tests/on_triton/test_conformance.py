@@ -1,10 +1,10 @@
-"""The list of requests that every door draws, as one request each of Triton's ensemble."""
+"""The list of requests that every interface draws, as one request each of Triton's ensemble."""
 
 from __future__ import annotations
 
 import asyncio
 
-from tests.conformance.doors import Grpc, drawings, same
+from tests.conformance.interfaces import Grpc, drawings, same
 
 from vtryon.embedded import embedded_mesh
 

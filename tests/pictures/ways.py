@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
-from tests.conformance.doors import Asked, ByKafka, Door, Form, Grpc, Inline, Job, Json
+from tests.conformance.interfaces import Asked, ByKafka, Form, Grpc, Inline, Interface, Job, Json
 from tests.support.commands import invoke
 from tests.support.jobs import jobs_served
 from tests.support.kafka import Kafka
@@ -66,15 +66,15 @@ class Way:
 
     keeps_bytes = True
 
-    def __init__(self, door: Door) -> None:
-        self._door = door
+    def __init__(self, interface: Interface) -> None:
+        self._interface = interface
 
     async def send(self, groups: Sequence[Group]) -> list[str]:
         at_once = asyncio.Semaphore(8)
 
         async def draw(group: Group) -> str:
             async with at_once:
-                return (await self._door.draw(Asked(group[0], group[1:], {"steps": 1}))).reason
+                return (await self._interface.draw(Asked(group[0], group[1:], {"steps": 1}))).reason
 
         return await asyncio.gather(*map(draw, groups))
 
@@ -190,7 +190,7 @@ class Command(Batch):
 
 @asynccontextmanager
 async def ways_in(kafka: Kafka, folder: Path) -> AsyncIterator[dict[str, Way]]:
-    """The scripted mesh with every front door."""
+    """The scripted mesh with every front interface."""
     async with jobs_served(
         folder,
         scripted_seconds=0.0,

@@ -49,9 +49,9 @@ def test_an_example_runs(name: str, pair: Path, served_mesh) -> None:
 
 
 @pytest.fixture(scope="module")
-def doors(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
+def interfaces(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
     """Where the documents say that the mesh and its bridge are, and where they are here."""
-    folder = tmp_path_factory.mktemp("doors")
+    folder = tmp_path_factory.mktemp("interfaces")
     with (
         served(
             *("all", "jobs", "--backend", "scripted"),
@@ -64,8 +64,8 @@ def doors(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
 
 
 @pytest.mark.parametrize("block", python_blocks(), ids=lambda block: block.splitlines()[0][:40])
-def test_the_readmes_python_runs(block: str, pair: Path, doors: dict[str, str]) -> None:
-    for said, here in doors.items():
+def test_the_readmes_python_runs(block: str, pair: Path, interfaces: dict[str, str]) -> None:
+    for said, here in interfaces.items():
         block = block.replace(said, here)
     if "async def main" not in block:
         block = f"import asyncio, vtryon\nasync def main():\n{textwrap.indent(block, '    ')}"

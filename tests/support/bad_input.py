@@ -1,4 +1,4 @@
-"""What every door refuses, for the same reason: options out of range, pictures that are none."""
+"""What every interface refuses, for the same reason: bad options, pictures that are none."""
 
 from __future__ import annotations
 

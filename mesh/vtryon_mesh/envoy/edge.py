@@ -1,4 +1,4 @@
-"""The Envoy at the door: which protocols, names, connections and requests it accepts."""
+"""The Envoy at the edge: the protocols, names, connections and requests that it accepts."""
 
 from __future__ import annotations
 
@@ -88,13 +88,13 @@ def render_edge(mesh: Mesh, given: EdgePlace) -> Config:
         server_header_transformation="PASS_THROUGH",
     )
     tls = None if given.server_certificate is None else caller_tls(given.server_certificate)
-    door = listener(EDGE, given.listen, manager, tls, handshake=limits.handshake)
-    door["listener_filters"] = [new_connections(mesh)]
+    edge = listener(EDGE, given.listen, manager, tls, handshake=limits.handshake)
+    edge["listener_filters"] = [new_connections(mesh)]
     metrics = [] if given.metrics is None else [metrics_listener(given.metrics)]
     return bootstrap(
         EDGE,
         given.admin,
-        [door, *metrics],
+        [edge, *metrics],
         _clusters(mesh, given),
         connections=limits.connections,
         heap_mib=limits.heap_mib,

@@ -33,83 +33,94 @@ _LOOK_SECONDS = 1.0
 _BACKENDS = ("torch", "triton", "scripted")
 
 
+_Stages = Annotated[
+    str,
+    typer.Option(help="Services to start, separated by commas. Default: all installed ones."),
+]
+_Replicas = Annotated[
+    list[str] | None, typer.Option(help="Number of replicas, as in sampling=2; repeatable.")
+]
+_Canary = Annotated[
+    list[str] | None,
+    typer.Option(
+        help="Percent of a service's calls for its last replica, as in sampling=5; repeatable."
+    ),
+]
+_Backend = Annotated[
+    str,
+    typer.Option(
+        envvar="VTRYON_BACKEND",
+        help="Backend of all stages: torch, triton (starts a server) or scripted. "
+        "VTRYON_SAMPLING_BACKEND and the like take precedence for their stage.",
+    ),
+]
+_Mtls = Annotated[
+    bool,
+    typer.Option(
+        "--mtls", help="An Envoy sidecar for every service, mutual TLS, and TLS at the edge."
+    ),
+]
+_Tokens = Annotated[
+    bool,
+    typer.Option(
+        "--tokens",
+        help="Require a bearer token at the edge; one is written, and renewed before it "
+        "expires. Without this, tokens are required only if the description has a "
+        "jwks_uri.",
+    ),
+]
+_CertificateDays = Annotated[
+    float,
+    typer.Option(
+        min=0.0001,
+        help="Lifetime of certificates in days; renewed at half of it. Requires --mtls.",
+    ),
+]
+_Zones = Annotated[
+    int,
+    typer.Option(min=1, max=9, help="Number of zones to spread replicas over; requires --mtls."),
+]
+_Kafka = Annotated[
+    bool,
+    typer.Option(
+        "--kafka",
+        help="Start the Kafka bridge as well, with a broker in memory and a schema registry.",
+    ),
+]
+_FreePorts = Annotated[
+    bool, typer.Option("--free-ports", help="Use free ports instead of those of mesh.yaml.")
+]
+_Otlp = Annotated[
+    str | None, typer.Option(help="host:port of an OTLP gRPC receiver for spans and metrics.")
+]
+_Folder = Annotated[
+    Path,
+    typer.Option(
+        help="Folder of configurations, certificates and logs, replaced at each start, and "
+        "of the jobs' data, which are kept. The broker of --kafka stores nothing on "
+        "disk."
+    ),
+]
+_Description = Annotated[
+    Path,
+    typer.Option(help="Description of the mesh. Default: mesh.yaml of the package.", exists=True),
+]
+
+
 def up(
-    stages: Annotated[
-        str,
-        typer.Option(help="Services to start, separated by commas. Default: all installed ones."),
-    ] = "",
-    replicas: Annotated[
-        list[str] | None, typer.Option(help="Number of replicas, as in sampling=2; repeatable.")
-    ] = None,
-    canary: Annotated[
-        list[str] | None,
-        typer.Option(
-            help="Percent of a service's calls for its last replica, as in sampling=5; repeatable."
-        ),
-    ] = None,
-    backend: Annotated[
-        str,
-        typer.Option(
-            envvar="VTRYON_BACKEND",
-            help="Backend of all stages: torch, triton (starts a server) or scripted. "
-            "VTRYON_SAMPLING_BACKEND and the like take precedence for their stage.",
-        ),
-    ] = "torch",
-    mtls: Annotated[
-        bool,
-        typer.Option(
-            "--mtls", help="An Envoy sidecar for every service, mutual TLS, and TLS at the edge."
-        ),
-    ] = False,
-    tokens: Annotated[
-        bool,
-        typer.Option(
-            "--tokens",
-            help="Require a bearer token at the edge; one is written, and renewed before it "
-            "expires. Without this, tokens are required only if the description has a "
-            "jwks_uri.",
-        ),
-    ] = False,
-    certificate_days: Annotated[
-        float,
-        typer.Option(
-            min=0.0001,
-            help="Lifetime of certificates in days; renewed at half of it. Requires --mtls.",
-        ),
-    ] = LEAF_DAYS,
-    zones: Annotated[
-        int,
-        typer.Option(
-            min=1, max=9, help="Number of zones to spread replicas over; requires --mtls."
-        ),
-    ] = 1,
-    kafka: Annotated[
-        bool,
-        typer.Option(
-            "--kafka",
-            help="Start the Kafka bridge as well, with a broker in memory and a schema registry.",
-        ),
-    ] = False,
-    free_ports: Annotated[
-        bool, typer.Option("--free-ports", help="Use free ports instead of those of mesh.yaml.")
-    ] = False,
-    otlp: Annotated[
-        str | None, typer.Option(help="host:port of an OTLP gRPC receiver for spans and metrics.")
-    ] = None,
-    folder: Annotated[
-        Path,
-        typer.Option(
-            help="Folder of configurations, certificates and logs, replaced at each start, and "
-            "of the jobs' data, which are kept. The broker of --kafka stores nothing on "
-            "disk."
-        ),
-    ] = Path(".mesh"),
-    description: Annotated[
-        Path,
-        typer.Option(
-            help="Description of the mesh. Default: mesh.yaml of the package.", exists=True
-        ),
-    ] = DEFAULT_PATH,
+    stages: _Stages = "",
+    replicas: _Replicas = None,
+    canary: _Canary = None,
+    backend: _Backend = "torch",
+    mtls: _Mtls = False,
+    tokens: _Tokens = False,
+    certificate_days: _CertificateDays = LEAF_DAYS,
+    zones: _Zones = 1,
+    kafka: _Kafka = False,
+    free_ports: _FreePorts = False,
+    otlp: _Otlp = None,
+    folder: _Folder = Path(".mesh"),
+    description: _Description = DEFAULT_PATH,
 ) -> None:
     """Run the whole mesh on this machine: an Envoy at the edge, every service in its own process.
 
@@ -205,16 +216,16 @@ def _announce(layout: MeshLayout, console: PlainConsole) -> None:
     if layout.kafka:
         pairs = (f"{name}={shlex.quote(value)}" for name, value in layout.kafka.items())
         console.say(f"export {' '.join(pairs)}")
-    if layout.door is None:
+    if layout.edge_address is None:
         return
-    options = [f"--endpoint {layout.door}"]
+    options = [f"--endpoint {layout.edge_address}"]
     if layout.authority:
         options.append(f"--tls-ca {_short(layout.certificates / 'ca.crt')}")
     token = layout.folder / "token"
     prefix = f"VTRYON_TOKEN=$(cat {_short(token)}) " if token.exists() else ""
     command = f"{prefix}vtryon try-on person.png garment.png -o result.png {' '.join(options)}"
     console.say(f"try: {command}")
-    console.say(f"address: {layout.door}")
+    console.say(f"address: {layout.edge_address}")
 
 
 def _tell_changes(statuses: Sequence[Status], known: dict[str, str], console: PlainConsole) -> None:

@@ -93,7 +93,7 @@ class Process:
 
 @dataclass(frozen=True, slots=True)
 class MeshLayout:
-    """All processes, their configurations, and the mesh's door; None where it has none.
+    """All processes, their configurations, and the edge's address; None without an edge.
 
     Attributes:
         authority: who signs the mesh's certificates, for `certificate_days`; None without mTLS.
@@ -102,7 +102,7 @@ class MeshLayout:
     mesh: Mesh
     processes: tuple[Process, ...]
     configs: Mapping[str, Config]
-    door: Address | None
+    edge_address: Address | None
     folder: Path
     authority: Authority | None
     certificate_days: float = LEAF_DAYS
@@ -211,16 +211,16 @@ class _Planner:
                 if wanted.mtls:
                     targets = self._add_sidecar(label, name, number, address, reached)
                 self._add_service(label, name, address, targets)
-        door = None
+        edge_address = None
         if set(mesh.edge.serves) & set(wanted.services):
-            door = self._place(mesh.edge.port)
-            self._add_edge(door, reached)
+            edge_address = self._place(mesh.edge.port)
+            self._add_edge(edge_address, reached)
         processes = tuple(sorted(self._processes, key=lambda one: one.priority))
         return MeshLayout(
             mesh,
             processes,
             self._configs,
-            door,
+            edge_address,
             self._folder,
             authority,
             wanted.certificate_days,
@@ -333,11 +333,11 @@ class _Planner:
     def _stable(self, callee: str, addresses: Sequence[Address]) -> Sequence[Address]:
         return addresses[:-1] if callee in self._wanted.canaries else addresses
 
-    def _add_edge(self, door: Address, reached: Mapping[str, Sequence[Address]]) -> None:
+    def _add_edge(self, edge_address: Address, reached: Mapping[str, Sequence[Address]]) -> None:
         mtls = self._wanted.mtls
         place = EdgePlace(
             admin=self._place(self._mesh.edge.port + _ADMIN),
-            listen=door,
+            listen=edge_address,
             services={name: reached[name] for name in self._mesh.edge.serves if name in reached},
             certificates=self._certificates if mtls else None,
             jwks=self._wanted.jwks,
@@ -346,7 +346,7 @@ class _Planner:
             otlp=self._wanted.otlp,
         )
         config = render_edge(self._mesh, place)
-        self._add_envoy(EDGE, config, (place.admin, door), priority=50)
+        self._add_envoy(EDGE, config, (place.admin, edge_address), priority=50)
 
     def _add_envoy(
         self, name: str, config: Config, listens: tuple[Address, ...], *, priority: int

@@ -1,4 +1,4 @@
-"""Values of the SDK as JSON has them: for `--json`, and for the REST door."""
+"""Values of the SDK as JSON has them: for `--json`, and for REST."""
 
 from __future__ import annotations
 

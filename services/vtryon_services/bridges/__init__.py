@@ -1,1 +1,1 @@
-"""The other doors: each a client of the SDK, and nothing else."""
+"""The other interfaces: each a client of the SDK, and nothing else."""

@@ -202,7 +202,7 @@ class JobService:
         if asked.page_size > _LARGEST_PAGE:
             raise field_error("page_size", f"takes at most {_LARGEST_PAGE}; 0 for {_PAGE}")
         size, most = asked.page_size or _PAGE, self._settings.page_bytes
-        await asyncio.sleep(self._list_pace.take(call.tenant, 0))
+        await asyncio.sleep(self._list_pace.take(call.tenant, size))
         async with self._lists:
             found, token = await self._store.page(
                 call.tenant, asked.states, size, asked.page_token, most
@@ -210,7 +210,8 @@ class JobService:
             page = job_pb2.ListJobsResponse(next_page_token=token)
             for kept in found:
                 page.jobs.append(await self._seals.opened(kept))
-            self._list_pace.take(call.tenant, len(found))
+                await asyncio.sleep(0)  # other calls go on meanwhile
+            self._list_pace.take(call.tenant, len(found) - size)  # what was not needed
             yield page.SerializeToString()
 
     async def cancel(

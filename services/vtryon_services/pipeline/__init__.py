@@ -1,1 +1,1 @@
-"""The front door: fans a try-on out over the stages, and streams every event back."""
+"""The pipeline: fans a try-on out over the stages, and streams every event back."""

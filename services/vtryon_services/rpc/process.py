@@ -88,7 +88,7 @@ async def serve(
         SettingsError: something is set up wrongly; nothing is left running.
     """
     # Threads of an operation that is over sleep, and leave the cores to whoever has work: the event
-    # loop, or the stage next door. Read when torch is loaded, which is later.
+    # loop, or another stage. Read when torch is loaded, which is later.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     flush_logs = set_up_logs(settings)
     _end_at_once_on_signals()

@@ -25,7 +25,7 @@ from vtryon.types import Stage
 from vtryon_services.runtime.addresses import Addresses
 
 PREFIX = "VTRYON_"
-# Doors and jobs are services as well, but no stages.
+# Interfaces and jobs are services as well, but no stages.
 JOBS = "jobs"
 REST = "rest"
 KAFKA = "kafka"

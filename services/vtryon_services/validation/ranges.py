@@ -1,4 +1,4 @@
-"""The ranges of request fields, checked in one place for every door."""
+"""The ranges of request fields, checked in one place for every interface."""
 
 from __future__ import annotations
 

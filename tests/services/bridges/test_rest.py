@@ -1,4 +1,4 @@
-"""The REST door: the same pictures, events, limits and reasons as the gRPC door."""
+"""The REST interface: the same pictures, events, limits and reasons as the gRPC interface."""
 
 from __future__ import annotations
 
@@ -161,7 +161,7 @@ async def test_bodies_that_are_none_are_refused(http, name: str) -> None:
     assert (await http.post("/v1/try-ons", files=FILES, data={"steps": 1})).status_code == 200
 
 
-async def test_a_picture_over_the_limit_is_refused_with_the_reason_of_every_door(http) -> None:
+async def test_a_picture_over_the_limit_is_refused_with_the_reason_of_every_interface(http) -> None:
     files = [("person", b"x" * (vtryon.types.MAX_PICTURE_BYTES + 1))]
     answer = await http.post("/v1/try-ons", files=files)
     assert (answer.status_code, answer.json()["reason"]) == (413, "PAYLOAD_TOO_LARGE")

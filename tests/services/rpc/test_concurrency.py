@@ -47,7 +47,7 @@ async def test_leaving_the_queue_lets_the_others_move_up() -> None:
     assert behind.waited_seconds >= 0
 
 
-async def test_a_full_queue_refuses_at_the_door_too() -> None:
+async def test_a_full_queue_refuses_before_the_payloads_too() -> None:
     places = ConcurrencyLimiter(Stage.DECODING, 1, 0)
     places.check_room()
     with places.enter(), pytest.raises(OverloadedError):

@@ -1,4 +1,4 @@
-"""Bad input through the gRPC door: the right reason, in time, and the next request works."""
+"""Bad input through the gRPC interface: the right reason, in time, and the next request works."""
 
 import asyncio
 import math

@@ -1,1 +1,1 @@
-"""Kafka's door: whole jobs by `vtryon.jobs.…`, every stage by topics of its own."""
+"""The Kafka interface: whole jobs by `vtryon.jobs.…`, every stage by topics of its own."""

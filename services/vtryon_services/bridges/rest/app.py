@@ -16,7 +16,7 @@ from vtryon.errors import UnavailableError
 from vtryon_services.bridges.rest import images, jobs, pages, stages, try_ons
 from vtryon_services.bridges.rest.browsers import browser_access
 from vtryon_services.bridges.rest.checked import only_known_parameters
-from vtryon_services.bridges.rest.clients import Doors
+from vtryon_services.bridges.rest.clients import RequestClients
 from vtryon_services.bridges.rest.documents import PROBLEMS, add_document
 from vtryon_services.bridges.rest.limits import RequestLimits
 from vtryon_services.bridges.rest.origins import origin_pattern
@@ -27,8 +27,8 @@ from vtryon_services.bridges.rest.uploads import Uploads
 
 _ABOUT = """Two pictures and a sentence in, one picture out.
 
-The same jobs, limits and reasons as the gRPC door. Every answer has `x-request-id`; what fails is a
-problem (RFC 9457) whose `reason` is that of `google.rpc.ErrorInfo`."""
+The same jobs, limits and reasons as the gRPC interface. Every answer has `x-request-id`;
+failures are problems (RFC 9457) whose `reason` is that of `google.rpc.ErrorInfo`."""
 
 
 def create_app(settings: RestSettings) -> FastAPI:
@@ -36,9 +36,9 @@ def create_app(settings: RestSettings) -> FastAPI:
 
     @asynccontextmanager
     async def connected(app: FastAPI) -> AsyncIterator[None]:
-        async with Doors(settings) as doors:
-            app.state.doors = doors
-            app.state.readiness = Readiness(doors.pipeline)
+        async with RequestClients(settings) as clients:
+            app.state.clients = clients
+            app.state.readiness = Readiness(clients.pipeline)
             yield
 
     app = FastAPI(

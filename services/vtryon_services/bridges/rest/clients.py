@@ -15,7 +15,7 @@ from vtryon_services.bridges.targets import Clients
 from vtryon_services.runtime.settings import JOBS
 
 
-class Doors(Clients):
+class RequestClients(Clients):
     """The clients, as requests want them."""
 
     def to(self, service: str, request: Request) -> Client:
@@ -32,10 +32,10 @@ class Doors(Clients):
         return self.of(Stage.PIPELINE).channel
 
 
-def doors_of(request: Request) -> Doors:
+def clients_of(request: Request) -> RequestClients:
     """Give the app's connections."""
-    doors: Doors = request.app.state.doors
-    return doors
+    clients: RequestClients = request.app.state.clients
+    return clients
 
 
 def settings_of(request: Request) -> RestSettings:
@@ -44,5 +44,5 @@ def settings_of(request: Request) -> RestSettings:
     return settings
 
 
-DoorsOf = Annotated[Doors, Depends(doors_of)]
+ClientsOf = Annotated[RequestClients, Depends(clients_of)]
 SettingsOf = Annotated[RestSettings, Depends(settings_of)]

@@ -25,7 +25,7 @@ from vtryon.run import Result, Run
 from vtryon.types import ImageFormat, PreviewPolicy, Stage
 from vtryon_services.bridges.rest.answers import frame, left_with, result_headers, stream
 from vtryon_services.bridges.rest.bodies import Sampled
-from vtryon_services.bridges.rest.clients import DoorsOf, SettingsOf
+from vtryon_services.bridges.rest.clients import ClientsOf, SettingsOf
 from vtryon_services.bridges.rest.documents import (
     DIGESTS,
     IGNORED,
@@ -130,12 +130,12 @@ class ImageEdit(PromptRanges, Sampled):
     openapi_extra=body_of({FORM: ImageEdit}),
     response_class=Response,
 )
-async def edit(request: Request, doors: DoorsOf, settings: SettingsOf) -> Response:
+async def edit(request: Request, clients: ClientsOf, settings: SettingsOf) -> Response:
     """Run a try-on for OpenAI's clients: the first picture is the person."""
     form = await read_form(request, "image")
     pictures = form.pictures("image", least=1)
     fields = form.read(ImageEdit)
-    client = doors.to(Stage.PIPELINE, request)
+    client = clients.to(Stage.PIPELINE, request)
     if not fields.stream:
         return await _wait(request, client, fields, pictures)
     if fields.n != 1:

@@ -1,4 +1,4 @@
-"""`/v1/jobs`: try-ons that outlive their connection, the same ones as by every other door."""
+"""`/v1/jobs`: try-ons that outlive their connection, the same ones as by every other interface."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from vtryon_services.bridges.rest.answers import (
     picture_answer,
 )
 from vtryon_services.bridges.rest.bodies import JSON, JobForm, JobJson, read_job
-from vtryon_services.bridges.rest.clients import DoorsOf, SettingsOf
+from vtryon_services.bridges.rest.clients import ClientsOf, SettingsOf
 from vtryon_services.bridges.rest.documents import (
     PICTURE,
     PROBLEMS,
@@ -68,10 +68,10 @@ IdempotencyKey = Annotated[
     response_class=Response,
 )
 async def create(
-    request: Request, doors: DoorsOf, idempotency_key: IdempotencyKey = None
+    request: Request, clients: ClientsOf, idempotency_key: IdempotencyKey = None
 ) -> Response:
     """Submit a job; `timeout_seconds` is its deadline, queueing included."""
-    return made(await make(request, doors.jobs(request), idempotency_key))
+    return made(await make(request, clients.jobs(request), idempotency_key))
 
 
 async def make(
@@ -107,47 +107,47 @@ def made(job: Job) -> Response:
 @router.get("", responses=ONE, response_class=Response)
 async def list_jobs(
     request: Request,
-    doors: DoorsOf,
+    clients: ClientsOf,
     state: Annotated[list[JobState] | None, Query()] = None,
     page_size: Annotated[int, Query(ge=1, le=1000)] = 100,
     page_token: Annotated[str, Query(max_length=256)] = "",
 ) -> Response:
     """List jobs, the newest first."""
-    jobs = doors.jobs(request)
+    jobs = clients.jobs(request)
     page = await jobs.page(states=state or (), size=page_size, token=page_token)
     return JSONResponse(plain(page))
 
 
 @router.get("/{job_id}", responses=ONE, response_class=Response)
-async def get(request: Request, doors: DoorsOf, job_id: str) -> Response:
+async def get(request: Request, clients: ClientsOf, job_id: str) -> Response:
     """Give a job as it is now."""
-    return JSONResponse(plain(await doors.jobs(request).get(job_id)))
+    return JSONResponse(plain(await clients.jobs(request).get(job_id)))
 
 
 @router.post("/{job_id}/cancel", responses=ONE, response_class=Response)
-async def cancel(request: Request, doors: DoorsOf, job_id: str) -> Response:
+async def cancel(request: Request, clients: ClientsOf, job_id: str) -> Response:
     """Cancel a job; one that has ended stays as it is."""
-    return JSONResponse(plain(await doors.jobs(request).cancel(job_id)))
+    return JSONResponse(plain(await clients.jobs(request).cancel(job_id)))
 
 
 @router.delete("/{job_id}", responses=ONE, response_class=Response)
-async def erase(request: Request, doors: DoorsOf, job_id: str) -> Response:
+async def erase(request: Request, clients: ClientsOf, job_id: str) -> Response:
     """Cancel a job, and erase its pictures and prompts."""
-    return JSONResponse(plain(await doors.jobs(request).erase(job_id)))
+    return JSONResponse(plain(await clients.jobs(request).erase(job_id)))
 
 
 @router.get("/{job_id}/picture", responses=PICTURE, response_class=Response)
-async def picture(request: Request, doors: DoorsOf, job_id: str) -> Response:
+async def picture(request: Request, clients: ClientsOf, job_id: str) -> Response:
     """Fetch the picture of a job that succeeded, in a format that `Accept` names."""
     wanted = wanted_format(request)
-    found = await doors.jobs(request).picture(job_id)
+    found = await clients.jobs(request).picture(job_id)
     return picture_answer(await in_format(found, wanted))
 
 
 @router.get("/{job_id}/events", responses=_EVENTS, response_class=Response)
 async def events(
     request: Request,
-    doors: DoorsOf,
+    clients: ClientsOf,
     settings: SettingsOf,
     job_id: str,
     last_event_id: Annotated[str, Header()] = "",
@@ -156,7 +156,7 @@ async def events(
 
     After the last update of an ended job the response is 204, so that an EventSource stops.
     """
-    jobs = doors.jobs(request)
+    jobs = clients.jobs(request)
     job = await jobs.get(job_id)
     last = _sequence_of(last_event_id)
     if job.ended and last >= job.sequence:

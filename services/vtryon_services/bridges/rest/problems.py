@@ -1,4 +1,4 @@
-"""Failures as problem+json (RFC 9457), with the reasons of every other door."""
+"""Failures as problem+json (RFC 9457), with the reasons of every other interface."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ class Problem(BaseModel):
     title: str
     status: int
     detail: str
-    reason: str = Field(description="As in `google.rpc.ErrorInfo` of the gRPC door.")
+    reason: str = Field(description="As in `google.rpc.ErrorInfo` of the gRPC interface.")
     request_id: str
     metadata: dict[str, str] = Field(default_factory=dict)
     violations: list[FieldViolation] = Field(default_factory=list)

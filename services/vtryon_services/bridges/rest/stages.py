@@ -30,7 +30,7 @@ from vtryon_services.bridges.rest.answers import (
     unused_header,
 )
 from vtryon_services.bridges.rest.bodies import Encoded, Profiled, Sampled, Timed
-from vtryon_services.bridges.rest.clients import DoorsOf
+from vtryon_services.bridges.rest.clients import ClientsOf
 from vtryon_services.bridges.rest.documents import PICTURE, SAFETENSORS, SAMPLED, TENSORS, body_of
 from vtryon_services.bridges.rest.forms import FORM, read_form
 from vtryon_services.validation.ranges import PromptRanges
@@ -72,12 +72,12 @@ class Decode(Encoded, Timed):
     openapi_extra=body_of({FORM: EncodePictures}),
     response_class=Response,
 )
-async def encode_pictures(request: Request, doors: DoorsOf) -> Response:
+async def encode_pictures(request: Request, clients: ClientsOf) -> Response:
     """Encode pictures: `latents_1`, `latents_2` and so on."""
     form = await read_form(request, "pictures")
     pictures = form.pictures("pictures", least=1)
     fields = form.read(EncodePictures)
-    run = doors.to(Stage.LATENT_ENCODER, request).latent_encoder.encode(
+    run = clients.to(Stage.LATENT_ENCODER, request).latent_encoder.encode(
         pictures, numerics=fields.own_numerics(), timeout_seconds=fields.timeout_seconds
     )
     latents, headers = await _finished(request, run)
@@ -90,12 +90,12 @@ async def encode_pictures(request: Request, doors: DoorsOf) -> Response:
     openapi_extra=body_of({FORM: EncodeText}),
     response_class=Response,
 )
-async def encode_text(request: Request, doors: DoorsOf) -> Response:
+async def encode_text(request: Request, clients: ClientsOf) -> Response:
     """Encode a prompt and its pictures: `embeddings`, `negative_embeddings`."""
     form = await read_form(request, "pictures")
     pictures = form.pictures("pictures")
     fields = form.read(EncodeText)
-    run = doors.to(Stage.TEXT_ENCODER, request).text_encoder.encode(
+    run = clients.to(Stage.TEXT_ENCODER, request).text_encoder.encode(
         fields.prompt,
         pictures,
         negative_prompt=fields.negative_prompt,
@@ -112,7 +112,7 @@ async def encode_text(request: Request, doors: DoorsOf) -> Response:
     openapi_extra=body_of({FORM: SampleForm}),
     response_class=Response,
 )
-async def sample(request: Request, doors: DoorsOf) -> Response:
+async def sample(request: Request, clients: ClientsOf) -> Response:
     """Denoise, from a file of each encoder: `latents`, with the seed in the file's header."""
     form = await read_form(request, "embeddings", "latents")
     texts, pictures = form.file("embeddings"), form.file("latents")
@@ -130,7 +130,7 @@ async def sample(request: Request, doors: DoorsOf) -> Response:
         sigmas=fields.sigmas,
         priority=fields.priority,
     )
-    sampling = doors.to(Stage.SAMPLING, request).sampling
+    sampling = clients.to(Stage.SAMPLING, request).sampling
     run = sampling.sample(start, given, timeout_seconds=fields.timeout_seconds)
     facts: dict[str, str] = {}
     headers: dict[str, str] = {}
@@ -148,14 +148,14 @@ async def sample(request: Request, doors: DoorsOf) -> Response:
     openapi_extra=body_of({FORM: Decode}),
     response_class=Response,
 )
-async def decode(request: Request, doors: DoorsOf) -> Response:
+async def decode(request: Request, clients: ClientsOf) -> Response:
     """Decode the latents of one picture, to the `format` or to one that `Accept` names."""
     accepted_format = wanted_format(request)
     form = await read_form(request, "latents")
     file = form.file("latents")
     fields = form.read(Decode)
     latents = await asyncio.to_thread(lambda: only_latents(load(file)))
-    run = doors.to(Stage.DECODING, request).decoding.decode(
+    run = clients.to(Stage.DECODING, request).decoding.decode(
         latents,
         **fields.encoding(accepted_format),
         timeout_seconds=fields.timeout_seconds,

@@ -28,7 +28,7 @@ from vtryon_services.bridges.rest.bodies import (
     TryOnJson,
     read_try_on,
 )
-from vtryon_services.bridges.rest.clients import DoorsOf, SettingsOf
+from vtryon_services.bridges.rest.clients import ClientsOf, SettingsOf
 from vtryon_services.bridges.rest.documents import RESULTS, body_of
 from vtryon_services.bridges.rest.forms import FORM
 from vtryon_services.bridges.rest.jobs import (
@@ -52,7 +52,7 @@ router = APIRouter(tags=["try-ons"])
 )
 async def try_on(
     request: Request,
-    doors: DoorsOf,
+    clients: ClientsOf,
     settings: SettingsOf,
     idempotency_key: IdempotencyKey = None,
     prefer: Annotated[str, Header()] = "",
@@ -69,7 +69,7 @@ async def try_on(
     answer, accepted_format = wanted_answer(request)
     wants_job = _prefers_async(prefer)
     if wants_job or idempotency_key:
-        jobs = doors.jobs(request)
+        jobs = clients.jobs(request)
         previews = answer is Answer.EVENTS
         job = await make(request, jobs, idempotency_key, previews=previews)
         if wants_job:
@@ -79,7 +79,7 @@ async def try_on(
         return await _job_answer(await finished(jobs, job), jobs, answer, accepted_format)
     fields, pictures = await read_try_on(request)
     events = answer is Answer.EVENTS
-    run = doors.to(Stage.PIPELINE, request).try_on(
+    run = clients.to(Stage.PIPELINE, request).try_on(
         pictures[0],
         pictures[1:],
         **fields.options(accepted_format, previews=events, shown=events),

@@ -55,7 +55,7 @@ def field(record: Any, name: str) -> Any:
 
 
 class TestSchemas:
-    def test_options_are_those_of_the_other_doors(self) -> None:
+    def test_options_are_those_of_the_other_interfaces(self) -> None:
         options = field(schema("job_request"), "options")["type"]
         own = {one.name for one in dataclasses.fields(TryOnOptions)}
         assert field_names(options) == own - {"previews", "priority"}  # nobody looks; a header

@@ -1,4 +1,4 @@
-"""Whole jobs by Kafka: the same jobs as by every other door."""
+"""Whole jobs by Kafka: the same jobs as by every other interface."""
 
 from __future__ import annotations
 
@@ -131,17 +131,17 @@ async def test_submitted_by_kafka_watched_by_grpc_cancelled_by_rest(kafka: Kafka
     assert kafka.read(answer.value)["state"] == "CANCELLED"
 
 
-async def test_a_job_of_another_door_is_told_as_well(kafka: Kafka, office: ServedMesh) -> None:
+async def test_a_job_of_another_interface_is_told_as_well(kafka: Kafka, office: ServedMesh) -> None:
     async with vtryon.Client(office.target) as client:
         job = await client.jobs.create(
-            PICTURE, PICTURE, steps=2, request_id=name(), labels={"door": "grpc"}
+            PICTURE, PICTURE, steps=2, request_id=name(), labels={"interface": "grpc"}
         )
     [answer] = await kafka.answers("jobs.responses", job.request_id)
     said = kafka.read(answer.value)
     assert (said["job_id"], said["state"], said["labels"]) == (
         job.id,
         "SUCCEEDED",
-        {"door": "grpc"},
+        {"interface": "grpc"},
     )
     assert dict(answer.headers)["correlation-id"] == job.request_id.encode()
 

@@ -71,7 +71,7 @@ def test_the_queue_is_bounded_and_says_when_to_come_back() -> None:
     assert bench.batcher.counts.refused == 1
 
 
-def test_a_deadline_that_cannot_be_met_is_refused_at_the_door() -> None:
+def test_a_deadline_that_cannot_be_met_is_refused_at_the_interface() -> None:
     bench = Bench(slots=1, max_waiting=9)
     bench.learn(0.5)
     bench.enter(bench.demand(seconds=2.5))

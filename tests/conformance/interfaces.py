@@ -1,4 +1,4 @@
-"""Every door of the mesh, as something that draws one request and says how that went."""
+"""Every interface of the mesh, as something that draws one request and says how that went."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ from vtryon_services.mannequin.triples import held_out
 
 @dataclass(frozen=True)
 class Asked:
-    """A request as every door can make it."""
+    """A request as every interface can make it."""
 
     person: bytes
     garments: tuple[bytes, ...]
@@ -65,7 +65,7 @@ DRAWN = {
 
 
 def drawings() -> dict[str, Asked]:
-    """What every door draws, by name."""
+    """What every interface draws, by name."""
     example = held_out(0)
     person, garment = read_picture(example.person), read_picture(example.garment)
     return {
@@ -78,11 +78,11 @@ def same(found: np.ndarray | None, expected: np.ndarray) -> bool:
     return found is not None and np.abs(found.astype(int) - expected).max() <= 1
 
 
-class Door(Protocol):
+class Interface(Protocol):
     """A way in."""
 
     def takes(self, asked: Asked) -> bool:
-        """Whether the door has words for all of it."""
+        """Whether the interface has words for all of it."""
         ...
 
     async def draw(self, asked: Asked) -> Went:
@@ -90,11 +90,11 @@ class Door(Protocol):
         ...
 
 
-async def draw_all(door: Door, asked: Sequence[Asked]) -> list[Went]:
+async def draw_all(interface: Interface, asked: Sequence[Asked]) -> list[Went]:
     """Make many requests at once, and wait for their ends."""
-    if isinstance(door, Files):  # one process for all of them
-        return await door.draw_all(asked)
-    return await asyncio.gather(*(door.draw(one) for one in asked))
+    if isinstance(interface, Files):  # one process for all of them
+        return await interface.draw_all(asked)
+    return await asyncio.gather(*(interface.draw(one) for one in asked))
 
 
 class Grpc:

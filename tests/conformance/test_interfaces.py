@@ -1,4 +1,4 @@
-"""One list of requests through every door and topology: the same picture, the same reason."""
+"""One list of requests through every interface and topology: the same picture, the same reason."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from typing import Any
 
 import numpy as np
 import pytest
-from tests.conformance.doors import (
+from tests.conformance.interfaces import (
     Asked,
     ByKafka,
-    Door,
     Events,
     Files,
     Form,
     Grpc,
     Inline,
+    Interface,
     Job,
     Json,
     RestJob,
@@ -35,7 +35,7 @@ from vtryon_services.bridges.kafka.settings import KafkaSettings
 from vtryon_services.bridges.rest.server import begin
 from vtryon_services.bridges.rest.settings import RestSettings
 
-DOORS = ["inline", "job", "form", "json", "events", "rest job", "files", "hybrid", "kafka"]
+INTERFACES = ["inline", "job", "form", "json", "events", "rest job", "files", "hybrid", "kafka"]
 # Requests that an interface has no words for: manifests have one format for all their results and
 # keep no previews, and Kafka's records have no place for previews.
 NO_PLACE = {
@@ -47,9 +47,9 @@ REFUSED = {name: options for name, (options, _) in OPTIONS.items()}
 
 
 @pytest.fixture(scope="module")
-async def doors(
+async def interfaces(
     kafka_servers: Kafka, tmp_path_factory: pytest.TempPathFactory
-) -> AsyncIterator[dict[str, Door]]:
+) -> AsyncIterator[dict[str, Interface]]:
     """The mesh with jobs, and the bridges in front."""
     folder = tmp_path_factory.mktemp("conformance")
     async with jobs_served(
@@ -84,7 +84,7 @@ async def doors(
 
 
 def bridge(kafka: Kafka, target: str, folder: Path, **given: Any) -> KafkaSettings:
-    """Kafka's door, with topics of its own."""
+    """Kafka's interface, with topics of its own."""
     return KafkaSettings.load(
         bootstrap_servers=kafka.servers,
         registry_url=kafka.url,
@@ -106,43 +106,49 @@ def asked() -> dict[str, Asked]:
 
 
 @pytest.fixture(scope="module")
-async def expected(doors: dict[str, Door], asked: dict[str, Asked]) -> dict[str, np.ndarray]:
-    """What the gRPC door draws."""
-    drawn = await asyncio.gather(*(doors["grpc"].draw(one) for one in asked.values()))
+async def expected(
+    interfaces: dict[str, Interface], asked: dict[str, Asked]
+) -> dict[str, np.ndarray]:
+    """What the gRPC interface draws."""
+    drawn = await asyncio.gather(*(interfaces["grpc"].draw(one) for one in asked.values()))
     return {name: one.pixels.astype(int) for name, one in zip(asked, drawn, strict=True)}
 
 
-@pytest.mark.parametrize("door", DOORS)
-async def test_the_same_picture_through_every_door(doors, asked, expected, door: str) -> None:
-    taken = {name: one for name, one in asked.items() if doors[door].takes(one)}
-    found = await draw_all(doors[door], [*taken.values()])
+@pytest.mark.parametrize("interface", INTERFACES)
+async def test_the_same_picture_through_every_interface(
+    interfaces, asked, expected, interface: str
+) -> None:
+    taken = {name: one for name, one in asked.items() if interfaces[interface].takes(one)}
+    found = await draw_all(interfaces[interface], [*taken.values()])
     for name, went in zip(taken, found, strict=True):
         assert same(went.pixels, expected[name]), (name, went.reason)
     assert len(taken) >= 5
 
 
 @pytest.fixture(scope="module")
-async def reasons(doors: dict[str, Door]) -> dict[str, str]:
-    """What the gRPC door says to bad requests."""
+async def reasons(interfaces: dict[str, Interface]) -> dict[str, str]:
+    """What the gRPC interface says to bad requests."""
     said = await asyncio.gather(
-        *(doors["grpc"].draw(Asked(PICTURE, (PICTURE,), one)) for one in REFUSED.values()),
+        *(interfaces["grpc"].draw(Asked(PICTURE, (PICTURE,), one)) for one in REFUSED.values()),
         *(
-            doors["grpc"].draw(Asked(data, (PICTURE,), {"steps": 1}))
+            interfaces["grpc"].draw(Asked(data, (PICTURE,), {"steps": 1}))
             for data, _ in PICTURES.values()
         ),
     )
     return {name: one.reason for name, one in zip([*REFUSED, *PICTURES], said, strict=True)}
 
 
-@pytest.mark.parametrize("door", DOORS)
-async def test_the_same_reason_through_every_door(doors, reasons, door: str) -> None:
+@pytest.mark.parametrize("interface", INTERFACES)
+async def test_the_same_reason_through_every_interface(interfaces, reasons, interface: str) -> None:
     bad = {name: Asked(PICTURE, (PICTURE,), options) for name, options in REFUSED.items()}
     bad |= {name: Asked(data, (PICTURE,), {"steps": 1}) for name, (data, _) in PICTURES.items()}
-    taken = {name: one for name, one in bad.items() if doors[door].takes(one)}
-    assert {*bad} - {*taken} <= NO_PLACE.get(door, set())
+    taken = {name: one for name, one in bad.items() if interfaces[interface].takes(one)}
+    assert {*bad} - {*taken} <= NO_PLACE.get(interface, set())
     assert all(reasons[name] for name in taken)
-    found = await draw_all(doors[door], [*taken.values()])
+    found = await draw_all(interfaces[interface], [*taken.values()])
     said = {name: went.reason for name, went in zip(taken, found, strict=True)}
     assert said == {name: reasons[name] for name in taken}
-    [good] = await asyncio.gather(doors[door].draw(Asked(PICTURE, (PICTURE,), {"steps": 1})))
+    [good] = await asyncio.gather(
+        interfaces[interface].draw(Asked(PICTURE, (PICTURE,), {"steps": 1}))
+    )
     assert good.pixels is not None

@@ -1,16 +1,18 @@
-"""What each door costs: the same try-on, one at a time and eight at once, and the bytes that move.
+"""Latency, rate and bytes of the same try-on through each interface.
 
-    python -m vtryon_loadtests.doors [--rounds 3] [--requests 40] [--backend torch] [--json]
+    python -m vtryon_loadtests.interface_cost [--rounds 3] [--requests 40] [--backend torch]
+                                              [--json]
 
-One mesh, one bridge, and jobs in a SQLite file; doors take turns in every round. Bytes are counted
-by a relay between caller and door, both ways, everything included: headers, previews, the picture.
-The scripted backend computes nothing, so what is left is the door.
+One mesh, one bridge, and jobs in a SQLite file; interfaces take turns in every round, one request
+at a time and eight at once. A relay counts bytes between caller and interface in both directions,
+including headers, previews and the picture. The scripted backend computes nothing, so that the
+remaining time is that of the interface.
 
 - grpc: the SDK's try-on, with previews; grpc, no previews: without.
 - rest: a form, answered with the picture; rest, events: an event per step, with previews.
 - job: made, watched and fetched by gRPC; rest, job: an idempotent try-on, which is a job.
 - hybrid: by Kafka, the ledger and the pipeline; kafka: by Kafka from stage to stage. Their bytes
-  are those of everybody through the broker, the bridge included.
+  are all bytes through the broker, including those of the bridge.
 """
 
 from __future__ import annotations
@@ -49,22 +51,22 @@ Call = Callable[[], Awaitable[None]]
 
 
 @dataclass(slots=True)
-class Door:
-    """A way in, and what was measured of it: seconds, requests per second by round, bytes."""
+class MeasuredInterface:
+    """An interface and its measurements: seconds, requests per second by round, bytes."""
 
     name: str
     call: Call
-    relay: Relay
+    relay: CountingRelay
     latencies: list[float] = field(default_factory=list)
     rates: list[float] = field(default_factory=list)
     bytes: list[float] = field(default_factory=list)
 
 
 @dataclass(frozen=True, slots=True)
-class Row:
-    """Of one door; `rate_ratio` is that of requests per second to the first door's, by rounds."""
+class InterfaceRow:
+    """Of one interface; `rate_ratio`: requests per second relative to the first interface's."""
 
-    door: str
+    interface: str
     p50_ms: float
     p95_ms: float
     per_second: float
@@ -72,7 +74,7 @@ class Row:
     kib: float
 
 
-class Relay:
+class CountingRelay:
     """Passes bytes on between a port of its own and a server, and counts them."""
 
     def __init__(self, target: str) -> None:
@@ -106,8 +108,8 @@ class Relay:
 
 
 @asynccontextmanager
-async def doors(pictures: Pictures, backend: str) -> AsyncIterator[list[Door]]:
-    """Start mesh, jobs and bridge, each in a process of its own, and open every door."""
+async def interfaces(pictures: Pictures, backend: str) -> AsyncIterator[list[MeasuredInterface]]:
+    """Start mesh, jobs and bridge, each in a process of its own, and open every interface."""
     async with AsyncExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         serve = ("vtryon", "serve")
@@ -129,7 +131,7 @@ async def doors(pictures: Pictures, backend: str) -> AsyncIterator[list[Door]]:
                 VTRYON_REST_JOBS_TARGET=jobs,
             )
         )
-        relays = [Relay(target) for target in (mesh, jobs, rest)]
+        relays = [CountingRelay(target) for target in (mesh, jobs, rest)]
         at_mesh, at_jobs, at_rest = [await stack.enter_async_context(one.open()) for one in relays]
         direct = await stack.enter_async_context(vtryon.Client(at_mesh))
         office = await stack.enter_async_context(vtryon.Client(at_jobs))
@@ -165,14 +167,16 @@ async def doors(pictures: Pictures, backend: str) -> AsyncIterator[list[Door]]:
             answer.raise_for_status()
 
         yield [
-            Door("grpc", lambda: try_on(True), relays[0]),
-            Door("grpc, no previews", lambda: try_on(False), relays[0]),
-            Door("rest", post, relays[2]),
-            Door("rest, events", lambda: post(accept="text/event-stream"), relays[2]),
-            Door("job", job, relays[1]),
-            Door("rest, job", lambda: post(**{"idempotency-key": f"{next(_numbers)}"}), relays[2]),
+            MeasuredInterface("grpc", lambda: try_on(True), relays[0]),
+            MeasuredInterface("grpc, no previews", lambda: try_on(False), relays[0]),
+            MeasuredInterface("rest", post, relays[2]),
+            MeasuredInterface("rest, events", lambda: post(accept="text/event-stream"), relays[2]),
+            MeasuredInterface("job", job, relays[1]),
+            MeasuredInterface(
+                "rest, job", lambda: post(**{"idempotency-key": f"{next(_numbers)}"}), relays[2]
+            ),
             *(
-                Door(name, partial(by_kafka, caller), relay)
+                MeasuredInterface(name, partial(by_kafka, caller), relay)
                 for name, (caller, relay) in topologies.items()
             ),
         ]
@@ -197,13 +201,13 @@ def bridge_variables(
 
 async def _open_kafka(
     stack: AsyncExitStack, mesh: str, jobs: str, folder: Path
-) -> dict[str, tuple[KafkaCaller, Relay]]:
+) -> dict[str, tuple[KafkaCaller, CountingRelay]]:
     """Start broker, registry and a bridge for each topology, and connect to each."""
     ports = [free_port() for _ in range(2)]
     registry = f"127.0.0.1:{ports[0]}"
     stack.enter_context(process("kafka", "registry", "--listen", registry))
     broker = f"127.0.0.1:{ports[1]}"
-    relay = Relay(broker)
+    relay = CountingRelay(broker)
     at_broker = await stack.enter_async_context(relay.open())
     told = ("--listen", broker, "--advertise", at_broker)
     stack.enter_context(process("kafka", "broker", *told))
@@ -241,7 +245,7 @@ def process(*command: str) -> Iterator[None]:
 
 
 async def listening(place: str) -> None:
-    """Wait until somebody listens there, host:port."""
+    """Wait until a server listens at host:port."""
     host, _, port = place.rpartition(":")
     async with asyncio.timeout(20):
         while True:
@@ -253,65 +257,67 @@ async def listening(place: str) -> None:
 
 
 def free_port() -> int:
-    """Give a port that nobody listens on."""
+    """Return a free port."""
     with socket.create_server(("127.0.0.1", 0)) as held:
         return int(held.getsockname()[1])
 
 
-async def measure(rounds: int, requests: int, backend: str) -> list[Row]:
-    """Take turns, and give a row per door."""
+async def measure(rounds: int, requests: int, backend: str) -> list[InterfaceRow]:
+    """Take turns, and give a row per interface."""
     with tempfile.TemporaryDirectory() as folder:
         pictures = Pictures(Path(folder))
-        async with doors(pictures, backend) as open_doors:
-            for door in open_doors:
-                await door.call()
+        async with interfaces(pictures, backend) as opened:
+            for interface in opened:
+                await interface.call()
             for _ in track(range(rounds), "rounds", console=Console(stderr=True)):
-                for door in open_doors:
-                    await _alone(door, requests)
-                    await _together(door, requests)
-    first = open_doors[0]
-    return [_row(door, first) for door in open_doors]
+                for interface in opened:
+                    await _alone(interface, requests)
+                    await _together(interface, requests)
+    first = opened[0]
+    return [_row(interface, first) for interface in opened]
 
 
-async def _alone(door: Door, requests: int) -> None:
-    before = door.relay.passed
+async def _alone(interface: MeasuredInterface, requests: int) -> None:
+    before = interface.relay.passed
     for _ in range(requests):
         started = time.perf_counter()
-        await door.call()
-        door.latencies.append(time.perf_counter() - started)
-    door.bytes.append((door.relay.passed - before) / requests)
+        await interface.call()
+        interface.latencies.append(time.perf_counter() - started)
+    interface.bytes.append((interface.relay.passed - before) / requests)
 
 
-async def _together(door: Door, requests: int) -> None:
+async def _together(interface: MeasuredInterface, requests: int) -> None:
     left = iter(range(requests * 2))
 
     async def caller() -> None:
         for _ in left:
-            await door.call()
+            await interface.call()
 
     started = time.perf_counter()
     await asyncio.gather(*(caller() for _ in range(AT_ONCE)))
-    door.rates.append(2 * requests / (time.perf_counter() - started))
+    interface.rates.append(2 * requests / (time.perf_counter() - started))
 
 
-def _row(door: Door, first: Door) -> Row:
-    ratios = [one / other for one, other in zip(door.rates, first.rates, strict=True)]
-    return Row(
-        door.name,
-        1e3 * percentile(door.latencies, 50),
-        1e3 * percentile(door.latencies, 95),
-        statistics.median(door.rates),
+def _row(interface: MeasuredInterface, first: MeasuredInterface) -> InterfaceRow:
+    ratios = [one / other for one, other in zip(interface.rates, first.rates, strict=True)]
+    return InterfaceRow(
+        interface.name,
+        1e3 * percentile(interface.latencies, 50),
+        1e3 * percentile(interface.latencies, 95),
+        statistics.median(interface.rates),
         statistics.median(ratios),
-        statistics.median(door.bytes) / 1024,
+        statistics.median(interface.bytes) / 1024,
     )
 
 
-def show(rows: Sequence[Row]) -> Table:
+def show(rows: Sequence[InterfaceRow]) -> Table:
     """Lay the rows out."""
-    table = Table("door", "p50", "p95", f"{AT_ONCE} at once", "to the first", "moved", box=None)
+    table = Table(
+        "interface", "p50", "p95", f"{AT_ONCE} at once", "to the first", "moved", box=None
+    )
     for row in rows:
         table.add_row(
-            row.door,
+            row.interface,
             f"{row.p50_ms:.1f} ms",
             f"{row.p95_ms:.1f} ms",
             f"{row.per_second:.1f}/s",
