@@ -51,7 +51,8 @@ class Pipeline:
     def __init__(self, make_flow: MakeFlow, settings: PipelineSettings) -> None:
         self._make_flow = make_flow
         self._max_garments = settings.max_garments
-        self._places = ConcurrencyLimiter(STAGE, settings.max_requests, max_waiting=0)
+        most = settings.max_requests
+        self._places = ConcurrencyLimiter(STAGE, most, max_waiting=0, reserve=most // 2)
         self._retries = FailoverPolicy(
             RetryBudget(), settings.stage_attempts, settings.resume_every
         )

@@ -70,8 +70,8 @@ class PipelineSettings(ServiceSettings):
     max_requests: int = Field(
         default=32,
         ge=1,
-        description="Maximum concurrent try-ons; further ones are rejected as QUEUE_FULL, or "
-        "queue if their tenant has less than an equal share.",
+        description="Maximum concurrent try-ons; further ones are rejected as QUEUE_FULL. Tenants "
+        "with less than an equal share get half as many in addition, and queue beyond that.",
     )
     max_garments: int = Field(
         default=MAX_GARMENTS, ge=0, le=8, description="Maximum garment pictures of one try-on."

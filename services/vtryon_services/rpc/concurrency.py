@@ -23,12 +23,15 @@ class ConcurrencyLimiter:
         stage: for the metrics.
         places: maximum concurrent requests.
         max_waiting: maximum queued requests before rejection.
+        reserve: permits beyond `places` for tenants with less than an equal share, where a permit
+            may be held by a request that does nothing, such as one whose payloads do not arrive.
     """
 
-    def __init__(self, stage: str, places: int, max_waiting: int) -> None:
+    def __init__(self, stage: str, places: int, max_waiting: int, *, reserve: int = 0) -> None:
         self.stage = stage
         self._places = places
         self._max_waiting = max_waiting
+        self._reserve = reserve
         self._held: Counter[str] = Counter()
         self._waiting: list[Permit] = []  # in the order in which they are served
         self._average_seconds = 0.1
@@ -93,12 +96,20 @@ class ConcurrencyLimiter:
     def _advance(self) -> None:
         """Grant free permits, and wake the waiting requests, whose positions changed."""
         self._waiting = self._in_order()
-        while self._waiting and self.taken < self._places:
+        while self._waiting and self._has_permit_for(self._waiting[0].tenant):
             ticket = self._waiting.pop(0)
             self._held[ticket.tenant] += 1
             ticket.begin()
         for other in self._waiting:
             other.moved.set()
+
+    def _has_permit_for(self, tenant: str) -> bool:
+        if self.taken < self._places:
+            return True
+        others = len(self._held) - (tenant in self._held)
+        share = self._places // (others + 1)
+        below = others > 0 and self._held[tenant] < max(1, share)
+        return below and self.taken < self._places + self._reserve
 
     def _in_order(self) -> list[Permit]:
         """Sort waiting requests: by the usage of their tenant, then by arrival."""

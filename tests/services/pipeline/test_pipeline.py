@@ -1,4 +1,6 @@
 import asyncio
+import time
+from collections.abc import AsyncIterator
 
 import grpc
 import pytest
@@ -9,7 +11,8 @@ import vtryon
 from vtryon.embedded import embedded_mesh
 from vtryon.events import Chunk, Output
 from vtryon.stages import image_payloads
-from vtryon.types import Payload, PayloadKind, Stage, TryOnOptions, TryOnStart
+from vtryon.testing import scripted_mesh
+from vtryon.types import EncodedImage, Payload, PayloadKind, Stage, TryOnOptions, TryOnStart
 from vtryon.v1 import pipeline_pb2, pipeline_pb2_grpc, stream_pb2
 from vtryon.wire.payloads import Outgoing
 from vtryon.wire.stream import TRY_ON, StreamCall
@@ -266,3 +269,31 @@ async def test_what_comes_once_more_from_another_server_goes_on_where_it_stopped
     assert b"".join([bytes(piece) async for piece in relay]) == b"abcde"
     with pytest.raises(vtryon.StageError, match="another shape"):
         fanout.expect(Output((Payload(PayloadKind.IMAGE, 6),)))
+
+
+async def test_calls_that_send_no_payloads_leave_room_for_other_tenants() -> None:
+    """Every permit is held by a tenant whose pictures do not arrive."""
+    person = Payload(PayloadKind.PERSON_IMAGE, 1000, image=EncodedImage())
+    start = TryOnStart((person,), TryOnOptions(steps=1))
+    first = pipeline_pb2.TryOnRequest(start=start.to_proto())
+
+    async def declare() -> AsyncIterator[pipeline_pb2.TryOnRequest]:
+        yield first
+        await asyncio.Event().wait()
+
+    async with (
+        scripted_mesh(max_requests=2) as target,
+        grpc.aio.insecure_channel(target) as channel,
+        vtryon.Client(target) as client,
+    ):
+        stub = pipeline_pb2_grpc.PipelineServiceStub(channel)
+        held = [stub.TryOn(declare(), metadata=[("x-vtryon-tenant", "idle")]) for _ in range(2)]
+        for call in held:
+            assert (await call.read()).HasField("accepted")
+        with pytest.raises(vtryon.OverloadedError):
+            await client.acting_for("idle").try_on(PICTURE, steps=1, timeout_seconds=1)
+        started = time.monotonic()
+        await client.acting_for("other").try_on(PICTURE, steps=1, timeout_seconds=20)
+        assert time.monotonic() - started < 5
+        for call in held:
+            call.cancel()

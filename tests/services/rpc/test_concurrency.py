@@ -66,6 +66,27 @@ async def test_the_next_place_goes_to_the_tenant_that_holds_least() -> None:
     assert greedy.has_place
 
 
+async def test_a_reserve_is_for_tenants_with_less_than_their_share() -> None:
+    places = ConcurrencyLimiter(Stage.PIPELINE, 4, 0, reserve=2)
+    held = [places.enter("greedy") for _ in range(4)]
+    with pytest.raises(OverloadedError):
+        places.enter("greedy")
+    modest = [places.enter("modest"), places.enter("modest")]
+    assert [one.has_place for one in modest] == [True, True]
+    with pytest.raises(OverloadedError):  # it has its share
+        places.enter("modest")
+    third = places.enter("third")
+    assert not third.has_place  # the reserve is used up
+    places.leave(held[0])
+    assert third.has_place
+
+
+async def test_a_tenant_alone_has_no_reserve() -> None:
+    places = ConcurrencyLimiter(Stage.PIPELINE, 1, 1, reserve=5)
+    with places.enter("one"), places.enter("one") as waiting:
+        assert not waiting.has_place
+
+
 async def test_a_full_queue_refuses_who_has_most_and_not_who_has_least() -> None:
     places = ConcurrencyLimiter(Stage.DECODING, 4, 0)
     held = [places.enter("greedy") for _ in range(4)]
