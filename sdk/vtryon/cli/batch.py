@@ -6,7 +6,7 @@ import asyncio
 import io
 import json
 from collections import Counter
-from collections.abc import AsyncIterator, Iterable, Mapping
+from collections.abc import AsyncIterator, Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -38,14 +38,14 @@ from vtryon.cli.sheets import sheet
 from vtryon.cli.try_on import exit_code_of, report_failure
 from vtryon.errors import VtryonError
 from vtryon.events import UnusedOption
-from vtryon.types import ImageFormat, Profile
+from vtryon.types import ImageFormat
 
 _SHOWN = 24
 _LOOK_SECONDS = 1.0
 _SHOWN_UNUSED = 20
 
 
-@with_options("width", "height", *ALL)
+@with_options(*ALL)
 def batch(
     source: Annotated[
         Path,
@@ -58,15 +58,8 @@ def batch(
         ),
     ],
     out: Annotated[Path, typer.Argument(metavar="OUT", help="Output folder of results.")],
+    options: dict[str, Any],
     layout: Annotated[Layout, typer.Option(help=f"Of a folder. {LAYOUTS}.")] = Layout.PAIRS,
-    prompt: Annotated[str | None, typer.Option(help="Prompt of entries without one.")] = None,
-    negative_prompt: Annotated[
-        str | None, typer.Option(help="Negative prompt of entries without one.")
-    ] = None,
-    steps: Annotated[int | None, typer.Option(help="Denoise steps, 1 to 200.")] = None,
-    true_cfg_scale: Annotated[float | None, typer.Option(help="Guidance scale, 0 to 30.")] = None,
-    seed: Annotated[int | None, typer.Option(help="Seed of entries without one.")] = None,
-    profile: Annotated[Profile | None, typer.Option(help="Named set of numerics.")] = None,
     format: Annotated[  # noqa: A002
         ImageFormat, typer.Option(help="Format of the results. Default: png.")
     ] = ImageFormat.PNG,
@@ -88,26 +81,16 @@ def batch(
     as_json: Annotated[
         bool, typer.Option("--json", help="Print the report as JSON, without progress.")
     ] = False,
-    *,
-    more: Mapping[str, Any],
 ) -> None:
     """Do many try-ons, from files to files.
+
+    Options of the command are those of entries without their own.
 
     Run it again to do the missing ones: results with the same pictures, options, version and models
     are kept. OUT gets report.json and contact-sheet.png. Exit code 1 if an entry failed, 2 if the
     input is unusable.
     """
     console = PlainConsole(stderr=True)
-    given = {
-        "prompt": prompt,
-        "negative_prompt": negative_prompt,
-        "steps": steps,
-        "true_cfg_scale": true_cfg_scale,
-        "seed": seed,
-        "profile": profile,
-        **more,
-    }
-    options = {name: value for name, value in given.items() if value is not None}
     connection = Connection(endpoint, tls, tls_ca, checkpoint)
     progress = _progress(PlainConsole(stderr=True, quiet=as_json))
     interrupted = False

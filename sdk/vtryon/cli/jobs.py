@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -22,8 +22,7 @@ from vtryon.events import StepFinished
 from vtryon.files import strict
 from vtryon.files.jsonable import plain
 from vtryon.jobs import Job, Jobs, JobState
-from vtryon.options import DEFAULT_PROMPT
-from vtryon.types import ImageFormat, Profile
+from vtryon.types import ImageFormat
 
 app = typer.Typer(
     help="Submit, watch, cancel and fetch jobs: try-ons that continue without their client.",
@@ -35,16 +34,11 @@ _Json = Annotated[bool, typer.Option("--json", help="Print JSON, without progres
 
 
 @app.command()
-@with_options("width", "height", *ALL)
+@with_options(*ALL)
 def submit(
     person: Annotated[Path, typer.Argument(help="Picture of the person: PNG, JPEG or WebP.")],
     garment: Annotated[list[Path], typer.Argument(help="Picture of the garment; up to three.")],
-    prompt: Annotated[
-        str, typer.Option(help="Instruction; picture 1 is the person, picture 2 the garment.")
-    ] = DEFAULT_PROMPT,
-    negative_prompt: Annotated[
-        str | None, typer.Option(help="Negative prompt: what to avoid.")
-    ] = None,
+    options: dict[str, Any],
     request_id: Annotated[
         str,
         typer.Option(help="Idempotency key: submitting twice with the same id creates one job."),
@@ -53,10 +47,6 @@ def submit(
         list[str] | None,
         typer.Option(metavar="<key>=<value>", help="Label to store with the job; up to 16."),
     ] = None,
-    steps: Annotated[int | None, typer.Option(help="Denoise steps, 1 to 200.")] = None,
-    seed: Annotated[int | None, typer.Option(help="Equal seeds give equal pictures.")] = None,
-    true_cfg_scale: Annotated[float | None, typer.Option(help="Guidance scale, 0 to 30.")] = None,
-    profile: Annotated[Profile | None, typer.Option(help="Named set of numerics.")] = None,
     format: Annotated[  # noqa: A002
         ImageFormat | None, typer.Option(help="Format of the result. Default: png.")
     ] = None,
@@ -70,8 +60,6 @@ def submit(
     tls: TlsOption = False,
     tls_ca: TlsCaOption = None,
     as_json: _Json = False,
-    *,
-    more: Mapping[str, Any],
 ) -> None:
     """Submit a job, and print its id."""
     labels = _labels(label or [])
@@ -83,14 +71,9 @@ def submit(
             request_id=request_id,
             timeout_seconds=timeout,
             labels=labels,
-            prompt=prompt,
-            negative_prompt=negative_prompt,
-            steps=steps,
-            seed=seed,
-            true_cfg_scale=true_cfg_scale,
             format=format,
             previews=False,
-            **strict.arguments({"profile": profile, **more}),
+            **strict.arguments(options),
         )
         typer.echo(json.dumps(plain(job)) if as_json else job.id)
 

@@ -12,10 +12,12 @@ import typer
 
 from vtryon.errors import RequestError
 from vtryon.files import strict
+from vtryon.options import DEFAULT_PROMPT
 from vtryon.types import (
     GuidanceNorm,
     PreviewPolicy,
     Priority,
+    Profile,
     ResizeFilter,
     RopeLayout,
     SigmaSchedule,
@@ -24,8 +26,17 @@ from vtryon.types import (
 C = TypeVar("C", bound=Callable[..., None])
 
 _HELP: dict[str, tuple[Any, str]] = {
-    "width": (int, "Width of the result in pixels; a multiple of 16."),
-    "height": (int, "Height of the result in pixels; a multiple of 16."),
+    "prompt": (str, f'What to do with the pictures. Default: "{DEFAULT_PROMPT}".'),
+    "negative_prompt": (
+        str,
+        "Negative prompt: what to avoid; with --true-cfg-scale above 1 it turns guidance on.",
+    ),
+    "steps": (int, "Denoise steps, 1 to 200."),
+    "true_cfg_scale": (float, "Guidance scale, 0 to 30."),
+    "seed": (int, "Equal seeds give equal results."),
+    "width": (int, "Width of the result in pixels; a multiple of 16. Default: the person's."),
+    "height": (int, "Height of the result in pixels; a multiple of 16. Default: the person's."),
+    "profile": (Profile, "Named set of numerics."),
     "strength": (float, "Share of the schedule to run, above 0 to 1."),
     "sigmas": (Any, "Noise levels in place of a schedule, non-increasing: '1.0 0.6 0.3'."),
     "schedule": (SigmaSchedule, "Schedule of the noise levels. Default: the profile's."),
@@ -38,25 +49,32 @@ _HELP: dict[str, tuple[Any, str]] = {
     "preview_every": (int, "With --previews: one after every n-th step, 1 to 200, and the last."),
     "preview_max_pixels": (int, "With --previews: maximum pixels of one, 1 to 1048576."),
 }
-SAMPLING = ("strength", "sigmas", "schedule", "shift", "guidance_norm", "rope_layout", "priority")
-ALL = (*SAMPLING, "resize", "quality")
+SAMPLING = (
+    *("steps", "true_cfg_scale", "seed", "width", "height", "profile", "strength", "sigmas"),
+    *("schedule", "shift", "guidance_norm", "rope_layout", "priority"),
+)
+ALL = ("prompt", "negative_prompt", *SAMPLING, "resize", "quality")
 PREVIEWS = ("preview_every", "preview_max_pixels")
 
 
 def with_options(*names: str) -> Callable[[C], C]:
-    """Add options to a command, which receives the ones that were set as the dictionary `more`."""
+    """Add options to a command, which receives the ones that are set as a dictionary.
+
+    The command's parameter `options` receives it; its position is that of the options in `--help`.
+    """
 
     def decorate(command: C) -> C:
         @functools.wraps(command)
         def run(**values: Any) -> None:
             own = {name: values.pop(name) for name in names}
-            command(**values, more={name: one for name, one in own.items() if one is not None})
+            command(**values, options={name: one for name, one in own.items() if one is not None})
 
         signature = inspect.signature(command, eval_str=True)
-        kept = [one for one in signature.parameters.values() if one.name != "more"]
-        added = [_parameter(name) for name in names]
-        run.__signature__ = signature.replace(parameters=[*kept, *added])  # type: ignore[attr-defined]
-        run.__annotations__ = {one.name: one.annotation for one in (*kept, *added)}
+        parameters = list(signature.parameters.values())
+        position = list(signature.parameters).index("options")
+        parameters[position : position + 1] = map(_parameter, names)
+        run.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
+        run.__annotations__ = {one.name: one.annotation for one in parameters}
         return run  # type: ignore[return-value]
 
     return decorate
@@ -85,7 +103,7 @@ def _parameter(name: str) -> inspect.Parameter:
     wanted = kind if kind is Any else kind | None
     annotation = Annotated[wanted, option]  # type: ignore[valid-type]
     return inspect.Parameter(
-        name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=annotation
+        name, inspect.Parameter.POSITIONAL_OR_KEYWORD, default=None, annotation=annotation
     )
 
 

@@ -27,7 +27,7 @@ from vtryon.events import Accepted, Preview, StepFinished
 from vtryon.files import strict
 from vtryon.files.tensors import conditioning, name_embeddings, name_latents, only_latents
 from vtryon.options import DEFAULT_PROMPT
-from vtryon.types import Profile, SampleStart
+from vtryon.types import SampleStart
 
 R = TypeVar("R")
 app = typer.Typer(
@@ -39,58 +39,44 @@ _Out = Annotated[Path, typer.Option("--out", "-o", help="Output file, .safetenso
 _Pictures = Annotated[
     list[Path], typer.Argument(help="Picture: PNG, JPEG or WebP; the person first.")
 ]
-_Profile = Annotated[Profile | None, typer.Option(help="Named set of numerics.")]
 
 
 @app.command()
-@with_options("resize")
+@with_options("profile", "resize")
 def encode_image(
     pictures: _Pictures,
     out: _Out,
-    profile: _Profile = None,
+    options: Mapping[str, Any],
     endpoint: EndpointOption = None,
     tls: TlsOption = False,
     tls_ca: TlsCaOption = None,
     checkpoint: CheckpointOption = None,
-    *,
-    more: Mapping[str, Any],
 ) -> None:
     """Encode pictures: tensors `latents_1`, `latents_2` and so on."""
 
     async def work(client: Client) -> None:
-        numerics = strict.arguments({"profile": profile, **more})
-        found = await client.latent_encoder.encode(pictures, **numerics)
+        found = await client.latent_encoder.encode(pictures, **strict.arguments(options))
         save_tensors(name_latents(found), out, {})
 
     _run(work, out, Connection(endpoint, tls, tls_ca, checkpoint))
 
 
 @app.command()
-@with_options("resize")
+@with_options("prompt", "negative_prompt", "profile", "resize")
 def encode_text(
     pictures: _Pictures,
     out: _Out,
-    prompt: Annotated[
-        str, typer.Option(help="Instruction that refers to the pictures.")
-    ] = DEFAULT_PROMPT,
-    negative_prompt: Annotated[
-        str | None, typer.Option(help="Negative prompt: what to avoid.")
-    ] = None,
-    profile: _Profile = None,
+    options: Mapping[str, Any],
     endpoint: EndpointOption = None,
     tls: TlsOption = False,
     tls_ca: TlsCaOption = None,
     checkpoint: CheckpointOption = None,
-    *,
-    more: Mapping[str, Any],
 ) -> None:
     """Encode a prompt: tensors `embeddings` and, with a negative prompt, `negative_embeddings`."""
 
     async def work(client: Client) -> None:
-        numerics = strict.arguments({"profile": profile, **more})
-        found = await client.text_encoder.encode(
-            prompt, pictures, negative_prompt=negative_prompt, **numerics
-        )
+        chosen = {"prompt": DEFAULT_PROMPT, **strict.arguments(options)}
+        found = await client.text_encoder.encode(chosen.pop("prompt"), pictures, **chosen)
         save_tensors(name_embeddings(found), out, {})
 
     _run(work, out, Connection(endpoint, tls, tls_ca, checkpoint))
@@ -102,16 +88,7 @@ def sample(
     embeddings: Annotated[Path, typer.Argument(help="File of `encode-text`.")],
     latents: Annotated[Path, typer.Argument(help="File of `encode-image`.")],
     out: _Out,
-    steps: Annotated[int | None, typer.Option(help="Denoise steps, 1 to 200.")] = None,
-    true_cfg_scale: Annotated[float | None, typer.Option(help="Guidance scale, 0 to 30.")] = None,
-    seed: Annotated[int | None, typer.Option(help="Equal seeds give equal latents.")] = None,
-    width: Annotated[
-        int | None, typer.Option(help="Width in pixels. Default: the person's.")
-    ] = None,
-    height: Annotated[
-        int | None, typer.Option(help="Height in pixels. Default: the person's.")
-    ] = None,
-    profile: _Profile = None,
+    options: dict[str, Any],
     previews: Annotated[
         Path | None, typer.Option(help="Output folder for a preview after each step.")
     ] = None,
@@ -119,26 +96,16 @@ def sample(
     tls: TlsOption = False,
     tls_ca: TlsCaOption = None,
     checkpoint: CheckpointOption = None,
-    *,
-    more: dict[str, Any],
 ) -> None:
     """Denoise: the tensor `latents`, with seed and noise levels in the file's header."""
 
     async def work(client: Client) -> None:
-        policy = preview_policy(previews, more)
+        policy = preview_policy(previews, options)
         texts, pictures = load_tensors(embeddings), load_tensors(latents)
         given = conditioning(texts, pictures)
         _, rows, columns = given.references[0].spec.shape
-        options = strict.arguments({"profile": profile, **more})
-        start = SampleStart(
-            width=8 * columns if width is None else width,
-            height=8 * rows if height is None else height,
-            steps=steps,
-            true_cfg_scale=true_cfg_scale,
-            seed=seed,
-            previews=policy,
-            **options,
-        )
+        chosen = {"width": 8 * columns, "height": 8 * rows, **strict.arguments(options)}
+        start = SampleStart(previews=policy, **chosen)
         facts: dict[str, str] = {}
         run = client.sampling.sample(start, given)
         with PlainConsole(stderr=True).status("sampling") as status:

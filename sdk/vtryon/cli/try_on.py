@@ -32,10 +32,9 @@ from vtryon.cli.requests import RequestFile, read_request
 from vtryon.errors import RequestError, SettingsError, VtryonError
 from vtryon.events import Event, Preview, StageStarted
 from vtryon.files import strict as strict_options
-from vtryon.options import DEFAULT_PROMPT
 from vtryon.pictures import SUFFIXES, read_picture
 from vtryon.run import Result
-from vtryon.types import ImageFormat, PreviewPolicy, Profile
+from vtryon.types import ImageFormat, PreviewPolicy
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,27 +69,7 @@ def try_on(
     person: Annotated[Path, typer.Argument(help="Picture of the person: PNG, JPEG or WebP.")],
     garment: Annotated[list[Path], typer.Argument(help="Picture of the garment; up to three.")],
     out: Annotated[Path, typer.Option("--out", "-o", help="Output file: .png, .jpg or .webp.")],
-    prompt: Annotated[
-        str | None,
-        typer.Option(help=f'What to do with the pictures.  [default: "{DEFAULT_PROMPT}"]'),
-    ] = None,
-    negative_prompt: Annotated[
-        str | None,
-        typer.Option(
-            help="Negative prompt: what to avoid; with --true-cfg-scale above 1 it turns "
-            "guidance on."
-        ),
-    ] = None,
-    steps: Annotated[int | None, typer.Option(help="Denoise steps, 1 to 200.")] = None,
-    true_cfg_scale: Annotated[float | None, typer.Option(help="Guidance scale, 0 to 30.")] = None,
-    seed: Annotated[int | None, typer.Option(help="Equal seeds give equal pictures.")] = None,
-    width: Annotated[
-        int | None, typer.Option(help="Width of the result in pixels; a multiple of 16.")
-    ] = None,
-    height: Annotated[
-        int | None, typer.Option(help="Height of the result in pixels; a multiple of 16.")
-    ] = None,
-    profile: Annotated[Profile | None, typer.Option(help="Named set of numerics.")] = None,
+    options: dict[str, Any],
     request: Annotated[
         Path | None,
         typer.Option(
@@ -127,27 +106,14 @@ def try_on(
     as_json: Annotated[
         bool, typer.Option("--json", help="Print one JSON object, without progress.")
     ] = False,
-    *,
-    more: dict[str, Any],
 ) -> None:
     """Put a garment on a person.
 
     A bearer token for the endpoint is read from VTRYON_TOKEN.
     """
     console = PlainConsole(stderr=True)
-    given = {
-        "prompt": prompt,
-        "negative_prompt": negative_prompt,
-        "steps": steps,
-        "true_cfg_scale": true_cfg_scale,
-        "seed": seed,
-        "width": width,
-        "height": height,
-        "profile": profile,
-        "timeout_seconds": timeout,
-    }
     try:
-        policy = preview_policy(previews, more)
+        policy = preview_policy(previews, options)
         asked = _read_request(request, strict=strict, ignore_loras=ignore_loras)
         job = TryOnCommand(
             person=person,
@@ -157,8 +123,8 @@ def try_on(
             preview_policy=policy,
             options={
                 **(asked.options if asked else {}),
-                **{name: value for name, value in given.items() if value is not None},
-                **more,
+                **options,
+                **({} if timeout is None else {"timeout_seconds": timeout}),
                 "format": format_of(out),
             },
             connection=Connection(endpoint, tls, tls_ca, checkpoint),
