@@ -16,7 +16,7 @@ from typing import Any
 
 from vtryon_loadtests.attacks import PER_SECOND, paced
 from vtryon_loadtests.hostile_jobs import serve_jobs
-from vtryon_loadtests.interfaces import bridge_variables, free_port, listening, process
+from vtryon_loadtests.interface_cost import bridge_variables, free_port, listening, process
 from vtryon_loadtests.kafka import KafkaCaller
 from vtryon_loadtests.tensor_streaming import running
 

@@ -17,7 +17,7 @@ from vtryon_services.runtime.settings import JOBS, KAFKA, REST
 
 # Served alone: what begins each, and its settings; loaded when it is asked for.
 _BRIDGES = "vtryon_services.bridges"
-_BRIDGES = {
+_INTERFACES = {
     REST: (f"{_BRIDGES}.rest.server:begin", f"{_BRIDGES}.rest.settings:RestSettings"),
     KAFKA: (f"{_BRIDGES}.kafka.bridge:begin", f"{_BRIDGES}.kafka.settings:KafkaSettings"),
 }
@@ -81,7 +81,7 @@ def serve(
     }
     given = {name: value for name, value in options.items() if value is not None}
     try:
-        alone = len(stages) == 1 and stages[0] in _BRIDGES
+        alone = len(stages) == 1 and stages[0] in _INTERFACES
         asyncio.run(_serve_bridge(stages[0], given) if alone else _serve(_stages(stages), given))
     except SettingsError as error:
         PlainConsole(stderr=True).say_error(str(error))
@@ -99,7 +99,7 @@ async def _serve(stages: Sequence[str], given: dict[str, Any]) -> None:
 
 
 async def _serve_bridge(name: str, given: dict[str, Any]) -> None:
-    begin, settings_type = map(pkgutil.resolve_name, _BRIDGES[name])
+    begin, settings_type = map(pkgutil.resolve_name, _INTERFACES[name])
     from vtryon_services.rpc.process import serve as serve_process
 
     settings = settings_type.load(**given)
@@ -126,6 +126,6 @@ def _stages(names: Sequence[str]) -> list[str]:
         known = ", ".join(Stage)
         raise SettingsError(
             f"no stage {', '.join(unknown)}; there are {known}, all; and alone "
-            f"{', '.join(_BRIDGES)}"
+            f"{', '.join(_INTERFACES)}"
         )
     return list(dict.fromkeys(named))
