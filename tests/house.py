@@ -42,8 +42,8 @@ BOUNDS = {
     "class names in two modules": 0,
     "public names without a docstring": 0,
     "lines of a function, 90th percentile": 21,
-    "lines of a module, largest": 440,
-    "modules that name a sampling field": 36,
+    "lines of a module, largest": 400,
+    "modules that name a sampling field": 33,
 }
 
 

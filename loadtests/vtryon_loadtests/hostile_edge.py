@@ -21,7 +21,8 @@ import vtryon
 from vtryon_loadtests.attacks import PER_SECOND, hold_connections, paced
 from vtryon_loadtests.hostile_grpc import start_of, stream
 from vtryon_mesh.description import Mesh
-from vtryon_mesh.local.layout import UpOptions, lay_out
+from vtryon_mesh.local.layout import UpOptions
+from vtryon_mesh.local.planning import lay_out
 from vtryon_mesh.local.supervise import Supervisor, supervised
 from vtryon_mesh.local.tokens import Issuer
 

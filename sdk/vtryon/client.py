@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import copy
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Self
@@ -17,6 +16,7 @@ from vtryon.pictures import digest
 from vtryon.run import Result, Run, StreamedResult
 from vtryon.stages import Decoding, LatentEncoder, Sampling, TextEncoder
 from vtryon.tensors import Tensor, check_tensor
+from vtryon.threads import run_on_bytes
 from vtryon.types import (
     ImageFormat,
     Numerics,
@@ -233,7 +233,7 @@ class Client:
             # One garment is worn by many: the first, or else the person, says where to go.
             said = outgoing[:2][-1].data
             assert isinstance(said, bytes)
-            content = await asyncio.to_thread(digest, said)
+            content = await run_on_bytes(len(said), digest, said)
             return StreamCall(
                 channel,
                 TRY_ON,

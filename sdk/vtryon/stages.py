@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import asyncio
+import math
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -13,6 +13,7 @@ from vtryon.messages import request_message
 from vtryon.pictures import Picture, read_picture
 from vtryon.run import Run, StreamedResult
 from vtryon.tensors import Tensor, check_tensor
+from vtryon.threads import run_on_bytes
 from vtryon.types import (
     DecodeStart,
     EncodeLatentsStart,
@@ -261,10 +262,12 @@ async def image_payloads(
     Raises:
         RequestError: a picture can't be read.
     """
-    return [
-        outgoing_image(kind, await asyncio.to_thread(read_picture, source, name))
-        for kind, source, name in pictures
-    ]
+    outgoing = []
+    for kind, source, name in pictures:
+        size = len(source) if isinstance(source, bytes) else math.inf  # a path, to be decoded, …
+        data = await run_on_bytes(size, read_picture, source, name)
+        outgoing.append(outgoing_image(kind, data))
+    return outgoing
 
 
 def _images(pictures: Any) -> list[tuple[PayloadKind, PictureSource, str]]:

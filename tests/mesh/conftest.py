@@ -14,7 +14,8 @@ from tests.support.mesh import wait_until_healthy
 import vtryon
 from vtryon.types import Stage
 from vtryon_mesh.description import Mesh
-from vtryon_mesh.local.layout import MeshLayout, UpOptions, lay_out
+from vtryon_mesh.local.layout import MeshLayout, UpOptions
+from vtryon_mesh.local.planning import lay_out
 from vtryon_mesh.local.supervise import Supervisor, supervised
 from vtryon_mesh.local.tokens import Issuer
 

@@ -15,7 +15,8 @@ from tests.mesh.conftest import AT_ONCE, Town, town_of
 
 from vtryon.errors import SettingsError, UnavailableError
 from vtryon_mesh.description import Mesh
-from vtryon_mesh.local.layout import UpOptions, lay_out
+from vtryon_mesh.local.layout import UpOptions
+from vtryon_mesh.local.planning import lay_out
 
 
 @pytest.fixture(scope="module")

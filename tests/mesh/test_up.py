@@ -24,7 +24,8 @@ from vtryon_mesh.description import Mesh
 from vtryon_mesh.envoy.pieces import Address
 from vtryon_mesh.local import child
 from vtryon_mesh.local.folder import check, claim
-from vtryon_mesh.local.layout import UpOptions, lay_out
+from vtryon_mesh.local.layout import UpOptions
+from vtryon_mesh.local.planning import lay_out
 from vtryon_mesh.local.services import choose
 
 

@@ -23,7 +23,8 @@ from vtryon_mesh.description import DEFAULT_PATH, Mesh
 from vtryon_mesh.envoy.access import Keys, RemoteKeys
 from vtryon_mesh.envoy.pieces import Address
 from vtryon_mesh.local.folder import check, claim
-from vtryon_mesh.local.layout import MeshLayout, UpOptions, lay_out
+from vtryon_mesh.local.layout import MeshLayout, UpOptions
+from vtryon_mesh.local.planning import lay_out
 from vtryon_mesh.local.services import choose
 from vtryon_mesh.local.supervise import Status, Supervisor, refuse_taken_ports, supervised
 from vtryon_mesh.local.tokens import Issuer

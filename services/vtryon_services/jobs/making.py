@@ -10,6 +10,7 @@ from dataclasses import replace
 
 from vtryon.jobs import CreateJobStart
 from vtryon.seeds import draw_seed
+from vtryon.threads import run_on_bytes
 from vtryon.types import TryOnOptions
 from vtryon.wire.payloads import Buffer
 from vtryon_services.jobs.eraser import Eraser
@@ -90,7 +91,7 @@ class Maker:
         self, start: CreateJobStart, pictures: Sequence[Buffer], tenant: str, folder: str
     ) -> NewJob:
         options = start.options or TryOnOptions()
-        digest = await asyncio.to_thread(digest_of, options, pictures)
+        digest = await run_on_bytes(sum(map(len, pictures)), digest_of, options, pictures)
         if options.seed is None:
             options = replace(options, seed=draw_seed())
         seal = await self._seals.make(folder)

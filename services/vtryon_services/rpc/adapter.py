@@ -170,7 +170,8 @@ class _Exchange:
                     await self._write(_serialize(reply))
                 else:
                     # A large answer takes long; the event loop goes on meanwhile.
-                    self._reply = await asyncio.to_thread(_serialize, reply)
+                    made = isinstance(reply, bytes)
+                    self._reply = reply if made else await asyncio.to_thread(_serialize, reply)
         if self._method.replies is Replies.EVENTS and not grammar.ended:
             raise StageError(f"{self._service.stage} ended its stream before `finished`")
 

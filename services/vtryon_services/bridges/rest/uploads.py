@@ -18,12 +18,12 @@ from vtryon.errors import (
     RequestError,
     UnavailableError,
 )
+from vtryon.threads import run_on_bytes
 from vtryon_services.bridges.rest.settings import RestSettings
 from vtryon_services.runtime.metrics import Watched
 from vtryon_services.runtime.pace import Pace
 from vtryon_services.runtime.settings import REST
 
-_JOINED_HERE = 1024 * 1024  # more is joined beside the event loop
 _BURST_SECONDS = 1.0
 
 
@@ -201,9 +201,7 @@ class Upload:
             if not self.complete:
                 self._release()
         pieces, self._pieces = self._pieces, []
-        if self._size > _JOINED_HERE:
-            return await asyncio.to_thread(b"".join, pieces)
-        return b"".join(pieces)
+        return await run_on_bytes(self._size, b"".join, pieces)
 
     def _allowed_seconds(self) -> float:
         settings = self._uploads.settings
