@@ -13,6 +13,8 @@ import zlib
 from collections.abc import AsyncGenerator, Iterable, Sequence
 from dataclasses import replace
 
+from PIL import Image
+
 from vtryon.errors import DeadlineError
 from vtryon.events import Fit
 from vtryon.pictures import Picture
@@ -30,6 +32,7 @@ from vtryon.wire.payloads import Buffer
 from vtryon_services.backends.protocols import Backend, Latents, OutputOptions, StepDone
 from vtryon_services.engine.geometry import Defaults
 from vtryon_services.engine.numerics import Resolved
+from vtryon_services.engine.pictures import encode
 from vtryon_services.engine.plan import QueuePosition, SamplingRequest, is_due
 from vtryon_services.rpc.concurrency import ConcurrencyLimiter
 
@@ -159,7 +162,7 @@ class ScriptedSlot:
 
 
 class ScriptedDecoding(Backend):
-    """Gives a picture of one grey, drawn from the latents. PNG only, whatever is asked."""
+    """Gives a picture of one grey, drawn from the latents."""
 
     digest = _DIGEST
     channels = CHANNELS
@@ -173,7 +176,11 @@ class ScriptedDecoding(Backend):
         await asyncio.sleep(self._seconds)
         grey = (await asyncio.to_thread(_digest, [latents.data]))[0]
         _, height, width = latents.spec.shape
-        return await asyncio.to_thread(_picture, width * 8, height * 8, grey)
+        if format is ImageFormat.PNG:
+            return await asyncio.to_thread(_picture, width * 8, height * 8, grey)
+        picture = Image.new("L", (width * 8, height * 8), grey)
+        data = await asyncio.to_thread(encode, picture, format, quality)
+        return Picture(EncodedImage(format, *picture.size), data)
 
 
 def _draw(shape: tuple[int, ...], sources: Iterable[Buffer]) -> Tensor:

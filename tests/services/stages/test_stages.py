@@ -1,11 +1,13 @@
 """Each stage alone, and all of them in a row: the same picture as the pipeline's."""
 
+import io
 from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from tests.support.checkpoints import without_preview_map
 from tests.support.pictures import png
 
@@ -17,6 +19,7 @@ from vtryon.events import ResumeChunk
 from vtryon.types import (
     DataType,
     GuidanceNorm,
+    ImageFormat,
     Profile,
     ResizeFilter,
     ResumePoint,
@@ -207,3 +210,13 @@ async def test_numerics_that_a_stage_does_not_use_are_listed(scripted: vtryon.Cl
         png(), steps=1, true_cfg_scale=2.0, negative_prompt="y", numerics=every
     )
     assert result.unused_options == ()  # each stage is told its own
+
+
+@pytest.mark.parametrize("wanted", [*ImageFormat])
+async def test_a_scripted_picture_has_the_format_that_is_asked_for(
+    scripted: vtryon.Client, wanted: ImageFormat
+) -> None:
+    result = await scripted.try_on(png(), png(), steps=1, format=wanted, previews=False)
+    assert result.picture.image.format is wanted
+    with Image.open(io.BytesIO(result.picture.data)) as picture:
+        assert (picture.format, picture.size) == (wanted.name, result.picture.size)
