@@ -13,6 +13,7 @@ import vtryon
 from vtryon.types import Stage
 from vtryon_services.backends.scripted import ScriptedSampling
 from vtryon_services.host import host
+from vtryon_services.jobs.settings import JobsSettings
 from vtryon_services.pipeline.settings import PipelineSettings
 from vtryon_services.rpc.process import RunningServer
 from vtryon_services.rpc.serve import Server
@@ -132,7 +133,7 @@ async def test_jobs_beside_a_pipeline_run_behind_tls(tmp_path, monkeypatch) -> N
         "database_url": f"sqlite:///{tmp_path / 'jobs.sqlite'}",
         "artifacts_url": str(tmp_path / "artifacts"),
     }
-    settings = PipelineSettings.load_from(given)
+    settings = PipelineSettings.load_from(given, [JobsSettings])
     async with host(settings, [*Stage, "jobs"], "localhost:0", **given) as serving:
         monkeypatch.setenv("no_proxy", "localhost")  # for this test's own client
         tls = vtryon.Tls(ca_path=tmp_path / "ca.crt")
