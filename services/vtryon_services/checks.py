@@ -57,16 +57,13 @@ def jobs() -> Iterator[Finding]:
         remedy = extras.install_command(["jobs"])
         yield Finding("jobs database", False, "the extra jobs is not installed", remedy=remedy)
         return
-    from sqlalchemy.engine import make_url
-    from sqlalchemy.exc import ArgumentError
-
-    from vtryon_services.jobs.database import located
+    from vtryon_services.jobs.database import read_url
     from vtryon_services.jobs.settings import JobsSettings
 
     try:
         settings = JobsSettings.load()
-        url = make_url(located(settings.database_url, settings.folder))
-    except (SettingsError, ArgumentError) as error:
+        url = read_url(settings.database_url, settings.folder)
+    except SettingsError as error:
         remedy = "set VTRYON_JOBS_DATABASE_URL"
         yield Finding("jobs database", False, str(error), remedy=remedy)
         return

@@ -28,7 +28,6 @@ from vtryon.types import MAX_GARMENTS, PayloadKind, Stage, TryOnOptions
 from vtryon.v1 import job_pb2
 from vtryon.wire.payloads import outgoing_image
 from vtryon.wire.retry import FOR_SERVICES
-from vtryon_services.jobs.database import located as database_located
 from vtryon_services.jobs.database import open_database
 from vtryon_services.jobs.eraser import Eraser
 from vtryon_services.jobs.making import Maker
@@ -78,7 +77,7 @@ async def make_services(settings: JobsSettings) -> list[Service]:
     folder = settings.folder
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     artifacts = Artifacts.open(artifacts_located(settings.artifacts_url, folder))
-    database = await open_database(database_located(settings.database_url, folder))
+    database = await open_database(settings.database_url, folder)
     _log.info("jobs are kept", data_folder=str(folder))
     limits = StoreLimits(
         settings.max_waiting,

@@ -10,6 +10,7 @@ import pytest
 from sqlalchemy import Connection, insert, select
 
 from vtryon.errors import SettingsError
+from vtryon_services import checks
 from vtryon_services.jobs.database import Database, open_database
 from vtryon_services.jobs.database.turns import Turns
 from vtryon_services.jobs.tables import leftovers
@@ -75,16 +76,24 @@ async def test_writes_of_many_tenants_at_once(database: Database) -> None:
     assert len(await folders(database)) == 20
 
 
-@pytest.mark.parametrize(
-    "url",
-    [
-        *("sqlite://", "sqlite:///:memory:", "sqlite+aiosqlite:///x", "mysql://x/y", "postgresql"),
-        *("postgresql+psycopg://x/y", "sqlite:////nowhere/at/all"),
-    ],
+REFUSED = (
+    *("sqlite://", "sqlite:///:memory:", "sqlite+aiosqlite:///x", "mysql://x/y", "postgresql"),
+    *("postgresql://x/y", "postgresql+psycopg://x/y"),
 )
+
+
+@pytest.mark.parametrize("url", [*REFUSED, "sqlite:////nowhere/at/all"])
 async def test_a_database_that_can_t_be_used_is_refused(url: str) -> None:
     with pytest.raises(SettingsError, match="jobs' database"):
         await open_database(url)
+
+
+@pytest.mark.parametrize("url", REFUSED)
+def test_the_doctor_refuses_what_the_service_does(url: str, monkeypatch) -> None:
+    monkeypatch.setenv("VTRYON_JOBS_DATABASE_URL", url)
+    [finding] = checks.jobs()
+    assert (finding.ok, finding.remedy) == (False, "set VTRYON_JOBS_DATABASE_URL")
+    assert "jobs' database" in finding.found
 
 
 async def test_many_of_one_tenant_delay_another_by_one() -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from sqlalchemy import Connection, text
+from sqlalchemy import URL, Connection, text
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
 from vtryon_services.jobs.database.transactions import Database, T, named_failures, upgrade
@@ -20,7 +20,7 @@ class PostgresDatabase(Database):
         self._engine = engine
 
     @classmethod
-    async def open(cls, url: str) -> PostgresDatabase:
+    async def open(cls, url: URL) -> PostgresDatabase:
         """Connect, and run the migrations under a lock: several replicas may start at once."""
         engine = create_async_engine(
             url,

@@ -12,9 +12,8 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from typing import Any
 
-from sqlalchemy import Connection, Engine, create_engine, event, make_url
+from sqlalchemy import URL, Connection, Engine, create_engine, event
 
-from vtryon.errors import SettingsError
 from vtryon_services.jobs.database.transactions import Database, T, named_failures, upgrade
 from vtryon_services.jobs.database.turns import Turns
 
@@ -39,12 +38,8 @@ class SqliteDatabase(Database):
         self._readers = ThreadPoolExecutor(_READERS, "jobs-reader")
 
     @classmethod
-    async def open(cls, url: str) -> SqliteDatabase:
+    async def open(cls, url: URL) -> SqliteDatabase:
         """Create the file if it is missing, and bring its tables up to date."""
-        if make_url(url).database in (None, "", ":memory:"):
-            raise SettingsError(
-                "the jobs' database would be in memory, and its jobs lost: sqlite:///PATH"
-            )
         engine = create_engine(
             url,
             hide_parameters=True,  # errors are logged, and never hold what callers said
