@@ -5,8 +5,6 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 from dataclasses import replace
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -28,10 +26,9 @@ from tests.conformance.interfaces import (
 )
 from tests.support.bad_input import OPTIONS, PICTURE, PICTURES
 from tests.support.jobs import jobs_served
-from tests.support.kafka import Kafka
+from tests.support.kafka import Kafka, bridge_settings
 
 from vtryon_services.bridges.kafka.bridge import begin as begin_kafka
-from vtryon_services.bridges.kafka.settings import KafkaSettings
 from vtryon_services.bridges.rest.server import begin
 from vtryon_services.bridges.rest.settings import RestSettings
 
@@ -65,8 +62,8 @@ async def interfaces(
         chain = replace(kafka_servers, prefix="conformance-kafka")
         async with (
             begin(rest) as began,
-            begin_kafka(bridge(hybrid, target, folder)),
-            begin_kafka(bridge(chain, target, folder, topology="kafka", serves="all")),
+            begin_kafka(bridge_settings(hybrid, target, folder)),
+            begin_kafka(bridge_settings(chain, target, folder, topology="kafka", serves="all")),
         ):
             url = f"http://{began.address}"
             yield {
@@ -81,22 +78,6 @@ async def interfaces(
                 "hybrid": ByKafka(hybrid),
                 "kafka": ByKafka(chain),
             }
-
-
-def bridge(kafka: Kafka, target: str, folder: Path, **given: Any) -> KafkaSettings:
-    """Kafka's interface, with topics of its own."""
-    return KafkaSettings.load(
-        bootstrap_servers=kafka.servers,
-        registry_url=kafka.url,
-        prefix=kafka.prefix,
-        idempotent=False,
-        create_topics=True,
-        retry_seconds=(),
-        pipeline_target=target,
-        claims_url=str(folder / "claims"),
-        listen="127.0.0.1:0",
-        **given,
-    )
 
 
 @pytest.fixture(scope="module")

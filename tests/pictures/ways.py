@@ -18,7 +18,7 @@ from PIL import Image
 from tests.conformance.interfaces import Asked, ByKafka, Form, Grpc, Inline, Interface, Job, Json
 from tests.support.commands import invoke
 from tests.support.jobs import jobs_served
-from tests.support.kafka import Kafka
+from tests.support.kafka import Kafka, bridge_settings
 from tests.support.pictures import png
 
 import vtryon
@@ -27,7 +27,6 @@ from vtryon.wire.payloads import Buffer
 from vtryon_services.backends.protocols import Latents
 from vtryon_services.backends.scripted import ScriptedLatentEncoder
 from vtryon_services.bridges.kafka.bridge import begin as begin_kafka
-from vtryon_services.bridges.kafka.settings import KafkaSettings
 from vtryon_services.bridges.rest.server import begin as begin_rest
 from vtryon_services.bridges.rest.settings import RestSettings
 from vtryon_services.engine import pictures
@@ -201,17 +200,7 @@ async def ways_in(kafka: Kafka, folder: Path) -> AsyncIterator[dict[str, Way]]:
         drain_grace_seconds=1.0,
     ) as target:
         rest = RestSettings.load(listen="127.0.0.1:0", pipeline_target=target)
-        bridge = KafkaSettings.load(
-            bootstrap_servers=kafka.servers,
-            registry_url=kafka.url,
-            prefix=kafka.prefix,
-            idempotent=False,
-            create_topics=True,
-            retry_seconds=(),
-            pipeline_target=target,
-            claims_url=str(folder / "claims"),
-            listen="127.0.0.1:0",
-        )
+        bridge = bridge_settings(kafka, target, folder)
         async with begin_rest(rest) as began, begin_kafka(bridge):
             url = f"http://{began.address}"
             yield {

@@ -24,6 +24,8 @@ import fastavro
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
 from tests.support.processes import VTRYON, free_port
 
+from vtryon_services.bridges.kafka.settings import KafkaSettings
+
 
 class Process:
     """A process on a port that it keeps through its restarts."""
@@ -291,3 +293,19 @@ def kafka_and_registry(folder: Path) -> Iterator[Kafka]:
     broker, registry = broker_process(), registry_process(folder / "r.json")
     with broker.running(), registry.running():
         yield Kafka(broker, registry)
+
+
+def bridge_settings(kafka: Kafka, target: str, folder: Path, **given: Any) -> KafkaSettings:
+    """Settings of a bridge with topics of its own."""
+    return KafkaSettings.load(
+        bootstrap_servers=kafka.servers,
+        registry_url=kafka.url,
+        prefix=kafka.prefix,
+        idempotent=False,
+        create_topics=True,
+        retry_seconds=(),
+        pipeline_target=target,
+        claims_url=str(folder / "claims"),
+        listen="127.0.0.1:0",
+        **given,
+    )

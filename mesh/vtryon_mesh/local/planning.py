@@ -84,8 +84,9 @@ class _Planner:
         if wanted.backend == "triton":
             self._add_triton()
         if KAFKA in wanted.services:
-            self._add_broker()
-            self._add_registry()
+            self._broker = self._add_kafka(BROKER, _BROKER)
+            file = str(self._folder / "schemas.json")
+            self._registry = self._add_kafka(REGISTRY, _REGISTRY, "--file", file, ready="subjects")
         for name in wanted.services:
             for number, address in enumerate(applications[name]):
                 label = self._label(name, number)
@@ -262,39 +263,14 @@ class _Planner:
             )
         )
 
-    def _add_broker(self) -> None:
-        """Add a broker that speaks Kafka's protocol and keeps everything in memory."""
-        self._broker = place = self._place(_BROKER)
-        command = (sys.executable, "-m", "vtryon", "kafka", "broker", "--listen", str(place))
+    def _add_kafka(self, name: str, port: int, *options: str, ready: str | None = None) -> Address:
+        """Add the broker, which keeps everything in memory, or the schema registry."""
+        place = self._place(port)
+        command = (sys.executable, "-m", "vtryon", "kafka", name, "--listen", str(place))
         self._processes.append(
-            Process(
-                BROKER,
-                command,
-                {},
-                (place,),
-                priority=10,
-                health=place,
-                metrics=None,
-                ready=None,
-            )
+            Process(name, (*command, *options), {}, (place,), 10, place, metrics=None, ready=ready)
         )
-
-    def _add_registry(self) -> None:
-        """Add a schema registry that keeps everything in a file."""
-        self._registry = place = self._place(_REGISTRY)
-        command = (sys.executable, "-m", "vtryon", "kafka", "registry", "--listen", str(place))
-        self._processes.append(
-            Process(
-                REGISTRY,
-                (*command, "--file", str(self._folder / "schemas.json")),
-                {},
-                (place,),
-                priority=10,
-                health=place,
-                metrics=None,
-                ready="subjects",
-            )
-        )
+        return place
 
     def _set_up_jobs(self, variables: Variables) -> None:
         """Give all replicas one ledger and one store, in the mesh's folder or the user's own."""
