@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from typing import Any
 
 from sqlalchemy import Connection, Row, and_, bindparam, func, or_, select, update
@@ -41,6 +42,7 @@ _FREE = and_(
         and_(_RUNNING, jobs.c.lease_until < _NOW),
     ),
     func.coalesce(_here.c.jobs, 0) < bindparam("most_of_tenant"),
+    jobs.c.tenant.not_in(bindparam("paused", expanding=True)),
 )
 _ANY_FREE = (
     select(jobs.c.id).outerjoin(_here, _here.c.tenant == jobs.c.tenant).where(_FREE).limit(1)
@@ -68,7 +70,11 @@ class Leases:
         self._max_attempts = max_attempts
 
     async def lease(
-        self, owner: str, seconds: float, most_of_tenant: int | None = None
+        self,
+        owner: str,
+        seconds: float,
+        most_of_tenant: int | None = None,
+        paused: Sequence[str] = (),
     ) -> Leased | None:
         """Lease the next job: the oldest of the tenant with the fewest running; None without jobs.
 
@@ -78,10 +84,11 @@ class Leases:
             owner: the runner.
             seconds: duration of the lease.
             most_of_tenant: maximum jobs of one tenant that the runner holds; None: any number.
+            paused: tenants whose jobs are not leased now.
         """
         now = time.time()
         most = _ANY_NUMBER if most_of_tenant is None else most_of_tenant
-        asked = {"now": now, "of_owner": owner, "most_of_tenant": most}
+        asked = {"now": now, "of_owner": owner, "most_of_tenant": most, "paused": paused}
         if await self._database.read(lambda db: db.execute(_ANY_FREE, asked).first()) is None:
             return None
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 import uuid
+from collections.abc import Sequence
 
 import structlog
 from opentelemetry import context, propagate
@@ -17,6 +18,7 @@ from vtryon_services.jobs.notifier import OUTCOMES, WORK, Notifier
 from vtryon_services.jobs.records import Leased
 from vtryon_services.jobs.seals import Seals
 from vtryon_services.jobs.settings import JobsSettings
+from vtryon_services.jobs.starts import StartRate
 from vtryon_services.jobs.store import JobStore
 from vtryon_services.storage.artifacts import Artifacts
 from vtryon_services.storage.outage import Outage
@@ -44,6 +46,7 @@ class Runner:
         self.notifier = notifier
         self.settings = settings
         self._eraser = eraser
+        self._starts = StartRate(settings.starts_per_second_per_tenant)
         self.owner = uuid.uuid4().hex
         self._active: dict[str, Attempt] = {}
         self._tasks: set[asyncio.Task[None]] = set()
@@ -72,22 +75,29 @@ class Runner:
         outage = Outage(_log, "no job could be taken")
         with self.notifier.subscribe(WORK) as subscription:
             while True:
-                leased = None
+                leased, (paused, wait) = None, self._starts.paused()
                 if len(self._tasks) < self.settings.runners:
                     try:
-                        leased = await self.leases.lease(
-                            self.owner, self.settings.lease_seconds, self.settings.most_of_tenant
-                        )
+                        leased = await self._lease(paused)
                         outage.over()
                     except Exception as error:  # the database may come back
                         await asyncio.sleep(outage.failed(error))
                         continue
                 if leased is None:
-                    await subscription.wait(self.settings.poll_seconds)
+                    most = self.settings.poll_seconds
+                    await subscription.wait(min(wait, most) if paused else most)
                     continue
+                self._starts.started(leased.tenant)
                 task = asyncio.create_task(self._run(leased))
                 self._tasks.add(task)
                 task.add_done_callback(self._ended)
+
+    async def _lease(self, paused: Sequence[str]) -> Leased | None:
+        """Lease a job of a tenant that may start one."""
+        settings = self.settings
+        return await self.leases.lease(
+            self.owner, settings.lease_seconds, settings.most_of_tenant, paused
+        )
 
     def _ended(self, task: asyncio.Task[None]) -> None:
         self._tasks.discard(task)

@@ -50,6 +50,12 @@ class JobsSettings(ServiceSettings):
         description="Maximum jobs of one tenant that this process runs concurrently, so that "
         "those of another need not wait for their end. 0: three quarters of `runners`, at least 1.",
     )
+    starts_per_second_per_tenant: float = Field(
+        default=8.0,
+        gt=0,
+        description="Maximum jobs per second of one tenant that this process starts while it also "
+        "starts jobs of other tenants; further ones wait. A tenant that is alone is not limited.",
+    )
     lease_seconds: float = Field(
         default=15.0,
         gt=0,

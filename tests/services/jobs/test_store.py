@@ -119,6 +119,14 @@ async def test_a_tenant_leaves_runners_to_others(ledger: JobStore) -> None:
     assert (await ledger.leases.lease("me", 60, 3)).tenant == "many"
 
 
+async def test_a_paused_tenant_starts_no_job(ledger: JobStore) -> None:
+    for tenant in ("many", "few", "many"):
+        await create(ledger, tenant=tenant, request_id=uuid.uuid4().hex)
+    taken = [await ledger.leases.lease("me", 60, paused=("many",)) for _ in range(2)]
+    assert [one and one.tenant for one in taken] == ["few", None]
+    assert (await ledger.leases.lease("me", 60)).tenant == "many"
+
+
 async def test_who_lost_the_lease_can_write_nothing(ledger: JobStore) -> None:
     job, _ = await create(ledger)
     first = await ledger.leases.lease("slow", 0.05)
