@@ -6,7 +6,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from generators import commands, documents, metrics, protos, settings
+from generators import commands, documents, metrics, options, protos, settings
 
 FOLDER = Path(__file__).parent / "reference"
 PAGES: dict[str, Callable[[], str]] = {
@@ -17,6 +17,7 @@ PAGES: dict[str, Callable[[], str]] = {
     "rest.md": documents.rest_page,
     "topics.md": documents.topics_page,
     "metrics.md": metrics.page,
+    "options.md": options.page,
 }
 
 

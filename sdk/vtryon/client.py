@@ -4,26 +4,21 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Self, Unpack
 
 from vtryon.arguments import argument_error, check_setting, check_timeout
 from vtryon.errors import ProtocolError, SettingsError
 from vtryon.health import wait_until_serving
 from vtryon.jobs import Jobs
 from vtryon.messages import request_message
-from vtryon.options import DEFAULT_PROMPT, make_options, outgoing_pictures
+from vtryon.options import DEFAULT_PROMPT, TryOnArguments, make_options, outgoing_pictures
 from vtryon.pictures import digest
 from vtryon.run import Result, Run, StreamedResult
 from vtryon.stages import Decoding, LatentEncoder, Sampling, TextEncoder
 from vtryon.tensors import Tensor, check_tensor
 from vtryon.threads import run_on_bytes
 from vtryon.types import (
-    ImageFormat,
-    Numerics,
     PayloadKind,
-    PreviewPolicy,
-    Priority,
-    Profile,
     ResumePoint,
     TryOnStart,
 )
@@ -144,81 +139,37 @@ class Client:
         garment: PictureSource | Sequence[PictureSource] | None = None,
         prompt: str = DEFAULT_PROMPT,
         *,
-        negative_prompt: str | None = None,
-        steps: int | None = None,
-        true_cfg_scale: float | None = None,
-        seed: int | None = None,
-        width: int | None = None,
-        height: int | None = None,
-        profile: Profile | str | None = None,
-        numerics: Numerics | None = None,
-        strength: float | None = None,
-        sigmas: Sequence[float] = (),
-        previews: PreviewPolicy | bool = True,
-        priority: Priority | str | None = None,
-        format: ImageFormat | str | None = None,  # noqa: A002
-        quality: int | None = None,
         timeout_seconds: float | None = None,
         request_id: str | None = None,
         resume: ResumePoint | None = None,
         resume_latents: Tensor | None = None,
         resume_every: int = 0,
+        **options: Unpack[TryOnArguments],
     ) -> Run[Result]:
         """Generate a picture of the person wearing the garment.
 
-        Nothing is sent before the run is awaited, iterated or entered. For arguments left None the
-        server chooses a value and reports it in the `Accepted` event.
+        Nothing is sent before the run is awaited, iterated or entered. For options that are not set
+        the server chooses a value and reports it in the `Accepted` event.
 
         Args:
             person: a path, the bytes of a PNG, JPEG or WebP file, an open binary file, a PIL image,
                 an array of uint8, or a `Picture`.
             garment: the same, or a sequence of up to three; None edits the person by the prompt.
             prompt: the instruction; "picture 1" is the person and "picture 2" the garment.
-            negative_prompt: what to avoid. Together with `true_cfg_scale` above 1 it turns guidance
-                on, at twice the cost.
-            steps: denoise steps, 1 to 200.
-            true_cfg_scale: guidance scale, 0 to 30.
-            seed: equal requests with equal seeds give equal pictures.
-            width: of the result in pixels, a multiple of 16; requires `height`. None: the size at
-                which the person is encoded.
-            height: of the result in pixels; requires `width`.
-            profile: a named set of numerics: "diffusers", "comfy" or "lightning".
-            numerics: a profile with overrides; excludes `profile`.
-            strength: below 1, start from the noised person instead of from noise.
-            sigmas: non-increasing noise levels, in place of a schedule; a first level below 1
-                starts from the noised person.
-            previews: True for a preview after each step, a policy, or False.
-            priority: INTERACTIVE by default.
-            format: of the result; PNG by default.
-            quality: of a JPEG or WebP, 1 to 100.
             timeout_seconds: deadline of the whole request, connecting included. None: the server's
                 default, after waiting for a connection as long as `retry` allows.
             request_id: identifies the request in logs and traces.
             resume: a resume point of an equal request, seed included, to continue from.
             resume_latents: the latents of `resume`: the joined data of its `ResumeChunk`s.
             resume_every: receive a resume point after every n-th step; 0 for none.
+            **options: steps, seed, width, height and so on: `vtryon.options.TryOnArguments`.
 
         Raises:
             RequestError: an argument is invalid, as far as that is known without a server.
+            TypeError: there is no option of that name.
         """
-        options = make_options(
-            prompt=prompt,
-            negative_prompt=negative_prompt,
-            profile=profile,
-            numerics=numerics,
-            steps=steps,
-            true_cfg_scale=true_cfg_scale,
-            seed=seed,
-            strength=strength,
-            sigmas=sigmas,
-            width=width,
-            height=height,
-            previews=previews,
-            priority=priority,
-            format=format,
-            quality=quality,
-        )
-        start = TryOnStart(options=options, resume=resume, resume_every=resume_every)
+        chosen = make_options(prompt=prompt, **options)
+        start = TryOnStart(options=chosen, resume=resume, resume_every=resume_every)
         request_message(start)  # refuses now what could not be sent
         check_timeout(timeout_seconds)
         if request_id is not None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any
 
 from vtryon.messages import ProtoType
 from vtryon.pictures import Picture
@@ -37,6 +38,11 @@ class Accepted(ProtoType):
     height: int | None = None
     cached: bool | None = None
     unused_options: tuple[UnusedOption, ...] = ()
+
+
+def chosen_options(source: object) -> dict[str, Any]:
+    """Return the options that `Accepted` reports, of an object that has them as attributes."""
+    return {name: getattr(source, name) for name in ("seed", "steps", "true_cfg_scale")}
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,7 +14,7 @@ from contextlib import aclosing
 from dataclasses import dataclass, field
 from datetime import datetime
 from enum import StrEnum
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Self, Unpack
 
 from google.protobuf.message import Message
 
@@ -23,7 +23,12 @@ from vtryon.arguments import check_timeout, sequence
 from vtryon.errors import DeadlineError, ProtocolError, Reason, UnavailableError
 from vtryon.events import Chunk, Event, Fit, Ledger, Output, UnusedOption
 from vtryon.messages import ProtoType, request_message
-from vtryon.options import make_options, outgoing_pictures
+from vtryon.options import (
+    DEFAULT_PROMPT,
+    TryOnArguments,
+    make_options,
+    outgoing_pictures,
+)
 from vtryon.pictures import Picture
 from vtryon.types import EncodedImage, Payload, TryOnOptions
 from vtryon.v1 import job_pb2, stream_pb2
@@ -224,12 +229,13 @@ class Jobs:
         self,
         person: PictureSource,
         garment: PictureSource | Sequence[PictureSource] | None = None,
+        prompt: str = DEFAULT_PROMPT,
         *,
         request_id: str = "",
         timeout_seconds: float | None = None,
         labels: Mapping[str, str] | None = None,
         correlation_id: bytes = b"",
-        **options: Any,
+        **options: Unpack[TryOnArguments],
     ) -> Job:
         """Create a job, or return the existing one with the same request id.
 
@@ -237,20 +243,22 @@ class Jobs:
             person: a path, the bytes of a PNG, JPEG or WebP file, an open binary file, a PIL image,
                 an array of uint8, or a `Picture`.
             garment: the same, or a sequence of up to three.
+            prompt: the instruction; "picture 1" is the person and "picture 2" the garment.
             request_id: idempotency key of the job.
             timeout_seconds: deadline of the job, including queueing and all attempts.
             labels: metadata to store with the job.
             correlation_id: opaque id of your own system, copied to Kafka messages about the job.
-            options: those of `vtryon.Client.try_on`.
+            **options: steps, seed, width, height and so on: `vtryon.options.TryOnArguments`.
 
         Raises:
             RequestError: the request is invalid, or its id belongs to another request
                 (ALREADY_EXISTS).
+            TypeError: there is no option of that name.
         """
         check_timeout(timeout_seconds)
         if request_id != "":
             check_request_id(request_id)
-        chosen = make_options(**options)
+        chosen = make_options(prompt=prompt, **options)
         outgoing = await outgoing_pictures(person, garment)
         start = CreateJobStart(
             payloads=tuple(one.payload for one in outgoing),

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Unpack
 
 from vtryon.arguments import argument_error, check_kind, choice, sequence
 from vtryon.errors import RequestError
 from vtryon.messages import request_message
+from vtryon.sampling_options import SamplingArguments
 from vtryon.stages import image_payloads
 from vtryon.types import (
     ImageFormat,
@@ -26,44 +27,57 @@ if TYPE_CHECKING:
 DEFAULT_PROMPT = "Dress the person in picture 1 in the garment from picture 2"
 
 
+class TryOnArguments(SamplingArguments, total=False):
+    """Keyword arguments that set the options of a try-on; the server chooses all others.
+
+    Attributes:
+        negative_prompt: text to avoid. Together with `true_cfg_scale` above 1 it turns guidance on,
+            at twice the cost.
+        width: of the result in pixels, a multiple of 16; requires `height`. Default: the size at
+            which the person is encoded.
+        height: of the result in pixels; requires `width`.
+        profile: a named set of numerics: "diffusers", "comfy" or "lightning".
+        numerics: a profile with overrides; excludes `profile`.
+        previews: True, the default, for a preview after each step; a policy; or False.
+        priority: INTERACTIVE by default.
+        format: of the result; PNG by default.
+        quality: of a JPEG or WebP, 1 to 100.
+    """
+
+    negative_prompt: str | None
+    width: int | None
+    height: int | None
+    profile: Profile | str | None
+    numerics: Numerics | None
+    previews: PreviewPolicy | bool
+    priority: Priority | str | None
+    format: ImageFormat | str | None
+    quality: int | None
+
+
 def make_options(
-    *,
-    prompt: str = DEFAULT_PROMPT,
-    negative_prompt: str | None = None,
-    steps: int | None = None,
-    true_cfg_scale: float | None = None,
-    seed: int | None = None,
-    width: int | None = None,
-    height: int | None = None,
-    profile: Profile | str | None = None,
-    numerics: Numerics | None = None,
-    strength: float | None = None,
-    sigmas: Sequence[float] = (),
-    previews: PreviewPolicy | bool = True,
-    priority: Priority | str | None = None,
-    format: ImageFormat | str | None = None,  # noqa: A002
-    quality: int | None = None,
+    *, prompt: str = DEFAULT_PROMPT, **arguments: Unpack[TryOnArguments]
 ) -> TryOnOptions:
-    """Build the options of a try-on; see `vtryon.Client.try_on`.
+    """Build the options of a try-on.
 
     Raises:
         RequestError: a value has the wrong type; the violation names the argument.
+        TypeError: there is no argument of that name.
     """
+    known = TryOnArguments.__required_keys__ | TryOnArguments.__optional_keys__
+    if unknown := sorted(arguments.keys() - known):
+        names = ", ".join(sorted(known | {"prompt"}))
+        raise TypeError(f"unexpected keyword argument {unknown[0]!r}; the options are {names}")
+    fields: dict[str, Any] = dict(arguments)
+    numbers = sequence("sigmas", fields.pop("sigmas", ()), "numbers")
     options = TryOnOptions(
         prompt=prompt,
-        negative_prompt=negative_prompt,
-        numerics=_numerics(profile, numerics),
-        steps=steps,
-        true_cfg_scale=true_cfg_scale,
-        seed=seed,
-        strength=strength,
-        sigmas=tuple(_number("sigmas", one) for one in sequence("sigmas", sigmas, "numbers")),
-        width=width,
-        height=height,
-        previews=_previews(previews),
-        priority=choice("priority", Priority, priority),
-        format=choice("format", ImageFormat, format),
-        quality=quality,
+        numerics=_numerics(fields.pop("profile", None), fields.pop("numerics", None)),
+        sigmas=tuple(_number("sigmas", one) for one in numbers),
+        previews=_previews(fields.pop("previews", True)),
+        priority=choice("priority", Priority, fields.pop("priority", None)),
+        format=choice("format", ImageFormat, fields.pop("format", None)),
+        **fields,
     )
     request_message(options)  # refuses now what could not be sent
     return options

@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from enum import StrEnum
 
 from vtryon.messages import ProtoType
+from vtryon.sampling_options import SamplingOptions
 from vtryon.v1 import (
     decoding_pb2,
     image_pb2,
@@ -20,8 +21,6 @@ from vtryon.v1 import (
 
 MAX_PROMPT_CHARACTERS = 2000
 MAX_GARMENTS = 3
-MAX_STEPS = 200
-MAX_TRUE_CFG_SCALE = 30.0
 MIN_SHIFT, MAX_SHIFT = 0.01, 100.0
 SIDE_MULTIPLE, MAX_SIDE = 16, 16384  # pixels of a result; a checkpoint's own limit is lower
 MAX_PICTURE_BYTES = 20 * 1024 * 1024
@@ -219,19 +218,14 @@ class EncodeTextStart(ProtoType):
 
 
 @dataclass(frozen=True, slots=True)
-class SampleStart(ProtoType):
-    """Start of `SamplingService.Sample`; ranges in sampling.proto."""
+class SampleStart(SamplingOptions):
+    """Start of `SamplingService.Sample`."""
 
     proto = sampling_pb2.SampleStart
     payloads: tuple[Payload, ...] = ()
     numerics: Numerics | None = None
     width: int = 0
     height: int = 0
-    steps: int | None = None
-    true_cfg_scale: float | None = None
-    seed: int | None = None
-    strength: float | None = None
-    sigmas: tuple[float, ...] = ()
     previews: PreviewPolicy | None = None
     priority: Priority | None = None
     resume: ResumePoint | None = None
@@ -249,18 +243,13 @@ class DecodeStart(ProtoType):
 
 
 @dataclass(frozen=True, slots=True)
-class TryOnOptions(ProtoType):
-    """Everything of a try-on but its pictures; ranges in pipeline.proto."""
+class TryOnOptions(SamplingOptions):
+    """Everything of a try-on but its pictures."""
 
     proto = pipeline_pb2.TryOnOptions
     prompt: str = ""
     negative_prompt: str | None = None
     numerics: Numerics | None = None
-    steps: int | None = None
-    true_cfg_scale: float | None = None
-    seed: int | None = None
-    strength: float | None = None
-    sigmas: tuple[float, ...] = ()
     width: int | None = None
     height: int | None = None
     previews: PreviewPolicy | None = None
@@ -274,11 +263,10 @@ def settled(options: TryOnOptions, seed: int) -> TryOnOptions:
 
     At a scale of 1 and below guidance has no effect, so that its prompt need not be encoded.
     """
-    unguided = options.true_cfg_scale is not None and options.true_cfg_scale <= 1
     return replace(
         options,
         seed=seed if options.seed is None else options.seed,
-        negative_prompt=None if unguided else options.negative_prompt,
+        negative_prompt=None if options.unguided else options.negative_prompt,
     )
 
 

@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 
 from vtryon.events import UnusedOption
+from vtryon.sampling_options import sampling_fields
 from vtryon.types import (
     DecodeStart,
     EncodeLatentsStart,
@@ -76,11 +77,7 @@ def sample_start(options: TryOnOptions, given: Sequence[Payload]) -> SampleStart
         numerics=numerics_for(Stage.SAMPLING, options.numerics),
         width=width,
         height=height,
-        steps=options.steps,
-        true_cfg_scale=options.true_cfg_scale,
-        seed=options.seed,
-        strength=options.strength,
-        sigmas=options.sigmas,
+        **sampling_fields(options),
         previews=options.previews,
         priority=options.priority,
     )

@@ -15,6 +15,7 @@ from tests.support.processes import VTRYON
 import vtryon
 from vtryon import types
 from vtryon.options import make_options
+from vtryon.sampling_options import MAX_STEPS, MAX_TRUE_CFG_SCALE
 from vtryon.schedules import denoised_sigmas
 from vtryon.types import GuidanceNorm, Numerics, Profile
 from vtryon.workflow.graph import Graph
@@ -250,7 +251,7 @@ def test_every_seed_of_comfyui_is_taken(seed: int) -> None:
 
 
 def test_the_limits_of_an_import_are_those_of_a_request() -> None:
-    edges = {"steps": types.MAX_STEPS, "true_cfg_scale": types.MAX_TRUE_CFG_SCALE}
+    edges = {"steps": MAX_STEPS, "true_cfg_scale": MAX_TRUE_CFG_SCALE}
     check_options(make_options(**edges))
     for name, value in edges.items():
         with pytest.raises(vtryon.RequestError, match=name):

@@ -13,6 +13,7 @@ import typer
 from vtryon.errors import RequestError
 from vtryon.files import strict
 from vtryon.options import DEFAULT_PROMPT
+from vtryon.sampling_options import SAMPLING_OPTIONS
 from vtryon.types import (
     GuidanceNorm,
     PreviewPolicy,
@@ -25,20 +26,19 @@ from vtryon.types import (
 
 C = TypeVar("C", bound=Callable[..., None])
 
-_HELP: dict[str, tuple[Any, str]] = {
+HELP: dict[str, tuple[Any, str]] = {
     "prompt": (str, f'What to do with the pictures. Default: "{DEFAULT_PROMPT}".'),
     "negative_prompt": (
         str,
         "Negative prompt: what to avoid; with --true-cfg-scale above 1 it turns guidance on.",
     ),
-    "steps": (int, "Denoise steps, 1 to 200."),
-    "true_cfg_scale": (float, "Guidance scale, 0 to 30."),
-    "seed": (int, "Equal seeds give equal results."),
+    **{
+        name: (Any if kind is tuple else kind, option.help)
+        for name, (kind, option) in SAMPLING_OPTIONS.items()
+    },
     "width": (int, "Width of the result in pixels; a multiple of 16. Default: the person's."),
     "height": (int, "Height of the result in pixels; a multiple of 16. Default: the person's."),
     "profile": (Profile, "Named set of numerics."),
-    "strength": (float, "Share of the schedule to run, above 0 to 1."),
-    "sigmas": (Any, "Noise levels in place of a schedule, non-increasing: '1.0 0.6 0.3'."),
     "schedule": (SigmaSchedule, "Schedule of the noise levels. Default: the profile's."),
     "shift": (float, "Shift of the noise levels, 0.01 to 100. Default: the profile's."),
     "guidance_norm": (GuidanceNorm, "Norm limit of guided predictions. Default: the profile's."),
@@ -50,8 +50,17 @@ _HELP: dict[str, tuple[Any, str]] = {
     "preview_max_pixels": (int, "With --previews: maximum pixels of one, 1 to 1048576."),
 }
 SAMPLING = (
-    *("steps", "true_cfg_scale", "seed", "width", "height", "profile", "strength", "sigmas"),
-    *("schedule", "shift", "guidance_norm", "rope_layout", "priority"),
+    *SAMPLING_OPTIONS,
+    *(
+        "width",
+        "height",
+        "profile",
+        "schedule",
+        "shift",
+        "guidance_norm",
+        "rope_layout",
+        "priority",
+    ),
 )
 ALL = ("prompt", "negative_prompt", *SAMPLING, "resize", "quality")
 PREVIEWS = ("preview_every", "preview_max_pixels")
@@ -96,10 +105,10 @@ def preview_policy(folder: Path | None, given: MutableMapping[str, Any]) -> Prev
 
 
 def _parameter(name: str) -> inspect.Parameter:
-    kind, text = _HELP[name]
+    kind, text = HELP[name]
     option = typer.Option(help=text, min=1 if name in PREVIEWS else None)
-    if name == "sigmas":
-        option = typer.Option(help=text, parser=_sigmas, metavar="NUMBERS")
+    if kind is Any:
+        option = typer.Option(help=text, parser=_numbers, metavar="NUMBERS")
     wanted = kind if kind is Any else kind | None
     annotation = Annotated[wanted, option]  # type: ignore[valid-type]
     return inspect.Parameter(
@@ -107,6 +116,6 @@ def _parameter(name: str) -> inspect.Parameter:
     )
 
 
-def _sigmas(text: str) -> tuple[float, ...]:
+def _numbers(text: str) -> tuple[float, ...]:
     found: tuple[float, ...] = strict.from_cell("sigmas", text.replace(",", " "))
     return found

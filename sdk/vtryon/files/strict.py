@@ -12,6 +12,7 @@ from dataclasses import replace
 from enum import StrEnum
 from typing import Any, TypeVar
 
+from vtryon.sampling_options import SAMPLING_OPTIONS
 from vtryon.types import (
     GuidanceNorm,
     Numerics,
@@ -107,18 +108,15 @@ NUMERICS: Mapping[str, Callable[[Any], Any]] = {
     "resize": _name_of(ResizeFilter),
     "rope_layout": _name_of(RopeLayout),
 }
+_KINDS: Mapping[type, Callable[[Any], Any]] = {int: whole, float: number, tuple: numbers}
 # Every option of a try-on by the name that files and commands have for it.
 OPTIONS: Mapping[str, Callable[[Any], Any]] = {
     "prompt": text,
     "negative_prompt": text,
-    "steps": whole,
-    "true_cfg_scale": number,
-    "seed": whole,
+    **{name: _KINDS[kind] for name, (kind, _) in SAMPLING_OPTIONS.items()},
     "width": whole,
     "height": whole,
     "profile": profile,
-    "strength": number,
-    "sigmas": numbers,
     "priority": _name_of(Priority),
     "quality": whole,
     **NUMERICS,
@@ -154,12 +152,15 @@ def from_cell(name: str, cell: str, *, decimal_comma: bool = False) -> Any:
     if kind is whole and _WHOLE.fullmatch(cell.strip()):
         return int(cell)
     if kind is number:
-        written = cell.strip().replace(",", ".") if decimal_comma else cell.strip()
-        if _NUMBER.fullmatch(written):
-            return number(float(written))
+        return _number_of(cell, decimal_comma=decimal_comma)
     if kind is numbers:
-        return tuple(from_cell("strength", one) for one in cell.split())
+        return tuple(_number_of(one, decimal_comma=False) for one in cell.split())
     return kind(cell)
+
+
+def _number_of(cell: str, *, decimal_comma: bool) -> float:
+    written = cell.strip().replace(",", ".") if decimal_comma else cell.strip()
+    return number(float(written) if _NUMBER.fullmatch(written) else cell)
 
 
 def _shown(value: Any) -> str:

@@ -8,14 +8,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from vtryon.errors import RequestError
+from vtryon.sampling_options import MAX_STEPS, MAX_TRUE_CFG_SCALE
 from vtryon.schedules import denoised_sigmas
 from vtryon.seeds import MAX_SEED
 from vtryon.types import (
     MAX_PROMPT_CHARACTERS,
     MAX_SHIFT,
     MAX_SIDE,
-    MAX_STEPS,
-    MAX_TRUE_CFG_SCALE,
     MIN_SHIFT,
     SIDE_MULTIPLE,
     GuidanceNorm,

@@ -14,6 +14,7 @@ from google.protobuf import json_format
 from vtryon.errors import SettingsError, StageError
 from vtryon.events import Fit
 from vtryon.pictures import Picture
+from vtryon.sampling_options import sampling_fields
 from vtryon.types import EncodedImage, ImageFormat, TryOnOptions
 from vtryon.wire.payloads import Buffer
 from vtryon_services.backends.triton import (
@@ -27,14 +28,14 @@ from vtryon_services.backends.triton import (
     resize_array,
 )
 from vtryon_services.engine.geometry import Geometry
-from vtryon_services.engine.numerics import DEFAULTS, resolve
+from vtryon_services.engine.numerics import DEFAULTS, guidance_scale, resolve
 from vtryon_services.engine.plan import QueuePosition
 from vtryon_services.triton.client import TritonPool
 from vtryon_services.triton.contract import (
     GARMENTS,
     STAGE_MODELS,
     Model,
-    seed_parameter,
+    option_parameter,
     stage_of,
 )
 
@@ -92,10 +93,8 @@ class TritonTryOn:
 
     def scale(self, options: TryOnOptions) -> float:
         """Give the scale of guidance that a request comes to."""
-        if options.true_cfg_scale is not None:
-            return options.true_cfg_scale
         profile = resolve(options.numerics).profile
-        return (self._geometry.defaults.get(profile) or DEFAULTS[profile]).true_cfg_scale
+        return guidance_scale(options, self._geometry.defaults.get(profile) or DEFAULTS[profile])
 
     async def is_ready(self) -> bool:
         """Whether a server can serve the model now."""
@@ -153,12 +152,12 @@ def _parameters(options: TryOnOptions) -> dict[str, str | int | float]:
     wanted = {
         "width": options.width,
         "height": options.height,
-        "steps": options.steps,
-        "true_cfg_scale": options.true_cfg_scale,
-        "seed": None if options.seed is None else seed_parameter(options.seed),
-        "strength": options.strength,
+        **{
+            name: option_parameter(value)
+            for name, value in sampling_fields(options).items()
+            if value not in {None, ()}
+        },
         "numerics": json_format.MessageToJson(numerics, indent=None),
-        "sigmas": str(list(options.sigmas)) if options.sigmas else None,
         "urgency": options.priority.value if options.priority else None,
         "preview_every": options.previews.every_steps if options.previews else None,
         "preview_max_pixels": options.previews.max_pixels if options.previews else None,

@@ -26,12 +26,13 @@ from vtryon.types import (
     FitMethod,
     ImageFormat,
     PreviewPolicy,
+    Profile,
     TensorSpec,
 )
 from vtryon.wire.payloads import Buffer
 from vtryon_services.backends.protocols import Backend, Latents, OutputOptions, StepDone
 from vtryon_services.engine.geometry import Defaults
-from vtryon_services.engine.numerics import Resolved
+from vtryon_services.engine.numerics import DEFAULTS, Resolved
 from vtryon_services.engine.pictures import encode
 from vtryon_services.engine.plan import QueuePosition, SamplingRequest, is_due
 from vtryon_services.rpc.concurrency import ConcurrencyLimiter
@@ -108,7 +109,7 @@ class ScriptedSampling(Backend):
 
     def defaults(self, numerics: Resolved) -> Defaults:
         """Four steps, no guidance."""
-        return Defaults(steps=4, true_cfg_scale=1.0)
+        return DEFAULTS[Profile.LIGHTNING]
 
     def sigmas(
         self, numerics: Resolved, steps: int, width: int, height: int, strength: float

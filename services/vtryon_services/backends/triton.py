@@ -29,7 +29,7 @@ from vtryon_services.engine.plan import QueuePosition, SamplingRequest
 from vtryon_services.engine.schedule import Scheduled
 from vtryon_services.runtime.settings import StageSettings
 from vtryon_services.triton.client import TritonPool
-from vtryon_services.triton.contract import PREVIEWS, Model, seed_parameter
+from vtryon_services.triton.contract import PREVIEWS, Model, option_parameter
 
 _START_SECONDS = 60.0  # a server that starts beside us gets so long
 
@@ -224,8 +224,8 @@ class TritonSlot:
             "width": plan.width,
             "height": plan.height,
             "true_cfg_scale": float(plan.true_cfg_scale),
-            "seed": seed_parameter(plan.seed),
-            "sigmas": json.dumps(plan.sigmas[:-1]),
+            "seed": option_parameter(plan.seed),
+            "sigmas": option_parameter(plan.sigmas[:-1]),
             "numerics": json_format.MessageToJson(numerics, indent=None),
             "urgency": demand.priority.value,  # Triton keeps the name "priority" to itself
             "tenant": demand.tenant,

@@ -38,6 +38,11 @@ class SamplingPlan:
         return len(self.sigmas) - 1
 
     @property
+    def guided(self) -> bool:
+        """Whether the scale has an effect where there is a negative prompt."""
+        return self.true_cfg_scale > 1
+
+    @property
     def from_reference(self) -> bool:
         """Whether sampling starts from the noised first reference instead of from pure noise.
 

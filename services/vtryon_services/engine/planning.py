@@ -8,7 +8,7 @@ from vtryon.errors import RequestError
 from vtryon.seeds import draw_seed
 from vtryon.types import SampleStart
 from vtryon_services.engine.geometry import Defaults
-from vtryon_services.engine.numerics import Resolved, resolve
+from vtryon_services.engine.numerics import Resolved, guidance_scale, resolve
 from vtryon_services.engine.plan import SamplingPlan
 
 
@@ -34,7 +34,6 @@ def plan_of(start: SampleStart, schedules: Schedules) -> SamplingPlan:
     """
     numerics = resolve(start.numerics)
     defaults = schedules.defaults(numerics)
-    scale = defaults.true_cfg_scale if start.true_cfg_scale is None else start.true_cfg_scale
     strength = start.strength or 1.0
     if start.sigmas:
         sigmas = (*start.sigmas, 0.0)
@@ -49,7 +48,7 @@ def plan_of(start: SampleStart, schedules: Schedules) -> SamplingPlan:
         width=start.width,
         height=start.height,
         sigmas=sigmas,
-        true_cfg_scale=scale,
+        true_cfg_scale=guidance_scale(start, defaults),
         seed=draw_seed() if start.seed is None else start.seed,
         first_step=done,
     )

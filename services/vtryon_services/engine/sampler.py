@@ -221,7 +221,7 @@ class Sampler(Scheduled):
         sizes = [(plan.height // 8, plan.width // 8)]
         sizes += [(reference.shape[1], reference.shape[2]) for reference in given.references]
         device, dtype = self.transformer.device, self.transformer.dtype
-        negative = given.negative if plan.true_cfg_scale > 1 else None
+        negative = given.negative if plan.guided else None
         return Sample(
             plan=plan,
             positive=given.positive.to(device, dtype),

@@ -9,8 +9,9 @@ import torch
 
 from vtryon.types import Profile
 from vtryon_services.engine.checkpoint import Checkpoint, write_digests
-from vtryon_services.engine.geometry import FILE_NAME, Defaults, Geometry, PreviewMap, Size
+from vtryon_services.engine.geometry import FILE_NAME, Geometry, PreviewMap, Size
 from vtryon_services.engine.image_vae import ImageVae
+from vtryon_services.engine.numerics import DEFAULTS
 from vtryon_services.engine.placement import Placement
 from vtryon_services.mannequin.shapes import HEIGHT, WIDTH
 from vtryon_services.mannequin.triples import draw_triples
@@ -34,7 +35,7 @@ def fit_preview_map(vae: ImageVae) -> PreviewMap:
 
 def mannequin_geometry(preview: PreviewMap) -> Geometry:
     """Give the sizes that the model was trained at."""
-    quick = Defaults(steps=4, true_cfg_scale=1.0)
+    quick = DEFAULTS[Profile.LIGHTNING]
     return Geometry(
         fit="pad",
         size=Size(WIDTH, HEIGHT),

@@ -8,7 +8,7 @@ from dataclasses import replace
 from typing import Protocol
 
 from vtryon.errors import Reason, RequestError
-from vtryon.events import Event, Queued
+from vtryon.events import Event, Queued, chosen_options
 from vtryon.seeds import draw_seed
 from vtryon.types import (
     MAX_INLINE_BYTES,
@@ -29,7 +29,7 @@ from vtryon_services.rpc.call import Call, Incoming, accepted
 from vtryon_services.rpc.concurrency import ConcurrencyLimiter
 from vtryon_services.validation.declarations import check_pictures
 from vtryon_services.validation.ranges import ResumeRanges, check_options, check_ranges
-from vtryon_services.validation.unused import unused_options
+from vtryon_services.validation.unused import unused_of_try_on
 
 STAGE = Stage.PIPELINE
 
@@ -97,14 +97,10 @@ class Pipeline:
                 STAGE,
                 call,
                 numerics=resolve(chosen.numerics).to_wire(),
-                seed=chosen.seed,
-                steps=chosen.steps,
-                true_cfg_scale=chosen.true_cfg_scale,
+                **chosen_options(chosen),
                 width=chosen.width,
                 height=chosen.height,
-                unused_options=unused_options(
-                    given, given.true_cfg_scale, negative=given.negative_prompt is not None
-                ),
+                unused_options=unused_of_try_on(given),
             )
             async for position in ticket:
                 yield Queued(STAGE, position)

@@ -7,12 +7,16 @@ can then join them, and Triton can hand several requests to one call.
 
 from __future__ import annotations
 
+import json
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from enum import StrEnum
 
+from vtryon.sampling_options import SAMPLING_OPTIONS, Option
 from vtryon.types import Stage
 
 MAX_PICTURES = 4
+_MAX_INT = 2**63 - 1  # of a parameter
 # Of the exported sampler: "1" where its checkpoint has what previews are made with, else "0".
 PREVIEWS = "previews"
 
@@ -134,14 +138,21 @@ _TRY_ON = (
 )
 
 
+def _parameter(name: str, kind: type, option: Option) -> ParameterOf:
+    """Describe a sampling option; Triton's integers have 63 bits."""
+    if kind is tuple:
+        return ParameterOf(name, "string", f"JSON list. {option.help}")
+    if kind is float:
+        return ParameterOf(name, "double", option.help)
+    large = (option.at_most or 0) > _MAX_INT
+    note = " From 2**63 on as text." if large else ""
+    return ParameterOf(name, "int", f"{option.help}{note}")
+
+
 _SAMPLING_PARAMETERS = (
     ParameterOf("width", "int", "pixels, a multiple of 16; by default the person's"),
     ParameterOf("height", "int", "likewise"),
-    ParameterOf("steps", "int", "by default the checkpoint's"),
-    ParameterOf("true_cfg_scale", "double", "likewise"),
-    ParameterOf("seed", "int", "by default drawn; from 2**63 on as text"),
-    ParameterOf("strength", "double", "the share of the schedule to run"),
-    ParameterOf("sigmas", "string", "JSON list of noise levels; below 1: from REFERENCE_1"),
+    *(_parameter(name, *own) for name, own in SAMPLING_OPTIONS.items()),
     ParameterOf("numerics", "string", "JSON object, as vtryon.v1.Numerics"),
     ParameterOf("preview_every", "int", "a preview after every n-th step; 0: none"),
     ParameterOf("preview_max_pixels", "int", "of one preview"),
@@ -303,6 +314,11 @@ def contracts(channels: int, width: int) -> tuple[Contract, ...]:
     )
 
 
-def seed_parameter(seed: int) -> int | str:
-    """Give a seed as a parameter: Triton's integers have a sign, so the upper half goes as text."""
-    return seed if seed < 2**63 else str(seed)
+def option_parameter(value: float | Sequence[float]) -> int | float | str:
+    """Convert the value of a sampling option to that of its parameter.
+
+    Lists are JSON; Triton's integers have a sign, so that larger ones are text.
+    """
+    if isinstance(value, Sequence):
+        return json.dumps(value)
+    return str(value) if isinstance(value, int) and value > _MAX_INT else value

@@ -14,6 +14,7 @@ from cachetools import TTLCache
 from google.protobuf import json_format
 
 from vtryon.errors import Reason, RequestError, RunCancelledError, StageError, VtryonError
+from vtryon.sampling_options import SAMPLING_OPTIONS
 from vtryon.types import (
     ImageFormat,
     Numerics,
@@ -110,7 +111,7 @@ class SamplingModel:
         max_area = self._engine.geometry.max_target_area
         _check_given(given, start, max_area, request.parameters.keys())
         plan = plan_of(start, self._engine)
-        guided = plan.true_cfg_scale > 1 and given.negative is not None
+        guided = plan.guided and given.negative is not None
         demand = SamplingRequest(
             plan,
             count_tokens(plan, len(given.positive), [one.shape for one in given.references]),
@@ -244,14 +245,17 @@ def _start(request: ModelRequest, given: Given) -> SampleStart:
         numerics=request.value("numerics", _read_numerics),
         width=_either(request.value("width", whole), 8 * width),
         height=_either(request.value("height", whole), 8 * height),
-        steps=request.value("steps", whole),
-        true_cfg_scale=request.value("true_cfg_scale", float),
-        seed=request.value("seed", whole),
-        strength=request.value("strength", float),
-        sigmas=request.value("sigmas", _read_sigmas) or (),
+        **{name: _option(request, name, kind) for name, (kind, _) in SAMPLING_OPTIONS.items()},
         priority=request.value("urgency", Priority),
         resume=None if resume is None else ResumePoint(resume),
     )
+
+
+def _option(request: ModelRequest, name: str, kind: type) -> Any:
+    """Read a sampling option; a list is JSON."""
+    if kind is tuple:
+        return request.value(name, _read_numbers) or ()
+    return request.value(name, whole if kind is int else float)
 
 
 def _either(given: int | None, default: int) -> int:
@@ -274,7 +278,7 @@ def _read_numerics(text: str) -> Numerics:
         raise ValueError(error) from error
 
 
-def _read_sigmas(text: str) -> tuple[float, ...]:
+def _read_numbers(text: str) -> tuple[float, ...]:
     return tuple(map(float, json.loads(text)))
 
 

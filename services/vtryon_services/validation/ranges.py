@@ -7,16 +7,23 @@ import re
 from collections.abc import Mapping
 from typing import Annotated, Any, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    create_model,
+    field_validator,
+    model_validator,
+)
 
 from vtryon.errors import RequestError, Violation
-from vtryon.seeds import MAX_SEED
+from vtryon.sampling_options import SAMPLING_OPTIONS, Option
 from vtryon.types import MAX_PROMPT_CHARACTERS, ImageFormat, TryOnOptions
 from vtryon.wire.status import MAX_VIOLATIONS
 
 GOOD_REQUEST_ID = re.compile(r"[\x21-\x7e]{1,128}")
 _LABELS, _LABEL_KEY, _LABEL_VALUE = 16, 64, 256
-Sigma = Annotated[float, Field(gt=0, le=1, allow_inf_nan=False)]
 
 
 class _Ranges(BaseModel):
@@ -30,14 +37,26 @@ class PreviewRanges(_Ranges):
     max_pixels: int = Field(ge=0, le=1024 * 1024)
 
 
-class SamplingRanges(_Ranges):
-    """Ranges of the common fields of SampleStart and TryOnOptions."""
+def _field(kind: type, option: Option) -> Any:
+    """Build the field of a sampling option for `create_model`: its type, default and range."""
+    own = {"ge": option.at_least, "gt": option.above, "le": option.at_most}
+    limits: dict[str, Any] = {name: value for name, value in own.items() if value is not None}
+    if kind is int:
+        return int | None, Field(default=None, **limits)
+    number = Annotated[float, Field(allow_inf_nan=False, **limits)]
+    if kind is float:
+        return number | None, None
+    return tuple[number, ...], Field(default=(), max_length=option.most_items)
 
-    steps: int | None = Field(default=None, ge=1, le=200)
-    true_cfg_scale: float | None = Field(default=None, ge=0, le=30, allow_inf_nan=False)
-    seed: int | None = Field(default=None, ge=0, le=MAX_SEED)
-    strength: float | None = Field(default=None, gt=0, le=1, allow_inf_nan=False)
-    sigmas: tuple[Sigma, ...] = Field(default=(), max_length=200)
+
+_SAMPLING: dict[str, Any] = {
+    name: _field(kind, option) for name, (kind, option) in SAMPLING_OPTIONS.items()
+}
+_SamplingFields: Any = create_model("_SamplingFields", __base__=_Ranges, **_SAMPLING)
+
+
+class SamplingRanges(_SamplingFields):  # type: ignore[misc]
+    """Ranges of the sampling options, and those that exclude each other."""
 
     @field_validator("sigmas")
     @classmethod

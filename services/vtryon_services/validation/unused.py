@@ -31,6 +31,12 @@ def unused_options(
     )
 
 
+def unused_of_try_on(options: TryOnOptions) -> tuple[UnusedOption, ...]:
+    """List the options of a try-on that have no effect whatever the sampler's defaults are."""
+    negative = options.negative_prompt is not None
+    return unused_options(options, options.true_cfg_scale, negative=negative)
+
+
 def _of_guidance(
     given: TryOnOptions | SampleStart, scale: float | None, *, negative: bool
 ) -> Iterator[UnusedOption]:

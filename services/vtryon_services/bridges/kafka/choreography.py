@@ -28,7 +28,7 @@ from vtryon_services.bridges.kafka.settings import KafkaSettings
 from vtryon_services.bridges.kafka.topics import Names
 from vtryon_services.runtime.settings import JOBS
 from vtryon_services.validation.ranges import check_options
-from vtryon_services.validation.unused import unused_options
+from vtryon_services.validation.unused import unused_of_try_on
 
 STAGE_REQUEST = "stage_request"
 # Of a job's events, which are no more than these three.
@@ -116,9 +116,7 @@ class ChoreographedJobs(JobRequests):
         check_options(asked.options)
         name = hashlib.sha256(f"{received.tenant}\0{asked.request_id}".encode())
         given = asked.options
-        unused = unused_options(
-            given, given.true_cfg_scale, negative=given.negative_prompt is not None
-        )
+        unused = unused_of_try_on(given)
         options = settled(given, derive_seed(name.digest()))
         kinds = [PayloadKind.PERSON_IMAGE, *[PayloadKind.GARMENT_IMAGE] * (len(asked.pictures) - 1)]
         job_id = name.hexdigest()[:32]

@@ -38,7 +38,6 @@ EXAMPLES: dict[str, dict[str, Any]] = {
         "latents": "pictures.safetensors",
         "steps": 4,
         "seed": 7,
-        "true_cfg_scale": 4.0,
     },
     "Decode": {"latents": "latents.safetensors", "format": "jpeg", "quality": 90},
     "ImageEdit": {

@@ -22,6 +22,7 @@ from vtryon.events import Event, Preview
 from vtryon.files.jsonable import plain
 from vtryon.pictures import Picture
 from vtryon.run import Result, Run
+from vtryon.sampling_options import sampling_fields
 from vtryon.types import ImageFormat, PreviewPolicy, Stage
 from vtryon_services.bridges.rest.answers import frame, left_with, result_headers, stream
 from vtryon_services.bridges.rest.bodies import Sampled
@@ -109,10 +110,7 @@ class ImageEdit(PromptRanges, Sampled):
         return {
             "prompt": self.prompt,
             "negative_prompt": self.negative_prompt,
-            "steps": self.steps,
-            "true_cfg_scale": self.true_cfg_scale,
-            "strength": self.strength,
-            "sigmas": self.sigmas,
+            **sampling_fields(self),
             "width": width,
             "height": height,
             "numerics": self.own_numerics(),
@@ -144,7 +142,6 @@ async def edit(request: Request, clients: ClientsOf, settings: SettingsOf) -> Re
         pictures[0],
         pictures[1:],
         **fields.options(),
-        seed=fields.seed,
         # Each of them says how many steps there are: then it is known which are wanted.
         previews=PreviewPolicy(every_steps=1) if fields.partial_images else False,
         request_id=request_id_of(request),
@@ -196,8 +193,7 @@ async def _wait(
         client.try_on(
             pictures[0],
             pictures[1:],
-            **fields.options(),
-            seed=None if fields.seed is None else fields.seed + number,
+            **{**fields.options(), "seed": None if fields.seed is None else fields.seed + number},
             previews=False,
             request_id=request_id_of(request),
         )

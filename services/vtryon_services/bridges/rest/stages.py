@@ -20,6 +20,7 @@ from vtryon.files.tensors import (
     only_latents,
 )
 from vtryon.run import Run
+from vtryon.sampling_options import sampling_fields
 from vtryon.tensors import Tensor
 from vtryon.types import SampleStart, Stage
 from vtryon_services.bridges.rest.accept import wanted_format
@@ -123,11 +124,7 @@ async def sample(request: Request, clients: ClientsOf) -> Response:
         numerics=fields.own_numerics(),
         width=fields.width or 8 * columns,
         height=fields.height or 8 * rows,
-        steps=fields.steps,
-        true_cfg_scale=fields.true_cfg_scale,
-        seed=fields.seed,
-        strength=fields.strength,
-        sigmas=fields.sigmas,
+        **sampling_fields(fields),
         priority=fields.priority,
     )
     sampling = clients.to(Stage.SAMPLING, request).sampling

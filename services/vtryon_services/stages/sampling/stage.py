@@ -8,7 +8,16 @@ from collections.abc import AsyncGenerator
 from contextlib import aclosing
 
 from vtryon.errors import StageError
-from vtryon.events import Event, Finished, Preview, Queued, ResumeChunk, StepFinished, UnusedOption
+from vtryon.events import (
+    Event,
+    Finished,
+    Preview,
+    Queued,
+    ResumeChunk,
+    StepFinished,
+    UnusedOption,
+    chosen_options,
+)
 from vtryon.types import PayloadKind, Priority, SampleStart, Stage
 from vtryon.wire.payloads import cut
 from vtryon_services.backends.protocols import OutputOptions, SamplingBackend, StepDone
@@ -57,9 +66,7 @@ class SamplingStage:
                 call,
                 model_digest=self._backend.digest,
                 numerics=numerics_for(STAGE, plan.numerics.to_wire()),
-                seed=plan.seed,
-                steps=plan.steps,
-                true_cfg_scale=plan.true_cfg_scale,
+                **chosen_options(plan),
                 sigmas=plan.sigmas,
                 width=plan.width,
                 height=plan.height,
@@ -127,7 +134,7 @@ def _demand(start: SampleStart, plan: SamplingPlan, call: Call) -> SamplingReque
     return SamplingRequest(
         plan,
         count_tokens(plan, text, shapes[PayloadKind.REFERENCE_LATENTS]),
-        guided=plan.true_cfg_scale > 1 and PayloadKind.NEGATIVE_EMBEDDINGS in shapes,
+        guided=plan.guided and PayloadKind.NEGATIVE_EMBEDDINGS in shapes,
         priority=start.priority or Priority.INTERACTIVE,
         tenant=call.tenant,
         deadline=time.monotonic() + call.remaining_seconds,
