@@ -6,16 +6,16 @@ from enum import StrEnum
 from typing import Any
 
 from generators.tables import cell
-
 from vtryon.cli.options import ALL, HELP
 
 _HEAD = """# Options of a try-on
 
-The same names everywhere: keyword arguments of `Client.try_on` and `jobs.create`, fields of REST, keys of request files, columns of
-a batch's table, and options of the command line (`--true-cfg-scale`). For those that are not set the server chooses a value, and
-reports it in the `Accepted` event. An option that has no effect is listed in the result's `unused_options`, with the reason.
-By REST, and in files, `schedule`, `shift`, `guidance_norm`, `resize` and `rope_layout` are fields of `numerics`; in Python, of
-`vtryon.Numerics`.
+The same names everywhere: keyword arguments of `Client.try_on` and `jobs.create`, fields of REST,
+keys of request files, columns of a batch's table, and options of the command line
+(`--true-cfg-scale`). For those that are not set the server chooses a value, and reports it in the
+`Accepted` event. An option that has no effect is listed in the result's `unused_options`, with the
+reason. By REST and in request files, `schedule`, `shift`, `guidance_norm`, `resize` and
+`rope_layout` are fields of `numerics`; in Python, of `vtryon.Numerics`.
 
 | option | type | meaning |
 |---|---|---|

@@ -53,6 +53,15 @@ class SamplingOptions(ProtoType):
             at_most=MAX_TRUE_CFG_SCALE,
         ),
     ] = None
+    guidance_rescale: Annotated[
+        float | None,
+        Option(
+            "Share, 0 to 1, by which the standard deviation of guided predictions is brought back "
+            "to that of unguided ones; for a guidance norm of x0 or none.",
+            at_least=0,
+            at_most=1,
+        ),
+    ] = None
     seed: Annotated[
         int | None,
         Option("Equal seeds give equal results.", at_least=0, at_most=MAX_SEED),
@@ -82,6 +91,7 @@ class SamplingArguments(TypedDict, total=False):
 
     steps: int | None
     true_cfg_scale: float | None
+    guidance_rescale: float | None
     seed: int | None
     strength: float | None
     sigmas: Sequence[float]

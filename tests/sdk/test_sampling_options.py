@@ -77,5 +77,5 @@ def test_help_names_the_range_or_is_a_list(name: str) -> None:
 
 
 def test_an_unknown_argument_is_refused_by_name() -> None:
-    with pytest.raises(TypeError, match=r"'cfg_scale'; the options are format, height, .*true_cfg"):
+    with pytest.raises(TypeError, match=r"'cfg_scale'; the options are format, .*true_cfg"):
         make_options(cfg_scale=3.0)  # type: ignore[call-arg]

@@ -134,6 +134,7 @@ class TryOnOptions(_message.Message):
     PRIORITY_FIELD_NUMBER: _builtins.int
     FORMAT_FIELD_NUMBER: _builtins.int
     QUALITY_FIELD_NUMBER: _builtins.int
+    GUIDANCE_RESCALE_FIELD_NUMBER: _builtins.int
     prompt: _builtins.str
     """At most 2000 characters, no NUL."""
     negative_prompt: _builtins.str
@@ -151,6 +152,8 @@ class TryOnOptions(_message.Message):
     format: _image_pb2.ImageFormat.ValueType
     """See DecodeStart."""
     quality: _builtins.int
+    guidance_rescale: _builtins.float
+    """See SampleStart."""
     @_builtins.property
     def numerics(self) -> _numerics_pb2.Numerics: ...
     @_builtins.property
@@ -174,11 +177,14 @@ class TryOnOptions(_message.Message):
         priority: _stream_pb2.Priority.ValueType = ...,
         format: _image_pb2.ImageFormat.ValueType = ...,
         quality: _builtins.int | None = ...,
+        guidance_rescale: _builtins.float | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_height", b"_height", "_negative_prompt", b"_negative_prompt", "_quality", b"_quality", "_seed", b"_seed", "_steps", b"_steps", "_strength", b"_strength", "_true_cfg_scale", b"_true_cfg_scale", "_width", b"_width", "height", b"height", "negative_prompt", b"negative_prompt", "numerics", b"numerics", "previews", b"previews", "quality", b"quality", "seed", b"seed", "steps", b"steps", "strength", b"strength", "true_cfg_scale", b"true_cfg_scale", "width", b"width"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_guidance_rescale", b"_guidance_rescale", "_height", b"_height", "_negative_prompt", b"_negative_prompt", "_quality", b"_quality", "_seed", b"_seed", "_steps", b"_steps", "_strength", b"_strength", "_true_cfg_scale", b"_true_cfg_scale", "_width", b"_width", "guidance_rescale", b"guidance_rescale", "height", b"height", "negative_prompt", b"negative_prompt", "numerics", b"numerics", "previews", b"previews", "quality", b"quality", "seed", b"seed", "steps", b"steps", "strength", b"strength", "true_cfg_scale", b"true_cfg_scale", "width", b"width"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_height", b"_height", "_negative_prompt", b"_negative_prompt", "_quality", b"_quality", "_seed", b"_seed", "_steps", b"_steps", "_strength", b"_strength", "_true_cfg_scale", b"_true_cfg_scale", "_width", b"_width", "format", b"format", "height", b"height", "negative_prompt", b"negative_prompt", "numerics", b"numerics", "previews", b"previews", "priority", b"priority", "prompt", b"prompt", "quality", b"quality", "seed", b"seed", "sigmas", b"sigmas", "steps", b"steps", "strength", b"strength", "true_cfg_scale", b"true_cfg_scale", "width", b"width"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_guidance_rescale", b"_guidance_rescale", "_height", b"_height", "_negative_prompt", b"_negative_prompt", "_quality", b"_quality", "_seed", b"_seed", "_steps", b"_steps", "_strength", b"_strength", "_true_cfg_scale", b"_true_cfg_scale", "_width", b"_width", "format", b"format", "guidance_rescale", b"guidance_rescale", "height", b"height", "negative_prompt", b"negative_prompt", "numerics", b"numerics", "previews", b"previews", "priority", b"priority", "prompt", b"prompt", "quality", b"quality", "seed", b"seed", "sigmas", b"sigmas", "steps", b"steps", "strength", b"strength", "true_cfg_scale", b"true_cfg_scale", "width", b"width"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__guidance_rescale: _TypeAlias = _typing.Literal["guidance_rescale"]  # noqa: Y015
+    _WhichOneofArgType__guidance_rescale: _TypeAlias = _typing.Literal["_guidance_rescale", b"_guidance_rescale"]  # noqa: Y015
     _WhichOneofReturnType__height: _TypeAlias = _typing.Literal["height"]  # noqa: Y015
     _WhichOneofArgType__height: _TypeAlias = _typing.Literal["_height", b"_height"]  # noqa: Y015
     _WhichOneofReturnType__negative_prompt: _TypeAlias = _typing.Literal["negative_prompt"]  # noqa: Y015
@@ -195,6 +201,8 @@ class TryOnOptions(_message.Message):
     _WhichOneofArgType__true_cfg_scale: _TypeAlias = _typing.Literal["_true_cfg_scale", b"_true_cfg_scale"]  # noqa: Y015
     _WhichOneofReturnType__width: _TypeAlias = _typing.Literal["width"]  # noqa: Y015
     _WhichOneofArgType__width: _TypeAlias = _typing.Literal["_width", b"_width"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__guidance_rescale) -> _WhichOneofReturnType__guidance_rescale | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__height) -> _WhichOneofReturnType__height | None: ...
     @_typing.overload

@@ -64,6 +64,7 @@ class SampleStart(_message.Message):
     PRIORITY_FIELD_NUMBER: _builtins.int
     RESUME_FIELD_NUMBER: _builtins.int
     RESUME_EVERY_FIELD_NUMBER: _builtins.int
+    GUIDANCE_RESCALE_FIELD_NUMBER: _builtins.int
     width: _builtins.int
     """Pixels, multiples of 16, within the checkpoint's limits."""
     height: _builtins.int
@@ -80,6 +81,10 @@ class SampleStart(_message.Message):
     priority: _stream_pb2.Priority.ValueType
     resume_every: _builtins.int
     """Send a resume point after every n-th step; 0: none."""
+    guidance_rescale: _builtins.float
+    """0 to 1; unset or 0: none. Brings the standard deviation of guided predictions back to that of
+    unguided ones, by this share. No effect without guidance, or with GUIDANCE_NORM_VELOCITY.
+    """
     @_builtins.property
     def payloads(self) -> _containers.RepeatedCompositeFieldContainer[_tensor_pb2.Payload]: ...
     @_builtins.property
@@ -111,11 +116,14 @@ class SampleStart(_message.Message):
         priority: _stream_pb2.Priority.ValueType = ...,
         resume: Global___ResumePoint | None = ...,
         resume_every: _builtins.int = ...,
+        guidance_rescale: _builtins.float | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_resume", b"_resume", "_seed", b"_seed", "_steps", b"_steps", "_strength", b"_strength", "_true_cfg_scale", b"_true_cfg_scale", "numerics", b"numerics", "previews", b"previews", "resume", b"resume", "seed", b"seed", "steps", b"steps", "strength", b"strength", "true_cfg_scale", b"true_cfg_scale"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_guidance_rescale", b"_guidance_rescale", "_resume", b"_resume", "_seed", b"_seed", "_steps", b"_steps", "_strength", b"_strength", "_true_cfg_scale", b"_true_cfg_scale", "guidance_rescale", b"guidance_rescale", "numerics", b"numerics", "previews", b"previews", "resume", b"resume", "seed", b"seed", "steps", b"steps", "strength", b"strength", "true_cfg_scale", b"true_cfg_scale"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_resume", b"_resume", "_seed", b"_seed", "_steps", b"_steps", "_strength", b"_strength", "_true_cfg_scale", b"_true_cfg_scale", "height", b"height", "numerics", b"numerics", "payloads", b"payloads", "previews", b"previews", "priority", b"priority", "resume", b"resume", "resume_every", b"resume_every", "seed", b"seed", "sigmas", b"sigmas", "steps", b"steps", "strength", b"strength", "true_cfg_scale", b"true_cfg_scale", "width", b"width"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_guidance_rescale", b"_guidance_rescale", "_resume", b"_resume", "_seed", b"_seed", "_steps", b"_steps", "_strength", b"_strength", "_true_cfg_scale", b"_true_cfg_scale", "guidance_rescale", b"guidance_rescale", "height", b"height", "numerics", b"numerics", "payloads", b"payloads", "previews", b"previews", "priority", b"priority", "resume", b"resume", "resume_every", b"resume_every", "seed", b"seed", "sigmas", b"sigmas", "steps", b"steps", "strength", b"strength", "true_cfg_scale", b"true_cfg_scale", "width", b"width"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__guidance_rescale: _TypeAlias = _typing.Literal["guidance_rescale"]  # noqa: Y015
+    _WhichOneofArgType__guidance_rescale: _TypeAlias = _typing.Literal["_guidance_rescale", b"_guidance_rescale"]  # noqa: Y015
     _WhichOneofReturnType__resume: _TypeAlias = _typing.Literal["resume"]  # noqa: Y015
     _WhichOneofArgType__resume: _TypeAlias = _typing.Literal["_resume", b"_resume"]  # noqa: Y015
     _WhichOneofReturnType__seed: _TypeAlias = _typing.Literal["seed"]  # noqa: Y015
@@ -126,6 +134,8 @@ class SampleStart(_message.Message):
     _WhichOneofArgType__strength: _TypeAlias = _typing.Literal["_strength", b"_strength"]  # noqa: Y015
     _WhichOneofReturnType__true_cfg_scale: _TypeAlias = _typing.Literal["true_cfg_scale"]  # noqa: Y015
     _WhichOneofArgType__true_cfg_scale: _TypeAlias = _typing.Literal["_true_cfg_scale", b"_true_cfg_scale"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__guidance_rescale) -> _WhichOneofReturnType__guidance_rescale | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__resume) -> _WhichOneofReturnType__resume | None: ...
     @_typing.overload

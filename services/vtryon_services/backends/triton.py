@@ -224,6 +224,7 @@ class TritonSlot:
             "width": plan.width,
             "height": plan.height,
             "true_cfg_scale": float(plan.true_cfg_scale),
+            "guidance_rescale": plan.guidance_rescale,
             "seed": option_parameter(plan.seed),
             "sigmas": option_parameter(plan.sigmas[:-1]),
             "numerics": json_format.MessageToJson(numerics, indent=None),

@@ -16,8 +16,9 @@ def guide(
     sigma: float,
     scale: float,
     norm: GuidanceNorm,
+    rescaled: float = 0.0,
 ) -> torch.Tensor:
-    """Combine two velocities: n + s·(p − n), brought back to length.
+    """Combine two velocities: n + s·(p − n), rescaled, and brought back to length.
 
     Shapes:
         all: (tokens, 64), packed.
@@ -26,6 +27,8 @@ def guide(
     of diffusers' QwenImageEditPlusPipeline (velocity) and of ComfyUI's CFGNorm node (x0).
     """
     guided = negative + scale * (positive - negative)
+    if rescaled:
+        guided = rescale(guided, positive, rescaled)
     match norm:
         case GuidanceNorm.NONE:
             return guided
@@ -35,6 +38,18 @@ def guide(
             )
         case GuidanceNorm.X0:
             return _bound_x0(positive, guided, latents, sigma)
+
+
+def rescale(guided: torch.Tensor, positive: torch.Tensor, share: float) -> torch.Tensor:
+    """Bring the standard deviation of a guided velocity back to the conditional one's, by a share.
+
+    Shapes:
+        guided, positive: (tokens, 64), packed.
+
+    Source: "Common Diffusion Noise Schedules and Sample Steps are Flawed", Lin et al. 2024, sec.
+    3.4; `guidance_rescale` of diffusers' pipelines.
+    """
+    return guided * (share * positive.std() / guided.std() + 1 - share)
 
 
 def _bound_x0(

@@ -20,6 +20,7 @@ class SamplingPlan:
 
     Attributes:
         width, height: of the target in pixels.
+        guidance_rescale: see `guidance.rescale`.
         sigmas: non-increasing noise levels, one more than steps; the last one 0.
         first_step: number of steps completed by an earlier attempt.
     """
@@ -30,6 +31,7 @@ class SamplingPlan:
     sigmas: tuple[float, ...]
     true_cfg_scale: float
     seed: int
+    guidance_rescale: float = 0.0
     first_step: int = 0
 
     @property

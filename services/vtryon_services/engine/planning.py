@@ -49,6 +49,7 @@ def plan_of(start: SampleStart, schedules: Schedules) -> SamplingPlan:
         height=start.height,
         sigmas=sigmas,
         true_cfg_scale=guidance_scale(start, defaults),
+        guidance_rescale=start.guidance_rescale or 0.0,
         seed=draw_seed() if start.seed is None else start.seed,
         first_step=done,
     )

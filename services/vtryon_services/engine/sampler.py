@@ -99,6 +99,7 @@ class Sample:
                 sigma,
                 plan.true_cfg_scale,
                 plan.numerics.guidance_norm,
+                plan.guidance_rescale,
             )
         self.x0 = self.tokens - sigma * velocity
         self.tokens = self.tokens + (plan.sigmas[self.step + 1] - sigma) * velocity
@@ -218,8 +219,7 @@ class Sampler(Scheduled):
         """
         start = self._starting_point(plan, given)
         references = [packing.pack(reference) for reference in given.references]
-        sizes = [(plan.height // 8, plan.width // 8)]
-        sizes += [(reference.shape[1], reference.shape[2]) for reference in given.references]
+        sizes = [plan.latent_size, *((one.shape[1], one.shape[2]) for one in given.references)]
         device, dtype = self.transformer.device, self.transformer.dtype
         negative = given.negative if plan.guided else None
         return Sample(

@@ -29,6 +29,7 @@ from vtryon.events import (
 from vtryon.types import PayloadKind, Stage, TryOnStart
 from vtryon.wire.payloads import Buffer, outgoing_image
 from vtryon_services.backends.ensemble import Progress, TritonTryOn
+from vtryon_services.engine.numerics import resolve
 from vtryon_services.engine.plan import QueuePosition
 from vtryon_services.pipeline.attempts import FailoverPolicy, StageAttempts
 from vtryon_services.pipeline.timings import name_subjects, with_own_share
@@ -105,9 +106,8 @@ class EnsembleFlow:
                 if answer.step > self._steps_told:
                     for event in self._describe(answer):
                         yield event
-                if answer.picture is not None:
-                    kind, drawn = PayloadKind.IMAGE, answer.picture
-                    outgoing = outgoing_image(kind, drawn.data, drawn.image)
+                if (drawn := answer.picture) is not None:
+                    outgoing = outgoing_image(PayloadKind.IMAGE, drawn.data, drawn.image)
                     async for event in send_output([outgoing]):
                         yield event
                     yield self._finish(answer)
@@ -125,6 +125,7 @@ class EnsembleFlow:
                 self._options,
                 scale,
                 negative=negative is not None,
+                norm=resolve(self._options.numerics).guidance_norm,
                 can_preview=self._ensemble.can_preview,
             )
             unused += tuple(_of_resuming(self._request))

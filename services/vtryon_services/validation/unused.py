@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from vtryon.events import UnusedOption
-from vtryon.types import SampleStart, TryOnOptions
+from vtryon.types import GuidanceNorm, SampleStart, TryOnOptions
 
 
 def unused_options(
@@ -13,6 +13,7 @@ def unused_options(
     scale: float | None,
     *,
     negative: bool,
+    norm: GuidanceNorm | None = None,
     can_preview: bool = True,
 ) -> tuple[UnusedOption, ...]:
     """List the options of a request that do not affect its picture.
@@ -21,11 +22,13 @@ def unused_options(
         given: the options as sent by the client.
         scale: the effective guidance scale; None if the sampler has yet to choose it.
         negative: whether there is a negative prompt.
+        norm: the effective guidance norm; None if the sampler has yet to report it.
         can_preview: whether the checkpoint has a preview map; True if the sampler has yet to
             report it.
     """
     return (
         *_of_guidance(given, scale, negative=negative),
+        *_of_guided(given, norm, guided=negative and (scale is None or scale > 1)),
         *_of_schedule(given),
         *_of_previews(given, can_preview=can_preview),
     )
@@ -41,29 +44,37 @@ def _of_guidance(
     given: TryOnOptions | SampleStart, scale: float | None, *, negative: bool
 ) -> Iterator[UnusedOption]:
     """Guidance needs a scale above 1 and a negative prompt; a scale of 1 disables it."""
-    wanted = given.true_cfg_scale is not None and given.true_cfg_scale > 1
-    off = not negative or (scale is not None and scale <= 1)
-    if wanted and not negative:
+    own = given.true_cfg_scale
+    if own is not None and own > 1 and not negative:
         yield UnusedOption(
             "true_cfg_scale", "guidance needs a negative_prompt as well, and there is none"
         )
-    elif given.true_cfg_scale is not None and given.true_cfg_scale < 1 and not negative:
+    elif own is not None and own < 1 and not negative:
         yield UnusedOption(
             "true_cfg_scale",
-            "guidance needs a scale above 1 and a negative_prompt; "
-            f"{given.true_cfg_scale:g} is the same as 1",
+            f"guidance needs a scale above 1 and a negative_prompt; {own:g} is the same as 1",
         )
     if negative and scale is not None and scale <= 1:
-        whose = "it is" if given.true_cfg_scale is not None else "by default it is"
+        whose = "it is" if own is not None else "by default it is"
         yield UnusedOption(
             "negative_prompt",
             f"guidance needs a true_cfg_scale above 1 as well, and {whose} {scale:g}",
         )
-    if off and given.numerics is not None and given.numerics.guidance_norm is not None:
-        yield UnusedOption(
-            "numerics.guidance_norm",
-            "guidance is off: it needs a true_cfg_scale above 1 and a negative_prompt",
-        )
+
+
+def _of_guided(
+    given: TryOnOptions | SampleStart, norm: GuidanceNorm | None, *, guided: bool
+) -> Iterator[UnusedOption]:
+    """List options of guided predictions, where there are none or their norm is set anyway."""
+    off = "guidance is off: it needs a true_cfg_scale above 1 and a negative_prompt"
+    if not guided and given.numerics is not None and given.numerics.guidance_norm is not None:
+        yield UnusedOption("numerics.guidance_norm", off)
+    if not given.guidance_rescale:
+        return
+    if not guided:
+        yield UnusedOption("guidance_rescale", off)
+    elif norm is GuidanceNorm.VELOCITY:
+        yield UnusedOption("guidance_rescale", "guidance_norm velocity sets every token's norm")
 
 
 def _of_schedule(given: TryOnOptions | SampleStart) -> Iterator[UnusedOption]:

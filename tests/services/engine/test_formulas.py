@@ -3,6 +3,7 @@
 import pytest
 import torch
 from diffusers import QwenImageEditPlusPipeline
+from diffusers.guiders.guider_utils import rescale_noise_cfg
 from diffusers.models.transformers.transformer_qwenimage import QwenEmbedRope
 
 from vtryon.types import GuidanceNorm, RopeLayout
@@ -71,6 +72,29 @@ def test_the_two_norms_are_not_interchangeable(velocities) -> None:
         for norm in (GuidanceNorm.VELOCITY, GuidanceNorm.X0)
     )
     assert (one - other).norm() > 0.05 * one.norm()
+
+
+@pytest.mark.parametrize("share", [0.3, 1.0])
+def test_guidance_is_rescaled_as_by_diffusers(velocities, share: float) -> None:
+    positive, negative, latents = velocities
+    plain = negative + SCALE * (positive - negative)
+    [wanted] = rescale_noise_cfg(plain[None], positive[None], share)
+    found = guide(positive, negative, latents, SIGMA, SCALE, GuidanceNorm.NONE, share)
+    torch.testing.assert_close(found, wanted)
+    if share == 1:
+        torch.testing.assert_close(found.std(), positive.std())
+
+
+def test_the_velocity_norm_leaves_nothing_to_rescale(velocities) -> None:
+    one, other = (
+        guide(*velocities, SIGMA, SCALE, GuidanceNorm.VELOCITY, share) for share in (0.0, 0.7)
+    )
+    torch.testing.assert_close(one, other)
+
+
+def test_the_x0_norm_bounds_rescaled_predictions(velocities) -> None:
+    one, other = (guide(*velocities, SIGMA, SCALE, GuidanceNorm.X0, share) for share in (0.0, 0.7))
+    assert (one - other).norm() > 0.01 * one.norm()
 
 
 @pytest.mark.parametrize("norm", list(GuidanceNorm))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from math import inf
+
 import pytest
 
 from vtryon_services.jobs.starts import StartRate
@@ -11,7 +13,7 @@ def test_a_tenant_alone_starts_as_it_likes() -> None:
     rate = StartRate(8, clock=lambda: 0.0)
     for _ in range(100):
         rate.started("many")
-        assert rate.paused() == ((), 0.0)
+        assert rate.paused() == ((), inf)
 
 
 def test_beside_another_tenant_each_starts_at_its_rate() -> None:
@@ -46,4 +48,4 @@ def test_after_a_while_without_others_a_tenant_is_alone_again() -> None:
     rate.started("few")
     now = 20.0
     rate.started("many")
-    assert rate.paused() == ((), 0.0)
+    assert rate.paused() == ((), inf)

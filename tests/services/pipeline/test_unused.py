@@ -17,6 +17,7 @@ from tests.support.rest import events_of
 import vtryon
 from vtryon.options import make_options
 from vtryon.types import Numerics, PreviewPolicy, Profile, SigmaSchedule
+from vtryon_services.engine.numerics import resolve
 from vtryon_services.validation.unused import unused_options
 
 PICTURE = png()
@@ -40,6 +41,10 @@ LEVELS = {"sigmas": (1.0, 0.5)}
         ({**GUIDED, "true_cfg_scale": 1.0}, 4.0, {"negative_prompt"}),
         ({"numerics": NORM}, 4.0, {"numerics.guidance_norm"}),
         ({**GUIDED, "numerics": NORM}, 1.0, set()),
+        ({"guidance_rescale": 0.7}, 4.0, {"guidance_rescale"}),
+        ({"guidance_rescale": 0.0}, 4.0, set()),
+        ({**GUIDED, "guidance_rescale": 0.7, "numerics": NORM}, 1.0, set()),
+        ({**GUIDED, "guidance_rescale": 0.7}, 1.0, {"guidance_rescale"}),
         (LEVELS, 1.0, set()),
         (
             {**LEVELS, "numerics": Numerics(schedule=SigmaSchedule.SIMPLE, shift=2.0)},
@@ -54,7 +59,8 @@ def test_an_option_that_changes_nothing_is_named(
 ) -> None:
     given = make_options(**options)
     scale = default_scale if given.true_cfg_scale is None else given.true_cfg_scale
-    found = unused_options(given, scale, negative=given.negative_prompt is not None)
+    norm = resolve(given.numerics).guidance_norm
+    found = unused_options(given, scale, negative=given.negative_prompt is not None, norm=norm)
     assert {one.field for one in found} == fields
     assert all(one.reason for one in found)
 

@@ -104,6 +104,7 @@ class SamplingStage:
                 start,
                 plan.true_cfg_scale,
                 negative=negative,
+                norm=plan.numerics.guidance_norm,
                 can_preview=self._backend.can_preview,
             ),
             *unused_numerics(STAGE, start.numerics),
