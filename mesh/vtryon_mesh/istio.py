@@ -16,6 +16,7 @@ Manifest = dict[str, Any]
 Mode = Literal["sidecar", "ambient"]
 _WAYPOINT = "waypoint"
 _MANAGER = "envoy.filters.network.http_connection_manager"
+_MANAGER_TYPE = "extensions.filters.network.http_connection_manager.v3.HttpConnectionManager"
 _NEW, _OLD = "canary", "stable"
 
 
@@ -192,9 +193,8 @@ def _rate_limit(mesh: Mesh) -> Manifest:
 def _limits(mesh: Mesh) -> Manifest:
     """Bound connections and the time for a request, as at a local edge."""
     limits = mesh.edge.limits
-    kind = "extensions.filters.network.http_connection_manager.v3.HttpConnectionManager"
     manager = {
-        "@type": TYPES + kind,
+        "@type": TYPES + _MANAGER_TYPE,
         "max_request_headers_kb": limits.request_headers_kib,
         "request_headers_timeout": seconds(limits.request_headers),
         "request_timeout": seconds(limits.request),

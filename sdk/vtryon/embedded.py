@@ -21,10 +21,8 @@ def embedded_mesh(**settings: Any) -> AbstractAsyncContextManager[str]:
     Raises:
         SettingsError: the server package is not installed, or something is set up wrongly.
     """
-    extras.require(
-        "running without --endpoint (the services inside this process)",
-        extras.of_services(["all"], settings.get("backend")),
-    )
+    needed = extras.of_services(["all"], settings.get("backend"))
+    extras.require("running without --endpoint (the services inside this process)", needed)
     for entry in entry_points(group="vtryon.embedded"):
         start: Callable[..., AbstractAsyncContextManager[str]] = entry.load()
         return start(**settings)

@@ -23,12 +23,7 @@ from vtryon.arguments import check_timeout, sequence
 from vtryon.errors import DeadlineError, ProtocolError, Reason, UnavailableError
 from vtryon.events import Chunk, Event, Fit, Ledger, Output, UnusedOption
 from vtryon.messages import ProtoType, request_message
-from vtryon.options import (
-    DEFAULT_PROMPT,
-    TryOnArguments,
-    make_options,
-    outgoing_pictures,
-)
+from vtryon.options import DEFAULT_PROMPT, TryOnArguments, make_options, outgoing_pictures
 from vtryon.pictures import Picture
 from vtryon.types import EncodedImage, Payload, TryOnOptions
 from vtryon.v1 import job_pb2, stream_pb2
@@ -378,10 +373,8 @@ class Jobs:
             elif isinstance(reply.event, Chunk):
                 assembler.add(reply.event)
         if not grammar.ended or len(assembler.payloads) != 1:
-            raise ProtocolError(
-                f"the picture of job {job_id} did not arrive completely",
-                reason=Reason.STREAM_INCOMPLETE,
-            )
+            words = f"the picture of job {job_id} did not arrive completely"
+            raise ProtocolError(words, reason=Reason.STREAM_INCOMPLETE)
         return Picture(assembler.payloads[0].image, bytes(assembler.buffers[0]))
 
 

@@ -64,8 +64,7 @@ def jobs() -> Iterator[Finding]:
         settings = JobsSettings.load()
         url = read_url(settings.database_url, settings.folder)
     except SettingsError as error:
-        remedy = "set VTRYON_JOBS_DATABASE_URL"
-        yield Finding("jobs database", False, str(error), remedy=remedy)
+        yield Finding("jobs database", False, str(error), remedy="set VTRYON_JOBS_DATABASE_URL")
         return
     if url.get_backend_name() == "sqlite":
         yield Finding("jobs database", True, f"SQLite in {url.database}")

@@ -61,11 +61,15 @@ def claim(folder: Path) -> None:
         for pattern in _REBUILT:
             for path in folder.glob(pattern):
                 _delete(path)
-        if (folder / _LOGS).exists():
-            _delete(folder / _PREVIOUS_LOGS)
-            (folder / _LOGS).rename(folder / _PREVIOUS_LOGS)
+        _rotate_logs(folder)
     except OSError as error:
         raise SettingsError(f"{folder} can't be used: {error}") from error
+
+
+def _rotate_logs(folder: Path) -> None:
+    if (folder / _LOGS).exists():
+        _delete(folder / _PREVIOUS_LOGS)
+        (folder / _LOGS).rename(folder / _PREVIOUS_LOGS)
 
 
 def _delete(path: Path) -> None:

@@ -34,8 +34,7 @@ def choose(named: Sequence[str], mesh: Mesh, backend: str, *, kafka: bool) -> Ch
             command that installs them.
     """
     wanted = list(named) or [name for name in mesh.services if name != KAFKA]
-    if kafka and KAFKA not in wanted:
-        wanted.append(KAFKA)
+    wanted += [KAFKA] if kafka and KAFKA not in wanted else []
     absent: dict[str, tuple[str, ...]] = {}
     left_out = []
     for name in wanted:

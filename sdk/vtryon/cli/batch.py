@@ -184,17 +184,16 @@ def _progress(console: PlainConsole) -> Progress:
 
 def _report(found: Found, journal: Journal, out: Path) -> dict[str, Any]:
     """Write report.json and the contact sheet, whole or not at all."""
-    for entry in found.entries:
-        if entry.problem:
-            journal.report(failed_line(entry))
-    names = [entry.name for entry in found.entries]
-    lines = [journal.lines[name] for name in names if name in journal.current]
+    for entry in (one for one in found.entries if one.problem):
+        journal.report(failed_line(entry))
+    entries = found.entries
+    lines = [journal.lines[one.name] for one in entries if one.name in journal.current]
     failed = [line for line in lines if line.failed]
     report = {
-        "entries": len(names),
+        "entries": len(entries),
         "succeeded": len(lines) - len(failed),
         "failed": len(failed),
-        "missing": len(names) - len(lines),
+        "missing": len(entries) - len(lines),
         "unused": found.unused,
         "results": [asdict(line) for line in lines],
     }

@@ -77,10 +77,8 @@ def load_tensors(path: Path) -> dict[str, Tensor]:
         reason = getattr(error, "strerror", None) or error
         raise RequestError(f"can't read {path}: {reason}") from error
     if len(data) > MAX_TENSORS_BYTES:
-        raise RequestError(
-            f"{path} has more than {MAX_TENSORS_BYTES} bytes, the limit",
-            reason=Reason.PAYLOAD_TOO_LARGE,
-        )
+        words = f"{path} has more than {MAX_TENSORS_BYTES} bytes, the limit"
+        raise RequestError(words, reason=Reason.PAYLOAD_TOO_LARGE)
     try:
         return load(data)
     except RequestError as error:

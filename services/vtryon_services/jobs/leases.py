@@ -158,19 +158,14 @@ class Leases:
         Raises:
             LeaseLostError: the lease has passed to another runner.
         """
-        changed = (
-            update(jobs)
-            .where(_held(leased))
-            .values(
-                resume_step=resume.point.step,
-                resume_artifact=resume.artifact,
-                resume_shape={
-                    "shape": list(resume.shape),
-                    "model_digest": resume.point.model_digest,
-                    "encoders_digest": resume.point.encoders_digest,
-                },
-            )
-        )
+        point = resume.point
+        shape = {
+            "shape": list(resume.shape),
+            "model_digest": point.model_digest,
+            "encoders_digest": point.encoders_digest,
+        }
+        columns = {"resume_artifact": resume.artifact, "resume_shape": shape}
+        changed = update(jobs).where(_held(leased)).values(resume_step=point.step, **columns)
         if not await self._database.write(lambda db: db.execute(changed).rowcount, leased.tenant):
             raise LeaseLostError
 

@@ -84,8 +84,7 @@ class Runner:
                         await asyncio.sleep(outage.failed(error))
                         continue
                 if leased is None:
-                    most = self.settings.poll_seconds
-                    await subscription.wait(min(wait, most) if paused else most)
+                    await subscription.wait(min(wait, self.settings.poll_seconds))
                     continue
                 self._starts.started(leased.tenant)
                 task = asyncio.create_task(self._run(leased))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from math import inf
 
 _SHARED_SECONDS = 10.0
 
@@ -36,7 +37,7 @@ class StartRate:
         now = self._clock()
         recent = [one for one, at in self._started.items() if now - at < _SHARED_SECONDS]
         if len(recent) < 2:
-            return (), 0.0
+            return (), inf
         waits = {one: self._started[one] + self._interval - now for one in recent}
         paused = {one: seconds for one, seconds in waits.items() if seconds > 0}
-        return tuple(paused), min(paused.values(), default=0.0)
+        return tuple(paused), min(paused.values(), default=inf)

@@ -195,9 +195,8 @@ def _paint_torso(
 ) -> tuple[Tensor, Tensor]:
     """Paint belt and torso; give the covers of the torso and of the neckline's opening."""
     x, down = people.pixels.x - people.centre, people.pixels.y
-    y, size = down - people.shoulders_y, people.size
+    y, size, tuck = down - people.shoulders_y, people.size, tucked.float()
     hip, torso, waist = people.hip_y, people.torso, people.waist
-    tuck = tucked.float()
     hem = hip + (1 - tuck) * 10 * size - tuck * 3 * size
     half = people.shoulder + (waist * 1.04 - people.shoulder) * (y / torso).clamp(0, 1)
     belt = both(x.abs() - waist, hip - 5 * size - down, down - hip - 1 * size)

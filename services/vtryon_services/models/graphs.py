@@ -118,9 +118,8 @@ def _vae_decoder(checkpoint: Checkpoint, placement: Placement) -> ExportGraph:
     vae = ImageVae.load(checkpoint, placement, half=Half.DECODER)
 
     def draw(sizes: Sizes) -> Tensors:
-        return {
-            "latents": torch.randn(sizes.batch, vae.channels, sizes.height // 8, sizes.width // 8)
-        }
+        shape = (sizes.batch, vae.channels, sizes.height // 8, sizes.width // 8)
+        return {"latents": torch.randn(shape)}
 
     geometry = checkpoint.geometry
     return ExportGraph(

@@ -200,118 +200,133 @@ PARAMETERS = frozenset(
 )
 
 
+_PICTURE = "an encoded picture, PNG, JPEG or WebP"
+_FIT = "from width, height, to width, height; 1: padded"
+# No parameter, since Triton's response cache knows inputs alone.
+_RESIZE = TensorOf("RESIZE", "UINT8", (-1,), "UTF-8: lanczos (default) or area", optional=True)
+# An empty tensor stands for a prompt that is not given, so an empty prompt takes a flag.
+_NEGATIVE_GIVEN = TensorOf(
+    "NEGATIVE_GIVEN", "UINT8", (-1,), "1: guide with NEGATIVE_PROMPT, even an empty one", True
+)
+_SECONDS = TensorOf("SECONDS", "FP32", (1,), "what computing took, with its company")
+_OF_STEPS = (
+    TensorOf("STEP", "INT32", (1,), "steps done; 0 while the request waits"),
+    TensorOf("STEPS", "INT32", (1,), "steps in all"),
+    TensorOf("SIGMA", "FP32", (1,), "the noise level reached"),
+    TensorOf("SECONDS", "FP32", (1,), "what the step took, or will be waited"),
+    TensorOf("POSITION", "INT32", (1,), "how many go first; while it waits"),
+    TensorOf("PREVIEW", "UINT8", (-1,), "PNG of the x0 estimate, where due"),
+    TensorOf("PREVIEW_SIZE", "INT32", (2,), "its width and height"),
+    *(TensorOf(name, "INT32", (5,), "with the first response, as given") for name in _FITS),
+)
+_RESULT = (
+    TensorOf("PICTURE", "UINT8", (-1,), "encoded"),
+    TensorOf("SIZE", "INT32", (2,), "width and height in pixels"),
+)
+
+
 def contracts(channels: int, width: int) -> tuple[Contract, ...]:
     """Give the models of a checkpoint with so many latent channels and embeddings so wide."""
     latents = (channels, -1, -1)
-    picture = "an encoded picture, PNG, JPEG or WebP"
-    # No parameter, since Triton's response cache knows inputs alone.
-    resize = TensorOf("RESIZE", "UINT8", (-1,), "UTF-8: lanczos (default) or area", optional=True)
-    # An empty tensor stands for a prompt that is not given, so an empty prompt takes a flag.
-    given = TensorOf(
-        "NEGATIVE_GIVEN", "UINT8", (-1,), "1: guide with NEGATIVE_PROMPT, even an empty one", True
-    )
-    took = TensorOf("SECONDS", "FP32", (1,), "what computing took, with its company")
-    fit = "from width, height, to width, height; 1: padded"
-    progress = (
-        TensorOf("STEP", "INT32", (1,), "steps done; 0 while the request waits"),
-        TensorOf("STEPS", "INT32", (1,), "steps in all"),
-        TensorOf("SIGMA", "FP32", (1,), "the noise level reached"),
-        TensorOf("SECONDS", "FP32", (1,), "what the step took, or will be waited"),
-        TensorOf("POSITION", "INT32", (1,), "how many go first; while it waits"),
-        TensorOf("PREVIEW", "UINT8", (-1,), "PNG of the x0 estimate, where due"),
-        TensorOf("PREVIEW_SIZE", "INT32", (2,), "its width and height"),
-        *(TensorOf(name, "INT32", (5,), "with the first response, as given") for name in _FITS),
-    )
-    drawn = (
-        TensorOf("PICTURE", "UINT8", (-1,), "encoded"),
-        TensorOf("SIZE", "INT32", (2,), "width and height in pixels"),
-    )
     return (
-        Contract(
-            Model.LATENT_ENCODER,
-            "A picture to latents.",
-            (TensorOf("PICTURE", "UINT8", (-1,), f"{picture}; of none, nothing comes"), resize),
-            (
-                TensorOf("LATENTS", "FP32", latents, "normalised; height / 8, width / 8"),
-                TensorOf("FIT", "INT32", (5,), fit),
-                took,
-            ),
-            (_digest_of(Model.LATENT_ENCODER),),
-        ),
-        Contract(
-            Model.TEXT_ENCODER,
-            "A prompt and its pictures to embeddings.",
-            (
-                TensorOf("PROMPT", "UINT8", (-1,), "UTF-8"),
-                TensorOf("NEGATIVE_PROMPT", "UINT8", (-1,), "UTF-8", optional=True),
-                given,
-                *(
-                    TensorOf(f"PICTURE_{number}", "UINT8", (-1,), picture, optional=True)
-                    for number in range(1, MAX_PICTURES + 1)
-                ),
-                resize,
-            ),
-            (
-                TensorOf("EMBEDDINGS", "FP32", (-1, width), "a row per token"),
-                TensorOf("NEGATIVE_EMBEDDINGS", "FP32", (-1, width), "where one was asked for"),
-                took,
-            ),
-            (_digest_of(Model.TEXT_ENCODER),),
-        ),
-        Contract(
-            Model.SAMPLING,
-            "Noise to latents: a response per step, the last one with the latents.",
-            (
-                TensorOf("EMBEDDINGS", "FP32", (-1, width), "of the prompt; needed", optional=True),
-                TensorOf("NEGATIVE_EMBEDDINGS", "FP32", (-1, width), "turn guidance on", True),
-                TensorOf("REFERENCE_1", "FP32", latents, "of the person; needed", optional=True),
-                *(
-                    TensorOf(f"REFERENCE_{number}", "FP32", latents, "of a garment", True)
-                    for number in range(2, MAX_PICTURES + 1)
-                ),
-                TensorOf("NOISE", "FP32", latents, "in place of a seed", True),
-                TensorOf("RESUME", "FP32", latents, "latents of an earlier attempt", True),
-                *(TensorOf(name, "INT32", (5,), f"{fit}; passed on", True) for name in _FITS),
-                TensorOf("CANCEL", "UINT8", (-1,), "alone: the key of a request to end", True),
-            ),
-            (
-                *progress,
-                TensorOf("RESUME_LATENTS", "FP32", latents, "where due"),
-                TensorOf("LATENTS", "FP32", latents, "behind the last step"),
-            ),
-            (*_SAMPLING_PARAMETERS, _digest_of(Model.SAMPLING)),
-            decoupled=True,
-            batches=False,
-        ),
-        Contract(
-            Model.DECODING,
-            "Latents to a picture.",
-            (
-                TensorOf("LATENTS", "FP32", latents, "normalised; without, nothing comes", True),
-                TensorOf(
-                    "STEP", "INT32", (1,), "of no effect: ensembles have no LATENTS yet", True
-                ),
-            ),
-            (*drawn, took),
-            (*_DECODING_PARAMETERS, _digest_of(Model.DECODING)),
-        ),
-        Contract(
-            Model.TRYON,
-            "Person, garments and prompt to a picture, a response per step.",
-            (
-                TensorOf("PERSON", "UINT8", (-1,), picture),
-                *(TensorOf(name, "UINT8", (-1,), f"{picture}; or empty") for name in GARMENTS),
-                TensorOf("PROMPT", "UINT8", (-1,), "UTF-8"),
-                TensorOf("NEGATIVE_PROMPT", "UINT8", (-1,), "UTF-8; or empty"),
-                replace(given, about=f"{given.about}; or empty", optional=False),
-                TensorOf("RESIZE", "UINT8", (-1,), "UTF-8: lanczos or area; or empty"),
-            ),
-            (*progress, *drawn, replace(took, name="DECODING_SECONDS")),
-            decoupled=True,
-            batches=False,
-            steps=_TRY_ON,
-        ),
+        _latent_encoder(latents),
+        _text_encoder(width),
+        _sampling(latents, width),
+        _decoding(latents),
+        _TRYON,
     )
+
+
+def _latent_encoder(latents: tuple[int, ...]) -> Contract:
+    return Contract(
+        Model.LATENT_ENCODER,
+        "A picture to latents.",
+        (TensorOf("PICTURE", "UINT8", (-1,), f"{_PICTURE}; of none, nothing comes"), _RESIZE),
+        (
+            TensorOf("LATENTS", "FP32", latents, "normalised; height / 8, width / 8"),
+            TensorOf("FIT", "INT32", (5,), _FIT),
+            _SECONDS,
+        ),
+        (_digest_of(Model.LATENT_ENCODER),),
+    )
+
+
+def _text_encoder(width: int) -> Contract:
+    pictures = (f"PICTURE_{number}" for number in range(1, MAX_PICTURES + 1))
+    return Contract(
+        Model.TEXT_ENCODER,
+        "A prompt and its pictures to embeddings.",
+        (
+            TensorOf("PROMPT", "UINT8", (-1,), "UTF-8"),
+            TensorOf("NEGATIVE_PROMPT", "UINT8", (-1,), "UTF-8", optional=True),
+            _NEGATIVE_GIVEN,
+            *(TensorOf(name, "UINT8", (-1,), _PICTURE, optional=True) for name in pictures),
+            _RESIZE,
+        ),
+        (
+            TensorOf("EMBEDDINGS", "FP32", (-1, width), "a row per token"),
+            TensorOf("NEGATIVE_EMBEDDINGS", "FP32", (-1, width), "where one was asked for"),
+            _SECONDS,
+        ),
+        (_digest_of(Model.TEXT_ENCODER),),
+    )
+
+
+def _sampling(latents: tuple[int, ...], width: int) -> Contract:
+    garments = (f"REFERENCE_{number}" for number in range(2, MAX_PICTURES + 1))
+    return Contract(
+        Model.SAMPLING,
+        "Noise to latents: a response per step, the last one with the latents.",
+        (
+            TensorOf("EMBEDDINGS", "FP32", (-1, width), "of the prompt; needed", optional=True),
+            TensorOf("NEGATIVE_EMBEDDINGS", "FP32", (-1, width), "turn guidance on", True),
+            TensorOf("REFERENCE_1", "FP32", latents, "of the person; needed", optional=True),
+            *(TensorOf(name, "FP32", latents, "of a garment", True) for name in garments),
+            TensorOf("NOISE", "FP32", latents, "in place of a seed", True),
+            TensorOf("RESUME", "FP32", latents, "latents of an earlier attempt", True),
+            *(TensorOf(name, "INT32", (5,), f"{_FIT}; passed on", True) for name in _FITS),
+            TensorOf("CANCEL", "UINT8", (-1,), "alone: the key of a request to end", True),
+        ),
+        (
+            *_OF_STEPS,
+            TensorOf("RESUME_LATENTS", "FP32", latents, "where due"),
+            TensorOf("LATENTS", "FP32", latents, "behind the last step"),
+        ),
+        (*_SAMPLING_PARAMETERS, _digest_of(Model.SAMPLING)),
+        decoupled=True,
+        batches=False,
+    )
+
+
+def _decoding(latents: tuple[int, ...]) -> Contract:
+    return Contract(
+        Model.DECODING,
+        "Latents to a picture.",
+        (
+            TensorOf("LATENTS", "FP32", latents, "normalised; without, nothing comes", True),
+            TensorOf("STEP", "INT32", (1,), "of no effect: ensembles have no LATENTS yet", True),
+        ),
+        (*_RESULT, _SECONDS),
+        (*_DECODING_PARAMETERS, _digest_of(Model.DECODING)),
+    )
+
+
+_TRYON = Contract(
+    Model.TRYON,
+    "Person, garments and prompt to a picture, a response per step.",
+    (
+        TensorOf("PERSON", "UINT8", (-1,), _PICTURE),
+        *(TensorOf(name, "UINT8", (-1,), f"{_PICTURE}; or empty") for name in GARMENTS),
+        TensorOf("PROMPT", "UINT8", (-1,), "UTF-8"),
+        TensorOf("NEGATIVE_PROMPT", "UINT8", (-1,), "UTF-8; or empty"),
+        replace(_NEGATIVE_GIVEN, about=f"{_NEGATIVE_GIVEN.about}; or empty", optional=False),
+        TensorOf("RESIZE", "UINT8", (-1,), "UTF-8: lanczos or area; or empty"),
+    ),
+    (*_OF_STEPS, *_RESULT, replace(_SECONDS, name="DECODING_SECONDS")),
+    decoupled=True,
+    batches=False,
+    steps=_TRY_ON,
+)
 
 
 def option_parameter(value: float | Sequence[float]) -> int | float | str:

@@ -62,10 +62,8 @@ class ModelRequest:
         """
         own = {name for name in self.parameters if not name.startswith("triton_")}
         if unknown := sorted(own - PARAMETERS):
-            raise RequestError(
-                f"there is no parameter {', '.join(unknown[:20])}; there are "
-                f"{', '.join(sorted(PARAMETERS))}"
-            )
+            named, known = (", ".join(names) for names in (unknown[:20], sorted(PARAMETERS)))
+            raise RequestError(f"there is no parameter {named}; there are {known}")
         expected = self.value(digest_parameter(model), str)
         if expected is not None and expected != digest:
             raise RequestError(

@@ -121,11 +121,9 @@ async def _refusal(settings: KafkaSettings) -> str:
     finally:
         await client.close()
     refusal = for_code(answer.error_code)
-    if refusal is NoError:
-        return ""
     if refusal.retriable:
         raise refusal
-    return str(refusal.__name__)
+    return "" if refusal is NoError else str(refusal.__name__)
 
 
 def _arrived(one: Message, future: asyncio.Future[RecordMetadata]) -> bool:

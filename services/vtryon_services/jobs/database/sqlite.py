@@ -18,6 +18,13 @@ from vtryon_services.jobs.database.transactions import Database, T, named_failur
 from vtryon_services.jobs.database.turns import Turns
 
 _READERS = 4
+_PRAGMAS = (
+    "busy_timeout=30000",
+    "synchronous=FULL",
+    "foreign_keys=ON",
+    "secure_delete=ON",
+    "temp_store=MEMORY",
+)
 _PATIENCE = 50  # tenths of a second
 
 
@@ -124,13 +131,7 @@ def _listen(engine: Engine) -> None:
     def connected(connection: Any, _record: object) -> None:
         connection.isolation_level = None  # we say ourselves when a transaction begins
         cursor = connection.cursor()
-        for pragma in (
-            "busy_timeout=30000",
-            "synchronous=FULL",
-            "foreign_keys=ON",
-            "secure_delete=ON",
-            "temp_store=MEMORY",
-        ):
+        for pragma in _PRAGMAS:
             cursor.execute(f"PRAGMA {pragma}")
         cursor.close()
 
