@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pkgutil
 import types
 from pathlib import Path
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
@@ -10,12 +11,9 @@ from pydantic import SecretStr
 from pydantic.fields import FieldInfo
 
 from generators.tables import cell
+from vtryon.catalog import CATALOG, JOBS, KAFKA, REST
 from vtryon.types import Stage
-from vtryon_services.bridges.kafka.settings import KafkaSettings
-from vtryon_services.bridges.rest.settings import RestSettings
-from vtryon_services.host import settings_of
 from vtryon_services.runtime.settings import (
-    JOBS,
     EncoderSettings,
     ProcessSettings,
     ServiceSettings,
@@ -39,15 +37,18 @@ SHARED: dict[str, type[ProcessSettings]] = {
     "Every stage": StageSettings,
     "Both encoders": EncoderSettings,
 }
+TITLES = {
+    Stage.PIPELINE: "Pipeline",
+    Stage.LATENT_ENCODER: "Latent encoder",
+    Stage.TEXT_ENCODER: "Text encoder",
+    Stage.SAMPLING: "Sampler",
+    Stage.DECODING: "Decoder",
+    JOBS: "Jobs",
+    REST: "REST",
+    KAFKA: "Kafka",
+}
 SERVICES: dict[str, type[ProcessSettings]] = {
-    "Pipeline": settings_of(Stage.PIPELINE),
-    "Latent encoder": settings_of(Stage.LATENT_ENCODER),
-    "Text encoder": settings_of(Stage.TEXT_ENCODER),
-    "Sampler": settings_of(Stage.SAMPLING),
-    "Decoder": settings_of(Stage.DECODING),
-    "Jobs": settings_of(JOBS),
-    "REST": RestSettings,
-    "Kafka": KafkaSettings,
+    title: pkgutil.resolve_name(CATALOG[name].settings) for name, title in TITLES.items()
 }
 
 

@@ -12,6 +12,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from functools import cache
 from importlib.metadata import PackageNotFoundError, distribution
 
+from vtryon.catalog import CATALOG, KAFKA
 from vtryon.errors import SettingsError
 from vtryon.types import Stage
 
@@ -41,8 +42,6 @@ COMMANDS: dict[str, tuple[str, ...]] = {
     "up": ("mesh",),
     "mesh": ("mesh",),
 }
-# The stages and the pipeline depend on the backend; see `of_service`.
-SERVICES: dict[str, tuple[str, ...]] = {"jobs": ("jobs",), "rest": ("rest",), "kafka": ("kafka",)}
 _BACKENDS = {"torch": ("server",), "triton": ("server", "triton"), "scripted": ("base",)}
 # Without --endpoint, these start the services inside the command.
 _EMBEDDED = ("try-on", "batch", "stage")
@@ -63,7 +62,7 @@ def needed(words: Sequence[str]) -> tuple[str, ...]:
     if command == "serve":
         extras.update(of_services(plain[1:], backend_of(words)))
     elif command == "up" and "--kafka" in words:
-        extras.update(("broker", *SERVICES["kafka"]))
+        extras.update(("broker", CATALOG[KAFKA].extra))
     elif command in _EMBEDDED and not any(word.startswith("--endpoint") for word in words):
         extras.update(of_services(["all"], None))
     return tuple(sorted(extras))
@@ -77,7 +76,7 @@ def of_services(words: Iterable[str], backend: str | None = None) -> set[str]:
         backend: backend of all stages; without it, each stage's variables decide.
     """
     named = {name for word in words for name in (Stage if word == "all" else [word])}
-    known = named & {*Stage, *SERVICES}
+    known = named & {*CATALOG}
     return {extra for name in known for extra in of_service(name, backend or _set_backend(name))}
 
 
@@ -91,12 +90,12 @@ def of_service(name: str, backend: str | None = None) -> tuple[str, ...]:
     """Return the extras that a service needs, by its name in `vtryon serve`.
 
     Args:
-        name: a stage, `pipeline`, `jobs`, `rest` or `kafka`.
+        name: as in the catalogue.
         backend: backend of a stage: `torch` (the default), `triton` or `scripted`.
     """
-    if name in SERVICES:
-        return SERVICES[name]
-    return ("base",) if name == "pipeline" else _BACKENDS.get(backend or "torch", ("server",))
+    if name in CATALOG and (extra := CATALOG[name].extra):
+        return (extra,)
+    return _BACKENDS.get(backend or "torch", ("server",))
 
 
 def backend_of(words: Sequence[str]) -> str | None:

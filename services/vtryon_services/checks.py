@@ -7,6 +7,7 @@ import socket
 from collections.abc import Iterator
 
 from vtryon import extras
+from vtryon.catalog import JOBS
 from vtryon.checks import Finding
 from vtryon.errors import SettingsError
 from vtryon.types import Stage
@@ -53,8 +54,8 @@ def triton() -> Iterator[Finding]:
 
 def jobs() -> Iterator[Finding]:
     """Check the database of jobs, as `vtryon serve jobs` would open it."""
-    if extras.missing(extras.of_service("jobs")):
-        remedy = extras.install_command(["jobs"])
+    if extras.missing(extras.of_service(JOBS)):
+        remedy = extras.install_command(extras.of_service(JOBS))
         yield Finding("jobs database", False, "the extra jobs is not installed", remedy=remedy)
         return
     from vtryon_services.jobs.database import read_url

@@ -10,17 +10,10 @@ from typing import Annotated, Any
 
 import typer
 
+from vtryon.catalog import BRIDGES, CATALOG, EMBEDDABLE
 from vtryon.cli.console import PlainConsole
 from vtryon.errors import SettingsError
 from vtryon.types import Stage
-from vtryon_services.runtime.settings import JOBS, KAFKA, REST
-
-# Served alone: what begins each, and its settings; loaded when it is asked for.
-_BRIDGES = "vtryon_services.bridges"
-_INTERFACES = {
-    REST: (f"{_BRIDGES}.rest.server:begin", f"{_BRIDGES}.rest.settings:RestSettings"),
-    KAFKA: (f"{_BRIDGES}.kafka.bridge:begin", f"{_BRIDGES}.kafka.settings:KafkaSettings"),
-}
 
 
 def serve(
@@ -81,7 +74,7 @@ def serve(
     }
     given = {name: value for name, value in options.items() if value is not None}
     try:
-        alone = len(stages) == 1 and stages[0] in _INTERFACES
+        alone = len(stages) == 1 and stages[0] in BRIDGES
         asyncio.run(_serve_bridge(stages[0], given) if alone else _serve(_stages(stages), given))
     except SettingsError as error:
         PlainConsole(stderr=True).say_error(str(error))
@@ -99,7 +92,8 @@ async def _serve(stages: Sequence[str], given: dict[str, Any]) -> None:
 
 
 async def _serve_bridge(name: str, given: dict[str, Any]) -> None:
-    begin, settings_type = map(pkgutil.resolve_name, _INTERFACES[name])
+    entry = CATALOG[name]
+    begin, settings_type = map(pkgutil.resolve_name, (entry.factory, entry.settings))
     from vtryon_services.rpc.process import serve as serve_process
 
     settings = settings_type.load(**given)
@@ -121,11 +115,10 @@ def _refuse_unread(stages: Sequence[str], given: dict[str, Any]) -> None:
 
 def _stages(names: Sequence[str]) -> list[str]:
     named = [one for name in names for one in (Stage if name == "all" else [name])]
-    unknown = [name for name in named if name not in {*Stage, JOBS}]
+    unknown = [name for name in named if name not in EMBEDDABLE]
     if unknown:
         known = ", ".join(Stage)
         raise SettingsError(
-            f"no stage {', '.join(unknown)}; there are {known}, all; and alone "
-            f"{', '.join(_INTERFACES)}"
+            f"no stage {', '.join(unknown)}; there are {known}, all; and alone {', '.join(BRIDGES)}"
         )
     return list(dict.fromkeys(named))

@@ -7,16 +7,18 @@ cheaper, and requests in flight when draining begins still reach their later sta
 from __future__ import annotations
 
 import asyncio
+import pkgutil
 import tempfile
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import structlog
 
 from vtryon import extras
+from vtryon.catalog import CATALOG, JOBS
 from vtryon.errors import SettingsError
 from vtryon.types import Stage
 from vtryon_services.pipeline.service import make_service as make_pipeline
@@ -25,44 +27,17 @@ from vtryon_services.rpc.adapter import Service
 from vtryon_services.rpc.local import LocalStage
 from vtryon_services.rpc.process import RunningServer
 from vtryon_services.rpc.serve import Server
-from vtryon_services.runtime.settings import JOBS, ServiceSettings
+from vtryon_services.runtime.settings import ServiceSettings
 from vtryon_services.runtime.unread_settings import unread_settings
-from vtryon_services.stages.decoding.service import make_service as make_decoding
-from vtryon_services.stages.decoding.settings import DecodingSettings
-from vtryon_services.stages.latent_encoder.service import make_service as make_latent_encoder
-from vtryon_services.stages.latent_encoder.settings import LatentEncoderSettings
-from vtryon_services.stages.sampling.service import make_service as make_sampling
-from vtryon_services.stages.sampling.settings import SamplingSettings
-from vtryon_services.stages.text_encoder.service import make_service as make_text_encoder
-from vtryon_services.stages.text_encoder.settings import TextEncoderSettings
 
 _log = structlog.get_logger("vtryon.serve")
 _PROGRESS_SECONDS = 5.0
 
 
-class ServiceKind(NamedTuple):
-    """How a service is set up and made."""
-
-    settings: type[ServiceSettings]
-    make: Callable[[Any], Awaitable[Service]]
-
-
-KINDS: dict[Stage, ServiceKind] = {
-    Stage.LATENT_ENCODER: ServiceKind(LatentEncoderSettings, make_latent_encoder),
-    Stage.TEXT_ENCODER: ServiceKind(TextEncoderSettings, make_text_encoder),
-    Stage.SAMPLING: ServiceKind(SamplingSettings, make_sampling),
-    Stage.DECODING: ServiceKind(DecodingSettings, make_decoding),
-    Stage.PIPELINE: ServiceKind(PipelineSettings, make_pipeline),
-}
-
-
 def settings_of(name: str) -> type[ServiceSettings]:
-    """Give the kind of a service's settings."""
-    if name == JOBS:
-        from vtryon_services.jobs.settings import JobsSettings
-
-        return JobsSettings
-    return KINDS[Stage(name)].settings
+    """Load the class of a service's settings."""
+    settings: type[ServiceSettings] = pkgutil.resolve_name(CATALOG[name].settings)
+    return settings
 
 
 def load_settings(names: Sequence[str], given: Mapping[str, Any]) -> dict[str, ServiceSettings]:
@@ -150,7 +125,9 @@ async def _make(loaded: Mapping[str, ServiceSettings]) -> list[Service]:
 
 async def _load(stage: Stage, settings: ServiceSettings) -> Service:
     """Create a stage, and log its model and the loading time."""
-    loading = asyncio.ensure_future(KINDS[stage].make(settings))
+    make: Callable[[ServiceSettings], Awaitable[Service]]
+    make = pkgutil.resolve_name(CATALOG[stage].factory)
+    loading = asyncio.ensure_future(make(settings))
     checkpoint = getattr(settings, "checkpoint", None)
     started, facts = time.monotonic(), {"stage": stage.value}
     try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pkgutil
 import re
 import shutil
 import subprocess
@@ -22,17 +23,14 @@ from tests.support.kafka import Kafka, broker_process, job_request, registry_pro
 from tests.support.mesh import free_ports
 from tests.support.processes import ServedMesh, served
 
+from vtryon.catalog import CATALOG
 from vtryon_mesh.description import Mesh
 from vtryon_mesh.envoy.edge import EdgePlace, render_edge
 from vtryon_mesh.envoy.pieces import Address
 from vtryon_mesh.render import METRICS
 from vtryon_mesh.validate import find_envoy
-from vtryon_services.bridges.kafka.settings import KafkaSettings
-from vtryon_services.bridges.rest.settings import RestSettings
 from vtryon_services.bridges.targets import TargetSettings
-from vtryon_services.host import KINDS
-from vtryon_services.jobs.settings import JobsSettings
-from vtryon_services.runtime.settings import JOBS, KAFKA, REST, ProcessSettings
+from vtryon_services.runtime.settings import ProcessSettings
 
 ROOT = Path(__file__).parents[2]
 COMPOSE = yaml.safe_load((ROOT / "compose.yaml").read_text())
@@ -62,10 +60,7 @@ def test_every_service_of_the_mesh_is_there_with_its_envoy() -> None:
 
 
 SETTINGS: dict[str, type[ProcessSettings]] = {
-    **{stage: kind.settings for stage, kind in KINDS.items()},
-    JOBS: JobsSettings,
-    REST: RestSettings,
-    KAFKA: KafkaSettings,
+    name: pkgutil.resolve_name(entry.settings) for name, entry in CATALOG.items()
 }
 
 

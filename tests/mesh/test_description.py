@@ -7,14 +7,11 @@ from pathlib import Path
 import pytest
 import yaml
 
+from vtryon.catalog import CATALOG, EMBEDDABLE, JOBS
 from vtryon.errors import SettingsError
 from vtryon.types import Stage
 from vtryon_mesh.description import CONTENT_HEADER, DEFAULT_PATH, TENANT_HEADER, Mesh
-from vtryon_services.bridges.kafka.settings import KafkaSettings
-from vtryon_services.bridges.rest.settings import RestSettings
-from vtryon_services.host import KINDS
-from vtryon_services.jobs.settings import JobsSettings
-from vtryon_services.runtime.settings import JOBS, KAFKA, REST
+from vtryon_services.host import settings_of
 
 
 def changed(tmp_path: Path, **changes: object) -> Path:
@@ -26,19 +23,12 @@ def changed(tmp_path: Path, **changes: object) -> Path:
 
 def test_services_have_the_names_and_ports_that_they_have_elsewhere() -> None:
     mesh = Mesh.load()
-    assert set(mesh.services) == {*Stage, JOBS, REST, KAFKA}
-    for stage, kind in KINDS.items():
-        listen = kind.settings.model_fields["listen"].default
-        assert mesh.services[stage].port == int(listen.rpartition(":")[2])
+    assert {name: one.port for name, one in mesh.services.items()} == {
+        name: entry.port for name, entry in CATALOG.items()
+    }
+    for stage in Stage:
         name = "".join(word.capitalize() for word in stage.value.split("-"))
         assert mesh.services[stage].grpc == f"vtryon.v1.{name}Service"
-    for name, settings in (
-        (JOBS, JobsSettings),
-        (REST, RestSettings),
-        (KAFKA, KafkaSettings),
-    ):
-        listen = settings.model_fields["listen"].default
-        assert mesh.services[name].port == int(listen.rpartition(":")[2])
     assert mesh.services[JOBS].grpc == "vtryon.v1.JobService"
 
 
@@ -63,5 +53,5 @@ def test_what_does_not_hold_is_refused(tmp_path: Path, changes: dict, said: str)
 
 def test_services_refuse_before_the_envoys_of_their_callers_do() -> None:
     """Services share their calls between tenants; an Envoy refuses everybody."""
-    for kind in KINDS.values():
-        assert Mesh.load().open_calls > kind.settings.model_fields["max_calls"].default
+    for name in EMBEDDABLE:
+        assert Mesh.load().open_calls > settings_of(name).model_fields["max_calls"].default

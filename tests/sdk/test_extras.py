@@ -5,6 +5,7 @@ from packaging.requirements import Requirement
 from tests.support.documents import Block, shell_blocks
 
 from vtryon import extras
+from vtryon.catalog import CATALOG
 from vtryon.cli.app import run_command
 from vtryon.errors import SettingsError
 
@@ -15,7 +16,7 @@ def test_every_command_has_its_extras_and_every_row_is_a_command() -> None:
 
 
 def test_every_extra_that_is_named_is_one_of_the_package() -> None:
-    rows = [*extras.COMMANDS.values(), *extras.SERVICES.values()]
+    rows = [*extras.COMMANDS.values(), *map(extras.of_service, CATALOG)]
     rows += [extras.of_service("sampling", backend) for backend in ("torch", "triton", "scripted")]
     assert {name for row in rows for name in row} <= set(extras.all_extras())
 

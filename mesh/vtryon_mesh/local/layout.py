@@ -18,7 +18,6 @@ HOST = "127.0.0.1"
 TRITON = "triton"
 ENVOY_READY = "ready"
 BROKER = "broker"
-KAFKA = "kafka"
 REGISTRY = "registry"
 
 

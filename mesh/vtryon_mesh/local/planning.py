@@ -10,6 +10,7 @@ from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 
+from vtryon.catalog import CATALOG, JOBS, KAFKA, REST, ServiceKind
 from vtryon.errors import SettingsError
 from vtryon_mesh.certificates import Authority
 from vtryon_mesh.description import EDGE, HTTP_HEALTH, Mesh
@@ -21,7 +22,6 @@ from vtryon_mesh.envoy.tls import EnvoyCertificate
 from vtryon_mesh.local.layout import (
     BROKER,
     HOST,
-    KAFKA,
     REGISTRY,
     TRITON,
     MeshLayout,
@@ -31,11 +31,6 @@ from vtryon_mesh.local.layout import (
 from vtryon_mesh.local.variables import Variables
 from vtryon_mesh.validate import find_envoy
 
-_JOBS = "jobs"
-_REST = "rest"
-_WITHOUT_BACKEND = {"pipeline", _JOBS, _REST, KAFKA}
-# Callees start first and end last.
-_PRIORITIES = {"pipeline": 40, _JOBS: 42, _REST: 45, KAFKA: 45}
 # Replica r of a service is at its port + 100 r; its sidecar and all Envoys' own ports beyond.
 _REPLICA, _INBOUND, _OUTBOUND, _ADMIN, _METRICS = 100, 1000, 2000, 3000, 4000
 _TRITON, _BROKER, _REGISTRY = 8001, 9092, 8081
@@ -150,13 +145,13 @@ class _Planner:
         variables.default("DRAIN_DELAY_SECONDS", f"{2.5 * self._mesh.health_interval:g}")
         if self._wanted.otlp is not None:
             variables.default("OTLP_ENDPOINT", str(self._wanted.otlp), over_short=True)
-        if name not in _WITHOUT_BACKEND:
+        if CATALOG[name].kind is ServiceKind.STAGE:
             backend = variables.backend(self._wanted.backend)
             if backend == "triton" and self._wanted.backend == "triton":
                 variables.decide("TRITON_URL", str(self._triton))
-        if name == _JOBS:
+        if name == JOBS:
             self._set_up_jobs(variables)
-        if name == _REST:
+        if name == REST:
             # The edge knows its names; without tokens, pages of other sites are REST's to refuse.
             known = ("localhost", *self._mesh.edge.hosts)
             hosts = "*" if self._wanted.jwks is not None else ",".join(known)
@@ -169,7 +164,7 @@ class _Planner:
                 command,
                 variables.added,
                 (address, metrics),
-                priority=_PRIORITIES.get(name, 20),
+                priority=CATALOG[name].start_order,
                 health=address,
                 metrics=f"{metrics}/metrics",
                 grpc=self._mesh.services[name].grpc,

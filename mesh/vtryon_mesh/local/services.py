@@ -6,11 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from vtryon import extras
+from vtryon.catalog import CATALOG, KAFKA
 from vtryon_mesh.description import Mesh
-from vtryon_mesh.local.layout import KAFKA
-
-# A mesh without these draws all the same.
-_OPTIONAL = ("jobs", "rest")
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +36,7 @@ def choose(named: Sequence[str], mesh: Mesh, backend: str, *, kafka: bool) -> Ch
     left_out = []
     for name in wanted:
         needed = extras.of_service(name, backend)
-        if name in _OPTIONAL and not named and (missing := extras.missing(needed)):
+        if not named and CATALOG[name].optional and (missing := extras.missing(needed)):
             absent |= missing
             left_out.append(name)
         elif name in mesh.services:

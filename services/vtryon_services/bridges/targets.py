@@ -7,11 +7,12 @@ from typing import Any, Self
 
 from pydantic import Field
 
+from vtryon.catalog import CATALOG, JOBS
 from vtryon.client import Client
 from vtryon.types import Stage
 from vtryon.wire.retry import FOR_SERVICES
 from vtryon_services.runtime.addresses import OptionalTarget, Target
-from vtryon_services.runtime.settings import JOBS, ProcessSettings
+from vtryon_services.runtime.settings import ProcessSettings
 
 
 def _own(service: str) -> Any:
@@ -23,7 +24,7 @@ class TargetSettings(ProcessSettings):
     """Additional settings of every bridge."""
 
     pipeline_target: Target = Field(
-        default="127.0.0.1:50050", description="host:port of the pipeline."
+        default=CATALOG[Stage.PIPELINE].address, description="host:port of the pipeline."
     )
     latent_encoder_target: OptionalTarget = _own("the latent encoder")
     text_encoder_target: OptionalTarget = _own("the text encoder")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import AsyncGenerator
 
+from vtryon.catalog import JOBS
 from vtryon.outcomes import TakenOutcomes, TakeOutcomes
 from vtryon.v1 import outcome_pb2
 from vtryon_services.jobs.notifier import OUTCOMES, Notifier
@@ -13,7 +14,6 @@ from vtryon_services.jobs.settings import JobsSettings
 from vtryon_services.rpc.adapter import Service
 from vtryon_services.rpc.call import Call, Incoming
 from vtryon_services.rpc.method import Method, Replies
-from vtryon_services.runtime.settings import JOBS
 from vtryon_services.validation.ranges import field_error
 
 _MOST, _LONGEST_WAIT_SECONDS, _LONGEST_OWNER = 1000, 30.0, 64

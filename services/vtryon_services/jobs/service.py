@@ -12,6 +12,7 @@ import structlog
 from opentelemetry import metrics
 
 from vtryon import events
+from vtryon.catalog import JOBS
 from vtryon.client import Client
 from vtryon.errors import OverloadedError
 from vtryon.events import Event, Finished
@@ -43,7 +44,6 @@ from vtryon_services.rpc.adapter import Service
 from vtryon_services.rpc.call import Call, Incoming, accepted, send_output
 from vtryon_services.rpc.method import Method, Replies, Serve
 from vtryon_services.runtime.pace import Pace
-from vtryon_services.runtime.settings import JOBS
 from vtryon_services.storage.artifacts import Artifacts
 from vtryon_services.storage.artifacts import located as artifacts_located
 from vtryon_services.validation.declarations import check_pictures

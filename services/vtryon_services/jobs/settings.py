@@ -7,8 +7,10 @@ from typing import ClassVar
 
 from pydantic import Field
 
+from vtryon.catalog import CATALOG, JOBS
+from vtryon.types import Stage
 from vtryon_services.runtime.addresses import Target
-from vtryon_services.runtime.settings import JOBS, ServiceSettings
+from vtryon_services.runtime.settings import ServiceSettings
 
 _DAY = 86_400.0
 
@@ -19,10 +21,12 @@ class JobsSettings(ServiceSettings):
     service: ClassVar[str] = JOBS
 
     listen: str = Field(
-        default="127.0.0.1:50055", description="Address to serve on: host:port or unix:/path."
+        default=CATALOG[JOBS].address,
+        description="Address to serve on: host:port or unix:/path.",
     )
     pipeline_target: Target = Field(
-        default="127.0.0.1:50050", description="host:port of the pipeline that runs the jobs."
+        default=CATALOG[Stage.PIPELINE].address,
+        description="host:port of the pipeline that runs the jobs.",
     )
     data_folder: Path = Field(
         default=Path(),

@@ -6,6 +6,7 @@ from typing import ClassVar, Literal
 
 from pydantic import Field
 
+from vtryon.catalog import CATALOG
 from vtryon.types import MAX_GARMENTS, Stage
 from vtryon_services.runtime.addresses import Addresses, Target
 from vtryon_services.runtime.settings import ServiceSettings
@@ -17,7 +18,8 @@ class PipelineSettings(ServiceSettings):
     service: ClassVar[Stage] = Stage.PIPELINE
 
     listen: str = Field(
-        default="127.0.0.1:50050", description="Address to serve on: host:port or unix:/path."
+        default=CATALOG[Stage.PIPELINE].address,
+        description="Address to serve on: host:port or unix:/path.",
     )
     topology: Literal["direct", "ensemble"] = Field(
         default="direct",
@@ -36,16 +38,20 @@ class PipelineSettings(ServiceSettings):
         "machine through shared memory. 0: never.",
     )
     latent_encoder_target: Target = Field(
-        default="127.0.0.1:50051", description="host:port of the latent encoder."
+        default=CATALOG[Stage.LATENT_ENCODER].address,
+        description="host:port of the latent encoder.",
     )
     text_encoder_target: Target = Field(
-        default="127.0.0.1:50052", description="host:port of the text encoder."
+        default=CATALOG[Stage.TEXT_ENCODER].address,
+        description="host:port of the text encoder.",
     )
     sampling_target: Target = Field(
-        default="127.0.0.1:50053", description="host:port of the sampler."
+        default=CATALOG[Stage.SAMPLING].address,
+        description="host:port of the sampler.",
     )
     decoding_target: Target = Field(
-        default="127.0.0.1:50054", description="host:port of the decoder."
+        default=CATALOG[Stage.DECODING].address,
+        description="host:port of the decoder.",
     )
     stage_connect_seconds: float = Field(
         default=60.0,

@@ -20,16 +20,11 @@ from pydantic_settings import (
     SettingsConfigDict,
 )
 
+from vtryon.catalog import CATALOG
 from vtryon.errors import SettingsError
-from vtryon.types import Stage
 from vtryon_services.runtime.addresses import Addresses
 
 PREFIX = "VTRYON_"
-# Interfaces and jobs are services as well, but no stages.
-JOBS = "jobs"
-REST = "rest"
-KAFKA = "kafka"
-SERVICES = (*Stage, JOBS, REST, KAFKA)
 # Read by the command-line client, and no service's business.
 _CLIENT_NAMES = {"TOKEN"}
 
@@ -348,7 +343,7 @@ def _environment() -> set[str]:
 
 def _owner_of(variable: str) -> str | None:
     """Tell which service's prefix a variable has, if any."""
-    return next((one for one in SERVICES if variable.startswith(variable_prefix(one))), None)
+    return next((one for one in CATALOG if variable.startswith(variable_prefix(one))), None)
 
 
 def _is_read(name: str, started: Sequence[type[ProcessSettings]]) -> bool:

@@ -2,12 +2,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from vtryon.catalog import CATALOG, JOBS
 from vtryon.errors import SettingsError
 from vtryon.types import Stage
 from vtryon_services.bridges.kafka.settings import KafkaSettings
 from vtryon_services.bridges.rest.settings import RestSettings
-from vtryon_services.host import KINDS, load_settings, settings_of
-from vtryon_services.runtime.settings import JOBS, variable_prefix
+from vtryon_services.host import load_settings, settings_of
+from vtryon_services.runtime.settings import variable_prefix
 from vtryon_services.stages.sampling.settings import SamplingSettings
 
 
@@ -28,9 +29,9 @@ def test_an_unknown_name_stops_the_start_and_lists_the_known(monkeypatch) -> Non
 
 def test_an_unknown_shared_name_stops_every_service(monkeypatch) -> None:
     monkeypatch.setenv("VTRYON_DEVISE", "cuda")
-    for kind in KINDS.values():
+    for name in CATALOG:
         with pytest.raises(SettingsError, match="VTRYON_DEVISE"):
-            kind.settings.load()
+            settings_of(name).load()
 
 
 def test_another_services_variables_are_none_of_its_business(monkeypatch) -> None:
@@ -59,10 +60,10 @@ def test_a_number_in_range_is_taken_and_others_are_not(places: int) -> None:
 
 @pytest.mark.parametrize("stage", list(Stage))
 def test_one_name_has_its_spellings(stage: Stage) -> None:
-    kind = KINDS[stage]
-    assert kind.settings.service is stage
+    settings = settings_of(stage)
+    assert settings.service is stage
     package = stage.value.replace("-", "_")
-    assert kind.settings.__module__.split(".")[-2] == package
+    assert settings.__module__.split(".")[-2] == package
     assert variable_prefix(stage) == f"VTRYON_{package.upper()}_"
 
 

@@ -11,6 +11,7 @@ import structlog
 from aiokafka.errors import KafkaError
 from tenacity import AsyncRetrying, retry_if_exception_type, stop_after_delay, wait_fixed
 
+from vtryon.catalog import JOBS, KAFKA
 from vtryon.errors import SettingsError, UnavailableError, VtryonError
 from vtryon_services.bridges.kafka.choreography import ChoreographedJobs
 from vtryon_services.bridges.kafka.claims import ClaimStore
@@ -25,7 +26,6 @@ from vtryon_services.bridges.targets import Clients
 from vtryon_services.rpc.adapter import Service
 from vtryon_services.rpc.process import RunningServer
 from vtryon_services.rpc.serve import Server
-from vtryon_services.runtime.settings import JOBS, KAFKA
 from vtryon_services.storage.artifacts import Artifacts
 
 _log = structlog.get_logger("vtryon.kafka")

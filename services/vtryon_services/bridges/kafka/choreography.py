@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
+from vtryon.catalog import JOBS
 from vtryon.errors import VtryonError
 from vtryon.files.jsonable import plain
 from vtryon.jobs import JobState
@@ -26,7 +27,6 @@ from vtryon_services.bridges.kafka.route import ROUTE
 from vtryon_services.bridges.kafka.schemas import Codec
 from vtryon_services.bridges.kafka.settings import KafkaSettings
 from vtryon_services.bridges.kafka.topics import Names
-from vtryon_services.runtime.settings import JOBS
 from vtryon_services.validation.ranges import check_options
 from vtryon_services.validation.unused import unused_of_try_on
 

@@ -10,6 +10,7 @@ from typing import Any
 from aiokafka import AIOKafkaConsumer, TopicPartition
 from aiokafka.errors import KafkaError
 
+from vtryon.catalog import JOBS
 from vtryon.errors import Reason, RequestError, SettingsError, VtryonError
 from vtryon_services.bridges.kafka.choreography import STAGE_REQUEST
 from vtryon_services.bridges.kafka.messages import (
@@ -28,7 +29,6 @@ from vtryon_services.bridges.kafka.schemas import Codec
 from vtryon_services.bridges.kafka.sender import Sender
 from vtryon_services.bridges.kafka.settings import KafkaSettings
 from vtryon_services.bridges.kafka.topics import Names
-from vtryon_services.runtime.settings import JOBS
 
 
 @dataclass(frozen=True, slots=True)

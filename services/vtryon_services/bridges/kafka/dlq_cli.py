@@ -70,9 +70,9 @@ def show(
     as_json: _Json = False,
 ) -> None:
     """Show a dead letter: its error and its fields, without pictures."""
+    from vtryon.catalog import JOBS
     from vtryon_services.bridges.kafka.dead_letters import DeadLetter, DeadLetters
     from vtryon_services.bridges.kafka.schemas import Codec
-    from vtryon_services.runtime.settings import JOBS
 
     async def fetch(settings: KafkaSettings) -> tuple[ReceivedMessage, Any]:
         if raw is not None:

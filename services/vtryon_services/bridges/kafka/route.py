@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from vtryon.catalog import JOBS
 from vtryon.errors import Reason, RequestError
 from vtryon.types import PayloadKind, Stage
 from vtryon_services.graph import GRAPH
-from vtryon_services.runtime.settings import JOBS
 
 ROUTE: tuple[str, ...] = (
     Stage.TEXT_ENCODER,

@@ -6,10 +6,11 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import Field, SecretStr, model_validator
 
+from vtryon.catalog import CATALOG, JOBS, KAFKA
 from vtryon.errors import SettingsError
 from vtryon.types import Stage
 from vtryon_services.bridges.targets import TargetSettings
-from vtryon_services.runtime.settings import JOBS, KAFKA, ServiceSettings
+from vtryon_services.runtime.settings import ServiceSettings
 
 _DAY = 86_400.0
 # What a message's headers and its other fields may take.
@@ -24,7 +25,8 @@ class KafkaSettings(TargetSettings, ServiceSettings):
     service: ClassVar[str] = KAFKA
 
     listen: str = Field(
-        default="127.0.0.1:50056", description="host:port of the gRPC health service."
+        default=CATALOG[KAFKA].address,
+        description="host:port of the gRPC health service.",
     )
     bootstrap_servers: str = Field(
         default="127.0.0.1:9092",

@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
+from vtryon.catalog import JOBS
 from vtryon.client import Client
 from vtryon.errors import DeadlineError, ProtocolError, VtryonError
 from vtryon.files.jsonable import plain
@@ -38,7 +39,6 @@ from vtryon_services.bridges.kafka.sender import Sender
 from vtryon_services.bridges.kafka.settings import KafkaSettings
 from vtryon_services.bridges.kafka.topics import Names
 from vtryon_services.graph import GRAPH, PICTURES
-from vtryon_services.runtime.settings import JOBS
 from vtryon_services.validation.ranges import check_labels, check_request_id
 
 STAGE_RESPONSE = "stage_response"

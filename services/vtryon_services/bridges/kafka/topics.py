@@ -11,9 +11,9 @@ from aiokafka.admin import AIOKafkaAdminClient, NewTopic
 from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
 from aiokafka.errors import KafkaError, TopicAlreadyExistsError, for_code
 
+from vtryon.catalog import JOBS
 from vtryon.errors import SettingsError
 from vtryon_services.bridges.kafka.settings import HEADROOM_BYTES, WORKS, KafkaSettings
-from vtryon_services.runtime.settings import JOBS
 
 _LIMIT, _RETENTION = "max.message.bytes", "retention.ms"
 

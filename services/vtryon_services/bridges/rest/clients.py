@@ -6,13 +6,13 @@ from typing import Annotated
 
 from fastapi import Depends, Request
 
+from vtryon.catalog import JOBS
 from vtryon.client import Client
 from vtryon.jobs import Jobs
 from vtryon.types import Stage
 from vtryon.wire.channel import TENANT_KEY, Channel
 from vtryon_services.bridges.rest.settings import RestSettings
 from vtryon_services.bridges.targets import Clients
-from vtryon_services.runtime.settings import JOBS
 
 
 class RequestClients(Clients):

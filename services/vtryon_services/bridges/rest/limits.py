@@ -14,6 +14,7 @@ from fastapi import Request
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from vtryon.catalog import REST
 from vtryon.errors import DeadlineError, OverloadedError, Reason, RequestError, VtryonError
 from vtryon.wire.channel import TENANT_KEY
 from vtryon.wire.stream import REQUEST_ID_KEY
@@ -24,7 +25,6 @@ from vtryon_services.bridges.rest.settings import RestSettings
 from vtryon_services.bridges.rest.uploads import Upload, UploadAbortedError, Uploads
 from vtryon_services.rpc.concurrency import ConcurrencyLimiter
 from vtryon_services.rpc.identity import read_identity
-from vtryon_services.runtime.settings import REST
 from vtryon_services.validation.ranges import GOOD_REQUEST_ID
 
 _log = structlog.get_logger("vtryon.http")

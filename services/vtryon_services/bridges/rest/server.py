@@ -11,11 +11,11 @@ from typing import NamedTuple
 
 import uvicorn
 
+from vtryon.catalog import REST
 from vtryon.errors import SettingsError
 from vtryon_services.bridges.rest.app import create_app
 from vtryon_services.bridges.rest.connections import protocol_of
 from vtryon_services.bridges.rest.settings import RestSettings
-from vtryon_services.runtime.settings import REST
 
 
 class ListeningBridge(NamedTuple):

@@ -6,9 +6,9 @@ from typing import ClassVar
 
 from pydantic import Field
 
+from vtryon.catalog import CATALOG, REST
 from vtryon.types import MAX_GARMENTS, MAX_PICTURE_BYTES
 from vtryon_services.bridges.targets import TargetSettings
-from vtryon_services.runtime.settings import REST
 
 _PICTURES = 1 + MAX_GARMENTS
 _FIELDS_BYTES = 4 * 1024 * 1024
@@ -20,7 +20,7 @@ class RestSettings(TargetSettings):
 
     service: ClassVar[str] = REST
 
-    listen: str = Field(default="127.0.0.1:8000", description="host:port to serve HTTP on.")
+    listen: str = Field(default=CATALOG[REST].address, description="host:port to serve HTTP on.")
     allowed_hosts: str = Field(
         default="localhost",
         description="Accepted host names of the Host header, separated by commas; other names "

@@ -11,6 +11,7 @@ from typing import Self
 
 from starlette.types import Message, Receive
 
+from vtryon.catalog import REST
 from vtryon.errors import (
     DeadlineError,
     OverloadedError,
@@ -22,7 +23,6 @@ from vtryon.threads import run_on_bytes
 from vtryon_services.bridges.rest.settings import RestSettings
 from vtryon_services.runtime.metrics import Watched
 from vtryon_services.runtime.pace import Pace
-from vtryon_services.runtime.settings import REST
 
 _BURST_SECONDS = 1.0
 

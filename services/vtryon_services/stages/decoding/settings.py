@@ -6,6 +6,7 @@ from typing import ClassVar
 
 from pydantic import Field
 
+from vtryon.catalog import CATALOG
 from vtryon.types import Stage
 from vtryon_services.runtime.settings import StageSettings
 
@@ -16,5 +17,6 @@ class DecodingSettings(StageSettings):
     service: ClassVar[Stage] = Stage.DECODING
 
     listen: str = Field(
-        default="127.0.0.1:50054", description="Address to serve on: host:port or unix:/path."
+        default=CATALOG[Stage.DECODING].address,
+        description="Address to serve on: host:port or unix:/path.",
     )

@@ -6,6 +6,7 @@ from typing import ClassVar
 
 from pydantic import Field
 
+from vtryon.catalog import CATALOG
 from vtryon.types import Stage
 from vtryon_services.runtime.settings import StageSettings
 
@@ -16,7 +17,8 @@ class SamplingSettings(StageSettings):
     service: ClassVar[Stage] = Stage.SAMPLING
 
     listen: str = Field(
-        default="127.0.0.1:50053", description="Address to serve on: host:port or unix:/path."
+        default=CATALOG[Stage.SAMPLING].address,
+        description="Address to serve on: host:port or unix:/path.",
     )
     max_references: int = Field(
         default=4,

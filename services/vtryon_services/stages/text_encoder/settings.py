@@ -6,6 +6,7 @@ from typing import ClassVar
 
 from pydantic import Field
 
+from vtryon.catalog import CATALOG
 from vtryon.types import Stage
 from vtryon_services.runtime.settings import EncoderSettings
 
@@ -16,5 +17,6 @@ class TextEncoderSettings(EncoderSettings):
     service: ClassVar[Stage] = Stage.TEXT_ENCODER
 
     listen: str = Field(
-        default="127.0.0.1:50052", description="Address to serve on: host:port or unix:/path."
+        default=CATALOG[Stage.TEXT_ENCODER].address,
+        description="Address to serve on: host:port or unix:/path.",
     )
