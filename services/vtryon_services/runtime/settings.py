@@ -8,6 +8,7 @@ that does not hold stop the start.
 from __future__ import annotations
 
 import os
+import pkgutil
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Self
@@ -361,13 +362,9 @@ def _describe_unknown(variable: str, name: str, started: Sequence[type[ProcessSe
 
 
 def _all_settings() -> Iterator[type[ProcessSettings]]:
-    """Give the settings of all services that are loaded."""
-    pending: list[type[ProcessSettings]] = [ProcessSettings]
-    while pending:
-        kind = pending.pop()
-        pending += kind.__subclasses__()
-        if hasattr(kind, "service"):
-            yield kind
+    """Give the settings of all services, also of those that are not served here."""
+    for entry in CATALOG.values():
+        yield pkgutil.resolve_name(entry.settings)
 
 
 def variable_prefix(service: str) -> str:
