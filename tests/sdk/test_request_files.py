@@ -66,7 +66,7 @@ def test_a_request_file_is_read_whole(request_file) -> None:
 @pytest.mark.parametrize(
     ("content", "words"),
     [
-        ({"stepz": 3}, "unknown 'stepz'; known: checkpoint, height"),
+        ({"stepz": 3}, "unknown 'stepz'; known: checkpoint, guidance_rescale, height"),
         ({"numerics": {"shifts": 3}}, "numerics: unknown 'shifts'"),
         ({"numerics": {"shift": "3"}}, "numerics: shift: '3' is not a number"),
         ({"numerics": {"profile": "none"}}, "numerics: profile: 'none'"),
