@@ -22,22 +22,24 @@ class StartRate:
 
     def __init__(self, per_second: float, clock: Callable[[], float] = time.monotonic) -> None:
         self._interval = 1 / per_second
+        self._shared = max(_SHARED_SECONDS, self._interval)
         self._clock = clock
         self._started: dict[str, float] = {}  # the last start of each tenant
 
     def started(self, tenant: str) -> None:
         """Count a start."""
-        now = self._clock()
-        self._started = {
-            one: at for one, at in self._started.items() if now - at < _SHARED_SECONDS
-        } | {tenant: now}
+        self._started = {**self._recent(), tenant: self._clock()}
 
     def paused(self) -> tuple[Sequence[str], float]:
         """Return the tenants that may not start a job yet, and the seconds until the first may."""
-        now = self._clock()
-        recent = [one for one, at in self._started.items() if now - at < _SHARED_SECONDS]
+        recent, now = self._recent(), self._clock()
         if len(recent) < 2:
             return (), inf
-        waits = {one: self._started[one] + self._interval - now for one in recent}
+        waits = {one: at + self._interval - now for one, at in recent.items()}
         paused = {one: seconds for one, seconds in waits.items() if seconds > 0}
         return tuple(paused), min(paused.values(), default=inf)
+
+    def _recent(self) -> dict[str, float]:
+        """Return the tenants that started a job lately, and when they did."""
+        since = self._clock() - self._shared
+        return {one: at for one, at in self._started.items() if at > since}

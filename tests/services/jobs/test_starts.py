@@ -42,6 +42,15 @@ def test_the_wait_is_that_of_the_tenant_that_may_start_first() -> None:
     assert seconds == pytest.approx(0.075)
 
 
+def test_a_rate_below_one_in_ten_seconds_holds_as_well() -> None:
+    now = 0.0
+    rate = StartRate(0.05, clock=lambda: now)
+    for tenant in ("few", "many"):
+        rate.started(tenant)
+    now = 15.0
+    assert rate.paused() == (("few", "many"), 5.0)
+
+
 def test_after_a_while_without_others_a_tenant_is_alone_again() -> None:
     now = 0.0
     rate = StartRate(8, clock=lambda: now)
