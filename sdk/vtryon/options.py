@@ -64,7 +64,7 @@ def make_options(
         RequestError: a value has the wrong type; the violation names the argument.
         TypeError: there is no argument of that name.
     """
-    known = TryOnArguments.__required_keys__ | TryOnArguments.__optional_keys__
+    known = TryOnArguments.__optional_keys__
     if unknown := sorted(arguments.keys() - known):
         names = ", ".join(sorted(known | {"prompt"}))
         raise TypeError(f"unexpected keyword argument {unknown[0]!r}; the options are {names}")

@@ -68,12 +68,17 @@ class SamplingOptions(ProtoType):
     ] = None
     strength: Annotated[
         float | None,
-        Option("Share of the schedule to run, above 0 to 1.", above=0, at_most=1),
+        Option(
+            "Share of the schedule to run, above 0 to 1; below 1 starts from the noised person.",
+            above=0,
+            at_most=1,
+        ),
     ] = None
     sigmas: Annotated[
         tuple[float, ...],
         Option(
-            "Noise levels in place of a schedule, non-increasing: '1.0 0.6 0.3'.",
+            "Noise levels in place of a schedule, non-increasing: '1.0 0.6 0.3'; a first level "
+            "below 1 starts from the noised person.",
             above=0,
             at_most=1,
             most_items=MAX_STEPS,

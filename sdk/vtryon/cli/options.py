@@ -51,16 +51,14 @@ HELP: dict[str, tuple[Any, str]] = {
 }
 SAMPLING = (
     *SAMPLING_OPTIONS,
-    *(
-        "width",
-        "height",
-        "profile",
-        "schedule",
-        "shift",
-        "guidance_norm",
-        "rope_layout",
-        "priority",
-    ),
+    "width",
+    "height",
+    "profile",
+    "schedule",
+    "shift",
+    "guidance_norm",
+    "rope_layout",
+    "priority",
 )
 ALL = ("prompt", "negative_prompt", *SAMPLING, "resize", "quality")
 PREVIEWS = ("preview_every", "preview_max_pixels")
