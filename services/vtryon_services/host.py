@@ -21,8 +21,6 @@ from vtryon import extras
 from vtryon.catalog import CATALOG, JOBS
 from vtryon.errors import SettingsError
 from vtryon.types import Stage
-from vtryon_services.pipeline.service import make_service as make_pipeline
-from vtryon_services.pipeline.settings import PipelineSettings
 from vtryon_services.rpc.adapter import Service
 from vtryon_services.rpc.local import LocalStage
 from vtryon_services.rpc.process import RunningServer
@@ -38,6 +36,12 @@ def settings_of(name: str) -> type[ServiceSettings]:
     """Load the class of a service's settings."""
     settings: type[ServiceSettings] = pkgutil.resolve_name(CATALOG[name].settings)
     return settings
+
+
+def _factory_of(name: str) -> Callable[..., Awaitable[Any]]:
+    """Load what makes a service, and with it all that the service needs."""
+    factory: Callable[..., Awaitable[Any]] = pkgutil.resolve_name(CATALOG[name].factory)
+    return factory
 
 
 def load_settings(names: Sequence[str], given: Mapping[str, Any]) -> dict[str, ServiceSettings]:
@@ -92,14 +96,11 @@ async def _make_jobs(
     nor a proxy of the environment is between them.
     """
     extras.require("the service of jobs", extras.of_service(JOBS))
-    from vtryon_services.jobs.service import make_services as make_jobs
-    from vtryon_services.jobs.settings import JobsSettings
-
-    assert isinstance(settings, JobsSettings)
     if folder is not None and "pipeline_target" not in settings.model_fields_set:
         beside = server.bind(f"unix:{Path(folder) / 'pipeline.sock'}")
         settings = settings.model_copy(update={"pipeline_target": beside})
-    return await make_jobs(settings)
+    services: list[Service] = await _factory_of(JOBS)(settings)
+    return services
 
 
 async def make_services(stages: Sequence[str], **given: Any) -> list[Service]:
@@ -118,16 +119,13 @@ async def _make(loaded: Mapping[str, ServiceSettings]) -> list[Service]:
     services = await asyncio.gather(*(_load(stage, own) for stage, own in stages.items()))
     if (pipeline := loaded.get(Stage.PIPELINE)) is None:
         return list(services)
-    assert isinstance(pipeline, PipelineSettings)
     beside = {Stage(service.stage): LocalStage(service) for service in services}
-    return [*services, await make_pipeline(pipeline, beside)]
+    return [*services, await _factory_of(Stage.PIPELINE)(pipeline, beside)]
 
 
 async def _load(stage: Stage, settings: ServiceSettings) -> Service:
     """Create a stage, and log its model and the loading time."""
-    make: Callable[[ServiceSettings], Awaitable[Service]]
-    make = pkgutil.resolve_name(CATALOG[stage].factory)
-    loading = asyncio.ensure_future(make(settings))
+    loading: asyncio.Future[Service] = asyncio.ensure_future(_factory_of(stage)(settings))
     checkpoint = getattr(settings, "checkpoint", None)
     started, facts = time.monotonic(), {"stage": stage.value}
     try:

@@ -11,6 +11,9 @@ from vtryon.catalog import CATALOG, EMBEDDABLE, JOBS
 from vtryon.errors import SettingsError
 from vtryon.types import Stage
 from vtryon_mesh.description import CONTENT_HEADER, DEFAULT_PATH, TENANT_HEADER, Mesh
+from vtryon_mesh.local.layout import UpOptions
+from vtryon_mesh.local.planning import lay_out
+from vtryon_mesh.local.services import choose
 from vtryon_services.host import settings_of
 
 
@@ -49,6 +52,16 @@ def test_headers_are_those_of_the_sdk() -> None:
 def test_what_does_not_hold_is_refused(tmp_path: Path, changes: dict, said: str) -> None:
     with pytest.raises(SettingsError, match=said):
         Mesh.load(changed(tmp_path, **changes))
+
+
+def test_up_refuses_a_service_that_it_can_not_start(tmp_path: Path) -> None:
+    described = yaml.safe_load(DEFAULT_PATH.read_text())["services"]
+    other = {"grpc": "vtryon.v1.Upscaler", "port": 50099, "callers": [], "balance": "least-request"}
+    mesh = Mesh.load(changed(tmp_path, services={**described, "upscaler": other}))
+    chosen = choose([], mesh, "scripted", kafka=False)
+    assert "upscaler" in chosen.services
+    with pytest.raises(SettingsError, match="no service upscaler; there are decoding, jobs"):
+        lay_out(mesh, UpOptions(chosen.services, {}), tmp_path)
 
 
 def test_services_refuse_before_the_envoys_of_their_callers_do() -> None:

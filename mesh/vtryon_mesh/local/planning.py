@@ -43,9 +43,10 @@ def lay_out(mesh: Mesh, wanted: UpOptions, folder: Path) -> MeshLayout:
         SettingsError: a service is unknown, Envoy is missing, or an environment variable
             contradicts the plan.
     """
+    known = [name for name in mesh.services if name in CATALOG]
     for name in [*wanted.services, *wanted.replicas, *wanted.canaries]:
-        if name not in mesh.services:
-            raise SettingsError(f"no service {name}; there are {', '.join(mesh.services)}")
+        if name not in known:
+            raise SettingsError(f"no service {name}; there are {', '.join(known)}")
     for name in wanted.canaries:
         at_the_edge = EDGE in mesh.services[name].callers
         if not wanted.mtls or wanted.replicas.get(name, 1) < 2 or at_the_edge:

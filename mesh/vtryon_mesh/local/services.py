@@ -9,6 +9,8 @@ from vtryon import extras
 from vtryon.catalog import CATALOG, KAFKA
 from vtryon_mesh.description import Mesh
 
+_OPTIONAL = {name for name, entry in CATALOG.items() if entry.optional}
+
 
 @dataclass(frozen=True, slots=True)
 class Chosen:
@@ -36,7 +38,7 @@ def choose(named: Sequence[str], mesh: Mesh, backend: str, *, kafka: bool) -> Ch
     left_out = []
     for name in wanted:
         needed = extras.of_service(name, backend)
-        if not named and CATALOG[name].optional and (missing := extras.missing(needed)):
+        if name in _OPTIONAL and not named and (missing := extras.missing(needed)):
             absent |= missing
             left_out.append(name)
         elif name in mesh.services:

@@ -109,8 +109,9 @@ class ProcessSettings(BaseSettings):
         # `cls` may be among those beside.
         started: list[type[ProcessSettings]] = list(dict.fromkeys((cls, *beside)))
         problems = list(unknown_variables(started))
-        known = {name for one in _all_settings() for name in one.model_fields}
-        problems += [f"{name} is no setting" for name in given if name not in known]
+        if foreign := [name for name in given if name not in cls.model_fields]:
+            known = {name for one in _all_settings() for name in one.model_fields}
+            problems += [f"{name} is no setting" for name in foreign if name not in known]
         own = {name: value for name, value in given.items() if name in cls.model_fields}
         try:
             settings = cls(**own)
