@@ -12,7 +12,7 @@ from typing import Any
 from aiokafka import AIOKafkaConsumer
 
 from vtryon.jobs import Jobs
-from vtryon.outcomes import Outcomes
+from vtryon.jobs.outbox import Outcomes
 from vtryon_services.bridges.kafka.schemas import Codec
 from vtryon_services.bridges.kafka.sender import Sender
 from vtryon_services.jobs.erasures import Erasures

@@ -9,7 +9,7 @@ from typing import Any
 from sqlalchemy import Connection, Row, delete, func, insert, or_, select, update
 
 from vtryon.jobs import JobUpdate
-from vtryon.outcomes import JobOutcome
+from vtryon.jobs.outbox import JobOutcome
 from vtryon.v1 import job_pb2
 from vtryon_services.jobs.database import Database
 from vtryon_services.jobs.origin import Origin

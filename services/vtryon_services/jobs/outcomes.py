@@ -6,7 +6,7 @@ import time
 from collections.abc import AsyncGenerator
 
 from vtryon.catalog import JOBS
-from vtryon.outcomes import TakenOutcomes, TakeOutcomes
+from vtryon.jobs.outbox import TakenOutcomes, TakeOutcomes
 from vtryon.v1 import outcome_pb2
 from vtryon_services.jobs.notifier import OUTCOMES, Notifier
 from vtryon_services.jobs.outbox import JobOutbox

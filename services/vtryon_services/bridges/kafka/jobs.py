@@ -16,7 +16,7 @@ from vtryon.client import Client
 from vtryon.errors import DeadlineError, ProtocolError, RequestError, VtryonError
 from vtryon.files.jsonable import plain
 from vtryon.jobs import Job, JobState
-from vtryon.outcomes import JobOutcome, Outcomes
+from vtryon.jobs.outbox import JobOutcome, Outcomes
 from vtryon.types import MAX_GARMENTS, MAX_PICTURE_BYTES, TryOnOptions
 from vtryon.wire.call_status import is_being_cancelled
 from vtryon.wire.channel import TENANT_KEY

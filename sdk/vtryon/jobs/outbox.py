@@ -1,11 +1,11 @@
-"""Outcomes of jobs, for bridges that publish them."""
+"""The outbox of jobs: their outcomes, for bridges that publish them."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from vtryon.jobs import JobUpdate
+from vtryon.jobs.types import JobUpdate
 from vtryon.messages import ProtoType
 from vtryon.v1 import outcome_pb2
 from vtryon.wire.channel import Channel
