@@ -9,7 +9,8 @@ Source: the protobuf wire format; `Chunk` in tensor.proto and the messages that 
 
 from __future__ import annotations
 
-from vtryon.events import Chunk
+from vtryon import events
+from vtryon.events import Chunk, Event
 from vtryon.v1 import sampling_pb2, stream_pb2, tensor_pb2
 from vtryon.wire.payloads import Buffer
 
@@ -41,6 +42,13 @@ def write_chunk(tag: int, payload: int, offset: int, data: Buffer) -> bytes:
     start = bytearray((tag,))
     _write_varint(start, len(head) + len(data))
     return b"".join((start, head, data))
+
+
+def write_event(event: Event) -> bytes:
+    """Write the message that holds an event."""
+    if isinstance(event, Chunk):
+        return write_chunk(EVENT_TAG, event.payload, event.offset, event.data)
+    return events.to_proto(event).SerializeToString()
 
 
 def read_chunk(tag: int, raw: bytes) -> Chunk | None:

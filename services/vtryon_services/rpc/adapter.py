@@ -17,11 +17,10 @@ import grpc
 import structlog
 from opentelemetry import trace
 
-from vtryon import events
 from vtryon.errors import RequestError, StageError, UnavailableError, VtryonError
-from vtryon.events import Chunk, Event
+from vtryon.events import Chunk
 from vtryon.wire import status
-from vtryon.wire.framing import EVENT_TAG, write_chunk
+from vtryon.wire.framing import write_event
 from vtryon.wire.grammar import Responses
 from vtryon_services.rpc.call import Call, Incoming
 from vtryon_services.rpc.failures import ClientDisconnectedError, named_failures
@@ -165,7 +164,7 @@ class _Exchange:
             async for reply in served:
                 if self._method.replies is Replies.EVENTS:
                     grammar.event(reply)
-                    await self._write(_encode(reply))
+                    await self._write(write_event(reply))
                 elif self._method.replies is Replies.MESSAGES:
                     await self._write(_serialize(reply))
                 else:
@@ -203,9 +202,3 @@ class _Exchange:
 def _serialize(reply: Any) -> bytes:
     """Give a message's bytes; who serves may have made them already."""
     return reply if isinstance(reply, bytes) else reply.to_proto().SerializeToString()
-
-
-def _encode(event: Event) -> bytes:
-    if isinstance(event, Chunk):
-        return write_chunk(EVENT_TAG, event.payload, event.offset, event.data)
-    return events.to_proto(event).SerializeToString()
