@@ -83,7 +83,7 @@ async def roads(folder: Path) -> AsyncIterator[list[Road]]:
     async with AsyncExitStack() as stack:
 
         async def connect(target: str, **options: object) -> vtryon.Client:
-            return await stack.enter_async_context(vtryon.Client(target, **options))  # type: ignore[arg-type]
+            return await stack.enter_async_context(vtryon.Client(target, **options))  # type: ignore[call-overload]
 
         plain, meshed = folder / "plain", folder / "meshed"
         edge = stack.enter_context(running(*_UP, "--folder", str(plain), **_AT_ONCE))

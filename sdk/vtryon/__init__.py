@@ -62,6 +62,7 @@ from vtryon.types import (
 )
 from vtryon.wire.channel import Channel, Tls
 from vtryon.wire.retry import RetryPolicy
+from vtryon.wire.transport import Transport
 
 __version__ = "0.1.0"
 
@@ -118,6 +119,7 @@ __all__ = [
     "Tensor",
     "TextEncoder",
     "Tls",
+    "Transport",
     "UnavailableError",
     "UnusedOption",
     "Violation",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Self, Unpack
+from typing import TYPE_CHECKING, Self, Unpack, overload
 
 from vtryon.arguments import argument_error, check_setting, check_timeout
 from vtryon.errors import ProtocolError, SettingsError
@@ -26,6 +26,7 @@ from vtryon.wire.channel import Channel, Tls, Token, check_connection
 from vtryon.wire.headers import check_request_id
 from vtryon.wire.retry import NO_RETRY, RetryPolicy
 from vtryon.wire.stream import TRY_ON, StreamCall
+from vtryon.wire.transport import Transport
 
 if TYPE_CHECKING:
     from vtryon.pictures import PictureSource
@@ -44,11 +45,15 @@ class Client:
         retry: True waits within each call's deadline for a server that is starting or has no
             capacity, and resends a call whose connection broke before its first event. False
             sends each call once. A `RetryPolicy` sets the limits.
+        transport: opens the connection in place of `target`, `tls` and `token`: for tests without a
+            server, `vtryon.testing.InProcess`.
 
     Raises:
-        SettingsError: the target, the token or the type of an argument is invalid.
+        SettingsError: the target, the token or the type of an argument is invalid, or an argument
+            has no effect with the transport.
     """
 
+    @overload
     def __init__(
         self,
         target: str,
@@ -56,8 +61,21 @@ class Client:
         tls: Tls | None = None,
         token: Token | None = None,
         retry: RetryPolicy | bool = True,
+    ) -> None: ...
+
+    @overload
+    def __init__(self, *, transport: Transport, retry: RetryPolicy | bool = True) -> None: ...
+
+    def __init__(
+        self,
+        target: str | None = None,
+        *,
+        tls: Tls | None = None,
+        token: Token | None = None,
+        retry: RetryPolicy | bool = True,
+        transport: Transport | None = None,
     ) -> None:
-        check_connection(target, tls, token)
+        check_connection(target, tls, token, transport)
         if isinstance(retry, bool):
             retry = RetryPolicy() if retry else NO_RETRY
         check_setting("retry", retry, RetryPolicy, "True, False or a RetryPolicy")
@@ -65,10 +83,17 @@ class Client:
         self._tls = tls
         self._token = token
         self._retry = retry
+        self._transport = transport
         self._channel: Channel | None = None
 
     async def __aenter__(self) -> Self:
-        self._channel = Channel(self._target, tls=self._tls, token=self._token, retry=self._retry)
+        self._channel = Channel(
+            self._target,
+            tls=self._tls,
+            token=self._token,
+            retry=self._retry,
+            transport=self._transport,
+        )
         return self
 
     async def __aexit__(self, *_: object) -> None:

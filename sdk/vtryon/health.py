@@ -12,7 +12,7 @@ from vtryon.errors import UnavailableError
 from vtryon.wire import status
 from vtryon.wire.channel import Channel
 
-_CHECK = "/grpc.health.v1.Health/Check"
+CHECK = "/grpc.health.v1.Health/Check"
 _PAUSE_SECONDS = 0.2
 _CALL_SECONDS = 5.0
 
@@ -59,6 +59,6 @@ async def wait_until_serving(channel: Channel, timeout_seconds: float) -> None:
 
 async def _check(channel: Channel, seconds: float) -> ServingStatus:
     """Call `Check` for the server as a whole; its two messages are small enough to do by hand."""
-    call = channel.grpc.unary_unary(_CHECK)
+    call = channel.grpc.unary_unary(CHECK)
     reply: bytes = await call(b"", timeout=seconds, metadata=channel.metadata())
     return ServingStatus(reply[1]) if len(reply) == 2 else ServingStatus.UNKNOWN

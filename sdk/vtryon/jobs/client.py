@@ -15,6 +15,7 @@ from vtryon.arguments import check_timeout, sequence
 from vtryon.errors import DeadlineError, ProtocolError, Reason, UnavailableError
 from vtryon.events import Chunk, Event, Output
 from vtryon.jobs.types import (
+    JOB_SERVICE,
     CancelJob,
     CreateJobStart,
     EraseJob,
@@ -41,7 +42,6 @@ from vtryon.wire.unary import ask, listen
 if TYPE_CHECKING:
     from vtryon.pictures import PictureSource
 
-_SERVICE = "/vtryon.v1.JobService/"
 _BREAKS = 5
 _FIRST_PAUSE_SECONDS = 0.1
 
@@ -99,7 +99,7 @@ class Jobs:
         message = job_pb2.CreateJobRequest(start=first)
         return await ask(
             self._channel,
-            f"{_SERVICE}CreateJob",
+            f"{JOB_SERVICE}CreateJob",
             lambda: _requests(message, outgoing),
             Job,
             idempotent=bool(request_id),
@@ -111,14 +111,14 @@ class Jobs:
         Raises:
             RequestError: NOT_FOUND.
         """
-        return await ask(self._channel, f"{_SERVICE}GetJob", GetJob(job_id), Job)
+        return await ask(self._channel, f"{JOB_SERVICE}GetJob", GetJob(job_id), Job)
 
     async def page(
         self, *, states: Sequence[JobState] = (), size: int = 0, token: str = ""
     ) -> JobPage:
         """Give a page of jobs, the newest first."""
         wanted = ListJobs(sequence("states", states, "job states"), size, token)
-        return await ask(self._channel, f"{_SERVICE}ListJobs", wanted, JobPage)
+        return await ask(self._channel, f"{JOB_SERVICE}ListJobs", wanted, JobPage)
 
     async def list(self, *, states: Sequence[JobState] = ()) -> AsyncIterator[Job]:
         """Give all jobs, the newest first, page by page."""
@@ -136,7 +136,7 @@ class Jobs:
         Raises:
             RequestError: NOT_FOUND.
         """
-        return await ask(self._channel, f"{_SERVICE}CancelJob", CancelJob(job_id), Job)
+        return await ask(self._channel, f"{JOB_SERVICE}CancelJob", CancelJob(job_id), Job)
 
     async def erase(self, job_id: str) -> Job:
         """Cancel a job, and erase its pictures and prompts.
@@ -147,7 +147,7 @@ class Jobs:
         Raises:
             RequestError: NOT_FOUND.
         """
-        return await ask(self._channel, f"{_SERVICE}EraseJob", EraseJob(job_id), Job)
+        return await ask(self._channel, f"{JOB_SERVICE}EraseJob", EraseJob(job_id), Job)
 
     async def watch(
         self, job_id: str, *, from_sequence: int = 0
@@ -165,7 +165,7 @@ class Jobs:
         while True:
             asked = WatchJob(job_id, following)
             try:
-                updates = listen(self._channel, f"{_SERVICE}WatchJob", asked, JobUpdate)
+                updates = listen(self._channel, f"{JOB_SERVICE}WatchJob", asked, JobUpdate)
                 async with aclosing(updates):
                     async for update in updates:
                         following, breaks = update.sequence + 1, 0
@@ -198,7 +198,7 @@ class Jobs:
             ProtocolError: STREAM_INCOMPLETE, the server closed the stream early.
         """
         asked, grammar, assembler = FetchPicture(job_id), Responses(), Assembler(())
-        async for reply in listen(self._channel, f"{_SERVICE}FetchPicture", asked, _Reply):
+        async for reply in listen(self._channel, f"{JOB_SERVICE}FetchPicture", asked, _Reply):
             grammar.event(reply.event)
             if isinstance(reply.event, Output):
                 assembler = Assembler(reply.event.payloads)

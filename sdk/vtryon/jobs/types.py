@@ -17,6 +17,7 @@ from vtryon.messages import ProtoType
 from vtryon.types import EncodedImage, Payload, TryOnOptions
 from vtryon.v1 import job_pb2
 
+JOB_SERVICE = "/vtryon.v1.JobService/"
 _JOB_ID = {"id": "job_id"}
 _PAGE = {"page_size": "size", "page_token": "token"}
 

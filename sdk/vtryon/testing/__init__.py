@@ -1,4 +1,11 @@
-"""For tests of programs that use vtryon: the real services, without a model.
+"""For tests of programs that use vtryon.
+
+`InProcess` answers by functions of the test, in place of a server; the bare SDK has it:
+
+    async with vtryon.Client(transport=vtryon.testing.InProcess(try_on=dress)) as client:
+        result = await client.try_on("person.png", "garment.png")
+
+`scripted_mesh` starts the real services without a model, from the extra `server`:
 
     async with vtryon.testing.scripted_mesh() as target, vtryon.Client(target) as client:
         result = await client.try_on("person.png", "garment.png")
@@ -13,8 +20,9 @@ from contextlib import AbstractAsyncContextManager
 from typing import Any
 
 from vtryon.embedded import embedded_mesh
+from vtryon.testing.in_process import CreateJobCall, InProcess, TryOnCall
 
-__all__ = ["scripted_mesh"]
+__all__ = ["CreateJobCall", "InProcess", "TryOnCall", "scripted_mesh"]
 
 
 def scripted_mesh(

@@ -8,6 +8,7 @@ import json
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Self
 
@@ -18,9 +19,10 @@ from vtryon.errors import SettingsError
 from vtryon.files.regular import read_pem
 from vtryon.wire.connecting import Connector
 from vtryon.wire.headers import check_tenant, check_token
-from vtryon.wire.probe import make_context
+from vtryon.wire.probe import make_context, probe
 from vtryon.wire.retry import Attempts, Retries, RetryPolicy
 from vtryon.wire.targets import check_target, host_ports
+from vtryon.wire.transport import Transport, check_transport
 
 Token = str | Callable[[], str]
 
@@ -106,32 +108,36 @@ class Channel:
         token: a bearer token, or a function that returns a fresh one for each call.
         retry: whether and how calls wait for a server and are resent.
         between_services: for calls from a service: detects a dead server sooner, and leaves
-            failover to the caller instead of retrying here.
+            failover to the caller instead of retrying here. Has no effect with a transport.
+        transport: opens the connection; refused together with `target`, `tls` or `token`.
 
     Raises:
         SettingsError: the target or the token is invalid, or a token would leave the machine in
-            plain text.
+            plain text; or an argument has no effect with a transport.
     """
 
     def __init__(
         self,
-        target: str,
+        target: str | None = None,
         *,
         tls: Tls | None = None,
         token: Token | None = None,
         retry: RetryPolicy | None = None,
         between_services: bool = False,
+        transport: Transport | None = None,
     ) -> None:
-        self._token = check_connection(target, tls, token)
-        self.target = target
+        self._token = check_connection(target, tls, token, transport)
         self._tenant = ""
         self._loop = asyncio.get_running_loop()
         policy = retry or RetryPolicy()
-        options = _OF_SERVICES if between_services else _OF_CLIENTS
-        if between_services or not policy.http_proxy:
-            options = (*options, _NO_PROXY)
-        self._grpc = _connect(target, tls, options)
-        self._retries = Retries(policy, Connector(self._grpc, target, tls))
+        if transport is not None:
+            self.target, look = repr(transport), None
+            self._grpc = transport.open()
+        else:
+            self.target = check_target(target)
+            self._grpc = _connect(self.target, tls, _options(policy, between_services))
+            look = partial(probe, self.target, tls)
+        self._retries = Retries(policy, Connector(self._grpc, self.target, look))
 
     @property
     def grpc(self) -> grpc.aio.Channel:
@@ -195,19 +201,29 @@ class Channel:
         await self.close()
 
 
-def check_connection(target: str, tls: Tls | None, token: Token | None) -> Token | None:
+def check_connection(
+    target: str | None, tls: Tls | None, token: Token | None, transport: Transport | None
+) -> Token | None:
     """Check the parameters of a connection; return the token without surrounding white space.
 
     Raises:
-        SettingsError: the target, the token or `tls` is invalid, or a token would leave the machine
-            in plain text.
+        SettingsError: the target, the token, `tls` or the transport is invalid, a token would leave
+            the machine in plain text, or a parameter has no effect with the transport.
     """
-    check_target(target)
+    if transport is not None:
+        check_transport(transport, target=target, tls=tls, token=token)
+        return None
+    target = check_target(target)
     if tls is not None:
         check_setting("tls", tls, Tls, "a vtryon.Tls or None")
     if token is not None and tls is None and not _is_local(target):
         raise SettingsError(f"a token for {target} needs TLS: give tls=vtryon.Tls()")
     return token if token is None or callable(token) else check_token(token)
+
+
+def _options(policy: RetryPolicy, between_services: bool) -> _Options:
+    options = _OF_SERVICES if between_services else _OF_CLIENTS
+    return options if policy.http_proxy and not between_services else (*options, _NO_PROXY)
 
 
 def _connect(target: str, tls: Tls | None, options: _Options) -> grpc.aio.Channel:

@@ -5,15 +5,12 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from typing import TYPE_CHECKING
+from collections.abc import Awaitable, Callable
 
 import grpc
 
 from vtryon.errors import DeadlineError, RunCancelledError, SettingsError, UnavailableError
-from vtryon.wire.probe import probe
-
-if TYPE_CHECKING:
-    from vtryon.wire.channel import Tls
+from vtryon.wire.probe import ProbeResult
 
 _log = logging.getLogger("vtryon")
 _READY = grpc.ChannelConnectivity.READY
@@ -29,12 +26,22 @@ class Connector:
 
     While gRPC fails to connect, a probe looks for the cause every five seconds. A cause that
     waiting does not mend, seen twice in a row, ends the wait.
+
+    Args:
+        channel: the channel.
+        target: its address, for messages.
+        probe: looks for the cause; None where there is no address to look at.
     """
 
-    def __init__(self, channel: grpc.aio.Channel, target: str, tls: Tls | None) -> None:
+    def __init__(
+        self,
+        channel: grpc.aio.Channel,
+        target: str,
+        probe: Callable[[], Awaitable[ProbeResult]] | None,
+    ) -> None:
         self._channel = channel
         self._target = target
-        self._tls = tls
+        self._probe = probe
         self._connecting: asyncio.Task[None] | None = None
         self._waiting = 0
         self._cause = ""
@@ -75,8 +82,8 @@ class Connector:
     async def _connect(self) -> None:
         try:
             while (state := self._channel.get_state(try_to_connect=True)) is not _READY:
-                if state is _FAILED:
-                    await self._diagnose()
+                if state is _FAILED and self._probe is not None:
+                    await self._diagnose(self._probe)
                 await self._change_from(state)
         except grpc.aio.UsageError:
             raise RunCancelledError("the client was closed") from None
@@ -88,11 +95,11 @@ class Connector:
             async with asyncio.timeout(_PROBE_SECONDS if state is _FAILED else None):
                 await self._channel.wait_for_state_change(state)
 
-    async def _diagnose(self) -> None:
-        finding = await probe(self._target, self._tls)
+    async def _diagnose(self, probe: Callable[[], Awaitable[ProbeResult]]) -> None:
+        finding = await probe()
         if finding.permanent:
             await asyncio.sleep(_CONFIRM_SECONDS)
-            if await probe(self._target, self._tls) == finding:
+            if await probe() == finding:
                 raise SettingsError(f"can't connect to {self._target}: {finding.text}")
         if finding.text and not self._cause:
             _log.warning("%s can't be reached yet: %s", self._target, finding.text)

@@ -38,7 +38,7 @@ class RetryPolicy:
             again.
         breaks: how often a call is sent again after its connection broke.
         http_proxy: whether connections go through the proxy that the environment names
-            (`http_proxy`, `no_proxy`).
+            (`http_proxy`, `no_proxy`). Has no effect with a transport.
     """
 
     max_wait_seconds: float = 120.0

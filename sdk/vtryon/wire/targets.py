@@ -26,7 +26,7 @@ class HostPort(NamedTuple):
     port: int
 
 
-def check_target(target: str, name: str = "target") -> str:
+def check_target(target: str | None, name: str = "target") -> str:
     """Check the address of a gRPC server, and return it.
 
     Accepted are host:port, unix:/path, dns:///host:port, ipv4: and ipv6: with several addresses
