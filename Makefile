@@ -13,10 +13,10 @@ CASES ?= ../shared/cases
 # What --chaos repeats at the full figures; without, a fifth as often or less.
 CHAOS := tests/reliability tests/mesh/test_through.py tests/services/bridges/kafka/test_jobs.py \
 	tests/on_triton/test_mesh.py
-# Processes for the tests that may run side by side. Those of ALONE start many processes, fill the
-# machine or measure time: they run one after another, behind the others.
+# Processes for the tests that may run side by side. Those of ALONE assert bounds in seconds, or
+# fill the machine: they run one after another, after all others.
 WORKERS ?= 2
-ALONE := tests/end_to_end tests/loadtests tests/mesh tests/reliability tests/on_triton
+ALONE := tests/reliability tests/on_triton
 
 .PHONY: help try-on test chaos bare cases mutants check format generate bench bench-gpu triton strip evaluate train clean
 .DEFAULT_GOAL := help
