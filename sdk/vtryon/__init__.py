@@ -59,6 +59,7 @@ from vtryon.types import (
     SampleStart,
     SigmaSchedule,
     Stage,
+    TryOnOptions,
 )
 from vtryon.wire.channel import Channel, Tls
 from vtryon.wire.retry import RetryPolicy
@@ -120,6 +121,7 @@ __all__ = [
     "TextEncoder",
     "Tls",
     "Transport",
+    "TryOnOptions",
     "UnavailableError",
     "UnusedOption",
     "Violation",

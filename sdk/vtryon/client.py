@@ -20,6 +20,7 @@ from vtryon.threads import run_on_bytes
 from vtryon.types import (
     PayloadKind,
     ResumePoint,
+    TryOnOptions,
     TryOnStart,
 )
 from vtryon.wire.channel import Channel, Tls, Token, check_connection
@@ -164,12 +165,13 @@ class Client:
         garment: PictureSource | Sequence[PictureSource] | None = None,
         prompt: str = DEFAULT_PROMPT,
         *,
+        options: TryOnOptions | None = None,
         timeout_seconds: float | None = None,
         request_id: str | None = None,
         resume: ResumePoint | None = None,
         resume_latents: Tensor | None = None,
         resume_every: int = 0,
-        **options: Unpack[TryOnArguments],
+        **arguments: Unpack[TryOnArguments],
     ) -> Run[Result]:
         """Generate a picture of the person wearing the garment.
 
@@ -181,19 +183,20 @@ class Client:
                 an array of uint8, or a `Picture`.
             garment: the same, or a sequence of up to three; None edits the person by the prompt.
             prompt: the instruction; "picture 1" is the person and "picture 2" the garment.
+            options: the prompt and all options as one value; excludes `prompt` and `arguments`.
             timeout_seconds: deadline of the whole request, connecting included. None: the server's
                 default, after waiting for a connection as long as `retry` allows.
             request_id: identifies the request in logs and traces.
             resume: a resume point of an equal request, seed included, to continue from.
             resume_latents: the latents of `resume`: the joined data of its `ResumeChunk`s.
             resume_every: receive a resume point after every n-th step; 0 for none.
-            **options: steps, seed, width, height and so on: `vtryon.options.TryOnArguments`.
+            **arguments: steps, seed, width, height and so on: `vtryon.options.TryOnArguments`.
 
         Raises:
             RequestError: an argument is invalid, as far as that is known without a server.
             TypeError: there is no option of that name.
         """
-        chosen = make_options(prompt=prompt, **options)
+        chosen = make_options(options, prompt=prompt, **arguments)
         start = TryOnStart(options=chosen, resume=resume, resume_every=resume_every)
         request_message(start)  # refuses now what could not be sent
         check_timeout(timeout_seconds)

@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Any, Unpack
 
 from vtryon.arguments import argument_error, check_kind, choice, sequence
 from vtryon.errors import RequestError
-from vtryon.messages import request_message
 from vtryon.sampling_options import SamplingArguments
 from vtryon.stages import image_payloads
 from vtryon.types import (
@@ -56,21 +55,31 @@ class TryOnArguments(SamplingArguments, total=False):
 
 
 def make_options(
-    *, prompt: str = DEFAULT_PROMPT, **arguments: Unpack[TryOnArguments]
+    options: TryOnOptions | None = None,
+    *,
+    prompt: str = DEFAULT_PROMPT,
+    **arguments: Unpack[TryOnArguments],
 ) -> TryOnOptions:
-    """Build the options of a try-on.
+    """Build the options of a try-on from keyword arguments, or return `options` unchanged.
+
+    Values are checked against their fields by `request_message`, with the message they belong to.
 
     Raises:
-        RequestError: a value has the wrong type; the violation names the argument.
+        RequestError: an argument can't be converted, or excludes `options`; the violation names it.
         TypeError: there is no argument of that name.
     """
     known = TryOnArguments.__optional_keys__
     if unknown := sorted(arguments.keys() - known):
         names = ", ".join(sorted(known | {"prompt"}))
         raise TypeError(f"unexpected keyword argument {unknown[0]!r}; the options are {names}")
+    if options is not None:
+        check_kind("options", options, TryOnOptions, "a TryOnOptions")
+        for name in ["prompt"] * (prompt != DEFAULT_PROMPT) + [*arguments]:
+            raise argument_error(name, "excludes `options`; set it in the TryOnOptions")
+        return options
     fields: dict[str, Any] = dict(arguments)
     numbers = sequence("sigmas", fields.pop("sigmas", ()), "numbers")
-    options = TryOnOptions(
+    return TryOnOptions(
         prompt=prompt,
         numerics=_numerics(fields.pop("profile", None), fields.pop("numerics", None)),
         sigmas=tuple(_number("sigmas", one) for one in numbers),
@@ -79,8 +88,6 @@ def make_options(
         format=choice("format", ImageFormat, fields.pop("format", None)),
         **fields,
     )
-    request_message(options)  # refuses now what could not be sent
-    return options
 
 
 async def outgoing_pictures(

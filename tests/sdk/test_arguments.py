@@ -100,6 +100,37 @@ async def test_a_try_on_with_a_wrong_argument_is_refused_at_once(
     assert "\ud83d" not in caught.value.message
 
 
+EXCLUDED = [
+    ({"options": {"seed": 1}}, "options"),
+    ({"options": vtryon.TryOnOptions(), "steps": 4}, "steps"),
+    ({"options": vtryon.TryOnOptions(), "previews": False}, "previews"),
+    ({"options": vtryon.TryOnOptions(), "prompt": "wear it"}, "prompt"),
+    ({"options": vtryon.TryOnOptions(seed=-1)}, "seed"),
+]
+
+
+@pytest.mark.parametrize(("arguments", "name"), EXCLUDED, ids=named)
+async def test_options_as_one_value_exclude_keywords(
+    scripted: vtryon.Client, arguments, name
+) -> None:
+    with pytest.raises(vtryon.RequestError) as caught:
+        scripted.try_on(PICTURE, PICTURE, **arguments)
+    assert names(caught.value) == [name]
+    with pytest.raises(vtryon.RequestError) as caught:
+        await scripted.jobs.create(PICTURE, PICTURE, **arguments)
+    assert names(caught.value) == [name]
+
+
+async def test_options_as_one_value_give_the_same_picture(scripted: vtryon.Client) -> None:
+    options = vtryon.TryOnOptions(prompt="wear it", steps=2, seed=5, format="jpeg")
+    by_value = await scripted.try_on(PICTURE, PICTURE, options=options)
+    by_keywords = await scripted.try_on(
+        PICTURE, PICTURE, "wear it", steps=2, seed=5, format="jpeg", previews=False
+    )
+    assert by_value.picture.data == by_keywords.picture.data
+    assert by_value.accepted == by_keywords.accepted
+
+
 @pytest.mark.parametrize(
     ("options", "name"),
     [

@@ -58,11 +58,12 @@ class Jobs:
         garment: PictureSource | Sequence[PictureSource] | None = None,
         prompt: str = DEFAULT_PROMPT,
         *,
+        options: TryOnOptions | None = None,
         request_id: str = "",
         timeout_seconds: float | None = None,
         labels: Mapping[str, str] | None = None,
         correlation_id: bytes = b"",
-        **options: Unpack[TryOnArguments],
+        **arguments: Unpack[TryOnArguments],
     ) -> Job:
         """Create a job, or return the existing one with the same request id.
 
@@ -71,11 +72,12 @@ class Jobs:
                 an array of uint8, or a `Picture`.
             garment: the same, or a sequence of up to three.
             prompt: the instruction; "picture 1" is the person and "picture 2" the garment.
+            options: the prompt and all options as one value; excludes `prompt` and `arguments`.
             request_id: idempotency key of the job.
             timeout_seconds: deadline of the job, including queueing and all attempts.
             labels: metadata to store with the job.
             correlation_id: opaque id of your own system, copied to Kafka messages about the job.
-            **options: steps, seed, width, height and so on: `vtryon.options.TryOnArguments`.
+            **arguments: steps, seed, width, height and so on: `vtryon.options.TryOnArguments`.
 
         Raises:
             RequestError: the request is invalid, or its id belongs to another request
@@ -85,7 +87,7 @@ class Jobs:
         check_timeout(timeout_seconds)
         if request_id != "":
             check_request_id(request_id)
-        chosen = make_options(prompt=prompt, **options)
+        chosen = make_options(options, prompt=prompt, **arguments)
         outgoing = await outgoing_pictures(person, garment)
         start = CreateJobStart(
             payloads=tuple(one.payload for one in outgoing),

@@ -6,7 +6,7 @@ import asyncio
 import time
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
-from dataclasses import fields, replace
+from dataclasses import replace
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, TypeVar
 
@@ -183,15 +183,10 @@ class Attempt:
         leased = self._leased
         person, *garments = [await self._artifacts.get(name) for _, name in leased.pictures]
         options = await self._options()
-        plain = {one.name: getattr(options, one.name) for one in fields(options)}
         self._run = self._client.try_on(
             person,
             garments,
-            **{
-                **plain,
-                "previews": options.previews or False,
-                "priority": options.priority or Priority.BATCH,
-            },
+            options=replace(options, priority=options.priority or Priority.BATCH),
             timeout_seconds=min(max(0.001, left), _LONGEST_CALL_SECONDS),
             request_id=leased.request_id,
             resume=leased.resume.point if leased.resume and latents else None,

@@ -6,7 +6,7 @@ import asyncio
 import math
 import uuid
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, replace
 from typing import Any
 
 import structlog
@@ -130,16 +130,15 @@ class StoredJobs(JobRequests):
         """Make the job; twice the same request is one job."""
         asked = await self.read(received)
         check_options(asked.options)
-        options = {one.name: getattr(asked.options, one.name) for one in fields(asked.options)}
         jobs = self._client.acting_for(received.tenant).jobs
         job = await jobs.create(
             asked.pictures[0],
             list(asked.pictures[1:]),
+            options=replace(asked.options, previews=None, priority=received.priority),
             request_id=asked.request_id,
             timeout_seconds=asked.timeout_seconds,
             labels=asked.labels,
             correlation_id=received.headers.get(CORRELATION, b""),
-            **{**options, "previews": False, "priority": received.priority},
         )
         if asked.person_claim:
             await self._claims.assign(asked.person_claim, job.id)
