@@ -8,10 +8,10 @@ import re
 import time
 import uuid
 from collections.abc import Sequence
-from typing import Any
 
 from vtryon.errors import Reason, RequestError
 from vtryon.wire.payloads import Buffer
+from vtryon_services.bridges.kafka.records import Claim, Content
 from vtryon_services.storage.artifacts import Artifacts
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}(/[A-Za-z0-9][A-Za-z0-9._-]{0,127}){0,7}")
@@ -32,7 +32,7 @@ class ClaimStore:
 
     async def pack(
         self, several: Sequence[Buffer], *, taken_bytes: int = 0, job_id: str = ""
-    ) -> list[dict[str, Any]]:
+    ) -> list[Content]:
         """Keep payloads inline while they fit, small ones first, and store the rest.
 
         Args:
@@ -43,25 +43,25 @@ class ClaimStore:
         Raises:
             UnavailableError: the claim-check store is not writable.
         """
-        packed: list[dict[str, Any]] = [{} for _ in several]
+        packed = [Content() for _ in several]
         room = self._limit_bytes - taken_bytes
         for index in sorted(range(len(several)), key=lambda one: len(several[one])):
             data = several[index]
             if len(data) <= room:
                 room -= len(data)
-                packed[index] = {"inline": bytes(data), "claim": None}
+                packed[index] = Content(inline=bytes(data))
             else:
-                packed[index] = {"inline": None, "claim": await self._keep(data, job_id)}
+                packed[index] = Content(claim=await self._keep(data, job_id))
         return packed
 
-    async def _keep(self, data: Buffer, job_id: str) -> dict[str, Any]:
+    async def _keep(self, data: Buffer, job_id: str) -> Claim:
         # By job, or by hour, so that what is old is found without looking at the rest.
         hour = time.strftime("%Y%m%dT%H", time.gmtime())
         folder = f"{_RESULTS}/{job_id}" if job_id else hour
         name = f"{folder}/{uuid.uuid4().hex}"
         digest = await asyncio.to_thread(_sha256, data)
         await self._artifacts.put(name, data)
-        return {"name": name, "sha256": digest, "byte_length": len(data)}
+        return Claim(name, digest, len(data))
 
     async def reserve(self, job_id: str, digest: str) -> None:
         """Have a job's id stand for one request, of whichever bridge.
@@ -101,17 +101,17 @@ class ClaimStore:
             await self._artifacts.erase([(await self._artifacts.get(note)).decode()])
         await self._artifacts.erase_folders([f"{_RESULTS}/{job_id}"])
 
-    async def unpack(self, field: str, content: dict[str, Any], limit_bytes: int) -> bytes:
-        """Return the bytes of a record's `Content`.
+    async def unpack(self, field: str, content: Content, limit_bytes: int) -> bytes:
+        """Return the bytes of a record's content.
 
         Raises:
             RequestError: they are missing, too large, or differ from the claim.
             UnavailableError: the claim-check store is not readable.
         """
-        inline, claim = content["inline"], content["claim"]
+        inline, claim = content.inline, content.claim
         if (inline is None) == (claim is None):
             raise _invalid(f"{field}: takes either `inline` or `claim`")
-        size = len(inline) if claim is None else claim["byte_length"]
+        size = len(inline or b"") if claim is None else claim.byte_length
         if size > limit_bytes:
             raise RequestError(
                 f"{field}: {size} bytes are over the limit of {limit_bytes}",
@@ -119,13 +119,13 @@ class ClaimStore:
                 metadata={"limit_bytes": str(limit_bytes)},
             )
         if claim is None:
-            return bytes(inline)
-        if not _NAME.fullmatch(claim["name"]):
+            return inline or b""
+        if not _NAME.fullmatch(claim.name):
             raise _invalid(f"{field}: a claim's name is a path of letters, digits, . _ and -")
-        if await self._artifacts.size(claim["name"]) != size:
+        if await self._artifacts.size(claim.name) != size:
             raise _invalid(f"{field}: what was claimed has another length")
-        data = await self._artifacts.get(claim["name"])
-        if await asyncio.to_thread(_sha256, data) != claim["sha256"]:
+        data = await self._artifacts.get(claim.name)
+        if await asyncio.to_thread(_sha256, data) != claim.sha256:
             raise _invalid(f"{field}: what was claimed has another digest")
         return data
 

@@ -12,7 +12,6 @@ from aiokafka.errors import KafkaError
 
 from vtryon.catalog import JOBS
 from vtryon.errors import Reason, RequestError, SettingsError, VtryonError
-from vtryon_services.bridges.kafka.choreography import STAGE_REQUEST
 from vtryon_services.bridges.kafka.messages import (
     FAILED_AT,
     FROM_OFFSET,
@@ -24,6 +23,7 @@ from vtryon_services.bridges.kafka.messages import (
     ReceivedMessage,
     revived,
 )
+from vtryon_services.bridges.kafka.records import StageRequestRecord
 from vtryon_services.bridges.kafka.route import again_from
 from vtryon_services.bridges.kafka.schemas import Codec
 from vtryon_services.bridges.kafka.sender import Sender
@@ -155,8 +155,8 @@ class DeadLetters:
             return revived(received, self._names.requests)
         if self._work == JOBS:
             raise RequestError("from_stage: is for what a stage could not do; this is a whole job")
-        record: dict[str, Any] = await codec.decode(STAGE_REQUEST, received.value)
-        again = codec.encode(STAGE_REQUEST, again_from(record, self._work, from_stage))
+        record = await codec.decode(StageRequestRecord, received.value)
+        again = codec.encode(again_from(record, self._work, from_stage))
         topic = Names(self._settings, from_stage).requests
         message = revived(received, topic)
         return Message(topic, message.key, again, message.headers)

@@ -72,6 +72,7 @@ def show(
     """Show a dead letter: its error and its fields, without pictures."""
     from vtryon.catalog import JOBS
     from vtryon_services.bridges.kafka.dead_letters import DeadLetter, DeadLetters
+    from vtryon_services.bridges.kafka.records import JobRequestRecord, StageRequestRecord
     from vtryon_services.bridges.kafka.schemas import Codec
 
     async def fetch(settings: KafkaSettings) -> tuple[ReceivedMessage, Any]:
@@ -80,8 +81,8 @@ def show(
         received = await DeadLetters(settings, work).one(offset)
         codec = Codec(settings)
         try:
-            name = "job_request" if work == JOBS else "stage_request"
-            record: Any = await codec.decode(name, received.value)
+            kind = JobRequestRecord if work == JOBS else StageRequestRecord
+            record = (await codec.decode(kind, received.value)).to_record()
         except VtryonError as error:
             record = {"unreadable": error.message}
         finally:

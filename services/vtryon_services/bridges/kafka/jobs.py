@@ -7,20 +7,29 @@ import math
 import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import structlog
 from opentelemetry import context, propagate
 
 from vtryon.client import Client
 from vtryon.errors import DeadlineError, ProtocolError, RequestError, VtryonError
-from vtryon.files.jsonable import plain
 from vtryon.jobs import Job, JobState
 from vtryon.jobs.outbox import JobOutcome, Outcomes
 from vtryon.types import MAX_GARMENTS, MAX_PICTURE_BYTES, TryOnOptions
 from vtryon.wire.call_status import is_being_cancelled
 from vtryon.wire.channel import TENANT_KEY
 from vtryon_services.bridges.kafka.claims import ClaimStore
+from vtryon_services.bridges.kafka.conversions import (
+    answerable,
+    error_record,
+    event_record,
+    fit_records,
+    hop_records,
+    picture_record,
+    read_options,
+    seed_record,
+    unused_records,
+)
 from vtryon_services.bridges.kafka.messages import (
     CAUSATION,
     CORRELATION,
@@ -29,14 +38,7 @@ from vtryon_services.bridges.kafka.messages import (
     Message,
     ReceivedMessage,
 )
-from vtryon_services.bridges.kafka.records import (
-    answerable,
-    event_of,
-    hop_records,
-    picture_record,
-    read_options,
-    response_record,
-)
+from vtryon_services.bridges.kafka.records import JobRequestRecord, JobResponseRecord
 from vtryon_services.bridges.kafka.schemas import Codec
 from vtryon_services.bridges.kafka.sender import Sender
 from vtryon_services.bridges.kafka.topics import Names
@@ -47,7 +49,6 @@ _log = structlog.get_logger("vtryon.kafka")
 _PAUSE_SECONDS = 0.5
 # So many pictures are held at once.
 _OUTCOMES, _WAIT_SECONDS = 16, 5.0
-REQUEST, RESPONSE, EVENT = "job_request", "job_response", "job_event"
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,46 +77,47 @@ class JobRequests:
         Raises:
             VtryonError: it does not hold, or its time is over.
         """
-        record = await self._codec.decode(REQUEST, received.value)
+        record = await self._codec.decode(JobRequestRecord, received.value)
         received.check_headers()
-        check_request_id(record["request_id"])
-        check_labels(record["labels"])
-        garments = record["garments"]
+        check_request_id(record.request_id)
+        check_labels(record.labels)
+        garments = record.garments
         if len(garments) > MAX_GARMENTS:
             raise payload_invalid(f"garments: {len(garments)}, and {MAX_GARMENTS} are the most")
-        asked = record["timeout_seconds"]
-        left = received.left_seconds(math.inf if asked is None else asked)
+        timeout = record.timeout_seconds
+        left = received.left_seconds(math.inf if timeout is None else timeout)
         if left <= 0:
             raise DeadlineError("out of time before it was begun")
-        contents = [("person", record["person"])]
+        contents = [("person", record.person)]
         contents += [(f"garments.{number}", one) for number, one in enumerate(garments)]
         pictures = [
             await self._claims.unpack(field, content, MAX_PICTURE_BYTES)
             for field, content in contents
         ]
-        options = read_options(record["options"])
-        claim = record["person"]["claim"]
+        claim = record.person.claim
         return JobRequest(
-            record["request_id"],
+            record.request_id,
             pictures,
-            options,
+            read_options(record.options),
             None if left == math.inf else left,
-            record["labels"],
-            claim["name"] if claim else "",
+            record.labels,
+            claim.name if claim else "",
         )
 
     async def failed(self, received: ReceivedMessage, error: VtryonError) -> Sequence[Message]:
         """Build the response that there will be no picture; unreadable requests get none."""
         try:
-            record = await self._codec.decode(REQUEST, received.value)
+            record = await self._codec.decode(JobRequestRecord, received.value)
         except ProtocolError:
             return []
         record = answerable(record)
-        response = response_record(
-            record["request_id"], "", JobState.FAILED, error=error, labels=record["labels"]
+        response = JobResponseRecord(
+            request_id=record.request_id,
+            state=JobState.FAILED.name,
+            error=error_record(error),
+            labels=record.labels,
         )
-        key = record["request_id"].encode()
-        value = self._codec.encode(RESPONSE, response)
+        key, value = record.request_id.encode(), self._codec.encode(response)
         return [Message(self.names.responses, key, value, received.refused(error))]
 
 
@@ -221,15 +223,15 @@ class OutboxPublisher:
         if job.error is not None:
             headers[REASON] = str(job.error.reason or "").encode()
         key = job.request_id.encode()
-        event = self._codec.encode(EVENT, event_of(update))
+        event = self._codec.encode(event_record(update))
         messages = [Message(self._names.events, key, event, headers)]
         if job.ended:
             response = await self._response(outcome.tenant, job)
-            value = self._codec.encode(RESPONSE, response)
+            value = self._codec.encode(response)
             messages.append(Message(self._names.responses, key, value, headers))
         return messages
 
-    async def _response(self, tenant: str, job: Job) -> dict[str, Any]:
+    async def _response(self, tenant: str, job: Job) -> JobResponseRecord:
         assert job.state is not None
         jobs, picture, seed = self._client.acting_for(tenant).jobs, None, None
         try:
@@ -241,18 +243,18 @@ class OutboxPublisher:
                 picture = picture_record(found.image, content)
         except RequestError as error:  # erased in the meantime
             _log.info("a picture is gone", job=job.id, reason=error.reason)
-        return response_record(
-            job.request_id,
-            job.id,
-            job.state,
+        return JobResponseRecord(
+            job_id=job.id,
+            request_id=job.request_id,
+            state=job.state.name,
             picture=picture,
-            error=job.error,
-            seed=seed,
+            error=error_record(job.error),
+            seed=seed_record(seed),
             attempts=job.attempts,
             wall_seconds=job.ledger.wall_seconds if job.ledger else None,
             hops=hop_records(job.ledger.hops if job.ledger else ()),
             labels=job.labels,
-            unused_options=plain(job.unused_options),
-            fits=plain(job.fits),
+            unused_options=unused_records(job.unused_options),
+            fits=fit_records(job.fits),
             model_digests=job.model_digests,
         )

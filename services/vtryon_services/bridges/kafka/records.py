@@ -1,190 +1,245 @@
-"""Between our values and records of the schemas under protos/kafka."""
+"""Records of the schemas under protos/kafka, as frozen dataclasses with the same fields.
+
+Values are those of Avro: enums are text, and a seed is a long or its digits. Reading a decoded
+record can't fail; `conversions` checks values and converts them to the SDK's types.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, fields
 from datetime import datetime
-from typing import Any, TypeVar
-
-from pydantic import TypeAdapter, ValidationError
-
-from vtryon.errors import Reason, RequestError, VtryonError
-from vtryon.events import Hop
-from vtryon.files.jsonable import plain
-from vtryon.jobs import JobError, JobState, JobUpdate
-from vtryon.types import EncodedImage, Payload, PayloadKind, TensorSpec, TryOnOptions
-from vtryon_services.validation.ranges import check_labels, field_error, violation_of
-
-T = TypeVar("T")
-_MOST_VIOLATIONS, _LONGEST_MESSAGE, _MOST_FACTS = 20, 2000, 32
-_LONGEST_FACT = 256
-_LONGEST_ANSWERED_ID = 1024  # characters; a longer one is never in an answer, also not in part
-_LARGEST_LONG, _DIGITS = 2**63 - 1, 20
-_OPTIONS = TypeAdapter(TryOnOptions)
-_TENSOR, _IMAGE = TypeAdapter(TensorSpec), TypeAdapter(EncodedImage)
-_KIND = TypeAdapter(PayloadKind)
+from functools import cache
+from types import UnionType
+from typing import Any, ClassVar, Self, get_args, get_origin, get_type_hints
 
 
-def read_options(record: Mapping[str, Any]) -> TryOnOptions:
-    """Read a record's options; their consumer checks the ranges.
+class AvroRecord:
+    """A dataclass with the fields of a record of a schema."""
 
-    Raises:
-        RequestError: an enum value is unknown, or a seed is not a number.
+    __slots__ = ()
+
+    @classmethod
+    def from_record(cls, record: Mapping[str, Any]) -> Self:
+        """Read a record as the Avro library decodes it."""
+        return cls(**{name: read(record[name]) for name, read in _readers(cls)})
+
+    def to_record(self) -> dict[str, Any]:
+        """Make the record that the Avro library encodes."""
+        return {name: _to_avro(getattr(self, name)) for name, _ in _readers(type(self))}
+
+
+class TopicRecord(AvroRecord):
+    """The record of a message.
+
+    Attributes:
+        schema: name of the schema's file, without its suffix.
     """
-    given = dict(record)
-    if isinstance(seed := given.get("seed"), str):
-        if not (seed.isascii() and seed.isdecimal() and len(seed) <= _DIGITS):
-            raise field_error("seed", "takes a number, or one's decimal digits where it is large")
-        given["seed"] = int(seed)
-    return _read(_OPTIONS, given)
+
+    __slots__ = ()
+    schema: ClassVar[str]
 
 
-def options_record(options: TryOnOptions) -> dict[str, Any]:
-    """Make the record of options."""
-    return {**plain(options), "seed": seed_record(options.seed)}
+@dataclass(frozen=True, slots=True)
+class Claim(AvroRecord):
+    """Reference to an object of the claim-check store."""
+
+    name: str
+    sha256: str
+    byte_length: int
 
 
-def seed_record(seed: int | None) -> int | str | None:
-    """Give a seed as Avro holds it: a long, or digits where it is larger than that."""
-    return str(seed) if seed is not None and seed > _LARGEST_LONG else seed
+@dataclass(frozen=True, slots=True)
+class Content(AvroRecord):
+    """Bytes: inline, or as a claim."""
+
+    inline: bytes | None = None
+    claim: Claim | None = None
 
 
-def read_payload(record: Mapping[str, Any]) -> Payload:
-    """Read the declaration of a payload, without its length.
+@dataclass(frozen=True, slots=True)
+class TensorRecord(AvroRecord):
+    """Shape and element type of a tensor."""
 
-    Raises:
-        RequestError: an enum value is unknown.
-    """
-    tensor, image = record["tensor"], record["image"]
-    return Payload(
-        _read(_KIND, record["kind"]),
-        0,
-        tensor=None if tensor is None else _read(_TENSOR, tensor),
-        image=None if image is None else _read(_IMAGE, image),
-    )
+    data_type: str
+    shape: tuple[int, ...]
 
 
-def _read(adapter: TypeAdapter[T], record: object) -> T:
-    try:
-        return adapter.validate_python(record)
-    except ValidationError as error:
-        problems = error.errors()[:_MOST_VIOLATIONS]
-        violations = tuple(violation_of(dict(one)) for one in problems)
-        listed = "; ".join(f"{one.field}: {one.description}" for one in violations)
-        raise RequestError(listed, violations=violations) from None
+@dataclass(frozen=True, slots=True)
+class ImageRecord(AvroRecord):
+    """Format and size of an encoded picture, in pixels; 0 is unknown."""
+
+    format: str | None = None
+    width: int = 0
+    height: int = 0
 
 
-def payload_record(payload: Payload, content: Mapping[str, Any]) -> dict[str, Any]:
-    """Make the record of a payload."""
-    return {**plain(payload), "content": content}
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PayloadRecord(AvroRecord):
+    """A tensor or a picture with its bytes."""
+
+    kind: str
+    tensor: TensorRecord | None = None
+    image: ImageRecord | None = None
+    content: Content
 
 
-def answerable(record: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a rejected request with an id and labels that fit into a response.
+@dataclass(frozen=True, slots=True)
+class PictureRecord(AvroRecord):
+    """The picture of a job."""
 
-    Both are unchanged, or empty if they exceed their limits.
-    """
-    labels, request_id = record["labels"], record["request_id"]
-    try:
-        check_labels(labels)
-    except RequestError:
-        labels = {}
-    if len(request_id) > _LONGEST_ANSWERED_ID:
-        request_id = ""
-    return {**record, "request_id": request_id, "labels": labels}
+    image: ImageRecord
+    content: Content
 
 
-def error_record(error: VtryonError | JobError) -> dict[str, Any]:
-    """Make the record of a failure."""
-    reason = error.reason or Reason.STAGE_FAILED
-    facts = list(error.metadata.items())[:_MOST_FACTS]
-    return {
-        "reason": reason.value,
-        "message": error.message[:_LONGEST_MESSAGE],
-        "metadata": {key[:_LONGEST_FACT]: value[:_LONGEST_FACT] for key, value in facts},
-    }
+@dataclass(frozen=True, slots=True)
+class ErrorRecord(AvroRecord):
+    """Reason, message and metadata of a failure."""
+
+    reason: str
+    message: str
+    metadata: Mapping[str, str] = field(default_factory=dict)
 
 
-def hop_records(hops: Sequence[Hop]) -> list[dict[str, Any]]:
-    """Make the records of a ledger's hops."""
-    return [{**plain(one), "stage": str(one.stage or "")} for one in hops]
+@dataclass(frozen=True, slots=True)
+class HopRecord(AvroRecord):
+    """Timings of a stage, in seconds."""
+
+    stage: str
+    queue_seconds: float
+    transfer_seconds: float
+    compute_seconds: float
+
+    @property
+    def total_seconds(self) -> float:
+        """Queue, transfer and compute together."""
+        return self.queue_seconds + self.transfer_seconds + self.compute_seconds
 
 
-def event_record(
-    request_id: str,
-    job_id: str,
-    sequence: int,
-    at: datetime,
-    state: JobState,
-    *,
-    attempts: int = 0,
-    error: VtryonError | JobError | None = None,
-    labels: Mapping[str, str] | None = None,
-) -> dict[str, Any]:
-    """Make the record of a change of a job's state."""
-    return {
-        "job_id": job_id,
-        "request_id": request_id,
-        "sequence": sequence,
-        "at": at,
-        "state": state.name,
-        "attempts": attempts,
-        "error": None if error is None else error_record(error),
-        "labels": dict(labels or {}),
-    }
+@dataclass(frozen=True, slots=True)
+class UnusedOptionRecord(AvroRecord):
+    """An option without effect, and the reason."""
+
+    field: str
+    reason: str
 
 
-def event_of(update: JobUpdate) -> dict[str, Any]:
-    """Make the record of a ledger's update."""
-    job = update.job
-    assert job is not None
-    assert job.state is not None
-    return event_record(
-        job.request_id,
-        job.id,
-        update.sequence,
-        update.at,
-        job.state,
-        attempts=job.attempts,
-        error=job.error,
-        labels=job.labels,
-    )
+@dataclass(frozen=True, slots=True)
+class FitRecord(AvroRecord):
+    """How a picture was resized, in pixels."""
+
+    subject: str
+    from_width: int
+    from_height: int
+    to_width: int
+    to_height: int
+    method: str | None = None
+    note: str = ""
 
 
-def response_record(
-    request_id: str,
-    job_id: str,
-    state: JobState,
-    *,
-    picture: Mapping[str, Any] | None = None,
-    error: VtryonError | JobError | None = None,
-    seed: int | None = None,
-    attempts: int = 0,
-    wall_seconds: float | None = None,
-    hops: Sequence[Mapping[str, Any]] = (),
-    labels: Mapping[str, str] | None = None,
-    unused_options: Sequence[Mapping[str, Any]] = (),
-    fits: Sequence[Mapping[str, Any]] = (),
-    model_digests: Mapping[str, str] | None = None,
-) -> dict[str, Any]:
-    """Make the record of how a job ended."""
-    return {
-        "job_id": job_id,
-        "request_id": request_id,
-        "state": state.name,
-        "picture": picture,
-        "error": None if error is None else error_record(error),
-        "seed": seed_record(seed),
-        "attempts": attempts,
-        "wall_seconds": wall_seconds,
-        "hops": list(hops),
-        "labels": dict(labels or {}),
-        "unused_options": list(unused_options),
-        "fits": list(fits),
-        "model_digests": dict(model_digests or {}),
-    }
+@dataclass(frozen=True, slots=True, kw_only=True)
+class JobRequestRecord(TopicRecord):
+    """A request for a try-on; `options` are read by `conversions.read_options`."""
+
+    schema = "job_request"
+    request_id: str
+    person: Content
+    garments: tuple[Content, ...] = ()
+    options: Mapping[str, Any]
+    timeout_seconds: float | None = None
+    labels: Mapping[str, str] = field(default_factory=dict)
 
 
-def picture_record(image: EncodedImage | None, content: Mapping[str, Any]) -> dict[str, Any]:
-    """Make the record of a picture."""
-    return {"image": plain(image or EncodedImage()), "content": content}
+@dataclass(frozen=True, slots=True, kw_only=True)
+class JobEventRecord(TopicRecord):
+    """A change of a job's state."""
+
+    schema = "job_event"
+    job_id: str
+    request_id: str
+    sequence: int
+    at: datetime
+    state: str
+    attempts: int = 0
+    error: ErrorRecord | None = None
+    labels: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class JobResponseRecord(TopicRecord):
+    """The end of a job: a picture or an error."""
+
+    schema = "job_response"
+    job_id: str = ""
+    request_id: str
+    state: str
+    picture: PictureRecord | None = None
+    error: ErrorRecord | None = None
+    seed: int | str | None = None
+    attempts: int = 0
+    wall_seconds: float | None = None
+    hops: tuple[HopRecord, ...] = ()
+    labels: Mapping[str, str] = field(default_factory=dict)
+    unused_options: tuple[UnusedOptionRecord, ...] = ()
+    fits: tuple[FitRecord, ...] = ()
+    model_digests: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StageRequestRecord(TopicRecord):
+    """A request to one stage, with the route and the inputs of the later stages."""
+
+    schema = "stage_request"
+    request_id: str
+    options: Mapping[str, Any]
+    payloads: tuple[PayloadRecord, ...]
+    route: tuple[str, ...] = ()
+    job_id: str | None = None
+    hops: tuple[HopRecord, ...] = ()
+    labels: Mapping[str, str] = field(default_factory=dict)
+    unused_options: tuple[UnusedOptionRecord, ...] = ()
+    fits: tuple[FitRecord, ...] = ()
+    model_digests: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StageResponseRecord(TopicRecord):
+    """The result of one stage, or its error."""
+
+    schema = "stage_response"
+    request_id: str
+    stage: str
+    payloads: tuple[PayloadRecord, ...] = ()
+    error: ErrorRecord | None = None
+    hops: tuple[HopRecord, ...] = ()
+    labels: Mapping[str, str] = field(default_factory=dict)
+    unused_options: tuple[UnusedOptionRecord, ...] = ()
+    fits: tuple[FitRecord, ...] = ()
+    model_digests: Mapping[str, str] = field(default_factory=dict)
+
+
+def _find_readers(kind: Any) -> tuple[tuple[str, Callable[[Any], Any]], ...]:
+    """Return the name of each field, and the function that converts its Avro value."""
+    hints = get_type_hints(kind)
+    return tuple((one.name, _reader(hints[one.name])) for one in fields(kind))
+
+
+_readers: Callable[[Any], tuple[tuple[str, Callable[[Any], Any]], ...]] = cache(_find_readers)
+
+
+def _reader(hint: Any) -> Callable[[Any], Any]:
+    if isinstance(hint, type) and issubclass(hint, AvroRecord):
+        return hint.from_record
+    if isinstance(hint, UnionType):
+        read = _reader(get_args(hint)[0])
+        return lambda value: None if value is None else read(value)
+    if get_origin(hint) is tuple:
+        read_item = _reader(get_args(hint)[0])
+        return lambda values: tuple(map(read_item, values))
+    return lambda value: value
+
+
+def _to_avro(value: Any) -> Any:
+    if isinstance(value, AvroRecord):
+        return value.to_record()
+    return [_to_avro(one) for one in value] if isinstance(value, tuple) else value

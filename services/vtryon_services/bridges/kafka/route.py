@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
 
 from vtryon.catalog import JOBS
 from vtryon.errors import Reason, RequestError
 from vtryon.types import PayloadKind, Stage
+from vtryon_services.bridges.kafka.records import StageRequestRecord
 from vtryon_services.graph import GRAPH
 
 ROUTE: tuple[str, ...] = (
@@ -25,26 +26,26 @@ def renamed(stage: str, kind: PayloadKind | None, route: Sequence[str]) -> Paylo
     return reference if route and reference in GRAPH[stage].gives else kind
 
 
-def again_from(record: Mapping[str, Any], at: str, stage: str) -> dict[str, Any]:
+def again_from(record: StageRequestRecord, at: str, stage: str) -> StageRequestRecord:
     """Make the request for an earlier stage of a try-on that came to `at`.
 
     Raises:
         RequestError: the stage is not before it, or the request is no try-on's.
     """
     way = list(ROUTE)
-    if list(record["route"]) != way[way.index(at) + 1 :]:
+    if list(record.route) != way[way.index(at) + 1 :]:
         raise RequestError("only a try-on goes on from another stage; this was for one alone")
     if stage not in way or way.index(stage) > way.index(at):
         earlier = ", ".join(way[: way.index(at) + 1])
         raise RequestError(f"from_stage: this one may go on from {earlier}")
     later = way[way.index(stage) : way.index(at)]
     made = {kind.value for name in later for kind in GRAPH[name].gives}
-    return {
-        **record,
-        "payloads": [one for one in record["payloads"] if one["kind"] not in made],
-        "route": way[way.index(stage) + 1 :],
-        "hops": [one for one in record["hops"] if one["stage"] not in later],
-    }
+    return replace(
+        record,
+        payloads=tuple(one for one in record.payloads if one.kind not in made),
+        route=tuple(way[way.index(stage) + 1 :]),
+        hops=tuple(one for one in record.hops if one.stage not in later),
+    )
 
 
 def check_route(stage: str, route: Sequence[str]) -> None:
@@ -66,15 +67,15 @@ def check_route(stage: str, route: Sequence[str]) -> None:
 
 
 def check_payloads(
-    stage: str, record: Mapping[str, Any], kinds: Sequence[PayloadKind | None]
+    stage: str, record: StageRequestRecord, kinds: Sequence[PayloadKind | None]
 ) -> None:
     """Check that each payload is an input of this stage, a later one, or a completed one.
 
     Raises:
         RequestError: names a payload that no stage uses.
     """
-    been = (hop["stage"] for hop in record["hops"] if hop["stage"])
-    taken = _taken_by({stage, *record["route"], *been})
+    been = (hop.stage for hop in record.hops if hop.stage)
+    taken = _taken_by({stage, *record.route, *been})
     for number, kind in enumerate(kinds):
         if kind not in taken:
             raise RequestError(

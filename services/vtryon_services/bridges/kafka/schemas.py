@@ -5,19 +5,20 @@ from __future__ import annotations
 import io
 import json
 import struct
-from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import fastavro
 from confluent_kafka.schema_registry import AsyncSchemaRegistryClient, Schema
 from confluent_kafka.schema_registry.error import SchemaRegistryError
 
 from vtryon.errors import ProtocolError, Reason, SettingsError, UnavailableError
+from vtryon_services.bridges.kafka.records import TopicRecord
 from vtryon_services.bridges.kafka.settings import KafkaSettings
 from vtryon_services.bridges.kafka.topics import all_topics
 
+R = TypeVar("R", bound=TopicRecord)
 # In the repository under protos, in an installation inside the package.
 _HERE = Path(__file__).parent
 FOLDER = next(
@@ -104,19 +105,19 @@ class Codec:
                 return True
             raise
 
-    def encode(self, schema: str, record: Mapping[str, Any]) -> bytes:
-        """Encode a record of one of our schemas.
+    def encode(self, record: TopicRecord) -> bytes:
+        """Encode a record with the schema of its class.
 
         Raises:
             ValueError: the record does not match the schema.
         """
         out = io.BytesIO()
-        out.write(_HEADER.pack(_MAGIC, self._ids[schema]))
-        fastavro.schemaless_writer(out, parsed(schema), record)
+        out.write(_HEADER.pack(_MAGIC, self._ids[record.schema]))
+        fastavro.schemaless_writer(out, parsed(record.schema), record.to_record())
         return out.getvalue()
 
-    async def decode(self, schema: str, data: bytes | None) -> dict[str, Any]:
-        """Decode a record of any schema that is compatible with ours.
+    async def decode(self, kind: type[R], data: bytes | None) -> R:
+        """Decode a record of any schema that is compatible with that of `kind`.
 
         Raises:
             ProtocolError: MESSAGE_MALFORMED; it can never be read.
@@ -130,12 +131,12 @@ class Codec:
         writer = await self._writer(schema_id)
         body = io.BytesIO(memoryview(data)[_HEADER.size :])
         try:
-            record = fastavro.schemaless_reader(body, writer, parsed(schema))
+            record = fastavro.schemaless_reader(body, writer, parsed(kind.schema))
         except Exception as error:  # fastavro raises whatever comes first
-            raise _malformed(f"the message is no {schema}: {type(error).__name__}") from None
+            raise _malformed(f"the message is no {kind.schema}: {type(error).__name__}") from None
         if not isinstance(record, dict) or body.read(1):
-            raise _malformed(f"the message is no {schema}: bytes are left over")
-        return record
+            raise _malformed(f"the message is no {kind.schema}: bytes are left over")
+        return kind.from_record(record)
 
     async def _writer(self, schema_id: int) -> Any:
         if schema_id not in self._writers:

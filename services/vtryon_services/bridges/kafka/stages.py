@@ -9,29 +9,34 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any
 
 from vtryon.catalog import JOBS
 from vtryon.client import Client
 from vtryon.errors import DeadlineError, ProtocolError, VtryonError
-from vtryon.files.jsonable import plain
 from vtryon.jobs import JobState
 from vtryon.pictures import digest
 from vtryon.run import Run, StreamedResult
 from vtryon.types import PayloadKind, Priority
 from vtryon.wire.payloads import Outgoing
 from vtryon.wire.stream import StreamCall
-from vtryon_services.bridges.kafka.choreography import STAGE_REQUEST, Choreography
+from vtryon_services.bridges.kafka.choreography import Choreography
 from vtryon_services.bridges.kafka.claims import ClaimStore
-from vtryon_services.bridges.kafka.messages import Message, ReceivedMessage
-from vtryon_services.bridges.kafka.records import (
+from vtryon_services.bridges.kafka.conversions import (
     answerable,
     error_record,
+    fit_records,
     hop_records,
     payload_record,
     picture_record,
     read_options,
     read_payload,
+    unused_records,
+)
+from vtryon_services.bridges.kafka.messages import Message, ReceivedMessage
+from vtryon_services.bridges.kafka.records import (
+    PayloadRecord,
+    StageRequestRecord,
+    StageResponseRecord,
 )
 from vtryon_services.bridges.kafka.route import ROUTE, check_payloads, check_route, renamed
 from vtryon_services.bridges.kafka.schemas import Codec
@@ -40,8 +45,6 @@ from vtryon_services.bridges.kafka.settings import KafkaSettings
 from vtryon_services.bridges.kafka.topics import Names
 from vtryon_services.graph import GRAPH, PICTURES
 from vtryon_services.validation.ranges import check_labels, check_request_id
-
-STAGE_RESPONSE = "stage_response"
 
 
 class StageWork:
@@ -60,7 +63,7 @@ class StageWork:
         self._stage = stage
         self._spec = GRAPH[stage]
         self._settings = settings
-        self._chain = Choreography(settings, codec)
+        self._choreography = Choreography(settings, codec)
         self._codec = codec
         self._claims = claims
         self._sender = sender
@@ -72,58 +75,63 @@ class StageWork:
         Raises:
             VtryonError: it failed.
         """
-        record = await self._codec.decode(STAGE_REQUEST, received.value)
+        record = await self._codec.decode(StageRequestRecord, received.value)
         received.check_headers()
-        check_request_id(record["request_id"])
-        check_labels(record["labels"])
-        check_route(self._stage, record["route"])
+        check_request_id(record.request_id)
+        check_labels(record.labels)
+        check_route(self._stage, record.route)
         left = received.left_seconds(self._settings.work_timeout_seconds)
         if left <= 0:
             raise DeadlineError(f"out of time before {self._stage} began")
-        given = await self._given(record)
+        inputs = await self._inputs(record)
         headers = received.passed_on()
-        if record["job_id"] and self._stage == ROUTE[0]:
-            await self._sender.send([self._chain.event(record, JobState.RUNNING, headers)])
-        result = await self._call(received, record, given, left)
-        hops = result.finished.ledger.hops if result.finished.ledger else ()
-        record["hops"] = [*record["hops"], *hop_records(hops)]
-        said = {one["field"]: one for one in plain(result.accepted.unused_options)}
-        said |= {one["field"]: one for one in record["unused_options"]}
-        record["unused_options"] = list(said.values())
-        if result.accepted.model_digest:
-            record["model_digests"] = {
-                **record["model_digests"],
-                self._stage: result.accepted.model_digest,
-            }
-        record["fits"] = plain(result.finished.fits) or record["fits"]
-        return await self._passed_on(record, result, headers)
+        if record.job_id and self._stage == ROUTE[0]:
+            event = self._choreography.event(record, JobState.RUNNING, headers)
+            await self._sender.send([event])
+        result = await self._call(received, record, inputs, left)
+        return await self._passed_on(self._extended(record, result), result, headers)
 
-    async def _given(self, record: Mapping[str, Any]) -> list[Outgoing]:
-        given, room = [], self._settings.max_payload_bytes
-        payloads = [read_payload(one) for one in record["payloads"]]
+    def _extended(self, record: StageRequestRecord, result: StreamedResult) -> StageRequestRecord:
+        """Add the stage's report to that of the stages before it."""
+        accepted, finished = result.accepted, result.finished
+        unused = {one.field: one for one in unused_records(accepted.unused_options)}
+        unused |= {one.field: one for one in record.unused_options}
+        digests = {self._stage: accepted.model_digest} if accepted.model_digest else {}
+        hops = finished.ledger.hops if finished.ledger else ()
+        return replace(
+            record,
+            hops=(*record.hops, *hop_records(hops)),
+            unused_options=tuple(unused.values()),
+            fits=fit_records(finished.fits) or record.fits,
+            model_digests={**record.model_digests, **digests},
+        )
+
+    async def _inputs(self, record: StageRequestRecord) -> list[Outgoing]:
+        inputs, room = [], self._settings.max_payload_bytes
+        payloads = [read_payload(one) for one in record.payloads]
         check_payloads(self._stage, record, [payload.kind for payload in payloads])
         for number, payload in enumerate(payloads):
             if payload.kind not in self._spec.takes:
-                continue  # for a stage behind, or left by one where the request has been
-            content = record["payloads"][number]["content"]
+                continue  # for a later stage, or left by an earlier one
+            content = record.payloads[number].content
             data = await self._claims.unpack(f"payloads.{number}", content, room)
             room -= len(data)
             kind = PayloadKind.IMAGE if payload.kind in PICTURES else payload.kind
-            given.append(Outgoing(replace(payload, kind=kind, byte_length=len(data)), data))
-        return given
+            inputs.append(Outgoing(replace(payload, kind=kind, byte_length=len(data)), data))
+        return inputs
 
     async def _call(
         self,
         received: ReceivedMessage,
-        record: Mapping[str, Any],
-        given: Sequence[Outgoing],
+        record: StageRequestRecord,
+        inputs: Sequence[Outgoing],
         left_seconds: float,
     ) -> StreamedResult:
-        options = read_options(record["options"])
+        options = read_options(record.options)
         options = replace(options, priority=received.priority or Priority.BATCH)
-        said = given[:2][-1].data if given and self._spec.takes == PICTURES else b""
-        assert isinstance(said, bytes)
-        content = await asyncio.to_thread(digest, said) if said else ""
+        picture = inputs[:2][-1].data if inputs and self._spec.takes == PICTURES else b""
+        assert isinstance(picture, bytes)
+        content = await asyncio.to_thread(digest, picture) if picture else ""
 
         channel = self._client.acting_for(received.tenant).channel
 
@@ -131,65 +139,65 @@ class StageWork:
             return StreamCall(
                 channel,
                 self._spec.method,
-                self._spec.start(options, [one.payload for one in given]),
-                given,
+                self._spec.start(options, [one.payload for one in inputs]),
+                inputs,
                 timeout_seconds=seconds,
-                request_id=record["request_id"],
+                request_id=record.request_id,
                 content_digest=content,
             )
 
         return await Run(lambda: channel.attempts(left_seconds), open_call, lambda result: result)
 
     async def _passed_on(
-        self, record: dict[str, Any], result: StreamedResult, headers: Mapping[str, bytes]
+        self, record: StageRequestRecord, result: StreamedResult, headers: Mapping[str, bytes]
     ) -> Sequence[Message]:
-        route, key = record["route"], record["request_id"].encode()
-        if route == [JOBS]:
+        route, key = record.route, record.request_id.encode()
+        if route == (JOBS,):
             picture = result.picture()
             [content] = await self._claims.pack([picture.data])
-            return self._chain.end(record, headers, picture=picture_record(picture.image, content))
-        kept = record["payloads"] if route else []
-        inline = sum(len(one["content"]["inline"] or b"") for one in kept)
+            ended = picture_record(picture.image, content)
+            return self._choreography.end(record, headers, picture=ended)
+        kept = record.payloads if route else ()
+        inline = sum(len(one.content.inline or b"") for one in kept)
         contents = await self._claims.pack(result.buffers, taken_bytes=inline)
         made = [
             payload_record(replace(one, kind=renamed(self._stage, one.kind, route)), content)
             for one, content in zip(result.payloads, contents, strict=True)
         ]
         if not route:
-            value = self._stage_response(record, payloads=made)
-            return [Message(self.names.responses, key, value, headers)]
-        following = {**record, "payloads": [*kept, *made], "route": route[1:]}
-        request = self._codec.encode(STAGE_REQUEST, following)
+            return [self._response(record, headers, payloads=made)]
+        request = self._codec.encode(replace(record, payloads=(*kept, *made), route=route[1:]))
         return [Message(Names(self._settings, route[0]).requests, key, request, headers)]
 
     async def failed(self, received: ReceivedMessage, error: VtryonError) -> Sequence[Message]:
         """Build the response that there will be no result; unreadable requests get none."""
         try:
-            record = await self._codec.decode(STAGE_REQUEST, received.value)
+            record = await self._codec.decode(StageRequestRecord, received.value)
         except ProtocolError:
             return []
         record, headers = answerable(record), received.refused(error)
-        if record["route"][-1:] == [JOBS]:
-            return self._chain.end(record, headers, error=error)
-        value = self._stage_response(record, error=error)
-        return [Message(self.names.responses, record["request_id"].encode(), value, headers)]
+        if record.route[-1:] == (JOBS,):
+            return self._choreography.end(record, headers, error=error)
+        return [self._response(record, headers, error=error)]
 
-    def _stage_response(
+    def _response(
         self,
-        record: Mapping[str, Any],
+        record: StageRequestRecord,
+        headers: Mapping[str, bytes],
         *,
-        payloads: Sequence[Mapping[str, Any]] = (),
+        payloads: Sequence[PayloadRecord] = (),
         error: VtryonError | None = None,
-    ) -> bytes:
-        response = {
-            "request_id": record["request_id"],
-            "stage": self._stage,
-            "payloads": list(payloads),
-            "error": None if error is None else error_record(error),
-            "hops": record["hops"],
-            "labels": record["labels"],
-            "unused_options": record["unused_options"],
-            "fits": record["fits"],
-            "model_digests": record["model_digests"],
-        }
-        return self._codec.encode(STAGE_RESPONSE, response)
+    ) -> Message:
+        response = StageResponseRecord(
+            request_id=record.request_id,
+            stage=self._stage,
+            payloads=tuple(payloads),
+            error=error_record(error),
+            hops=record.hops,
+            labels=record.labels,
+            unused_options=record.unused_options,
+            fits=record.fits,
+            model_digests=record.model_digests,
+        )
+        key, value = record.request_id.encode(), self._codec.encode(response)
+        return Message(self.names.responses, key, value, headers)

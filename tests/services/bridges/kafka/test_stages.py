@@ -216,6 +216,15 @@ async def test_what_a_stage_refuses(chain: Kafka) -> None:
         assert said["payloads"] == []
 
 
+async def test_a_try_on_with_unreadable_options_is_answered(chain: Kafka) -> None:
+    asked = request(name(), picture("person_image"), seed="abc")
+    asked |= {"route": [*ROUTE[1:]], "job_id": name()}
+    await chain.send("text-encoder.requests", "stage_request", asked)
+    [answer] = await chain.answers("jobs.responses", asked["request_id"])
+    said = chain.read(answer.value)
+    assert (said["error"]["reason"], said["seed"]) == ("FIELD_INVALID", None)
+
+
 class Frail:
     """The decoder, which fails until it is well."""
 
