@@ -46,14 +46,14 @@ class Recorder:
     """A sink that keeps what it is told."""
 
     def __init__(self) -> None:
-        self.standings: list[QueuePosition] = []
+        self.positions: list[QueuePosition] = []
         self.steps: list[Stepped] = []
         self.over = False
         self.error: VtryonError | None = None
 
-    def on_queued(self, standing: QueuePosition) -> None:
+    def on_queued(self, position: QueuePosition) -> None:
         """Keep a place."""
-        self.standings.append(standing)
+        self.positions.append(position)
 
     def on_step(self, step: Stepped) -> None:
         """Keep a step."""

@@ -46,8 +46,8 @@ async def load_text_encoder(settings: StageSettings) -> TextEncoderBackend:
 async def load_sampling(settings: StageSettings) -> SamplingBackend:
     """Make the sampler's backend ready."""
     if settings.backend == "scripted":
-        places = ConcurrencyLimiter(Stage.SAMPLING, settings.places, settings.max_waiting)
-        return scripted.ScriptedSampling(settings.scripted_seconds, places)
+        limiter = ConcurrencyLimiter(Stage.SAMPLING, settings.places, settings.max_waiting)
+        return scripted.ScriptedSampling(settings.scripted_seconds, limiter)
     if settings.backend == "triton":
         from vtryon_services.backends.triton import TritonSampling
 

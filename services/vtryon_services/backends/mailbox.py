@@ -31,12 +31,12 @@ class Mailbox:
         """True when nothing newer has come."""
         return not self._items
 
-    def on_queued(self, standing: QueuePosition) -> None:
+    def on_queued(self, position: QueuePosition) -> None:
         """Keep a place in the queue, in place of an older one."""
         with contextlib.suppress(IndexError):  # the reader may empty it at any moment
             if isinstance(self._items[-1], QueuePosition):
                 self._items.pop()
-        self._put(standing)
+        self._put(position)
 
     def on_step(self, step: Stepped) -> None:
         """Keep a step."""

@@ -137,7 +137,7 @@ class SamplingBackend(Backend, Protocol):
         """Noise levels of a request."""
         ...
 
-    def admit(self, demand: SamplingRequest) -> Slot:
+    def admit(self, request: SamplingRequest) -> Slot:
         """Promise a request its turn; `OverloadedError` at once where that can't be kept."""
         ...
 

@@ -103,9 +103,9 @@ class ScriptedSampling(Backend):
     can_preview = True
     max_target_area = MAX_TARGET_AREA
 
-    def __init__(self, seconds: float, places: ConcurrencyLimiter) -> None:
+    def __init__(self, seconds: float, limiter: ConcurrencyLimiter) -> None:
         self._seconds = seconds
-        self._places = places
+        self._limiter = limiter
 
     def defaults(self, numerics: Resolved) -> Defaults:
         """Four steps, no guidance."""
@@ -117,10 +117,10 @@ class ScriptedSampling(Backend):
         """Evenly from 1 to 0."""
         return tuple(1 - step / steps for step in range(steps + 1))
 
-    def admit(self, demand: SamplingRequest) -> ScriptedSlot:
+    def admit(self, request: SamplingRequest) -> ScriptedSlot:
         """Take a place in the queue."""
-        self._places.check_room(demand.tenant)
-        return ScriptedSlot(demand, self._places, self._seconds)
+        self._limiter.check_room(request.tenant)
+        return ScriptedSlot(request, self._limiter, self._seconds)
 
     async def hand_over(self) -> None:
         """Let requests finish: they take negligible time."""
@@ -129,21 +129,23 @@ class ScriptedSampling(Backend):
 class ScriptedSlot:
     """Sleeps for each step."""
 
-    def __init__(self, demand: SamplingRequest, places: ConcurrencyLimiter, seconds: float) -> None:
-        self._demand = demand
-        self._places = places
+    def __init__(
+        self, request: SamplingRequest, limiter: ConcurrencyLimiter, seconds: float
+    ) -> None:
+        self._request = request
+        self._limiter = limiter
         self._seconds = seconds
 
     async def sample(
         self, given: Conditioning, wanted: OutputOptions
     ) -> AsyncGenerator[QueuePosition | StepDone, None]:
         """Wait for a place, and sleep."""
-        plan = self._demand.plan
-        with self._places.enter(self._demand.tenant) as ticket:
-            async for position in ticket:
+        plan = self._request.plan
+        with self._limiter.enter(self._request.tenant) as permit:
+            async for position in permit:
                 yield QueuePosition(position)
             for step in range(plan.first_step + 1, plan.steps + 1):
-                if time.monotonic() >= self._demand.deadline:
+                if time.monotonic() >= self._request.deadline:
                     raise DeadlineError(f"out of time after {step - 1} of {plan.steps} steps")
                 await asyncio.sleep(self._seconds)
                 last = step == plan.steps
@@ -156,7 +158,7 @@ class ScriptedSlot:
         """Nothing is held before the place."""
 
     def _latents(self, given: Conditioning) -> Tensor:
-        plan = self._demand.plan
+        plan = self._request.plan
         whole = replace(given, resume_latents=None)  # resumed, it is the same request
         sources: list[Buffer] = [item.data for item in whole.outgoing()]  # type: ignore[misc]
         return _draw((CHANNELS, *plan.latent_size), [*sources, str(plan.seed).encode()])

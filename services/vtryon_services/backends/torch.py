@@ -66,7 +66,7 @@ class TorchLatentEncoder(Backend):
 
     def __init__(self, engine: VaeEncoder) -> None:
         self._engine = engine
-        self._merger = DynamicBatcher(_compute, engine.encode, lambda pixels: pixels.shape, BATCH)
+        self._batcher = DynamicBatcher(_compute, engine.encode, lambda pixels: pixels.shape, BATCH)
         self.digest = engine.digest
 
     async def encode(self, given: Sequence[Buffer], numerics: Resolved) -> Sequence[Latents]:
@@ -76,7 +76,7 @@ class TorchLatentEncoder(Backend):
             return self._engine.fit(pictures.decode(picture), numerics)
 
         fitted = await asyncio.gather(*(asyncio.to_thread(prepare, one) for one in given))
-        encoded = await _gather(self._merger.submit(*(pixels for pixels, _ in fitted)))
+        encoded = await _gather(self._batcher.submit(*(pixels for pixels, _ in fitted)))
         return [
             Latents(_to_wire(latents), fit)
             for latents, (_, fit) in zip(encoded, fitted, strict=True)
@@ -95,7 +95,7 @@ class TorchTextEncoder(Backend):
 
     def __init__(self, engine: PromptEncoder) -> None:
         self._engine = engine
-        self._merger = DynamicBatcher(_compute, engine.embed, lambda _: None, BATCH)
+        self._batcher = DynamicBatcher(_compute, engine.embed, lambda _: None, BATCH)
         self.digest = engine.digest
 
     async def encode(
@@ -113,7 +113,7 @@ class TorchTextEncoder(Backend):
             return self._engine.prepare(prompts, decoded, numerics)
 
         asked = await asyncio.to_thread(prepare)
-        embedded = await _gather(self._merger.submit(*asked))
+        embedded = await _gather(self._batcher.submit(*asked))
         return Embeddings(*map(_to_wire, embedded))
 
 
@@ -178,9 +178,9 @@ class TorchSampling(Backend):
         """Noise levels of a request."""
         return self._engine.sigmas(numerics, steps, width, height, strength)
 
-    def admit(self, demand: SamplingRequest) -> TorchSlot:
-        """Take a ticket of the batcher."""
-        return TorchSlot(self.batcher.admit(demand), self._engine)
+    def admit(self, request: SamplingRequest) -> TorchSlot:
+        """Admit a request to the batcher."""
+        return TorchSlot(self.batcher.admit(request), self._engine)
 
     async def hand_over(self) -> None:
         """End every request after the current step."""
@@ -190,9 +190,9 @@ class TorchSampling(Backend):
 class TorchSlot:
     """A request in the batcher, as its event loop sees it."""
 
-    def __init__(self, ticket: BatchedRequest, engine: Sampler) -> None:
-        self._ticket = ticket
-        self._plan = ticket.demand.plan
+    def __init__(self, batched: BatchedRequest, engine: Sampler) -> None:
+        self._batched = batched
+        self._plan = batched.request.plan
         self._engine = engine
 
     async def sample(
@@ -202,7 +202,7 @@ class TorchSlot:
         mailbox, tensors = Mailbox(), _given(given)
         if self._engine.device.type != "cpu":
             tensors = await asyncio.to_thread(self._engine.move, tensors)
-        self._ticket.begin(tensors, mailbox)
+        self._batched.begin(tensors, mailbox)
         last: Stepped | None = None
         try:
             async for item in mailbox:
@@ -216,11 +216,11 @@ class TorchSlot:
                 yield StepDone(last.step, 0.0, latents=await self._latents(last))
             raise
         finally:
-            self._ticket.cancel()
+            self._batched.cancel()
 
     def leave(self) -> None:
-        """Give the ticket back."""
-        self._ticket.cancel()
+        """Cancel the request."""
+        self._batched.cancel()
 
     def _shown(self, stepped: Stepped, wanted: OutputOptions, mailbox: Mailbox) -> OutputOptions:
         """Show nothing of a step that a newer one has overtaken."""
@@ -265,14 +265,16 @@ class TorchDecoding(Backend):
         return cls(await _load_engine(settings, Decoder.load))
 
     def __init__(self, engine: Decoder) -> None:
-        self._merger = DynamicBatcher(_compute, engine.decode, lambda latents: latents.shape, BATCH)
+        self._batcher = DynamicBatcher(
+            _compute, engine.decode, lambda latents: latents.shape, BATCH
+        )
         self.digest = engine.digest
         self.channels = engine.channels
         self.max_target_area = engine.max_target_area
 
     async def decode(self, latents: Tensor, format: ImageFormat, quality: int | None) -> Picture:  # noqa: A002
         """Decode on the compute thread, batched with queued items; encode in a worker thread."""
-        [pixels] = await _gather(self._merger.submit(_from_wire(latents)))
+        [pixels] = await _gather(self._batcher.submit(_from_wire(latents)))
 
         def draw() -> Picture:
             picture = fitting.to_picture(pixels)

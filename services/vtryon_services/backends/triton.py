@@ -169,9 +169,9 @@ class TritonSampling(_TritonBackend, Scheduled):
             json.loads(described["scheduler"])
         )
 
-    def admit(self, demand: SamplingRequest) -> TritonSlot:
+    def admit(self, request: SamplingRequest) -> TritonSlot:
         """Take a request on; the model admits or refuses it when it gets the tensors."""
-        return TritonSlot(self._pool, demand)
+        return TritonSlot(self._pool, request)
 
     async def hand_over(self) -> None:
         """Let requests finish: the server that steps them is not going away."""
@@ -180,9 +180,9 @@ class TritonSampling(_TritonBackend, Scheduled):
 class TritonSlot:
     """One stream of the model `sampling`."""
 
-    def __init__(self, pool: TritonPool, demand: SamplingRequest) -> None:
+    def __init__(self, pool: TritonPool, request: SamplingRequest) -> None:
         self._pool = pool
-        self._demand = demand
+        self._request = request
 
     async def sample(
         self, given: Conditioning, wanted: OutputOptions
@@ -204,11 +204,11 @@ class TritonSlot:
 
     @property
     def _remaining(self) -> float:
-        return max(0.001, self._demand.deadline - time.monotonic())
+        return max(0.001, self._request.deadline - time.monotonic())
 
     def _tensors(self, given: Conditioning) -> dict[str, np.ndarray]:
         tensors = {"EMBEDDINGS": given.embeddings.positive}
-        if given.embeddings.negative is not None and self._demand.guided:
+        if given.embeddings.negative is not None and self._request.guided:
             tensors["NEGATIVE_EMBEDDINGS"] = given.embeddings.negative
         tensors |= {f"REFERENCE_{number}": one for number, one in enumerate(given.references, 1)}
         others = {"NOISE": given.noise, "RESUME": given.resume_latents}
@@ -218,7 +218,7 @@ class TritonSlot:
         }
 
     def _parameters(self, wanted: OutputOptions) -> dict[str, str | int | float]:
-        demand, plan = self._demand, self._demand.plan
+        request, plan = self._request, self._request.plan
         numerics = plan.numerics.to_wire().to_proto()
         parameters: dict[str, str | int | float] = {
             "width": plan.width,
@@ -228,8 +228,8 @@ class TritonSlot:
             "seed": option_parameter(plan.seed),
             "sigmas": option_parameter(plan.sigmas[:-1]),
             "numerics": json_format.MessageToJson(numerics, indent=None),
-            "urgency": demand.priority.value,  # Triton keeps the name "priority" to itself
-            "tenant": demand.tenant,
+            "urgency": request.priority.value,  # Triton keeps the name "priority" to itself
+            "tenant": request.tenant,
             "timeout_seconds": self._remaining,
             "resume_every": wanted.resume_every,
         }

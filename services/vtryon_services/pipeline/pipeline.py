@@ -52,7 +52,7 @@ class Pipeline:
         self._make_flow = make_flow
         self._max_garments = settings.max_garments
         most = settings.max_requests
-        self._places = ConcurrencyLimiter(STAGE, most, max_waiting=0, reserve=most // 2)
+        self._limiter = ConcurrencyLimiter(STAGE, most, max_waiting=0, reserve=most // 2)
         self._retries = FailoverPolicy(
             RetryBudget(), settings.stage_attempts, settings.resume_every
         )
@@ -92,7 +92,7 @@ class Pipeline:
     ) -> AsyncGenerator[Event, None]:
         given = start.options or TryOnOptions()
         chosen = _choose(given)
-        with self._places.enter(call.tenant) as ticket:
+        with self._limiter.enter(call.tenant) as permit:
             yield accepted(
                 STAGE,
                 call,
@@ -102,7 +102,7 @@ class Pipeline:
                 height=chosen.height,
                 unused_options=unused_of_try_on(given),
             )
-            async for position in ticket:
+            async for position in permit:
                 yield Queued(STAGE, position)
             self._retries.budget.earn()
             flow = self._make_flow(replace(start, options=chosen), incoming, call, self._retries)

@@ -21,15 +21,18 @@ class ConcurrencyLimiter:
 
     Args:
         stage: for the metrics.
-        places: maximum concurrent requests.
+        max_concurrency: maximum concurrent requests.
         max_waiting: maximum queued requests before rejection.
-        reserve: permits beyond `places` for tenants with less than an equal share, where a permit
-            may be held by a request that does nothing, such as one whose payloads do not arrive.
+        reserve: permits beyond `max_concurrency` for tenants with less than an equal share, where
+            a permit may be held by a request that does nothing, such as one whose payloads do not
+            arrive.
     """
 
-    def __init__(self, stage: str, places: int, max_waiting: int, *, reserve: int = 0) -> None:
+    def __init__(
+        self, stage: str, max_concurrency: int, max_waiting: int, *, reserve: int = 0
+    ) -> None:
         self.stage = stage
-        self._places = places
+        self._max_concurrency = max_concurrency
         self._max_waiting = max_waiting
         self._reserve = reserve
         self._held: Counter[str] = Counter()
@@ -53,12 +56,15 @@ class ConcurrencyLimiter:
         Raises:
             OverloadedError: the queue is full.
         """
-        full = self.taken >= self._places and len(self._waiting) >= self._max_waiting
+        full = self.taken >= self._max_concurrency and len(self._waiting) >= self._max_waiting
         if full and not self._is_below_share(tenant):
             raise OverloadedError(
                 f"{self.taken} requests are served and {len(self._waiting)} are waiting, which "
                 "is the limit; try again later",
-                metadata={"places": str(self._places), "max_waiting": str(self._max_waiting)},
+                metadata={
+                    "places": str(self._max_concurrency),
+                    "max_waiting": str(self._max_waiting),
+                },
                 retry_after_seconds=self._expected_wait_seconds(),
             )
 
@@ -69,65 +75,65 @@ class ConcurrencyLimiter:
             OverloadedError: the queue is full.
         """
         self.check_room(tenant)
-        ticket = Permit(self, tenant)
-        self._waiting.append(ticket)
+        permit = Permit(self, tenant)
+        self._waiting.append(permit)
         self._advance()
-        return ticket
+        return permit
 
-    def position(self, ticket: Permit) -> int:
+    def position(self, permit: Permit) -> int:
         """Number of requests ahead of a waiting one, running ones included."""
-        return self._waiting.index(ticket) + self._places
+        return self._waiting.index(permit) + self._max_concurrency
 
-    def leave(self, ticket: Permit) -> None:
+    def leave(self, permit: Permit) -> None:
         """Return a permit, or leave the queue."""
-        if ticket.has_place:
-            self._average_seconds += 0.2 * (ticket.held_seconds - self._average_seconds)
-            self._held[ticket.tenant] -= 1
+        if permit.is_granted:
+            self._average_seconds += 0.2 * (permit.held_seconds - self._average_seconds)
+            self._held[permit.tenant] -= 1
             self._held += Counter()  # forgets tenants that hold nothing
-        elif ticket in self._waiting:
-            self._waiting.remove(ticket)
+        elif permit in self._waiting:
+            self._waiting.remove(permit)
         self._advance()
 
     def _is_below_share(self, tenant: str) -> bool:
-        known = self._held + Counter(ticket.tenant for ticket in self._waiting)
+        known = self._held + Counter(permit.tenant for permit in self._waiting)
         others = len(known) - (tenant in known)
-        return others > 0 and known[tenant] < max(1, self._places // (others + 1))
+        return others > 0 and known[tenant] < max(1, self._max_concurrency // (others + 1))
 
     def _advance(self) -> None:
         """Grant free permits, and wake the waiting requests, whose positions changed."""
         self._waiting = self._in_order()
         while self._waiting and self._has_permit_for(self._waiting[0].tenant):
-            ticket = self._waiting.pop(0)
-            self._held[ticket.tenant] += 1
-            ticket.begin()
+            permit = self._waiting.pop(0)
+            self._held[permit.tenant] += 1
+            permit.grant()
         for other in self._waiting:
             other.moved.set()
 
     def _has_permit_for(self, tenant: str) -> bool:
-        if self.taken < self._places:
+        if self.taken < self._max_concurrency:
             return True
         others = len(self._held) - (tenant in self._held)
-        share = self._places // (others + 1)
+        share = self._max_concurrency // (others + 1)
         below = others > 0 and self._held[tenant] < max(1, share)
-        return below and self.taken < self._places + self._reserve
+        return below and self.taken < self._max_concurrency + self._reserve
 
     def _in_order(self) -> list[Permit]:
         """Sort waiting requests: by the usage of their tenant, then by arrival."""
         before: Counter[str] = Counter(self._held)
         ranks: dict[Permit, tuple[int, int]] = {}
-        for ticket in sorted(self._waiting, key=lambda one: one.number):
-            ranks[ticket] = (before[ticket.tenant], ticket.number)
-            before[ticket.tenant] += 1
+        for permit in sorted(self._waiting, key=lambda one: one.number):
+            ranks[permit] = (before[permit.tenant], permit.number)
+            before[permit.tenant] += 1
         return sorted(self._waiting, key=ranks.__getitem__)
 
     def _expected_wait_seconds(self) -> float:
-        return max(0.05, self._average_seconds * (len(self._waiting) + 1) / self._places)
+        return max(0.05, self._average_seconds * (len(self._waiting) + 1) / self._max_concurrency)
 
 
 class Permit:
     """A permit, or the wait for one.
 
-    Use as ``with places.enter() as ticket``, and iterate it to wait: it yields the number of
+    Use as ``with limiter.enter() as permit``, and iterate it to wait: it yields the number of
     requests ahead whenever that changes, and ends when the permit is granted.
 
     Attributes:
@@ -137,17 +143,17 @@ class Permit:
 
     _made = 0
 
-    def __init__(self, places: ConcurrencyLimiter, tenant: str) -> None:
+    def __init__(self, limiter: ConcurrencyLimiter, tenant: str) -> None:
         Permit._made += 1
         self.number = Permit._made
         self.tenant = tenant
-        self._places = places
+        self._limiter = limiter
         self._entered = time.monotonic()
         self._begun: float | None = None
         self.moved = asyncio.Event()
 
     @property
-    def has_place(self) -> bool:
+    def is_granted(self) -> bool:
         """True when the wait is over."""
         return self._begun is not None
 
@@ -161,24 +167,24 @@ class Permit:
         """Seconds since the permit was granted."""
         return time.monotonic() - (self._begun or time.monotonic())
 
-    def begin(self) -> None:
+    def grant(self) -> None:
         """Grant the permit; called by `ConcurrencyLimiter`."""
         self._begun = time.monotonic()
         self.moved.set()
 
     async def __aiter__(self) -> AsyncIterator[int]:
-        while not self.has_place:
+        while not self.is_granted:
             self.moved.clear()
-            yield self._places.position(self)
+            yield self._limiter.position(self)
             await self.moved.wait()
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._places.leave(self)
+        self._limiter.leave(self)
 
 
-_watched: Watched[ConcurrencyLimiter] = Watched(lambda places: str(places.stage))
-_watched.gauge("vtryon.places.taken", "Requests being served.", lambda places: places.taken)
-_watched.gauge("vtryon.places.waiting", "Requests waiting.", lambda places: places.waiting)
+_watched: Watched[ConcurrencyLimiter] = Watched(lambda limiter: str(limiter.stage))
+_watched.gauge("vtryon.places.taken", "Requests being served.", lambda limiter: limiter.taken)
+_watched.gauge("vtryon.places.waiting", "Requests waiting.", lambda limiter: limiter.waiting)

@@ -53,7 +53,7 @@ class _Batched(ABC, Generic[I, R]):
         """Load."""
         self._beside = ThreadPoolExecutor(4, thread_name_prefix="beside")
         compute = ThreadPoolExecutor(1, thread_name_prefix="compute")
-        self._merger = DynamicBatcher(compute, self._timed, self._kind, sys.maxsize)
+        self._batcher = DynamicBatcher(compute, self._timed, self._kind, sys.maxsize)
         settings = ModelSettings(arguments)
         self._digest = settings.digest
         self._load(settings)
@@ -64,7 +64,7 @@ class _Batched(ABC, Generic[I, R]):
         asked = {
             place: item for place, item in enumerate(prepared) if not isinstance(item, Exception)
         }
-        futures = dict(zip(asked, self._merger.submit(*asked.values()), strict=True))
+        futures = dict(zip(asked, self._batcher.submit(*asked.values()), strict=True))
 
         def answer(place: int) -> Any:
             if place in futures:

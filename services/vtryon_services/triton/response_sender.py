@@ -25,7 +25,7 @@ class Answerer(Protocol):
         """Whether the caller has left."""
         ...
 
-    def on_queued(self, standing: QueuePosition) -> None:
+    def on_queued(self, position: QueuePosition) -> None:
         """Say how many go first."""
         ...
 
@@ -47,10 +47,10 @@ class ResponseSender:
         self._thread = threading.Thread(target=self._run, name="outbox", daemon=True)
         self._thread.start()
 
-    def sink(self, ticket: BatchedRequest, answers: Answerer) -> Posted:
+    def sink(self, batched: BatchedRequest, answers: Answerer) -> Posted:
         """Make the sink of a request."""
         posted = Posted(self._work, answers, self._close_one)
-        self._work.put(lambda: self._open.__setitem__(answers, ticket))
+        self._work.put(lambda: self._open.__setitem__(answers, batched))
         return posted
 
     def close(self) -> None:
@@ -80,9 +80,9 @@ class ResponseSender:
 
     def _poll(self) -> None:
         """Release requests whose clients have left; FINAL is sent all the same."""
-        for answers, ticket in list(self._open.items()):
+        for answers, batched in list(self._open.items()):
             if answers.abandoned:
-                ticket.cancel()
+                batched.cancel()
                 self._close_one(answers)
                 answers.on_end(RunCancelledError("the caller has left"))
 
@@ -100,9 +100,9 @@ class Posted:
         self._answers = answers
         self._close = close
 
-    def on_queued(self, standing: QueuePosition) -> None:
+    def on_queued(self, position: QueuePosition) -> None:
         """Post a place in the queue."""
-        self._work.put(lambda: self._answers.on_queued(standing))
+        self._work.put(lambda: self._answers.on_queued(position))
 
     def on_step(self, step: Stepped) -> None:
         """Post a step."""

@@ -112,7 +112,7 @@ class SamplingModel:
         _check_given(given, start, max_area, request.parameters.keys())
         plan = plan_of(start, self._engine)
         guided = plan.guided and given.negative is not None
-        demand = SamplingRequest(
+        sampling_request = SamplingRequest(
             plan,
             count_tokens(plan, len(given.positive), [one.shape for one in given.references]),
             guided=guided,
@@ -126,8 +126,8 @@ class SamplingModel:
         )
         if answers.abandoned:
             raise RunCancelledError("the caller has left")
-        ticket = self._batcher.admit(demand)
-        ticket.begin(given, self._outbox.sink(ticket, answers))
+        batched = self._batcher.admit(sampling_request)
+        batched.begin(given, self._outbox.sink(batched, answers))
 
 
 class Answers:
@@ -165,11 +165,11 @@ class Answers:
         """Whether the caller has left."""
         return bool(self._sender.is_cancelled()) or self._is_cancelled()
 
-    def on_queued(self, standing: QueuePosition) -> None:
+    def on_queued(self, position: QueuePosition) -> None:
         """Say how many go first."""
         self._send(
-            **self._progress(0, standing.expected_seconds or 0.0),
-            POSITION=torch.tensor([standing.position], dtype=torch.int32),
+            **self._progress(0, position.expected_seconds or 0.0),
+            POSITION=torch.tensor([position.position], dtype=torch.int32),
         )
 
     def on_step(self, step: Stepped) -> None:

@@ -49,9 +49,9 @@ def test_a_request_that_computes_nan_fails_alone() -> None:
     batcher = StepBatcher(sampler, executor)
     sinks = []
     for spoilt in (False, True, False):
-        ticket = batcher.admit(SamplingRequest(plan(sampler), tokens=11, guided=False))
+        batched = batcher.admit(SamplingRequest(plan(sampler), tokens=11, guided=False))
         sinks.append(Recorder())
-        ticket.begin(given(sampler.width, sampler.channels, spoilt=spoilt), sinks[-1])
+        batched.begin(given(sampler.width, sampler.channels, spoilt=spoilt), sinks[-1])
     executor.run_all()
     assert [len(sink.steps) for sink in sinks] == [4, 0, 4]
     assert isinstance(sinks[1].error, StageError)

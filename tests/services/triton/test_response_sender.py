@@ -45,17 +45,17 @@ def test_a_request_whose_caller_has_left_takes_no_further_step() -> None:
     numerics = resolve(None)
     sigmas = sampler.sigmas(numerics, 50, 32, 32, 1.0)
     plan = SamplingPlan(numerics, 32, 32, sigmas, 1.0, seed=1)
-    ticket = batcher.admit(SamplingRequest(plan, 11, False, deadline=inf))
+    batched = batcher.admit(SamplingRequest(plan, 11, False, deadline=inf))
     given = Given(torch.randn(3, 32), None, [torch.randn(4, 4, 4)])
-    ticket.begin(given, outbox.sink(ticket, answers))
-    while ticket.steps_done < 2:
+    batched.begin(given, outbox.sink(batched, answers))
+    while batched.steps_done < 2:
         executor.run_one()
     assert answers.stepped_once.wait(30)
     answers.abandoned = True
     assert answers.told.wait(30)
     assert isinstance(answers.error, RunCancelledError)
-    done = ticket.steps_done
+    done = batched.steps_done
     executor.run_all()
-    assert ticket.steps_done == done < 50
+    assert batched.steps_done == done < 50
     assert (batcher.running, batcher.waiting) == (0, 0)
     outbox.close()

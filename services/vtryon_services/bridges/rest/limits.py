@@ -49,7 +49,7 @@ class RequestLimits:
         self._settings = settings
         self._uploads = uploads
         self._origins = Origins(settings)
-        self._places = ConcurrencyLimiter(REST, settings.max_requests, max_waiting=0)
+        self._limiter = ConcurrencyLimiter(REST, settings.max_requests, max_waiting=0)
         self._tenants: Counter[str] = Counter()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -120,7 +120,7 @@ class RequestLimits:
 
     def _check_room(self, tenant: str) -> None:
         """Refuse before a body is read; the permit itself is taken when the body is there."""
-        self._places.check_room(tenant)
+        self._limiter.check_room(tenant)
         limit = self._settings.max_requests_per_tenant
         if tenant and self._tenants[tenant] >= limit:
             raise OverloadedError(
@@ -134,8 +134,8 @@ class RequestLimits:
         self._check_room(tenant)
         self._tenants[tenant] += 1
         try:
-            with self._places.enter(tenant) as ticket:
-                async for _ in ticket:
+            with self._limiter.enter(tenant) as permit:
+                async for _ in permit:
                     pass  # a tenant with less than its share waits for the next permit
                 yield
         finally:

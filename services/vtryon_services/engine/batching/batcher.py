@@ -50,7 +50,7 @@ class Stepped:
 class Sink(Protocol):
     """Where a request's events go. Called by the batcher's thread, and must not block it."""
 
-    def on_queued(self, standing: QueuePosition) -> None:
+    def on_queued(self, position: QueuePosition) -> None:
         """It waits, and its place has changed."""
         ...
 
@@ -82,12 +82,12 @@ class BatchedRequest:
     """A request in the batcher, from its admission to its end."""
 
     entry: QueuedRequest
-    demand: SamplingRequest
+    request: SamplingRequest
     batcher: StepBatcher
     given: Given | None = None
     sink: Sink | None = None
     sample: Sample | None = None
-    standing: QueuePosition | None = None
+    position: QueuePosition | None = None
     over: bool = False
 
     def begin(self, given: Given, sink: Sink) -> None:
@@ -101,7 +101,7 @@ class BatchedRequest:
     @property
     def steps_done(self) -> int:
         """How many steps were done here."""
-        return 0 if self.sample is None else self.sample.step - self.demand.plan.first_step
+        return 0 if self.sample is None else self.sample.step - self.request.plan.first_step
 
 
 class StepBatcher:
@@ -130,7 +130,7 @@ class StepBatcher:
         self._clock = clock
         self._order = SchedulingPolicy(slots, ageing_seconds)
         self._lock = threading.Lock()
-        self._tickets: dict[QueuedRequest, BatchedRequest] = {}
+        self._requests: dict[QueuedRequest, BatchedRequest] = {}
         self._running: list[QueuedRequest] = []
         self._ticking = False
         self._drained = False
@@ -139,15 +139,15 @@ class StepBatcher:
     def running(self) -> int:
         """How many requests have a slot."""
         with self._lock:
-            return sum(entry in self._tickets for entry in self._running)
+            return sum(entry in self._requests for entry in self._running)
 
     @property
     def waiting(self) -> int:
         """How many are admitted and have no slot."""
         with self._lock:
-            return len(self._tickets.keys() - self._running)
+            return len(self._requests.keys() - self._running)
 
-    def admit(self, demand: SamplingRequest) -> BatchedRequest:
+    def admit(self, request: SamplingRequest) -> BatchedRequest:
         """Promise a request its turn, or refuse it at once.
 
         Raises:
@@ -158,43 +158,43 @@ class StepBatcher:
             if self._drained:
                 raise _going_away()
             now = self._clock()
-            entry = _entry(demand, now)
+            entry = _entry(request, now)
             try:
-                self._check_room(demand, entry, now)
+                self._check_room(request, entry, now)
             except OverloadedError:
                 self.counts.refused += 1
                 raise
-            ticket = BatchedRequest(entry, demand, self)
-            self._tickets[entry] = ticket
-            return ticket
+            batched = BatchedRequest(entry, request, self)
+            self._requests[entry] = batched
+            return batched
 
-    def start(self, ticket: BatchedRequest, given: Given, sink: Sink) -> None:
-        """Take a ticket's tensors; see `Ticket.begin`."""
+    def start(self, batched: BatchedRequest, given: Given, sink: Sink) -> None:
+        """Start a request with its tensors; see `BatchedRequest.begin`."""
         with self._lock:
-            if ticket.over:
+            if batched.over:
                 return
-            ticket.given, ticket.sink = given, sink
+            batched.given, batched.sink = given, sink
             if not self._ticking:
                 self._ticking = True
                 self._executor.submit(self._tick)
 
-    def leave(self, ticket: BatchedRequest) -> None:
-        """Forget a ticket; see `Ticket.cancel`."""
+    def leave(self, batched: BatchedRequest) -> None:
+        """Remove a request; see `BatchedRequest.cancel`."""
         with self._lock:
-            if not ticket.over:
+            if not batched.over:
                 self.counts.cancelled += 1
-                self._forget(ticket, wasted=True)
+                self._forget(batched, wasted=True)
 
     def begin_drain(self) -> Future[None]:
         """Hand every request over: each ends as UNAVAILABLE, after the step under way."""
         with self._lock:
             self._drained = True
-            tickets = list(self._tickets.values())
+            requests = list(self._requests.values())
         # On the model's thread, so that no step is half done.
-        return self._executor.submit(self._end_all, tickets)
+        return self._executor.submit(self._end_all, requests)
 
-    def _check_room(self, demand: SamplingRequest, entry: QueuedRequest, now: float) -> None:
-        others = list(self._tickets)
+    def _check_room(self, request: SamplingRequest, entry: QueuedRequest, now: float) -> None:
+        others = list(self._requests)
         position, steps = self._order.starts(others, self._running, entry, now)
         step_seconds = self._step_seconds([*others, entry])
         wait = None if step_seconds is None else steps * step_seconds
@@ -206,9 +206,9 @@ class StepBatcher:
             )
         if step_seconds is None or wait is None:
             return
-        late = now + wait + entry.remaining * step_seconds - demand.deadline
+        late = now + wait + entry.remaining * step_seconds - request.deadline
         if late > 0:
-            left = demand.deadline - now
+            left = request.deadline - now
             raise OverloadedError(
                 f"the deadline is in {left:.3g} s; {position} requests go first, "
                 f"and {entry.remaining} steps would be done in {left + late:.3g} s",
@@ -229,67 +229,67 @@ class StepBatcher:
         with self._lock:
             now = self._clock()
             expired = self._expire(now)
-            tickets = self._choose(now)
-            moved = self._standings(now)
-            self._ticking = bool(tickets)
-        for ticket in expired:
-            _end(ticket, _out_of_time(ticket))
-        for ticket, standing in moved:
-            if ticket.sink is not None:
-                ticket.sink.on_queued(standing)
-        if tickets:
-            self._step([ticket for ticket in tickets if self._is_laid_out(ticket)])
+            batch = self._choose(now)
+            moved = self._changed_positions(now)
+            self._ticking = bool(batch)
+        for batched in expired:
+            _end(batched, _out_of_time(batched))
+        for batched, position in moved:
+            if batched.sink is not None:
+                batched.sink.on_queued(position)
+        if batch:
+            self._step([batched for batched in batch if self._is_laid_out(batched)])
             self._executor.submit(self._tick)
 
     def _choose(self, now: float) -> list[BatchedRequest]:
-        ready = [entry for entry, ticket in self._tickets.items() if ticket.given is not None]
-        before = [entry for entry in self._running if entry in self._tickets]
+        ready = [entry for entry, batched in self._requests.items() if batched.given is not None]
+        before = [entry for entry in self._running if entry in self._requests]
         self._running = self._order.pick(ready, before, now)
         chosen = set(self._running)
         self.counts.preempted += sum(entry not in chosen for entry in before)
-        return [self._tickets[entry] for entry in self._running]
+        return [self._requests[entry] for entry in self._running]
 
-    def _standings(self, now: float) -> list[tuple[BatchedRequest, QueuePosition]]:
+    def _changed_positions(self, now: float) -> list[tuple[BatchedRequest, QueuePosition]]:
         """Return the queue positions that have changed."""
         running = set(self._running)
-        if len(self._tickets) == len(running):
+        if len(self._requests) == len(running):
             return []
-        ranked = self._order.ranked(list(self._tickets), self._running, now)
+        ranked = self._order.ranked(list(self._requests), self._running, now)
         step_seconds = self._step_seconds(ranked)
         free = [0] * self.slots
         moved = []
         for position, entry in enumerate(ranked):
-            ticket = self._tickets[entry]
-            changed = ticket.standing is None or ticket.standing.position != position
-            if entry not in running and ticket.given is not None and changed:
+            batched = self._requests[entry]
+            changed = batched.position is None or batched.position.position != position
+            if entry not in running and batched.given is not None and changed:
                 seconds = None if step_seconds is None else free[0] * step_seconds
-                ticket.standing = QueuePosition(position, seconds)
-                moved.append((ticket, ticket.standing))
+                batched.position = QueuePosition(position, seconds)
+                moved.append((batched, batched.position))
             heapq.heapreplace(free, free[0] + entry.remaining)
         return moved
 
-    def _is_laid_out(self, ticket: BatchedRequest) -> bool:
+    def _is_laid_out(self, batched: BatchedRequest) -> bool:
         """Lay out a request's tokens, at its first step."""
-        if ticket.sample is None and ticket.given is not None:
+        if batched.sample is None and batched.given is not None:
             try:
-                ticket.sample = self._sampler.begin(ticket.demand.plan, ticket.given)
+                batched.sample = self._sampler.begin(batched.request.plan, batched.given)
             except Exception as error:
-                self._fail(ticket, error)
+                self._fail(batched, error)
                 return False
         return True
 
-    def _step(self, tickets: Sequence[BatchedRequest]) -> None:
+    def _step(self, batch: Sequence[BatchedRequest]) -> None:
         """Advance a batch; after a failure, retry separately so that only failing requests fail."""
-        samples = [ticket.sample for ticket in tickets if ticket.sample is not None]
+        samples = [batched.sample for batched in batch if batched.sample is not None]
         started = self._clock()
         try:
             passes = self._sampler.advance(samples)
         except Exception as error:
-            if len(tickets) == 1:
-                self._fail(tickets[0], error)
+            if len(batch) == 1:
+                self._fail(batch[0], error)
             else:
-                for ticket in tickets:
-                    self._step([ticket])
+                for batched in batch:
+                    self._step([batched])
             return
         seconds = self._clock() - started
         with self._lock:
@@ -297,78 +297,78 @@ class StepBatcher:
             for one in passes:
                 self.counts.rows += one.rows
                 self.costs.observe(one.rows, one.tokens, one.seconds)
-            finished = [ticket for ticket in tickets if self._count_step(ticket)]
-        for ticket in tickets:
-            _tell(ticket, seconds)
-        for ticket in finished:
-            _end(ticket, None)
+            finished = [batched for batched in batch if self._count_step(batched)]
+        for batched in batch:
+            _tell(batched, seconds)
+        for batched in finished:
+            _end(batched, None)
 
-    def _count_step(self, ticket: BatchedRequest) -> bool:
-        """Count a step; true if it was the last, and the ticket is over now."""
-        ticket.entry.remaining -= 1
-        if ticket.over or ticket.sample is None or not ticket.sample.finished:
+    def _count_step(self, batched: BatchedRequest) -> bool:
+        """Count a step; true if it was the last, and the request is over now."""
+        batched.entry.remaining -= 1
+        if batched.over or batched.sample is None or not batched.sample.finished:
             return False
         self.counts.finished += 1
-        self._forget(ticket, wasted=False)
+        self._forget(batched, wasted=False)
         return True
 
     def _expire(self, now: float) -> list[BatchedRequest]:
         expired = [
-            ticket
-            for ticket in self._tickets.values()
-            if ticket.demand.deadline <= now and ticket.given is not None
+            batched
+            for batched in self._requests.values()
+            if batched.request.deadline <= now and batched.given is not None
         ]
-        for ticket in expired:
+        for batched in expired:
             self.counts.expired += 1
-            self._forget(ticket, wasted=True)
+            self._forget(batched, wasted=True)
         return expired
 
-    def _fail(self, ticket: BatchedRequest, error: Exception) -> None:
+    def _fail(self, batched: BatchedRequest, error: Exception) -> None:
         with self._lock:
-            known = not ticket.over
+            known = not batched.over
             if known:
-                self._forget(ticket, wasted=True)
+                self._forget(batched, wasted=True)
         if known and isinstance(error, VtryonError):
-            _end(ticket, error)
+            _end(batched, error)
         elif known:
             _log.error("a step failed", exc_info=error)
-            _end(ticket, StageError("sampling failed; its log has the cause"))
+            _end(batched, StageError("sampling failed; its log has the cause"))
 
-    def _end_all(self, tickets: Sequence[BatchedRequest]) -> None:
+    def _end_all(self, requests: Sequence[BatchedRequest]) -> None:
         with self._lock:
-            known = [ticket for ticket in tickets if not ticket.over]
-            for ticket in known:
-                self._forget(ticket, wasted=False)
-        for ticket in known:
-            _end(ticket, _going_away())
+            known = [batched for batched in requests if not batched.over]
+            for batched in known:
+                self._forget(batched, wasted=False)
+        for batched in known:
+            _end(batched, _going_away())
 
-    def _forget(self, ticket: BatchedRequest, *, wasted: bool) -> None:
-        ticket.over = True
-        self._tickets.pop(ticket.entry, None)
+    def _forget(self, batched: BatchedRequest, *, wasted: bool) -> None:
+        batched.over = True
+        self._requests.pop(batched.entry, None)
         if wasted:
-            self.counts.wasted_steps += ticket.steps_done
+            self.counts.wasted_steps += batched.steps_done
 
 
-def _entry(demand: SamplingRequest, now: float) -> QueuedRequest:
-    steps = demand.plan.steps - demand.plan.first_step
-    size = (steps, 2 if demand.guided else 1, demand.tokens)
-    return QueuedRequest.new(demand.priority, demand.tenant, demand.deadline, size, now)
+def _entry(request: SamplingRequest, now: float) -> QueuedRequest:
+    steps = request.plan.steps - request.plan.first_step
+    size = (steps, 2 if request.guided else 1, request.tokens)
+    return QueuedRequest.new(request.priority, request.tenant, request.deadline, size, now)
 
 
-def _tell(ticket: BatchedRequest, seconds: float) -> None:
-    sample = ticket.sample
-    if sample is not None and sample.x0 is not None and ticket.sink is not None:
-        ticket.sink.on_step(Stepped(sample.step, seconds, sample.tokens, sample.x0))
+def _tell(batched: BatchedRequest, seconds: float) -> None:
+    sample = batched.sample
+    if sample is not None and sample.x0 is not None and batched.sink is not None:
+        batched.sink.on_step(Stepped(sample.step, seconds, sample.tokens, sample.x0))
 
 
-def _end(ticket: BatchedRequest, error: VtryonError | None) -> None:
-    if ticket.sink is not None:
-        ticket.sink.on_end(error)
+def _end(batched: BatchedRequest, error: VtryonError | None) -> None:
+    if batched.sink is not None:
+        batched.sink.on_end(error)
 
 
-def _out_of_time(ticket: BatchedRequest) -> DeadlineError:
-    plan = ticket.demand.plan
-    done = plan.first_step + ticket.steps_done
+def _out_of_time(batched: BatchedRequest) -> DeadlineError:
+    plan = batched.request.plan
+    done = plan.first_step + batched.steps_done
     return DeadlineError(
         f"out of time after {done} of {plan.steps} steps", metadata={"completed_steps": str(done)}
     )

@@ -26,7 +26,7 @@ class DecodingStage:
 
     def __init__(self, backend: DecodingBackend, settings: DecodingSettings) -> None:
         self._backend = backend
-        self._places = ConcurrencyLimiter(STAGE, settings.places, settings.max_waiting)
+        self._limiter = ConcurrencyLimiter(STAGE, settings.places, settings.max_waiting)
 
     async def decode(
         self, start: DecodeStart, incoming: Incoming, call: Call
@@ -35,15 +35,15 @@ class DecodingStage:
         check_ranges(start, EncodingRanges)
         spec = self._check_declared(start)
         _, height, width = spec.shape
-        self._places.check_room(call.tenant)
+        self._limiter.check_room(call.tenant)
         yield accepted(
             STAGE, call, model_digest=self._backend.digest, width=width * 8, height=height * 8
         )
         [buffer] = await incoming.receive()
         latents = Tensor(spec, buffer)
         await asyncio.to_thread(check_finite, latents, "latents")
-        with self._places.enter(call.tenant) as ticket:
-            async for position in ticket:
+        with self._limiter.enter(call.tenant) as permit:
+            async for position in permit:
                 yield Queued(STAGE, position)
             picture = await self._backend.decode(
                 latents, start.format or ImageFormat.PNG, start.quality
@@ -51,7 +51,7 @@ class DecodingStage:
         outgoing = outgoing_image(PayloadKind.IMAGE, picture.data, picture.image)
         async for event in send_output([outgoing]):
             yield event
-        yield Finished(one_hop(STAGE, call, ticket.waited_seconds, ticket.held_seconds))
+        yield Finished(one_hop(STAGE, call, permit.waited_seconds, permit.held_seconds))
 
     def _check_declared(self, start: DecodeStart) -> TensorSpec:
         specs = [item.tensor for item in start.payloads if item.kind is PayloadKind.LATENTS]

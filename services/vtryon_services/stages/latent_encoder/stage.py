@@ -25,7 +25,7 @@ class LatentEncoderStage:
 
     def __init__(self, backend: LatentEncoderBackend, settings: LatentEncoderSettings) -> None:
         self._backend = backend
-        self._places = ConcurrencyLimiter(STAGE, settings.places, settings.max_waiting)
+        self._limiter = ConcurrencyLimiter(STAGE, settings.places, settings.max_waiting)
         self._max_pictures = settings.max_pictures
         self._cache: ResultCache[Latents] = ResultCache(
             STAGE.value,
@@ -40,7 +40,7 @@ class LatentEncoderStage:
         """Serve `LatentEncoderService.Encode`."""
         numerics = resolve(start.numerics)
         self._check_kinds(start)
-        self._places.check_room(call.tenant)
+        self._limiter.check_room(call.tenant)
         pictures = await incoming.receive()
         keys = await asyncio.gather(
             *(
@@ -62,8 +62,8 @@ class LatentEncoderStage:
         )
         for picture in pictures:
             await asyncio.to_thread(self._backend.check, picture)
-        with self._places.enter(call.tenant) as ticket:
-            async for position in ticket:
+        with self._limiter.enter(call.tenant) as permit:
+            async for position in permit:
                 yield Queued(STAGE, position)
             found = await self._cache.get(keys, encode)
         async for event in send_output(
@@ -71,7 +71,7 @@ class LatentEncoderStage:
         ):
             yield event
         yield Finished(
-            one_hop(STAGE, call, ticket.waited_seconds, ticket.held_seconds),
+            one_hop(STAGE, call, permit.waited_seconds, permit.held_seconds),
             fits=tuple(latents.fit for latents in found),
         )
 

@@ -59,7 +59,7 @@ class SamplingStage:
         plan = plan_of(start, self._backend)
         check_declared(start, self._backend, self._max_references)
         check_sampler(start.resume, self._backend.digest)
-        slot = self._backend.admit(_demand(start, plan, call))
+        slot = self._backend.admit(_sampling_request(start, plan, call))
         try:
             yield accepted(
                 STAGE,
@@ -126,7 +126,7 @@ class SamplingStage:
         return events
 
 
-def _demand(start: SampleStart, plan: SamplingPlan, call: Call) -> SamplingRequest:
+def _sampling_request(start: SampleStart, plan: SamplingPlan, call: Call) -> SamplingRequest:
     shapes: dict[PayloadKind | None, list[tuple[int, ...]]] = defaultdict(list)
     for payload in start.payloads:
         assert payload.tensor is not None

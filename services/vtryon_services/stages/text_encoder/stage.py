@@ -28,7 +28,7 @@ class TextEncoderStage:
 
     def __init__(self, backend: TextEncoderBackend, settings: TextEncoderSettings) -> None:
         self._backend = backend
-        self._places = ConcurrencyLimiter(STAGE, settings.places, settings.max_waiting)
+        self._limiter = ConcurrencyLimiter(STAGE, settings.places, settings.max_waiting)
         self._max_pictures = settings.max_pictures
         self._cache: ResultCache[Embeddings] = ResultCache(
             STAGE.value, settings.cache_bytes, _bytes_of, per_tenant=settings.cache_per_tenant
@@ -41,7 +41,7 @@ class TextEncoderStage:
         numerics = resolve(start.numerics)
         check_ranges(start, PromptRanges)
         self._check_kinds(start)
-        self._places.check_room(call.tenant)
+        self._limiter.check_room(call.tenant)
         images = await incoming.receive()
         prompts = (start.prompt, start.negative_prompt)
         key = await self._cache.key(
@@ -57,8 +57,8 @@ class TextEncoderStage:
         )
         for image in images:
             await asyncio.to_thread(self._backend.check, image)
-        with self._places.enter(call.tenant) as ticket:
-            async for position in ticket:
+        with self._limiter.enter(call.tenant) as permit:
+            async for position in permit:
                 yield Queued(STAGE, position)
 
             async def encode(_: Sequence[int]) -> Sequence[Embeddings]:
@@ -67,7 +67,7 @@ class TextEncoderStage:
             [embeddings] = await self._cache.get([key], encode)
         async for event in send_output(_outgoing(embeddings)):
             yield event
-        yield Finished(one_hop(STAGE, call, ticket.waited_seconds, ticket.held_seconds))
+        yield Finished(one_hop(STAGE, call, permit.waited_seconds, permit.held_seconds))
 
     def _check_kinds(self, start: EncodeTextStart) -> None:
         kinds = [payload.kind for payload in start.payloads]

@@ -37,22 +37,22 @@ class Bench:
             self.sampler, self.executor, slots=slots, max_waiting=max_waiting, clock=self.clock
         )
 
-    def demand(self, steps: int = 4, seconds: float = inf, **named: object) -> SamplingRequest:
+    def request(self, steps: int = 4, seconds: float = inf, **named: object) -> SamplingRequest:
         numerics = resolve(None)
         sigmas = self.sampler.sigmas(numerics, steps, 32, 32, 1.0)
         plan = SamplingPlan(numerics, 32, 32, sigmas, 1.0, seed=1)
         return replace(SamplingRequest(plan, 11, False, deadline=self.clock.now + seconds), **named)
 
-    def enter(self, demand: SamplingRequest | None = None) -> tuple[BatchedRequest, Recorder]:
-        ticket, recorder = self.batcher.admit(demand or self.demand()), Recorder()
+    def enter(self, request: SamplingRequest | None = None) -> tuple[BatchedRequest, Recorder]:
+        batched, recorder = self.batcher.admit(request or self.request()), Recorder()
         generator = torch.Generator().manual_seed(0)
         given = Given(
             torch.randn((3, 32), generator=generator),
             None,
             [torch.randn((4, 4, 4), generator=generator)],
         )
-        ticket.begin(given, recorder)
-        return ticket, recorder
+        batched.begin(given, recorder)
+        return batched, recorder
 
     def learn(self, seconds_per_step: float) -> None:
         for rows in (1, 2):
@@ -74,10 +74,10 @@ def test_the_queue_is_bounded_and_says_when_to_come_back() -> None:
 def test_a_deadline_that_cannot_be_met_is_refused_at_the_interface() -> None:
     bench = Bench(slots=1, max_waiting=9)
     bench.learn(0.5)
-    bench.enter(bench.demand(seconds=2.5))
-    bench.enter(bench.demand(seconds=4.1))
+    bench.enter(bench.request(seconds=2.5))
+    bench.enter(bench.request(seconds=4.1))
     with pytest.raises(OverloadedError, match=r"2 requests go first") as caught:
-        bench.enter(bench.demand(seconds=5.0))
+        bench.enter(bench.request(seconds=5.0))
     assert caught.value.reason is Reason.DEADLINE_UNREACHABLE
     assert caught.value.retry_after_seconds == pytest.approx(1.0)
 
@@ -88,8 +88,8 @@ def test_a_waiting_request_is_told_its_place_and_its_time_again_when_they_change
     bench.enter()
     _, waiting = bench.enter()
     bench.executor.run_all()
-    assert [standing.position for standing in waiting.standings] == [1]
-    assert waiting.standings[0].expected_seconds == pytest.approx(2.0)
+    assert [one.position for one in waiting.positions] == [1]
+    assert waiting.positions[0].expected_seconds == pytest.approx(2.0)
     assert waiting.over
 
 
@@ -110,7 +110,7 @@ def test_leaving_frees_the_slot_before_the_next_step_and_counts_what_was_wasted(
 
 def test_no_step_begins_after_the_deadline() -> None:
     bench = Bench()
-    _, late = bench.enter(bench.demand(seconds=1.0))
+    _, late = bench.enter(bench.request(seconds=1.0))
     bench.executor.run_one()
     bench.clock.now += 1.0
     bench.executor.run_all()
@@ -122,19 +122,19 @@ def test_no_step_begins_after_the_deadline() -> None:
 
 def test_a_paused_request_keeps_its_latents_and_ends_as_if_alone() -> None:
     bench = Bench(slots=1)
-    ticket, patient = bench.enter(bench.demand(priority=Priority.BATCH))
+    batched, patient = bench.enter(bench.request(priority=Priority.BATCH))
     bench.executor.run_one()
     _, urgent = bench.enter()
     bench.executor.run_all()
     assert urgent.over
     assert patient.over
     assert bench.batcher.counts.preempted == 1
-    assert ticket.sample is not None
+    assert batched.sample is not None
     alone, recorder = Bench().enter()
     alone.batcher._executor.run_all()  # type: ignore[attr-defined]
     assert recorder.over
     assert alone.sample is not None
-    torch.testing.assert_close(ticket.sample.latents(), alone.sample.latents())
+    torch.testing.assert_close(batched.sample.latents(), alone.sample.latents())
 
 
 class _Poisoned(Sampler):
@@ -151,8 +151,8 @@ def test_a_request_that_fails_takes_nobody_with_it() -> None:
     poisoned = object.__new__(_Poisoned)
     poisoned.__dict__.update(plain.__dict__)
     bench = Bench(sampler=poisoned)
-    demand = bench.demand()
-    _, bad = bench.enter(replace(demand, plan=replace(demand.plan, seed=13)))
+    request = bench.request()
+    _, bad = bench.enter(replace(request, plan=replace(request.plan, seed=13)))
     _, good = bench.enter()
     bench.executor.run_all()
     assert isinstance(bad.error, StageError)

@@ -23,9 +23,9 @@ class Work:
 
 def test_items_of_one_call_go_together_with_those_that_wait_and_are_alike() -> None:
     executor, work = ManualExecutor(), Work()
-    merger = DynamicBatcher(executor, work, len, 3)
-    first = merger.submit("one", "two", "three")
-    second = merger.submit("six", "ten")
+    batcher = DynamicBatcher(executor, work, len, 3)
+    first = batcher.submit("one", "two", "three")
+    second = batcher.submit("six", "ten")
     executor.run_all()
     assert work.batches == [["one", "two", "six"], ["three"], ["ten"]]
     assert [future.result() for future in [*first, *second]] == [
@@ -45,8 +45,8 @@ def test_nothing_asks_for_nothing() -> None:
 
 def test_who_fails_fails_alone_and_who_left_is_not_done() -> None:
     executor, work = ManualExecutor(), Work()
-    merger = DynamicBatcher(executor, work, lambda _: None, 4)
-    good, broken, left = merger.submit("good", "broken", "left")
+    batcher = DynamicBatcher(executor, work, lambda _: None, 4)
+    good, broken, left = batcher.submit("good", "broken", "left")
     left.cancel()
     executor.run_all()
     assert work.batches == [["good", "broken"], ["good"], ["broken"]]

@@ -84,14 +84,16 @@ def test_latents_are_those_of_the_request_alone(mix: list[dict], slots: int) -> 
         for number, request in enumerate(mix):
             if request["joins"] == tick:
                 plan, given_ = prepare(request)
-                demand = SamplingRequest(plan, 30, given_.negative is not None, request["priority"])
-                entered[number] = (batcher.admit(demand), Recorder())
+                sampling_request = SamplingRequest(
+                    plan, 30, given_.negative is not None, request["priority"]
+                )
+                entered[number] = (batcher.admit(sampling_request), Recorder())
                 entered[number][0].begin(given_, entered[number][1])
             if request["leaves"] == tick and number in entered:
                 entered[number][0].cancel()
         executor.run_one()
     assert not executor.tasks
-    for number, (ticket, recorder) in entered.items():
+    for number, (batched, recorder) in entered.items():
         request = dict(mix[number])
         left = request.pop("leaves") is not None
         for name in ("joins", "priority"):
@@ -99,8 +101,10 @@ def test_latents_are_those_of_the_request_alone(mix: list[dict], slots: int) -> 
         if recorder.over:
             assert recorder.error is None
             assert [step.step for step in recorder.steps] == list(range(1, request["steps"] + 1))
-            assert ticket.sample is not None
-            torch.testing.assert_close(ticket.sample.latents(), alone(**request), atol=1e-4, rtol=0)
+            assert batched.sample is not None
+            torch.testing.assert_close(
+                batched.sample.latents(), alone(**request), atol=1e-4, rtol=0
+            )
         else:
             assert left
     assert batcher.counts.finished == sum(recorder.over for _, recorder in entered.values())
