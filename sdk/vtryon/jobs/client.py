@@ -41,6 +41,7 @@ from vtryon.wire.unary import ask, listen
 
 if TYPE_CHECKING:
     from vtryon.pictures import PictureSource
+    from vtryon.types import TryOnOptions
 
 _BREAKS = 5
 _FIRST_PAUSE_SECONDS = 0.1
