@@ -1,6 +1,8 @@
 import subprocess
 import sys
 
+import pytest
+
 HEAVY = (
     "torch",
     "numpy",
@@ -21,11 +23,21 @@ def test_importing_the_sdk_imports_nothing_heavy() -> None:
     assert done.stdout.strip() == "[]"
 
 
-def test_services_without_a_model_import_no_torch() -> None:
+@pytest.mark.parametrize(
+    "modules",
+    [
+        (
+            "vtryon_services.host, vtryon_services.backends.scripted, "
+            "vtryon_services.jobs.service, vtryon_services.bridges.rest.server, "
+            "vtryon_services.bridges.kafka.bridge"
+        ),
+        "vtryon_services.backends.triton, vtryon_services.backends.ensemble",
+    ],
+    ids=["without a model", "with its models in Triton"],
+)
+def test_services_that_compute_nothing_import_no_torch(modules: str) -> None:
     program = (
-        "import sys, vtryon_services.host, vtryon_services.backends.scripted, "
-        "vtryon_services.jobs.service, vtryon_services.bridges.rest.server, "
-        "vtryon_services.bridges.kafka.bridge; "
+        f"import sys, {modules}; "
         "print([name for name in ('torch', 'diffusers', 'transformers') if name in sys.modules])"
     )
     done = subprocess.run(

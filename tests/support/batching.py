@@ -9,11 +9,12 @@ from functools import cache
 from typing import Any
 
 import torch
-from diffusers import FlowMatchEulerDiscreteScheduler, QwenImageTransformer2DModel
+from diffusers import QwenImageTransformer2DModel
 
 from vtryon.errors import VtryonError
 from vtryon_services.engine.batching.batcher import Stepped
 from vtryon_services.engine.checkpoint import SHIPPED_CHECKPOINT, Checkpoint
+from vtryon_services.engine.flow_match import FlowMatchSchedule
 from vtryon_services.engine.plan import QueuePosition
 from vtryon_services.engine.sampler import Sampler
 
@@ -81,5 +82,5 @@ def random_sampler() -> Sampler:
         zero_cond_t=True,
     ).eval()
     checkpoint = Checkpoint.open(SHIPPED_CHECKPOINT)
-    scheduler = FlowMatchEulerDiscreteScheduler.from_pretrained(checkpoint.part("scheduler"))
-    return Sampler(transformer, scheduler, checkpoint.geometry, "random")
+    schedule = FlowMatchSchedule.from_config(checkpoint.config("scheduler"))
+    return Sampler(transformer, schedule, checkpoint.geometry, "random")

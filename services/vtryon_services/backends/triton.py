@@ -10,7 +10,6 @@ from contextlib import aclosing
 from typing import Protocol, Self
 
 import numpy as np
-from diffusers import FlowMatchEulerDiscreteScheduler
 from google.protobuf import json_format
 
 from vtryon.errors import SettingsError
@@ -22,8 +21,8 @@ from vtryon.types import EncodedImage, FitMethod, ImageFormat
 from vtryon.wire.payloads import Buffer
 from vtryon_services.backends.protocols import Backend, Latents, OutputOptions, StepDone
 from vtryon_services.engine import pictures
-from vtryon_services.engine.fitting import with_note
-from vtryon_services.engine.geometry import Geometry
+from vtryon_services.engine.flow_match import FlowMatchSchedule
+from vtryon_services.engine.geometry import Geometry, with_note
 from vtryon_services.engine.numerics import Resolved
 from vtryon_services.engine.plan import QueuePosition, SamplingRequest
 from vtryon_services.engine.schedule import Scheduled
@@ -165,9 +164,7 @@ class TritonSampling(_TritonBackend, Scheduled):
     def __init__(self, pool: TritonPool, described: dict[str, str]) -> None:
         super().__init__(pool, described)
         self.can_preview = can_preview(described)
-        self._scheduler = FlowMatchEulerDiscreteScheduler.from_config(
-            json.loads(described["scheduler"])
-        )
+        self._schedule = FlowMatchSchedule.from_config(json.loads(described["scheduler"]))
 
     def admit(self, request: SamplingRequest) -> TritonSlot:
         """Take a request on; the model admits or refuses it when it gets the tensors."""

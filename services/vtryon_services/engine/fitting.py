@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import math
-from dataclasses import replace
-
 import numpy as np
 import torch
 from PIL import Image
@@ -12,7 +9,7 @@ from PIL import Image
 from vtryon.errors import Reason, RequestError
 from vtryon.events import Fit
 from vtryon.types import FitMethod, ResizeFilter
-from vtryon_services.engine.geometry import Geometry, Size, size_of_area
+from vtryon_services.engine.geometry import Geometry, Size, size_of_area, with_note
 
 # How much larger than the area a picture may become by rounding its short side up.
 _MAX_EXCESS = 1.5
@@ -44,23 +41,6 @@ def describe_fit(
     """Describe the resize of `bring_to_size`."""
     method = FitMethod.PAD if geometry.fit == "pad" else FitMethod.AREA
     return with_note(Fit("", *picture.size, *fitted.size, method), geometry, resize)
-
-
-def with_note(fit: Fit, geometry: Geometry, resize: ResizeFilter) -> Fit:
-    """Note where ComfyUI's way to resize would have come to another size.
-
-    Source: ComfyUI's TextEncodeQwenImageEditPlus, which rounds sides to multiples of 8. Where that
-    gives an odd number of latents, it pads them with those of the opposite edge; sides are rounded
-    to multiples of 16 here instead.
-    """
-    if resize is not ResizeFilter.AREA or fit.method is not FitMethod.AREA:
-        return fit
-    factor = math.sqrt(geometry.reference_area / (fit.from_width * fit.from_height))
-    theirs = Size(*(round(side * factor / 8) * 8 for side in (fit.from_width, fit.from_height)))
-    if theirs == (fit.to_width, fit.to_height):
-        return fit
-    note = f"ComfyUI scales it to {theirs}; sides are rounded to multiples of 16 here"
-    return replace(fit, note=note)
 
 
 def _scale(picture: Image.Image, size: Size, resize: ResizeFilter) -> Image.Image:

@@ -9,13 +9,14 @@ from itertools import islice
 from typing import NamedTuple
 
 import torch
-from diffusers import FlowMatchEulerDiscreteScheduler, QwenImageTransformer2DModel
+from diffusers import QwenImageTransformer2DModel
 
 from vtryon.errors import Reason, RequestError, SettingsError
 from vtryon.types import RopeLayout, Stage
 from vtryon_services.engine import latents as packing
 from vtryon_services.engine.attention import install
 from vtryon_services.engine.checkpoint import Checkpoint
+from vtryon_services.engine.flow_match import FlowMatchSchedule
 from vtryon_services.engine.forward import Forward, Prediction, divide
 from vtryon_services.engine.geometry import Geometry, size_of_area
 from vtryon_services.engine.guidance import guide
@@ -23,7 +24,7 @@ from vtryon_services.engine.outputs import not_finite
 from vtryon_services.engine.placement import Placement
 from vtryon_services.engine.plan import SamplingPlan
 from vtryon_services.engine.rope import Shape
-from vtryon_services.engine.sampler_parts import load_scheduler, load_transformer
+from vtryon_services.engine.sampler_parts import load_schedule, load_transformer
 from vtryon_services.engine.schedule import Scheduled
 
 
@@ -124,7 +125,7 @@ class Sampler(Scheduled):
     def __init__(
         self,
         transformer: QwenImageTransformer2DModel,
-        scheduler: FlowMatchEulerDiscreteScheduler,
+        schedule: FlowMatchSchedule,
         geometry: Geometry,
         digest: str,
     ) -> None:
@@ -132,7 +133,7 @@ class Sampler(Scheduled):
         self.transformer = transformer
         self.device: torch.device = transformer.device  # looked up by diffusers, at some cost
         self._forward = Forward(transformer)
-        self._scheduler = scheduler
+        self._schedule = schedule
         self.geometry = geometry
         self.digest = digest
         self.channels: int = transformer.config.in_channels // 4
@@ -147,10 +148,10 @@ class Sampler(Scheduled):
         Raises:
             SettingsError: the checkpoint does not hold, or the blocks can't be compiled here.
         """
-        scheduler = load_scheduler(checkpoint)
+        schedule = load_schedule(checkpoint)
         transformer = load_transformer(checkpoint, placement)
         digest = checkpoint.digest(Stage.SAMPLING)
-        sampler = cls(transformer, scheduler, checkpoint.geometry, digest)
+        sampler = cls(transformer, schedule, checkpoint.geometry, digest)
         if compiled:
             sampler._compile()
         return sampler

@@ -11,6 +11,7 @@ from diffusers import FlowMatchEulerDiscreteScheduler, QwenImageTransformer2DMod
 
 from vtryon_services.engine.checkpoint import Checkpoint
 from vtryon_services.engine.configs import Config, signature_defaults
+from vtryon_services.engine.flow_match import FlowMatchSchedule
 from vtryon_services.engine.numerics import resolve
 from vtryon_services.engine.placement import Placement
 from vtryon_services.engine.refusals import corrupt, library_errors, unsupported
@@ -64,8 +65,8 @@ def _check_transformer(config: Config) -> None:
         )
 
 
-def load_scheduler(checkpoint: Checkpoint) -> FlowMatchEulerDiscreteScheduler:
-    """Load `scheduler/`, and test its schedules before the first request.
+def load_schedule(checkpoint: Checkpoint) -> FlowMatchSchedule:
+    """Load `scheduler/`, and test its noise levels before the first request.
 
     Raises:
         SettingsError: the checkpoint is invalid or unsupported.
@@ -73,14 +74,14 @@ def load_scheduler(checkpoint: Checkpoint) -> FlowMatchEulerDiscreteScheduler:
     config = checkpoint.config("scheduler")
     _check_scheduler({**signature_defaults(FlowMatchEulerDiscreteScheduler), **config})
     with library_errors("scheduler"):
-        scheduler = FlowMatchEulerDiscreteScheduler.from_config(config)
+        schedule = FlowMatchSchedule.from_config(config)
     for steps, tokens in _PROBED:
         with library_errors("scheduler"):
-            sigmas = sigmas_for(scheduler, resolve(None), steps, tokens)
+            sigmas = sigmas_for(schedule, resolve(None), steps, tokens)
         falling = all(one > other for one, other in pairwise(sigmas))
         if not (falling and math.isfinite(sum(sigmas)) and 0 < sigmas[0] <= 1):
             raise corrupt(f"scheduler gives noise levels that do not fall from 1 to 0: {sigmas}")
-    return scheduler
+    return schedule
 
 
 def _check_scheduler(config: Config) -> None:

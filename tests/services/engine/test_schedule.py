@@ -1,15 +1,21 @@
 """The goldens of docs/internals/numerics.md."""
 
+from dataclasses import fields
+
+import numpy as np
 import pytest
+from diffusers import FlowMatchEulerDiscreteScheduler
 from tests.support.checkpoints import qwen_scheduler
 
 from vtryon.errors import Reason, RequestError
 from vtryon.types import Numerics, Profile, SigmaSchedule
+from vtryon_services.engine.configs import signature_defaults
+from vtryon_services.engine.flow_match import FlowMatchSchedule
 from vtryon_services.engine.numerics import resolve
 from vtryon_services.engine.plan import SamplingPlan
-from vtryon_services.engine.schedule import mu_of, shorten, sigmas_for
+from vtryon_services.engine.schedule import shorten, sigmas_for
 
-QWEN = qwen_scheduler()
+QWEN = FlowMatchSchedule.from_config(qwen_scheduler().config)
 LIGHTNING_4 = [1, 0.9, 0.75, 0.5, 0]
 LIGHTNING_8 = [1, 0.954545, 0.9, 0.833333, 0.75, 0.642857, 0.5, 0.3, 0]
 COMFY_20 = [
@@ -42,9 +48,56 @@ def test_noise_levels_are_the_golden_ones(profile: Profile, steps: int, golden: 
     assert found == pytest.approx(golden, abs=1e-6)
 
 
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"shift": 3.1},
+        {"use_dynamic_shifting": True},
+        {"use_dynamic_shifting": True, "time_shift_type": "linear"},
+        {"use_dynamic_shifting": True, "shift_terminal": 0.02},
+        {"shift_terminal": 0.1, "use_karras_sigmas": True},
+        {"use_dynamic_shifting": True, "use_exponential_sigmas": True},
+        {"shift": 2.0, "use_beta_sigmas": True},
+    ],
+    ids=str,
+)
+def test_the_dynamic_schedule_is_that_of_diffusers(options: dict) -> None:
+    if options.get("use_beta_sigmas"):
+        pytest.importorskip("scipy")
+    theirs, own = FlowMatchEulerDiscreteScheduler(**options), FlowMatchSchedule(**options)
+    for steps in (2, 4, 20, 50, 200):
+        for tokens in (16, 1024, 4096, 9216):
+            mu = own.mu(tokens) if own.use_dynamic_shifting else None
+            theirs.set_timesteps(sigmas=np.linspace(1, 1 / steps, steps), mu=mu)
+            assert own.sigmas(steps, tokens) == tuple(theirs.sigmas.tolist()), (steps, tokens)
+
+
+def test_the_fields_of_the_schedule_are_those_of_diffusers() -> None:
+    theirs = signature_defaults(FlowMatchEulerDiscreteScheduler)
+    own = {one.name: one.default for one in fields(FlowMatchSchedule)}
+    assert own == {name: theirs[name] for name in own}
+    # Refused by `sampler_parts`, if they differ from these.
+    assert theirs.keys() - own.keys() == {
+        "num_train_timesteps",
+        "invert_sigmas",
+        "stochastic_sampling",
+    }
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"use_karras_sigmas": True, "use_exponential_sigmas": True}, {"time_shift_type": "cubic"}],
+)
+def test_choices_that_diffusers_refuses_are_refused(options: dict) -> None:
+    for kind in (FlowMatchEulerDiscreteScheduler, FlowMatchSchedule):
+        with pytest.raises(ValueError, match=r"(?i)only one|time_shift_type"):
+            kind(**options)
+
+
 @pytest.mark.parametrize(("side", "mu"), [(1024, 0.693548), (512, 0.538710)])
 def test_the_dynamic_shift_is_linear_in_tokens(side: int, mu: float) -> None:
-    assert mu_of(QWEN, (side // 16) ** 2) == pytest.approx(mu, abs=1e-6)
+    assert QWEN.mu((side // 16) ** 2) == pytest.approx(mu, abs=1e-6)
 
 
 @pytest.mark.parametrize(("strength", "kept"), [(1.0, 4), (0.5, 2), (0.6, 3), (0.75, 3), (0.1, 1)])
@@ -98,4 +151,4 @@ def test_a_shift_out_of_range_is_refused(shift: float) -> None:
 
 
 def test_one_step_goes_from_noise_to_the_end_whatever_the_terminal() -> None:
-    assert sigmas_for(qwen_scheduler(), resolve(None), 1, 4096) == (1.0, 0.0)
+    assert sigmas_for(QWEN, resolve(None), 1, 4096) == (1.0, 0.0)
