@@ -555,3 +555,22 @@ def test_watching_takes_what_comes(tmp_path: Path, endpoint: str) -> None:
         _, said = process.communicate(timeout=100)
     assert process.returncode == 0, said
     assert json.loads((out / "report.json").read_text())["succeeded"] == 2
+
+
+def test_an_unterminated_last_row_is_reported_when_watching_ends(
+    tmp_path: Path, endpoint: str
+) -> None:
+    source, out = tmp_path / "work.csv", tmp_path / "out"
+    (tmp_path / "p.png").write_bytes(PICTURE)
+    source.write_text("name,person\na,p.png\nb,p.png")
+    command = [VTRYON, "batch", source, out, "--watch", "--steps", "1", "--endpoint", endpoint]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+        try:
+            wait_for_file(out / "a.png", process, time.monotonic() + 100)
+        finally:
+            process.send_signal(signal.SIGINT)
+            _, said = process.communicate(timeout=100)
+    assert process.returncode == 0, said
+    report = json.loads((out / "report.json").read_text())
+    assert (report["entries"], report["missing"]) == (2, 1)
+    assert "1 to be done" in said

@@ -108,7 +108,7 @@ def batch(
         except KeyboardInterrupt:
             interrupted = True
         if watching:
-            found = find_entries(source, layout, growing=True)
+            found = _entries_at_end(source, layout)
         report = _report(found, journal, out)
     except VtryonError as error:
         report_failure(error, console, as_json=as_json)
@@ -180,6 +180,14 @@ def _progress(console: PlainConsole) -> Progress:
         text_column("{task.fields[note]}", style="dim"),
         console=console,
     )
+
+
+def _entries_at_end(source: Path, layout: Layout) -> Found:
+    """Find the entries after watching: an unterminated last line counts, if it can be read."""
+    try:
+        return find_entries(source, layout)
+    except VtryonError:
+        return find_entries(source, layout, growing=True)
 
 
 def _report(found: Found, journal: Journal, out: Path) -> dict[str, Any]:
