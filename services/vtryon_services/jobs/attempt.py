@@ -127,6 +127,7 @@ class Attempt:
             if self._happened:
                 await self._leases.record(self._leased, self._unwritten())
             await self._leases.put_back(self._leased, 0, counted=False)
+            self._notifier.notify(self._leased.id, OUTCOMES)
 
     async def _keep_picture(self, result: Result) -> str:
         name = f"{self._leased.id}/{self._leased.fence}/picture"
@@ -309,6 +310,7 @@ class Attempt:
         leased, reason = self._leased, error.reason
         _log.info("another attempt", job=leased.id, reason=reason, seconds=delay_seconds)
         await self._insist(lambda: self._leases.put_back(leased, delay_seconds, counted=counted))
+        self._notifier.notify(leased.id, OUTCOMES)
 
     async def _finish(self, outcome: Outcome) -> None:
         leased, error = self._leased, outcome.detail.error

@@ -134,4 +134,3 @@ class Runner:
             _log.exception("an attempt failed", job=leased.id)
         finally:
             del self._active[leased.id]
-            self.notifier.notify(leased.id, OUTCOMES)
