@@ -80,7 +80,6 @@ class Engine:
                 width=8 * width,
                 height=8 * height,
                 sigmas=self.sampler.sigmas(_NUMERICS, steps, 8 * width, 8 * height, 1.0),
-                true_cfg_scale=1.0,
                 seed=number,
             )
             samples.append(self.sampler.begin(plan, Given(embedded[number], None, references)))

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
 
 from vtryon.messages import ProtoType
 from vtryon.pictures import Picture
+from vtryon.sampling_options import ReportedOptions
 from vtryon.types import FitMethod, Numerics, Payload, ResumePoint, Stage
 from vtryon.v1 import image_pb2, stream_pb2, tensor_pb2
 
@@ -21,7 +21,7 @@ class UnusedOption(ProtoType):
 
 
 @dataclass(frozen=True, slots=True)
-class Accepted(ProtoType):
+class Accepted(ReportedOptions):
     """The start message is valid; reports the values that the server chose. See stream.proto."""
 
     proto = stream_pb2.Accepted
@@ -30,19 +30,11 @@ class Accepted(ProtoType):
     numerics: Numerics | None = None
     timeout_seconds: float = 0.0
     timeout_is_default: bool = False
-    seed: int | None = None
-    steps: int | None = None
-    true_cfg_scale: float | None = None
     sigmas: tuple[float, ...] = ()
     width: int | None = None
     height: int | None = None
     cached: bool | None = None
     unused_options: tuple[UnusedOption, ...] = ()
-
-
-def chosen_options(source: object) -> dict[str, Any]:
-    """Return the options that `Accepted` reports, of an object that has them as attributes."""
-    return {name: getattr(source, name) for name in ("seed", "steps", "true_cfg_scale")}
 
 
 @dataclass(frozen=True, slots=True)

@@ -37,9 +37,9 @@ class Option:
     most_items: int | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class SamplingOptions(ProtoType):
-    """Options of the sampler; None, or no sigmas: the server chooses."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReportedOptions(ProtoType):
+    """The sampling options whose values `Accepted` reports; in a request, None: default."""
 
     steps: Annotated[
         int | None,
@@ -53,6 +53,16 @@ class SamplingOptions(ProtoType):
             at_most=MAX_TRUE_CFG_SCALE,
         ),
     ] = None
+    seed: Annotated[
+        int | None,
+        Option("Equal seeds give equal results.", at_least=0, at_most=MAX_SEED),
+    ] = None
+
+
+@dataclass(frozen=True, slots=True)
+class SamplingOptions(ReportedOptions):
+    """Options of the sampler; None, or no sigmas: the server chooses."""
+
     guidance_rescale: Annotated[
         float | None,
         Option(
@@ -61,10 +71,6 @@ class SamplingOptions(ProtoType):
             at_least=0,
             at_most=1,
         ),
-    ] = None
-    seed: Annotated[
-        int | None,
-        Option("Equal seeds give equal results.", at_least=0, at_most=MAX_SEED),
     ] = None
     strength: Annotated[
         float | None,
@@ -88,7 +94,12 @@ class SamplingOptions(ProtoType):
     @property
     def unguided(self) -> bool:
         """Whether the scale is set to a value without guidance."""
-        return self.true_cfg_scale is not None and self.true_cfg_scale <= 1
+        return self.true_cfg_scale is not None and not guides(self.true_cfg_scale)
+
+
+def guides(scale: float) -> bool:
+    """Return whether a guidance scale has an effect, with a negative prompt."""
+    return scale > 1
 
 
 class SamplingArguments(TypedDict, total=False):
@@ -96,8 +107,8 @@ class SamplingArguments(TypedDict, total=False):
 
     steps: int | None
     true_cfg_scale: float | None
-    guidance_rescale: float | None
     seed: int | None
+    guidance_rescale: float | None
     strength: float | None
     sigmas: Sequence[float]
 
@@ -118,3 +129,8 @@ SAMPLING_OPTIONS: Mapping[str, tuple[type, Option]] = _table()
 def sampling_fields(source: object) -> dict[str, Any]:
     """Return the sampling options of an object that has them as attributes, by name."""
     return {name: getattr(source, name) for name in SAMPLING_OPTIONS}
+
+
+def reported_fields(source: ReportedOptions) -> dict[str, Any]:
+    """Return the options that `Accepted` reports, by name."""
+    return {field.name: getattr(source, field.name) for field in fields(ReportedOptions)}

@@ -14,7 +14,6 @@ from google.protobuf import json_format
 from vtryon.errors import SettingsError, StageError
 from vtryon.events import Fit
 from vtryon.pictures import Picture
-from vtryon.sampling_options import sampling_fields
 from vtryon.types import EncodedImage, ImageFormat, TryOnOptions
 from vtryon.wire.payloads import Buffer
 from vtryon_services.backends.triton import (
@@ -27,15 +26,16 @@ from vtryon_services.backends.triton import (
     read_preview,
     resize_array,
 )
+from vtryon_services.engine.defaults import Guidance
 from vtryon_services.engine.geometry import Geometry
-from vtryon_services.engine.numerics import DEFAULTS, guidance_scale, resolve
+from vtryon_services.engine.numerics import resolve
 from vtryon_services.engine.plan import QueuePosition
 from vtryon_services.triton.client import TritonPool
 from vtryon_services.triton.contract import (
     GARMENTS,
     STAGE_MODELS,
     Model,
-    option_parameter,
+    option_parameters,
     stage_of,
 )
 
@@ -91,10 +91,9 @@ class TritonTryOn:
         pool = await find(Model.TRYON, settings)
         return cls(pool, await agreed(pool, STAGE_MODELS))
 
-    def scale(self, options: TryOnOptions) -> float:
-        """Give the scale of guidance that a request comes to."""
-        profile = resolve(options.numerics).profile
-        return guidance_scale(options, self._geometry.defaults.get(profile) or DEFAULTS[profile])
+    def guidance(self, options: TryOnOptions) -> Guidance:
+        """Return the guidance of a request."""
+        return self._geometry.defaults_of(resolve(options.numerics).profile).guidance(options)
 
     async def is_ready(self) -> bool:
         """Whether a server can serve the model now."""
@@ -152,11 +151,7 @@ def _parameters(options: TryOnOptions) -> dict[str, str | int | float]:
     wanted = {
         "width": options.width,
         "height": options.height,
-        **{
-            name: option_parameter(value)
-            for name, value in sampling_fields(options).items()
-            if value not in {None, ()}
-        },
+        **option_parameters(options),
         "numerics": json_format.MessageToJson(numerics, indent=None),
         "urgency": options.priority.value if options.priority else None,
         "preview_every": options.previews.every_steps if options.previews else None,

@@ -12,7 +12,7 @@ from vtryon.stages import Conditioning, Embeddings
 from vtryon.tensors import Tensor
 from vtryon.types import ImageFormat, PreviewPolicy
 from vtryon.wire.payloads import Buffer
-from vtryon_services.engine.geometry import Defaults
+from vtryon_services.engine.defaults import Defaults
 from vtryon_services.engine.numerics import Resolved
 from vtryon_services.engine.plan import QueuePosition, SamplingRequest
 

@@ -31,8 +31,8 @@ from vtryon.types import (
 )
 from vtryon.wire.payloads import Buffer
 from vtryon_services.backends.protocols import Backend, Latents, OutputOptions, StepDone
-from vtryon_services.engine.geometry import Defaults
-from vtryon_services.engine.numerics import DEFAULTS, Resolved
+from vtryon_services.engine.defaults import DEFAULTS, Defaults
+from vtryon_services.engine.numerics import Resolved
 from vtryon_services.engine.pictures import encode
 from vtryon_services.engine.plan import QueuePosition, SamplingRequest, is_due
 from vtryon_services.rpc.concurrency import ConcurrencyLimiter

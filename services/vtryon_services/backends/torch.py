@@ -30,7 +30,7 @@ from vtryon_services.engine.batching.batcher import BatchedRequest, StepBatcher,
 from vtryon_services.engine.batching.dynamic_batcher import DynamicBatcher
 from vtryon_services.engine.checkpoint import SHIPPED_CHECKPOINT, Checkpoint
 from vtryon_services.engine.decoder import Decoder
-from vtryon_services.engine.geometry import Defaults
+from vtryon_services.engine.defaults import Defaults
 from vtryon_services.engine.latent_encoder import Fitted, VaeEncoder
 from vtryon_services.engine.numerics import Resolved
 from vtryon_services.engine.placement import Placement

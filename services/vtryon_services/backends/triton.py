@@ -28,7 +28,7 @@ from vtryon_services.engine.plan import QueuePosition, SamplingRequest
 from vtryon_services.engine.schedule import Scheduled
 from vtryon_services.runtime.settings import StageSettings
 from vtryon_services.triton.client import TritonPool
-from vtryon_services.triton.contract import PREVIEWS, Model, option_parameter
+from vtryon_services.triton.contract import PREVIEWS, Model, option_parameters
 
 _START_SECONDS = 60.0  # a server that starts beside us gets so long
 
@@ -220,10 +220,7 @@ class TritonSlot:
         parameters: dict[str, str | int | float] = {
             "width": plan.width,
             "height": plan.height,
-            "true_cfg_scale": float(plan.true_cfg_scale),
-            "guidance_rescale": plan.guidance_rescale,
-            "seed": option_parameter(plan.seed),
-            "sigmas": option_parameter(plan.sigmas[:-1]),
+            **option_parameters(plan.options),
             "numerics": json_format.MessageToJson(numerics, indent=None),
             "urgency": request.priority.value,  # Triton keeps the name "priority" to itself
             "tenant": request.tenant,

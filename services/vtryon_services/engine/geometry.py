@@ -14,6 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from vtryon.events import Fit
 from vtryon.types import FitMethod, Profile, ResizeFilter
+from vtryon_services.engine.defaults import DEFAULTS, Defaults
 from vtryon_services.engine.refusals import corrupt
 
 FILE_NAME = "geometry.json"
@@ -27,15 +28,6 @@ class Size(NamedTuple):
 
     def __str__(self) -> str:
         return f"{self.width}×{self.height}"
-
-
-class Defaults(BaseModel):
-    """Defaults of requests."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    steps: int = Field(ge=1, le=200)
-    true_cfg_scale: float = Field(ge=0, le=30)
 
 
 class PreviewMap(BaseModel):
@@ -79,6 +71,10 @@ class Geometry(BaseModel):
             raise corrupt(f"{FILE_NAME}: {where or 'it'}: {first['msg']}") from error
         except OSError as error:
             raise corrupt(f"{FILE_NAME} can't be read") from error
+
+    def defaults_of(self, profile: Profile) -> Defaults:
+        """Return the defaults of a profile: the checkpoint's, or those of `DEFAULTS`."""
+        return self.defaults.get(profile) or DEFAULTS[profile]
 
 
 def size_of_area(area: int, aspect: float, multiple: int) -> Size:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 
 from vtryon.types import GuidanceNorm
+from vtryon_services.engine.defaults import Guidance
 
 PATCH = 4  # 2×2 latent pixels packed into one token
 
@@ -14,9 +15,8 @@ def guide(
     negative: torch.Tensor,
     latents: torch.Tensor,
     sigma: float,
-    scale: float,
+    guidance: Guidance,
     norm: GuidanceNorm,
-    rescaled: float = 0.0,
 ) -> torch.Tensor:
     """Combine two velocities: n + s·(p − n), rescaled, and brought back to length.
 
@@ -26,9 +26,9 @@ def guide(
     Source: "Classifier-Free Diffusion Guidance", Ho and Salimans 2022, eq. 6. The norms are those
     of diffusers' QwenImageEditPlusPipeline (velocity) and of ComfyUI's CFGNorm node (x0).
     """
-    guided = negative + scale * (positive - negative)
-    if rescaled:
-        guided = rescale(guided, positive, rescaled)
+    guided = negative + guidance.scale * (positive - negative)
+    if guidance.rescale:
+        guided = rescale(guided, positive, guidance.rescale)
     match norm:
         case GuidanceNorm.NONE:
             return guided

@@ -5,9 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from vtryon.errors import Reason, RequestError
-from vtryon.sampling_options import SamplingOptions
 from vtryon.types import GuidanceNorm, Numerics, Profile, ResizeFilter, RopeLayout, SigmaSchedule
-from vtryon_services.engine.geometry import Defaults
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,17 +59,6 @@ _PROFILES = {
         RopeLayout.DIFFUSERS,
     ),
 }
-DEFAULTS = {
-    Profile.DIFFUSERS: Defaults(steps=40, true_cfg_scale=4.0),
-    Profile.COMFY: Defaults(steps=20, true_cfg_scale=2.5),
-    Profile.LIGHTNING: Defaults(steps=4, true_cfg_scale=1.0),
-}
-
-
-def guidance_scale(options: SamplingOptions, defaults: Defaults) -> float:
-    """Return the guidance scale of a request: its own, or the default."""
-    scale = options.true_cfg_scale
-    return defaults.true_cfg_scale if scale is None else scale
 
 
 def resolve(wanted: Numerics | None) -> Resolved:

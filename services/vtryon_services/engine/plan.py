@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import inf
 
+from vtryon.sampling_options import SamplingOptions
 from vtryon.types import Priority
+from vtryon_services.engine.defaults import UNGUIDED, Guidance
 from vtryon_services.engine.numerics import Resolved
 
 TOKEN_PIXELS = 16  # 8 by the VAE, 2 by packing
@@ -20,7 +22,6 @@ class SamplingPlan:
 
     Attributes:
         width, height: of the target in pixels.
-        guidance_rescale: see `guidance.rescale`.
         sigmas: non-increasing noise levels, one more than steps; the last one 0.
         first_step: number of steps completed by an earlier attempt.
     """
@@ -29,20 +30,14 @@ class SamplingPlan:
     width: int
     height: int
     sigmas: tuple[float, ...]
-    true_cfg_scale: float
     seed: int
-    guidance_rescale: float = 0.0
+    guidance: Guidance = UNGUIDED
     first_step: int = 0
 
     @property
     def steps(self) -> int:
         """How many there are in all."""
         return len(self.sigmas) - 1
-
-    @property
-    def guided(self) -> bool:
-        """Whether the scale has an effect where there is a negative prompt."""
-        return self.true_cfg_scale > 1
 
     @property
     def from_reference(self) -> bool:
@@ -56,6 +51,13 @@ class SamplingPlan:
     def latent_size(self) -> tuple[int, int]:
         """Height and width of the target's latents."""
         return self.height // 8, self.width // 8
+
+    @property
+    def options(self) -> SamplingOptions:
+        """The options of a request that leaves nothing to defaults and gives this plan."""
+        return replace(
+            self.guidance.options, steps=self.steps, seed=self.seed, sigmas=self.sigmas[:-1]
+        )
 
 
 def is_due(step: int, every: int) -> bool:

@@ -7,8 +7,8 @@ from typing import Protocol
 from vtryon.errors import RequestError
 from vtryon.seeds import draw_seed
 from vtryon.types import SampleStart
-from vtryon_services.engine.geometry import Defaults
-from vtryon_services.engine.numerics import Resolved, guidance_scale, resolve
+from vtryon_services.engine.defaults import Defaults
+from vtryon_services.engine.numerics import Resolved, resolve
 from vtryon_services.engine.plan import SamplingPlan
 
 
@@ -48,8 +48,7 @@ def plan_of(start: SampleStart, schedules: Schedules) -> SamplingPlan:
         width=start.width,
         height=start.height,
         sigmas=sigmas,
-        true_cfg_scale=guidance_scale(start, defaults),
-        guidance_rescale=start.guidance_rescale or 0.0,
         seed=draw_seed() if start.seed is None else start.seed,
+        guidance=defaults.guidance(start),
         first_step=done,
     )

@@ -98,9 +98,8 @@ class Sample:
                 negative[0],
                 self.tokens,
                 sigma,
-                plan.true_cfg_scale,
+                plan.guidance,
                 plan.numerics.guidance_norm,
-                plan.guidance_rescale,
             )
         self.x0 = self.tokens - sigma * velocity
         self.tokens = self.tokens + (plan.sigmas[self.step + 1] - sigma) * velocity
@@ -222,7 +221,7 @@ class Sampler(Scheduled):
         references = [packing.pack(reference) for reference in given.references]
         sizes = [plan.latent_size, *((one.shape[1], one.shape[2]) for one in given.references)]
         device, dtype = self.transformer.device, self.transformer.dtype
-        negative = given.negative if plan.guided else None
+        negative = given.negative if plan.guidance.is_on else None
         return Sample(
             plan=plan,
             positive=given.positive.to(device, dtype),

@@ -8,9 +8,10 @@ import numpy as np
 
 from vtryon.schedules import flow_shift, simple_sigmas
 from vtryon.types import SigmaSchedule
+from vtryon_services.engine.defaults import Defaults
 from vtryon_services.engine.flow_match import FlowMatchSchedule
-from vtryon_services.engine.geometry import Defaults, Geometry
-from vtryon_services.engine.numerics import DEFAULTS, Resolved
+from vtryon_services.engine.geometry import Geometry
+from vtryon_services.engine.numerics import Resolved
 from vtryon_services.engine.plan import TOKEN_PIXELS
 
 
@@ -22,7 +23,7 @@ class Scheduled:
 
     def defaults(self, numerics: Resolved) -> Defaults:
         """Steps and scale of a request that names none."""
-        return self.geometry.defaults.get(numerics.profile) or DEFAULTS[numerics.profile]
+        return self.geometry.defaults_of(numerics.profile)
 
     def sigmas(
         self, numerics: Resolved, steps: int, width: int, height: int, strength: float

@@ -9,9 +9,9 @@ import torch
 
 from vtryon.types import Profile
 from vtryon_services.engine.checkpoint import Checkpoint, write_digests
+from vtryon_services.engine.defaults import DEFAULTS
 from vtryon_services.engine.geometry import FILE_NAME, Geometry, PreviewMap, Size
 from vtryon_services.engine.image_vae import ImageVae
-from vtryon_services.engine.numerics import DEFAULTS
 from vtryon_services.engine.placement import Placement
 from vtryon_services.mannequin.shapes import HEIGHT, WIDTH
 from vtryon_services.mannequin.triples import draw_triples

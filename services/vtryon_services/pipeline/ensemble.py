@@ -26,6 +26,7 @@ from vtryon.events import (
     StepFinished,
     UnusedOption,
 )
+from vtryon.sampling_options import reported_fields
 from vtryon.types import PayloadKind, Stage, TryOnStart
 from vtryon.wire.payloads import Buffer, outgoing_image
 from vtryon_services.backends.ensemble import Progress, TritonTryOn
@@ -120,16 +121,17 @@ class EnsembleFlow:
             self._fits = answer.fits
             took = self._encoded_at - self._sent_at
             events += [StageFinished(stage, subject, took) for stage, subject in self._encoders]
-            scale, negative = self._ensemble.scale(self._options), self._options.negative_prompt
+            guidance = self._ensemble.guidance(self._options)
             unused = unused_options(
                 self._options,
-                scale,
-                negative=negative is not None,
+                guidance.scale,
+                negative=self._options.negative_prompt is not None,
                 norm=resolve(self._options.numerics).guidance_norm,
                 can_preview=self._ensemble.can_preview,
             )
             unused += tuple(_of_resuming(self._request))
-            events.append(self._start(Stage.SAMPLING, true_cfg_scale=scale, unused_options=unused))
+            reported = reported_fields(guidance.options)
+            events.append(self._start(Stage.SAMPLING, **reported, unused_options=unused))
         self._steps_told = answer.step
         self._call.facts["completed_steps"] = str(answer.step)
         self._compute_seconds += answer.compute_seconds

@@ -8,7 +8,8 @@ from dataclasses import replace
 from typing import Protocol
 
 from vtryon.errors import Reason, RequestError
-from vtryon.events import Event, Queued, chosen_options
+from vtryon.events import Event, Queued
+from vtryon.sampling_options import reported_fields
 from vtryon.seeds import draw_seed
 from vtryon.types import (
     MAX_INLINE_BYTES,
@@ -97,7 +98,7 @@ class Pipeline:
                 STAGE,
                 call,
                 numerics=resolve(chosen.numerics).to_wire(),
-                **chosen_options(chosen),
+                **reported_fields(chosen),
                 width=chosen.width,
                 height=chosen.height,
                 unused_options=unused_of_try_on(given),

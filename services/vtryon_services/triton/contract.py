@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from enum import StrEnum
 
-from vtryon.sampling_options import SAMPLING_OPTIONS, Option
+from vtryon.sampling_options import SAMPLING_OPTIONS, Option, SamplingOptions, sampling_fields
 from vtryon.types import Stage
 
 MAX_PICTURES = 4
@@ -329,11 +329,16 @@ _TRYON = Contract(
 )
 
 
-def option_parameter(value: float | Sequence[float]) -> int | float | str:
-    """Convert the value of a sampling option to that of its parameter.
+def option_parameters(options: SamplingOptions) -> dict[str, int | float | str]:
+    """Convert the sampling options that are set to parameters.
 
     Lists are JSON; Triton's integers have a sign, so that larger ones are text.
     """
+    own = sampling_fields(options).items()
+    return {name: _option_parameter(value) for name, value in own if value not in {None, ()}}
+
+
+def _option_parameter(value: float | Sequence[float]) -> int | float | str:
     if isinstance(value, Sequence):
         return json.dumps(value)
     return str(value) if isinstance(value, int) and value > _MAX_INT else value

@@ -111,7 +111,7 @@ class SamplingModel:
         max_area = self._engine.geometry.max_target_area
         _check_given(given, start, max_area, request.parameters.keys())
         plan = plan_of(start, self._engine)
-        guided = plan.guided and given.negative is not None
+        guided = plan.guidance.is_on and given.negative is not None
         sampling_request = SamplingRequest(
             plan,
             count_tokens(plan, len(given.positive), [one.shape for one in given.references]),

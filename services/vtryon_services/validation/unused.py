@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from vtryon.events import UnusedOption
+from vtryon.sampling_options import guides
 from vtryon.types import GuidanceNorm, SampleStart, TryOnOptions
 
 
@@ -28,7 +29,7 @@ def unused_options(
     """
     return (
         *_of_guidance(given, scale, negative=negative),
-        *_of_guided(given, norm, guided=negative and (scale is None or scale > 1)),
+        *_of_guided(given, norm, guided=negative and (scale is None or guides(scale))),
         *_of_schedule(given),
         *_of_previews(given, can_preview=can_preview),
     )
@@ -45,7 +46,7 @@ def _of_guidance(
 ) -> Iterator[UnusedOption]:
     """Guidance needs a scale above 1 and a negative prompt; a scale of 1 disables it."""
     own = given.true_cfg_scale
-    if own is not None and own > 1 and not negative:
+    if own is not None and guides(own) and not negative:
         yield UnusedOption(
             "true_cfg_scale", "guidance needs a negative_prompt as well, and there is none"
         )
@@ -54,7 +55,7 @@ def _of_guidance(
             "true_cfg_scale",
             f"guidance needs a scale above 1 and a negative_prompt; {own:g} is the same as 1",
         )
-    if negative and scale is not None and scale <= 1:
+    if negative and scale is not None and not guides(scale):
         whose = "it is" if own is not None else "by default it is"
         yield UnusedOption(
             "negative_prompt",

@@ -27,7 +27,7 @@ NUMERICS = resolve(None)
 
 def plan(sampler: Sampler) -> SamplingPlan:
     sigmas = sampler.sigmas(NUMERICS, 4, 32, 32, 1.0)
-    return SamplingPlan(NUMERICS, 32, 32, sigmas, true_cfg_scale=1.0, seed=1)
+    return SamplingPlan(NUMERICS, 32, 32, sigmas, seed=1)
 
 
 def given(width: int, channels: int, *, spoilt: bool = False) -> Given:

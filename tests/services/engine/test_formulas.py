@@ -7,6 +7,7 @@ from diffusers.guiders.guider_utils import rescale_noise_cfg
 from diffusers.models.transformers.transformer_qwenimage import QwenEmbedRope
 
 from vtryon.types import GuidanceNorm, RopeLayout
+from vtryon_services.engine.defaults import Guidance
 from vtryon_services.engine.geometry import PreviewMap
 from vtryon_services.engine.guidance import guide
 from vtryon_services.engine.latents import draw_noise, pack, preview, unpack
@@ -23,7 +24,7 @@ def velocities() -> tuple[torch.Tensor, ...]:
 
 def test_the_velocity_norm_keeps_each_token_as_long_as_the_conditional_one(velocities) -> None:
     positive, negative, latents = velocities
-    guided = guide(positive, negative, latents, SIGMA, SCALE, GuidanceNorm.VELOCITY)
+    guided = guide(positive, negative, latents, SIGMA, Guidance(SCALE), GuidanceNorm.VELOCITY)
     torch.testing.assert_close(guided.norm(dim=-1), positive.norm(dim=-1))
     plain = negative + SCALE * (positive - negative)
     cosine = torch.nn.functional.cosine_similarity(guided, plain)
@@ -32,7 +33,7 @@ def test_the_velocity_norm_keeps_each_token_as_long_as_the_conditional_one(veloc
 
 def test_the_x0_norm_clamps_per_latent_pixel_over_channels(velocities) -> None:
     positive, negative, latents = velocities
-    guided = guide(positive, negative, latents, SIGMA, SCALE, GuidanceNorm.X0)
+    guided = guide(positive, negative, latents, SIGMA, Guidance(SCALE), GuidanceNorm.X0)
     height, width = 6, 8
 
     def x0(velocity: torch.Tensor) -> torch.Tensor:
@@ -53,7 +54,7 @@ def test_the_x0_norm_shortens_and_never_lengthens() -> None:
     wanted = latents * factor
     guided = (latents - wanted) / SIGMA
     negative = guided / (1 - SCALE)
-    found = guide(positive, negative, latents, SIGMA, SCALE, GuidanceNorm.X0)
+    found = guide(positive, negative, latents, SIGMA, Guidance(SCALE), GuidanceNorm.X0)
     torch.testing.assert_close(latents - SIGMA * found, latents * factor.clamp(max=1.0))
 
 
@@ -61,14 +62,14 @@ def test_the_x0_norm_takes_two_x0_of_nothing() -> None:
     """Their lengths are both 0, and 0 divided by 0 would be NaN."""
     latents = torch.ones(TOKENS, 64)
     velocity = 2 * latents  # half of it is all of the latents
-    found = guide(velocity, velocity, latents, 0.5, 3.0, GuidanceNorm.X0)
+    found = guide(velocity, velocity, latents, 0.5, Guidance(3.0), GuidanceNorm.X0)
     torch.testing.assert_close(found, velocity)
 
 
 def test_the_two_norms_are_not_interchangeable(velocities) -> None:
     positive, negative, latents = velocities
     one, other = (
-        guide(positive, negative, latents, SIGMA, SCALE, norm)
+        guide(positive, negative, latents, SIGMA, Guidance(SCALE), norm)
         for norm in (GuidanceNorm.VELOCITY, GuidanceNorm.X0)
     )
     assert (one - other).norm() > 0.05 * one.norm()
@@ -79,7 +80,7 @@ def test_guidance_is_rescaled_as_by_diffusers(velocities, share: float) -> None:
     positive, negative, latents = velocities
     plain = negative + SCALE * (positive - negative)
     [wanted] = rescale_noise_cfg(plain[None], positive[None], share)
-    found = guide(positive, negative, latents, SIGMA, SCALE, GuidanceNorm.NONE, share)
+    found = guide(positive, negative, latents, SIGMA, Guidance(SCALE, share), GuidanceNorm.NONE)
     torch.testing.assert_close(found, wanted)
     if share == 1:
         torch.testing.assert_close(found.std(), positive.std())
@@ -87,20 +88,23 @@ def test_guidance_is_rescaled_as_by_diffusers(velocities, share: float) -> None:
 
 def test_the_velocity_norm_leaves_nothing_to_rescale(velocities) -> None:
     one, other = (
-        guide(*velocities, SIGMA, SCALE, GuidanceNorm.VELOCITY, share) for share in (0.0, 0.7)
+        guide(*velocities, SIGMA, Guidance(SCALE, share), GuidanceNorm.VELOCITY)
+        for share in (0.0, 0.7)
     )
     torch.testing.assert_close(one, other)
 
 
 def test_the_x0_norm_bounds_rescaled_predictions(velocities) -> None:
-    one, other = (guide(*velocities, SIGMA, SCALE, GuidanceNorm.X0, share) for share in (0.0, 0.7))
+    one, other = (
+        guide(*velocities, SIGMA, Guidance(SCALE, share), GuidanceNorm.X0) for share in (0.0, 0.7)
+    )
     assert (one - other).norm() > 0.01 * one.norm()
 
 
 @pytest.mark.parametrize("norm", list(GuidanceNorm))
 def test_at_scale_one_guidance_vanishes(velocities, norm: GuidanceNorm) -> None:
     positive, negative, latents = velocities
-    guided = guide(positive, negative, latents, SIGMA, 1.0, norm)
+    guided = guide(positive, negative, latents, SIGMA, Guidance(), norm)
     torch.testing.assert_close(guided, positive, atol=1e-5, rtol=1e-5)
 
 

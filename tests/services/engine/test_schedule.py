@@ -129,7 +129,7 @@ def test_every_schedule_starts_at_pure_noise() -> None:
     for numerics in map(resolve, choices):
         for steps in (1, 2, 7, 40, 200):
             sigmas = sigmas_for(QWEN, numerics, steps, TOKENS_1024)
-            assert not SamplingPlan(numerics, 64, 64, sigmas, 1.0, seed=1).from_reference
+            assert not SamplingPlan(numerics, 64, 64, sigmas, seed=1).from_reference
 
 
 def test_a_choice_departs_from_its_profile() -> None:

@@ -44,7 +44,7 @@ def test_a_request_whose_caller_has_left_takes_no_further_step() -> None:
     batcher = StepBatcher(sampler, executor, slots=2, max_waiting=2)
     numerics = resolve(None)
     sigmas = sampler.sigmas(numerics, 50, 32, 32, 1.0)
-    plan = SamplingPlan(numerics, 32, 32, sigmas, 1.0, seed=1)
+    plan = SamplingPlan(numerics, 32, 32, sigmas, seed=1)
     batched = batcher.admit(SamplingRequest(plan, 11, False, deadline=inf))
     given = Given(torch.randn(3, 32), None, [torch.randn(4, 4, 4)])
     batched.begin(given, outbox.sink(batched, answers))

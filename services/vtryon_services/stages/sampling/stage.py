@@ -16,8 +16,8 @@ from vtryon.events import (
     ResumeChunk,
     StepFinished,
     UnusedOption,
-    chosen_options,
 )
+from vtryon.sampling_options import reported_fields
 from vtryon.types import PayloadKind, Priority, SampleStart, Stage
 from vtryon.wire.payloads import cut
 from vtryon_services.backends.protocols import OutputOptions, SamplingBackend, StepDone
@@ -66,7 +66,7 @@ class SamplingStage:
                 call,
                 model_digest=self._backend.digest,
                 numerics=numerics_for(STAGE, plan.numerics.to_wire()),
-                **chosen_options(plan),
+                **reported_fields(plan.options),
                 sigmas=plan.sigmas,
                 width=plan.width,
                 height=plan.height,
@@ -102,7 +102,7 @@ class SamplingStage:
         return (
             *unused_options(
                 start,
-                plan.true_cfg_scale,
+                plan.guidance.scale,
                 negative=negative,
                 norm=plan.numerics.guidance_norm,
                 can_preview=self._backend.can_preview,
@@ -135,7 +135,7 @@ def _sampling_request(start: SampleStart, plan: SamplingPlan, call: Call) -> Sam
     return SamplingRequest(
         plan,
         count_tokens(plan, text, shapes[PayloadKind.REFERENCE_LATENTS]),
-        guided=plan.guided and PayloadKind.NEGATIVE_EMBEDDINGS in shapes,
+        guided=plan.guidance.is_on and PayloadKind.NEGATIVE_EMBEDDINGS in shapes,
         priority=start.priority or Priority.INTERACTIVE,
         tenant=call.tenant,
         deadline=time.monotonic() + call.remaining_seconds,

@@ -40,7 +40,7 @@ class Bench:
     def request(self, steps: int = 4, seconds: float = inf, **named: object) -> SamplingRequest:
         numerics = resolve(None)
         sigmas = self.sampler.sigmas(numerics, steps, 32, 32, 1.0)
-        plan = SamplingPlan(numerics, 32, 32, sigmas, 1.0, seed=1)
+        plan = SamplingPlan(numerics, 32, 32, sigmas, seed=1)
         return replace(SamplingRequest(plan, 11, False, deadline=self.clock.now + seconds), **named)
 
     def enter(self, request: SamplingRequest | None = None) -> tuple[BatchedRequest, Recorder]:

@@ -12,6 +12,7 @@ from tests.support.batching import ManualExecutor, Recorder, random_sampler
 
 from vtryon.types import GuidanceNorm, Numerics, Priority, Profile, RopeLayout
 from vtryon_services.engine.batching.batcher import BatchedRequest, StepBatcher
+from vtryon_services.engine.defaults import Guidance
 from vtryon_services.engine.numerics import resolve
 from vtryon_services.engine.plan import SamplingPlan, SamplingRequest
 from vtryon_services.engine.sampler import Given
@@ -48,7 +49,7 @@ def prepare(request: dict) -> tuple[SamplingPlan, Given]:
         width=width,
         height=height,
         sigmas=sampler.sigmas(numerics, request["steps"], width, height, 1.0),
-        true_cfg_scale=request["scale"],
+        guidance=Guidance(request["scale"]),
         seed=request["seed"],
     )
     generator = torch.Generator().manual_seed(request["seed"] * 100 + request["tokens"])
@@ -128,7 +129,7 @@ def test_resumed_equals_uninterrupted(step: int) -> None:
     for _ in range(step):
         sampler.advance([first])
     later = SamplingPlan(
-        plan.numerics, 64, 64, plan.sigmas, plan.true_cfg_scale, plan.seed, first_step=step
+        plan.numerics, 64, 64, plan.sigmas, plan.seed, plan.guidance, first_step=step
     )
     resumed = sampler.begin(
         later, Given(given_.positive, given_.negative, given_.references, resume=first.latents())
