@@ -14,7 +14,7 @@ from tests.support.processes import VTRYON
 
 import vtryon
 from vtryon import types
-from vtryon.options import make_options
+from vtryon.options import TryOnArguments, make_options
 from vtryon.sampling_options import MAX_STEPS, MAX_TRUE_CFG_SCALE
 from vtryon.schedules import denoised_sigmas
 from vtryon.types import GuidanceNorm, Numerics, Profile
@@ -45,13 +45,14 @@ def test_published_templates_are_read(name: str) -> None:
         read(name)
     request = read(name, "FluxKontextImageScale")
     steps, scale, shift, zero_cond_t, pictures = IMPORTED[name]
-    assert (request.steps, request.true_cfg_scale) == (steps, scale)
-    assert request.numerics == Numerics(
+    options = request.options
+    assert (options["steps"], options["true_cfg_scale"]) == (steps, scale)
+    assert options["numerics"] == Numerics(
         profile=Profile.COMFY, shift=shift, guidance_norm=GuidanceNorm.X0
     )
     assert (request.zero_cond_t, len(request.pictures)) == (zero_cond_t, pictures)
     assert set(request.models) == {"transformer", "text_encoder", "vae"}
-    assert (request.negative_prompt is not None) == (scale > 1)
+    assert ("negative_prompt" in options) == (scale > 1)
     assert request.prompt
 
 
@@ -71,7 +72,7 @@ def test_other_templates_are_read_or_refused_by_name(name: str) -> None:
     except vtryon.RequestError as error:
         assert "saves no picture" in error.message or "(node " in error.message
     else:
-        assert request.steps
+        assert request.options["steps"]
         assert request.pictures
 
 
@@ -133,11 +134,13 @@ def test_the_apis_format() -> None:
     request = Reading(Graph.read({"prompt": api_graph()})).read()
     assert request == WorkflowRequest(
         prompt="wear it",
-        negative_prompt="blur",
-        steps=4,
-        true_cfg_scale=2.5,
-        seed=7,
-        numerics=Numerics(profile=Profile.COMFY, shift=3.0, guidance_norm=GuidanceNorm.X0),
+        options=TryOnArguments(
+            negative_prompt="blur",
+            steps=4,
+            true_cfg_scale=2.5,
+            seed=7,
+            numerics=Numerics(profile=Profile.COMFY, shift=3.0, guidance_norm=GuidanceNorm.X0),
+        ),
         pictures=["person.png", "garment.png"],
         models={"vae": "v", "transformer": "q.safetensors", "text_encoder": "c"},
     )
@@ -150,7 +153,7 @@ def test_sizes_and_loras() -> None:
     lora = {"model": ["3", 0], "lora_name": "quick", "strength_model": 0.5}
     graph["15"] = {"class_type": "LoraLoaderModelOnly", "inputs": lora}
     request = Reading(Graph.read(graph)).read()
-    assert (request.width, request.height) == (768, 1024)
+    assert (request.options["width"], request.options["height"]) == (768, 1024)
     assert request.loras == [Lora("quick", 0.5)]
 
 
@@ -234,20 +237,21 @@ def test_a_denoise_runs_exactly_comfyuis_steps_for_every_pair() -> None:
 )
 def test_a_graphs_denoise_becomes_the_sigmas_that_run(steps: int, denoise: float) -> None:
     graph = api_graph(n2={"shift": 3.1}, n11={"steps": steps, "denoise": denoise})
-    request = Reading(Graph.read(graph)).read()
-    assert [*request.sigmas, 0.0] == pytest.approx(comfyui_sigmas(steps, denoise, 3.1))
-    assert (request.steps, len(request.sigmas)) == (steps, steps)
-    check_options(make_options(steps=request.steps, sigmas=request.sigmas))
+    options = Reading(Graph.read(graph)).read().options
+    assert [*options["sigmas"], 0.0] == pytest.approx(comfyui_sigmas(steps, denoise, 3.1))
+    assert (options["steps"], len(options["sigmas"])) == (steps, steps)
+    check_options(make_options(**options))
 
 
 def test_a_denoise_that_drops_no_step_leaves_the_schedule() -> None:
-    assert Reading(Graph.read(api_graph(n11={"denoise": 0.99}))).read().sigmas == ()
+    request = Reading(Graph.read(api_graph(n11={"denoise": 0.99}))).read()
+    assert "sigmas" not in request.options
 
 
 @pytest.mark.parametrize("seed", [0, 2**53, 2**63, 2**64 - 1])
 def test_every_seed_of_comfyui_is_taken(seed: int) -> None:
     request = Reading(Graph.read(api_graph(n11={"seed": seed}))).read()
-    assert request.seed == seed
+    assert request.options["seed"] == seed
 
 
 def test_the_limits_of_an_import_are_those_of_a_request() -> None:
@@ -276,7 +280,8 @@ def test_a_preview_beside_the_result_is_left_out_when_asked() -> None:
     assert reading.read().prompt == "wear it"
     [line] = [line for line in reading.lines if line.node == "14"]
     assert line.becomes == "left out, as was asked"
-    assert Reading(Graph.read(with_preview("12", 0))).read().steps == 4  # the same picture
+    request = Reading(Graph.read(with_preview("12", 0))).read()  # the same picture
+    assert request.options["steps"] == 4
 
 
 def test_a_type_that_is_not_in_the_graph_cannot_be_left_out() -> None:
@@ -414,9 +419,9 @@ def test_a_seed_that_its_node_draws_each_time_is_none() -> None:
     graph = api_graph(n11={"seed": ["14", 0]})
     inputs = {"value": 5, "control_after_generate": "randomize"}
     graph["14"] = {"class_type": "PrimitiveInt", "inputs": inputs}
-    assert Reading(Graph.read(graph)).read().seed is None
+    assert Reading(Graph.read(graph)).read().options["seed"] is None
     inputs["control_after_generate"] = "fixed"
-    assert Reading(Graph.read(graph)).read().seed == 5
+    assert Reading(Graph.read(graph)).read().options["seed"] == 5
 
 
 def test_the_precision_of_a_graph_and_its_other_sizes_are_said() -> None:

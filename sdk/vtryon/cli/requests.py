@@ -92,8 +92,8 @@ class RequestFile:
 
 def describe(request: WorkflowRequest) -> dict[str, Any]:
     """Return a request in the form of a file, without unset options."""
-    options = {name: getattr(request, name, None) for name in _OPTIONS}
-    numerics = plain(request.numerics)
+    options = {"prompt": request.prompt, **plain(request.options)}
+    numerics = options["numerics"]
     checkpoint = {
         **request.models,
         "weight_dtype": request.weight_dtype,
@@ -101,8 +101,7 @@ def describe(request: WorkflowRequest) -> dict[str, Any]:
         "zero_cond_t": request.zero_cond_t,
     }
     described = {
-        **options,
-        "sigmas": list(request.sigmas) or None,
+        **{name: options.get(name) for name in _OPTIONS},
         "numerics": {name: value for name, value in numerics.items() if value is not None},
         "pictures": request.pictures,
         "checkpoint": {name: value for name, value in checkpoint.items() if value is not None},

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from vtryon.errors import RequestError
-from vtryon.sampling_options import MAX_STEPS, MAX_TRUE_CFG_SCALE
+from vtryon.sampling_options import MAX_STEPS, MAX_TRUE_CFG_SCALE, guides
 from vtryon.schedules import denoised_sigmas
 from vtryon.seeds import MAX_SEED
 from vtryon.types import (
@@ -125,25 +125,27 @@ class Reading(Walk):
             self._attempt(part)
 
     def _sampler(self, node: Node) -> None:
-        request = self.request
+        options = self.request.options
         name, scheduler = self._value(node, "sampler_name"), self._value(node, "scheduler")
         if name != "euler":
             raise self._refuse(node, f"sampler_name {name!r}: only euler is supported")
         if scheduler != "simple":
             raise self._refuse(node, f"scheduler {scheduler!r}: only simple is supported")
-        request.steps = self._whole(node, "steps", 1, MAX_STEPS)
-        request.true_cfg_scale = self._number(node, "cfg", 0, MAX_TRUE_CFG_SCALE)
-        if request.true_cfg_scale < 1:
+        steps = options["steps"] = self._whole(node, "steps", 1, MAX_STEPS)
+        cfg = options["true_cfg_scale"] = self._cfg(node)
+        if cfg < 1:
             raise self._refuse(
-                node,
-                f"cfg {request.true_cfg_scale:g}: guidance below 1 is not supported; 1 disables it",
+                node, f"cfg {cfg:g}: guidance below 1 is not supported; 1 disables it"
             )
-        request.seed, said = self._seed(node)
-        words = f"steps {request.steps}, cfg {request.true_cfg_scale:g}, euler, simple, {said}"
+        options["seed"], said = self._seed(node)
+        words = f"steps {steps}, cfg {cfg:g}, euler, simple, {said}"
         denoise = self._denoise(node)
         if denoise < 1:
-            words += f", the last {request.steps} steps of {int(request.steps / denoise)}"
+            words += f", the last {steps} steps of {int(steps / denoise)}"
         self._lines[node.id] = NodeReport(node.id, node.type, words)
+
+    def _cfg(self, node: Node) -> float:
+        return self._number(node, "cfg", 0, MAX_TRUE_CFG_SCALE)
 
     def _seed(self, node: Node) -> tuple[int | None, str]:
         seed = self._whole(node, "seed", 0, MAX_SEED, 0)
@@ -160,7 +162,7 @@ class Reading(Walk):
 
     def _model(self, sampler: Node) -> None:
         """Walk the patches of the model, the last one first."""
-        request, node = self.request, sampler
+        options, node = self.request.options, sampler
         norm, shift = GuidanceNorm.NONE, None
         known = ["CFGNorm", "LoraLoaderModelOnly", "ModelSamplingAuraFlow", "UNETLoader"]
         seen: set[str] = set()
@@ -181,10 +183,10 @@ class Reading(Walk):
         self._weight_dtype(node)
         if shift is None:
             raise self._refuse(node, "no ModelSamplingAuraFlow says which shift it is sampled with")
-        request.numerics = Numerics(profile=Profile.COMFY, shift=shift, guidance_norm=norm)
-        denoise = self._denoise(sampler)
-        if request.steps and int(request.steps / denoise) > request.steps:
-            request.sigmas = denoised_sigmas(request.steps, denoise, shift)
+        options["numerics"] = Numerics(profile=Profile.COMFY, shift=shift, guidance_norm=norm)
+        steps, denoise = options.get("steps"), self._denoise(sampler)
+        if steps and int(steps / denoise) > steps:
+            options["sigmas"] = denoised_sigmas(steps, denoise, shift)
 
     def _lora(self, node: Node) -> None:
         lora = Lora(
@@ -214,12 +216,12 @@ class Reading(Walk):
         self._tell(positive, f"the prompt and its pictures; {rounded}")
         request.prompt = self._prompt(positive)
         request.pictures = self._pictures(positive)
-        if self._number(sampler, "cfg", 0, MAX_TRUE_CFG_SCALE) <= 1:
+        if not guides(self._cfg(sampler)):
             self._use(sampler, "negative")
             return  # at 1 the negative side counts for nothing
         negative = self._encoder(sampler, "negative")
         self._tell(negative, "the negative prompt, with the same pictures")
-        request.negative_prompt = self._prompt(negative)
+        request.options["negative_prompt"] = self._prompt(negative)
         if self._pictures(negative) != request.pictures:
             raise self._refuse(negative, "it has other pictures than the prompt")
 
@@ -277,9 +279,9 @@ class Reading(Walk):
                 raise self._refuse(node, f"batch_size {count}: a try-on gives one picture")
             if self._denoise(sampler) < 1:
                 raise self._refuse(node, "denoise below 1 starts from the person, not from nothing")
-            self.request.width = self._side(node, "width")
-            self.request.height = self._side(node, "height")
-            self._tell(node, f"size {self.request.width} × {self.request.height}")
+            width = self.request.options["width"] = self._side(node, "width")
+            height = self.request.options["height"] = self._side(node, "height")
+            self._tell(node, f"size {width} × {height}")
             return
         self._vae(node)
         image = self._source(node, "pixels", ["LoadImage"])

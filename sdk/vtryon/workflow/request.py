@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from vtryon.types import Numerics, Profile
+from vtryon.options import TryOnArguments
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,7 +20,7 @@ class WorkflowRequest:
     """A graph as arguments of `vtryon.Client.try_on`, and its requirements on the checkpoint.
 
     Attributes:
-        sigmas: the noise levels of a `denoise` below 1; empty if the profile's schedule applies.
+        options: all but the prompt; `sigmas` are there for a `denoise` below 1 alone.
         pictures: file names of the person and the garments in the graph.
         models: names of weights by part: transformer, text_encoder, vae.
         weight_dtype: the precision to which the transformer's weights are cast, if any.
@@ -28,14 +28,7 @@ class WorkflowRequest:
     """
 
     prompt: str = ""
-    negative_prompt: str | None = None
-    steps: int = 0
-    true_cfg_scale: float = 1.0
-    seed: int | None = None
-    sigmas: tuple[float, ...] = ()
-    width: int | None = None
-    height: int | None = None
-    numerics: Numerics = field(default_factory=lambda: Numerics(profile=Profile.COMFY))
+    options: TryOnArguments = field(default_factory=TryOnArguments)
     pictures: list[str] = field(default_factory=list)
     models: dict[str, str] = field(default_factory=dict)
     weight_dtype: str | None = None
