@@ -68,11 +68,19 @@ def diffusers_pipeline(
 
 
 def draw(
-    pipeline: QwenImageEditPlusPipeline, pictures: Sequence[Image.Image], seed: int, **wanted: Any
+    pipeline: QwenImageEditPlusPipeline,
+    pictures: Sequence[Image.Image],
+    seed: int,
+    *,
+    true_cfg_scale: float = 1.0,
+    **wanted: Any,
 ) -> Image.Image:
-    """Draw one picture; `wanted` are the pipeline's own arguments."""
+    """Draw one picture, by default without guidance; `wanted` are the pipeline's own arguments."""
     generator = torch.Generator("cpu").manual_seed(seed)
-    picture: Image.Image = pipeline(image=list(pictures), generator=generator, **wanted).images[0]
+    images = pipeline(
+        image=list(pictures), generator=generator, true_cfg_scale=true_cfg_scale, **wanted
+    ).images
+    picture: Image.Image = images[0]
     return picture
 
 

@@ -123,7 +123,6 @@ def time_diffusers(pipeline: Any, case: Case, images: int, count: float) -> Real
             number,
             prompt=_PROMPT,
             num_inference_steps=case.steps,
-            true_cfg_scale=1.0,
             width=case.side,
             height=case.side,
         )
@@ -147,7 +146,6 @@ async def time_mesh(client: vtryon.Client, case: Case, images: int, count: float
                 garment,
                 _PROMPT,
                 steps=case.steps,
-                true_cfg_scale=1.0,
                 seed=number,
                 width=case.side,
                 height=case.side,

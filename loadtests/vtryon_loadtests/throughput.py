@@ -139,7 +139,6 @@ def draw_with_diffusers(checkpoint: Path, pictures: Pictures) -> Callable[[int],
                     number,
                     prompt=pictures.prompt,
                     num_inference_steps=STEPS,
-                    true_cfg_scale=1.0,
                     width=size[0],
                     height=size[1],
                 )

@@ -138,12 +138,8 @@ class Evaluation:
                 report.rows[f"{other} steps"] = score(drawn, triples)
             for scale in (2.0, 4.0):
                 name = f"{steps} steps, guidance {scale:g}"
-                given: dict[str, Any] = {
-                    "steps": steps,
-                    "true_cfg_scale": scale,
-                    "negative_prompt": " ",
-                }
-                report.rows[name] = score(await self.draw(name, **given), triples)
+                drawn = await self.draw(name, steps=steps, **_guided(scale, " "))
+                report.rows[name] = score(drawn, triples)
             report.obeyed |= await self._obeys_changes(steps)
             report.obeyed[
                 f"a negative prompt, guidance {_NEGATIVE_SCALE:g}"
@@ -194,9 +190,8 @@ class Evaluation:
 
     async def _obeys_negative(self, steps: int) -> float:
         """Share of examples that come out loose without "tucked in", and the other way round."""
-        guided = {"true_cfg_scale": _NEGATIVE_SCALE}
-        loose = Variant(self._wishes(False), _PLAIN, {**guided, "negative_prompt": "tucked in"})
-        tucked = Variant(self._wishes(True), _PLAIN, {**guided, "negative_prompt": "worn loose"})
+        loose = Variant(self._wishes(False), _PLAIN, _guided(_NEGATIVE_SCALE, "tucked in"))
+        tucked = Variant(self._wishes(True), _PLAIN, _guided(_NEGATIVE_SCALE, "worn loose"))
         return await self._obeys("a negative prompt", steps, loose, tucked)
 
     async def _obeys(
@@ -240,6 +235,10 @@ class Evaluation:
             return drawn
 
         return torch.stack(await asyncio.gather(*map(work, range(len(self._people)))))
+
+
+def _guided(scale: float, negative_prompt: str) -> dict[str, Any]:
+    return {"true_cfg_scale": scale, "negative_prompt": negative_prompt}
 
 
 def _distance(drawn: Tensor, truth: Tensor) -> Tensor:

@@ -140,7 +140,6 @@ async def test_a_run_trains_every_part_and_both_the_product_and_diffusers_take_t
         [example.person],
         prompt="x",
         num_inference_steps=1,
-        true_cfg_scale=1.0,
         width=96,
         height=128,
         seed=1,
