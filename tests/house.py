@@ -45,8 +45,8 @@ BOUNDS = {
     "lines of a function, 90th percentile": 20,
     "lines of a function, largest": 80,
     "lines of a module, largest": 400,
-    "modules that name true_cfg_scale": 18,
-    "modules that name guidance_rescale": 8,
+    "modules that name true_cfg_scale": 7,
+    "modules that name guidance_rescale": 4,
 }
 
 
