@@ -2,22 +2,28 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
+from unittest.mock import patch
 
 import torch
 from diffusers import (
     AutoencoderKLQwenImage,
     FlowMatchEulerDiscreteScheduler,
+    QwenImageEditPipeline,
     QwenImageEditPlusPipeline,
     QwenImageTransformer2DModel,
 )
-from diffusers.pipelines.qwenimage import pipeline_qwenimage_edit_plus
+from diffusers.pipelines.qwenimage import pipeline_qwenimage_edit, pipeline_qwenimage_edit_plus
 from PIL import Image
 from transformers import Qwen2_5_VLForConditionalGeneration, Qwen2Tokenizer, Qwen2VLProcessor
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
+
+EditPipeline: TypeAlias = QwenImageEditPipeline | QwenImageEditPlusPipeline
+_PIPELINES = {one.__name__: one for one in (QwenImageEditPipeline, QwenImageEditPlusPipeline)}
 
 
 class _PictureProcessor(Qwen2VLProcessor):  # type: ignore[misc]
@@ -39,10 +45,8 @@ def _mark_picture_tokens(
     return args, {**kwargs, "mm_token_type_ids": marks}
 
 
-def diffusers_pipeline(
-    folder: Path, dtype: torch.dtype = torch.float32
-) -> QwenImageEditPlusPipeline:
-    """Load a checkpoint into QwenImageEditPlusPipeline, on the CPU.
+def diffusers_pipeline(folder: Path, dtype: torch.dtype = torch.float32) -> EditPipeline:
+    """Load a checkpoint into the pipeline that its index names, on the CPU.
 
     Its text encoder is called as transformers 5 wants it: see `_mark_picture_tokens`.
     """
@@ -50,7 +54,8 @@ def diffusers_pipeline(
     images = Qwen2VLImageProcessorPil.from_pretrained(folder / "processor")
     processor = _PictureProcessor(image_processor=images, tokenizer=tokenizer)
     processor.video_processor = None
-    pipeline = QwenImageEditPlusPipeline(
+    index = json.loads((folder / "model_index.json").read_text())
+    pipeline: EditPipeline = _PIPELINES[index["_class_name"]](
         vae=AutoencoderKLQwenImage.from_pretrained(folder / "vae", torch_dtype=dtype),
         text_encoder=Qwen2_5_VLForConditionalGeneration.from_pretrained(
             folder / "text_encoder", dtype=dtype
@@ -68,7 +73,7 @@ def diffusers_pipeline(
 
 
 def draw(
-    pipeline: QwenImageEditPlusPipeline,
+    pipeline: EditPipeline,
     pictures: Sequence[Image.Image],
     seed: int,
     *,
@@ -77,8 +82,11 @@ def draw(
 ) -> Image.Image:
     """Draw one picture, by default without guidance; `wanted` are the pipeline's own arguments."""
     generator = torch.Generator("cpu").manual_seed(seed)
+    image: Any = list(pictures)
+    if isinstance(pipeline, QwenImageEditPipeline):
+        [image] = pictures
     images = pipeline(
-        image=list(pictures), generator=generator, true_cfg_scale=true_cfg_scale, **wanted
+        image=image, generator=generator, true_cfg_scale=true_cfg_scale, **wanted
     ).images
     picture: Image.Image = images[0]
     return picture
@@ -86,13 +94,15 @@ def draw(
 
 @contextmanager
 def reference_area(pixels: int) -> Iterator[None]:
-    """Let the pipeline bring its references to so many pixels: constants, made for photographs."""
-    names = ("VAE_IMAGE_SIZE", "CONDITION_IMAGE_SIZE")
-    before = {name: getattr(pipeline_qwenimage_edit_plus, name) for name in names}
-    try:
-        for name in names:
-            setattr(pipeline_qwenimage_edit_plus, name, pixels)
+    """Let the pipelines bring their references to so many pixels, in place of their constants."""
+    first, plus = pipeline_qwenimage_edit, pipeline_qwenimage_edit_plus
+    to_dimensions = first.calculate_dimensions
+    with ExitStack() as patches:
+        for name in ("VAE_IMAGE_SIZE", "CONDITION_IMAGE_SIZE"):
+            patches.enter_context(patch.object(plus, name, pixels))
+        patches.enter_context(
+            patch.object(
+                first, "calculate_dimensions", lambda _, aspect: to_dimensions(pixels, aspect)
+            )
+        )
         yield
-    finally:
-        for name, value in before.items():
-            setattr(pipeline_qwenimage_edit_plus, name, value)

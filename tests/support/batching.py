@@ -83,4 +83,4 @@ def random_sampler() -> Sampler:
     ).eval()
     checkpoint = Checkpoint.open(SHIPPED_CHECKPOINT)
     schedule = FlowMatchSchedule.from_config(checkpoint.config("scheduler"))
-    return Sampler(transformer, schedule, checkpoint.geometry, "random")
+    return Sampler(transformer, schedule, checkpoint.family, "random")

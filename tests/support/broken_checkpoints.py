@@ -200,13 +200,10 @@ BROKEN: dict[str, Broken] = {
     ),
     # Its index.
     "an index that is no JSON": Broken(write(INDEX, "{"), CORRUPT, ("model_index.json",)),
-    "the first edit model": Broken(
-        change(INDEX, "_class_name", to="QwenImageEditPipeline"),
-        UNSUPPORTED,
-        ("QwenImageEditPipeline", "QwenImageEditPlusPipeline"),
-    ),
     "a model that edits nothing": Broken(
-        change(INDEX, "_class_name", to="QwenImagePipeline"), UNSUPPORTED, ("QwenImagePipeline",)
+        change(INDEX, "_class_name", to="QwenImagePipeline"),
+        UNSUPPORTED,
+        ("QwenImagePipeline", "QwenImageEditPipeline"),
     ),
     "no pipeline class": Broken(
         change(INDEX, "_class_name", drop=True), UNSUPPORTED, ("no pipeline class",)

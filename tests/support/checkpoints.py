@@ -30,7 +30,13 @@ def with_geometry(folder: Path, geometry: Geometry) -> Path:
     return folder
 
 
-def random_checkpoint(folder: Path, geometry: Geometry, *, zero_cond_t: bool = False) -> Path:
+def random_checkpoint(
+    folder: Path,
+    geometry: Geometry,
+    *,
+    zero_cond_t: bool = False,
+    pipeline: str = "QwenImageEditPlusPipeline",
+) -> Path:
     """Random weights, and sizes that are not the shipped ones: half the latent channels too.
 
     Its picture processor keeps a picture's aspect, where the shipped one makes 4 × 4 patches of
@@ -38,7 +44,8 @@ def random_checkpoint(folder: Path, geometry: Geometry, *, zero_cond_t: bool = F
     """
     torch.manual_seed(3)
     folder.mkdir(parents=True)
-    shutil.copy(SHIPPED_CHECKPOINT / "model_index.json", folder)
+    index = json.loads((SHIPPED_CHECKPOINT / "model_index.json").read_text())
+    (folder / "model_index.json").write_text(json.dumps(index | {"_class_name": pipeline}))
     (folder / "tokenizer").symlink_to(SHIPPED_CHECKPOINT / "tokenizer")
     shutil.copytree(SHIPPED_CHECKPOINT / "processor", folder / "processor")
     let_processor_see(folder)
@@ -66,7 +73,7 @@ def random_checkpoint(folder: Path, geometry: Geometry, *, zero_cond_t: bool = F
     transformer.save_pretrained(folder / "transformer")
     qwen_scheduler().save_pretrained(folder / "scheduler")
     _text_encoder().save_pretrained(folder / "text_encoder")
-    (folder / "geometry.json").write_text(geometry.model_dump_json())
+    (folder / "geometry.json").write_text(geometry.model_dump_json(exclude_unset=True))
     return folder
 
 

@@ -21,13 +21,14 @@ from vtryon_services.backends.triton import (
     agreed,
     as_array,
     can_preview,
+    described_family,
     find,
     read_fit,
     read_preview,
     resize_array,
 )
 from vtryon_services.engine.defaults import Guidance
-from vtryon_services.engine.geometry import Geometry
+from vtryon_services.engine.families.family import Family
 from vtryon_services.engine.numerics import resolve
 from vtryon_services.engine.plan import QueuePosition
 from vtryon_services.triton.client import TritonPool
@@ -69,11 +70,13 @@ class TritonTryOn:
     Attributes:
         digests: of the model of each stage.
         can_preview: whether the checkpoint has a preview map.
+        check_pictures: checks the number of pictures of a request; raises `RequestError`.
     """
 
     def __init__(self, pool: TritonPool, described: Mapping[Model, Mapping[str, str]]) -> None:
         self._pool = pool
-        self._geometry = Geometry.model_validate_json(described[Model.LATENT_ENCODER]["geometry"])
+        self._family = described_family(described[Model.LATENT_ENCODER])
+        self.check_pictures = self._family.check_pictures
         self.can_preview = can_preview(described[Model.SAMPLING])
         self.digests = {stage_of(model): one["digest"] for model, one in described.items()}
 
@@ -93,7 +96,8 @@ class TritonTryOn:
 
     def guidance(self, options: TryOnOptions) -> Guidance:
         """Return the guidance of a request."""
-        return self._geometry.defaults_of(resolve(options.numerics).profile).guidance(options)
+        profile = resolve(options.numerics).profile
+        return self._family.geometry.defaults_of(profile).guidance(options)
 
     async def is_ready(self) -> bool:
         """Whether a server can serve the model now."""
@@ -130,7 +134,7 @@ class TritonTryOn:
         )
         async with aclosing(answers):
             async for found in answers:
-                yield _read(found, options, self._geometry)
+                yield _read(found, options, self._family)
 
 
 def _tensors(options: TryOnOptions, pictures: Sequence[Buffer]) -> dict[str, np.ndarray]:
@@ -163,7 +167,7 @@ def _parameters(options: TryOnOptions) -> dict[str, str | int | float]:
 
 
 def _read(
-    found: dict[str, np.ndarray], options: TryOnOptions, geometry: Geometry
+    found: dict[str, np.ndarray], options: TryOnOptions, family: Family
 ) -> QueuePosition | Progress:
     numerics = resolve(options.numerics)
     seconds = float(found["SECONDS"][0])
@@ -184,6 +188,6 @@ def _read(
         seconds,
         float(found["DECODING_SECONDS"][0]) if picture else 0.0,
         read_preview(found),
-        tuple(read_fit(one, geometry, numerics) for one in fits),
+        tuple(read_fit(one, family, numerics) for one in fits),
         picture,
     )

@@ -85,6 +85,10 @@ class Backend(Protocol):
 class LatentEncoderBackend(Backend, Protocol):
     """Encodes pictures."""
 
+    def check_pictures(self, count: int) -> None:
+        """Check the number of pictures at admission; raises `RequestError` if it is wrong."""
+        ...
+
     def check(self, picture: Buffer) -> None:
         """Check a picture's header before queueing; raises `RequestError` if it is invalid."""
         ...
@@ -96,6 +100,10 @@ class LatentEncoderBackend(Backend, Protocol):
 
 class TextEncoderBackend(Backend, Protocol):
     """Encodes prompts."""
+
+    def check_pictures(self, count: int) -> None:
+        """Check the number of pictures at admission; raises `RequestError` if it is wrong."""
+        ...
 
     def check(self, picture: Buffer) -> None:
         """Check a picture's header before queueing; raises `RequestError` if it is invalid."""
@@ -126,6 +134,10 @@ class SamplingBackend(Backend, Protocol):
     width: int
     max_target_area: int
     can_preview: bool
+
+    def check_pictures(self, count: int) -> None:
+        """Check the number of pictures at admission; raises `RequestError` if it is wrong."""
+        ...
 
     def defaults(self, numerics: Resolved) -> Defaults:
         """Steps and scale of a request that names none."""

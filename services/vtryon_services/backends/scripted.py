@@ -53,6 +53,9 @@ class ScriptedLatentEncoder(Backend):
     def __init__(self, seconds: float) -> None:
         self._seconds = seconds
 
+    def check_pictures(self, count: int) -> None:
+        """Accept any number."""
+
     def check(self, picture: Buffer) -> None:
         """Take any bytes for a picture."""
 
@@ -71,6 +74,9 @@ class ScriptedTextEncoder(Backend):
 
     def __init__(self, seconds: float) -> None:
         self._seconds = seconds
+
+    def check_pictures(self, count: int) -> None:
+        """Accept any number."""
 
     def check(self, picture: Buffer) -> None:
         """Take any bytes for a picture."""
@@ -106,6 +112,9 @@ class ScriptedSampling(Backend):
     def __init__(self, seconds: float, limiter: ConcurrencyLimiter) -> None:
         self._seconds = seconds
         self._limiter = limiter
+
+    def check_pictures(self, count: int) -> None:
+        """Accept any number."""
 
     def defaults(self, numerics: Resolved) -> Defaults:
         """Four steps, no guidance."""

@@ -67,6 +67,7 @@ class TorchLatentEncoder(Backend):
     def __init__(self, engine: VaeEncoder) -> None:
         self._engine = engine
         self._batcher = DynamicBatcher(_compute, engine.encode, lambda pixels: pixels.shape, BATCH)
+        self.check_pictures = engine.family.check_pictures
         self.digest = engine.digest
 
     async def encode(self, given: Sequence[Buffer], numerics: Resolved) -> Sequence[Latents]:
@@ -96,6 +97,7 @@ class TorchTextEncoder(Backend):
     def __init__(self, engine: PromptEncoder) -> None:
         self._engine = engine
         self._batcher = DynamicBatcher(_compute, engine.embed, lambda _: None, BATCH)
+        self.check_pictures = engine.family.check_pictures
         self.digest = engine.digest
 
     async def encode(
@@ -162,6 +164,7 @@ class TorchSampling(Backend):
         self._engine = engine
         self.batcher = batcher
         batchers.add(batcher)
+        self.check_pictures = engine.family.check_pictures
         self.digest = engine.digest
         self.channels = engine.channels
         self.width = engine.width

@@ -21,8 +21,10 @@ from vtryon.types import EncodedImage, FitMethod, ImageFormat
 from vtryon.wire.payloads import Buffer
 from vtryon_services.backends.protocols import Backend, Latents, OutputOptions, StepDone
 from vtryon_services.engine import pictures
+from vtryon_services.engine.families.family import Family
+from vtryon_services.engine.families.table import find_family
 from vtryon_services.engine.flow_match import FlowMatchSchedule
-from vtryon_services.engine.geometry import Geometry, with_note
+from vtryon_services.engine.geometry import Geometry
 from vtryon_services.engine.numerics import Resolved
 from vtryon_services.engine.plan import QueuePosition, SamplingRequest
 from vtryon_services.engine.schedule import Scheduled
@@ -99,7 +101,9 @@ class _TritonBackend(Backend):
         self.digest = described["digest"]
         self.channels = int(described["channels"])
         self.width = int(described["width"])
-        self.geometry = Geometry.model_validate_json(described["geometry"])
+        self.family = described_family(described)
+        self.geometry = self.family.geometry
+        self.check_pictures = self.family.check_pictures
         self.max_target_area = self.geometry.max_target_area
 
     async def is_ready(self) -> bool:
@@ -125,7 +129,7 @@ class TritonLatentEncoder(_TritonBackend):
         found = await self._pool.infer(
             self.model, {"PICTURE": as_array(picture), "RESIZE": resize_array(numerics)}
         )
-        fit = read_fit(found["FIT"], self.geometry, numerics)
+        fit = read_fit(found["FIT"], self.family, numerics)
         return Latents(Tensor.from_numpy(found["LATENTS"]), fit)
 
 
@@ -255,12 +259,18 @@ def can_preview(described: Mapping[str, str]) -> bool:
     return described.get(PREVIEWS) != "0"
 
 
-def read_fit(found: np.ndarray, geometry: Geometry, numerics: Resolved) -> Fit:
+def described_family(described: Mapping[str, str]) -> Family:
+    """Make the family of an exported checkpoint, by its metadata."""
+    geometry = Geometry.model_validate_json(described["geometry"])
+    return find_family(described["family"])(geometry)
+
+
+def read_fit(found: np.ndarray, family: Family, numerics: Resolved) -> Fit:
     """Read how a picture was brought to size."""
     from_width, from_height, to_width, to_height, padded = found.tolist()
     method = FitMethod.PAD if padded else FitMethod.AREA
     fit = Fit("", from_width, from_height, to_width, to_height, method)
-    return with_note(fit, geometry, numerics.resize)
+    return family.with_note(fit, numerics.resize)
 
 
 def read_preview(found: Mapping[str, np.ndarray]) -> Picture | None:

@@ -28,6 +28,8 @@ from vtryon.types import Stage
 from vtryon_services.engine import layout
 from vtryon_services.engine.configs import Config, read_config, read_json
 from vtryon_services.engine.content import content_digest, sha256_of
+from vtryon_services.engine.families.family import Family
+from vtryon_services.engine.families.table import find_family
 from vtryon_services.engine.geometry import Geometry
 from vtryon_services.engine.placement import Placement
 from vtryon_services.engine.refusals import corrupt, library_errors, not_found, unsupported
@@ -42,11 +44,6 @@ STAGE_PARTS: Mapping[Stage, tuple[str, ...]] = {
     Stage.TEXT_ENCODER: ("processor", "text_encoder", "tokenizer"),
     Stage.SAMPLING: ("scheduler", "transformer"),
     Stage.DECODING: ("vae",),
-}
-_PIPELINE = "QwenImageEditPlusPipeline"
-_OTHER_PIPELINES = {
-    "QwenImageEditPipeline": "the first edit model, whose prompts and sizes are others",
-    "QwenImagePipeline": "a model that draws from text alone and edits nothing",
 }
 _CLASSES = {
     "vae": ("AutoencoderKLQwenImage",),
@@ -93,9 +90,14 @@ class Checkpoint:
         return checkpoint
 
     @cached_property
+    def family(self) -> Family:
+        """All that is particular to its model."""
+        return find_family(self._index.get("_class_name"))(Geometry.load(self.folder))
+
+    @property
     def geometry(self) -> Geometry:
-        """Sizes and preview map."""
-        return Geometry.load(self.folder)
+        """Sizes, defaults and preview map."""
+        return self.family.geometry
 
     def part(self, name: str) -> Path:
         """Give a part's folder: its class is one that the engine computes, its files are known."""
@@ -148,9 +150,10 @@ class Checkpoint:
     def digest(self, stage: Stage) -> str:
         """Return the sha256 of everything that affects a stage's results, by content.
 
-        It covers weights, configurations, tokenizer and geometry.
+        It covers weights, configurations, tokenizer, geometry and the model's family.
         """
         digest = hashlib.sha256(self.geometry.model_dump_json().encode())
+        digest.update(f"{self.family.pipeline}\n".encode())
         paths = [
             path
             for name in STAGE_PARTS[stage]
@@ -166,13 +169,7 @@ class Checkpoint:
         return read_json(self.folder / "model_index.json", "model_index.json")
 
     def _check_index(self) -> None:
-        named = self._index.get("_class_name")
-        if named != _PIPELINE:
-            about = _OTHER_PIPELINES.get(str(named), "another pipeline")
-            raise unsupported(
-                f"model_index.json names {named or 'no pipeline class'} ({about}); "
-                f"the engine computes {_PIPELINE}"
-            )
+        find_family(self._index.get("_class_name"))
         for name, listed in self._index.items():
             if name.startswith("_"):
                 known = name in _INDEX_FIELDS

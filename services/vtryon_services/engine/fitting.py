@@ -9,7 +9,7 @@ from PIL import Image
 from vtryon.errors import Reason, RequestError
 from vtryon.events import Fit
 from vtryon.types import FitMethod, ResizeFilter
-from vtryon_services.engine.geometry import Geometry, Size, size_of_area, with_note
+from vtryon_services.engine.geometry import Geometry, Size, size_of_area
 
 # How much larger than the area a picture may become by rounding its short side up.
 _MAX_EXCESS = 1.5
@@ -35,12 +35,10 @@ def bring_to_size(
     return _scale(picture, size, resize)
 
 
-def describe_fit(
-    picture: Image.Image, fitted: Image.Image, geometry: Geometry, resize: ResizeFilter
-) -> Fit:
+def describe_fit(picture: Image.Image, fitted: Image.Image, geometry: Geometry) -> Fit:
     """Describe the resize of `bring_to_size`."""
     method = FitMethod.PAD if geometry.fit == "pad" else FitMethod.AREA
-    return with_note(Fit("", *picture.size, *fitted.size, method), geometry, resize)
+    return Fit("", *picture.size, *fitted.size, method)
 
 
 def _scale(picture: Image.Image, size: Size, resize: ResizeFilter) -> Image.Image:

@@ -6,14 +6,12 @@ diffusers keeps these as constants of a pipeline module; they belong to the chec
 from __future__ import annotations
 
 import math
-from dataclasses import replace
 from pathlib import Path
 from typing import Literal, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from vtryon.events import Fit
-from vtryon.types import FitMethod, Profile, ResizeFilter
+from vtryon.types import Profile
 from vtryon_services.engine.defaults import DEFAULTS, Defaults
 from vtryon_services.engine.refusals import corrupt
 
@@ -86,20 +84,3 @@ def size_of_area(area: int, aspect: float, multiple: int) -> Size:
     height = width / aspect
     width, height = (max(multiple, round(side / multiple) * multiple) for side in (width, height))
     return Size(width, height)
-
-
-def with_note(fit: Fit, geometry: Geometry, resize: ResizeFilter) -> Fit:
-    """Note where ComfyUI's way to resize would have come to another size.
-
-    Source: ComfyUI's TextEncodeQwenImageEditPlus, which rounds sides to multiples of 8. Where that
-    gives an odd number of latents, it pads them with those of the opposite edge; sides are rounded
-    to multiples of 16 here instead.
-    """
-    if resize is not ResizeFilter.AREA or fit.method is not FitMethod.AREA:
-        return fit
-    factor = math.sqrt(geometry.reference_area / (fit.from_width * fit.from_height))
-    theirs = Size(*(round(side * factor / 8) * 8 for side in (fit.from_width, fit.from_height)))
-    if theirs == (fit.to_width, fit.to_height):
-        return fit
-    note = f"ComfyUI scales it to {theirs}; sides are rounded to multiples of 16 here"
-    return replace(fit, note=note)

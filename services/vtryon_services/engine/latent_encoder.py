@@ -9,17 +9,14 @@ import torch
 from PIL import Image
 
 from vtryon.events import Fit
-from vtryon.types import ResizeFilter, Stage
+from vtryon.types import Stage
 from vtryon_services.engine import fitting
 from vtryon_services.engine.checkpoint import Checkpoint
-from vtryon_services.engine.geometry import Geometry
+from vtryon_services.engine.families.family import Family
 from vtryon_services.engine.image_vae import Half, ImageVae
 from vtryon_services.engine.numerics import Resolved
 from vtryon_services.engine.outputs import check_output
 from vtryon_services.engine.placement import Placement
-
-# ComfyUI rounds to 8, and some of its sizes then give odd latents, which packing can't take.
-_AREA_MULTIPLE = 16
 
 
 class Fitted(NamedTuple):
@@ -30,30 +27,24 @@ class Fitted(NamedTuple):
 
 
 class VaeEncoder:
-    """The VAE's encoder, and the checkpoint's reference size."""
+    """The VAE's encoder, and the size of references."""
 
-    def __init__(self, vae: ImageVae, geometry: Geometry, digest: str) -> None:
+    def __init__(self, vae: ImageVae, family: Family, digest: str) -> None:
         self._vae = vae
-        self._geometry = geometry
+        self.family = family
         self.digest = digest
 
     @classmethod
     def load(cls, checkpoint: Checkpoint, placement: Placement) -> VaeEncoder:
         """Load the encoder's half of `vae/`."""
         vae = ImageVae.load(checkpoint, placement, half=Half.ENCODER)
-        return cls(vae, checkpoint.geometry, checkpoint.digest(Stage.LATENT_ENCODER))
+        return cls(vae, checkpoint.family, checkpoint.digest(Stage.LATENT_ENCODER))
 
     def fit(self, picture: Image.Image, numerics: Resolved) -> Fitted:
         """Bring a picture to size."""
-        geometry = self._geometry
-        multiple = (
-            _AREA_MULTIPLE if numerics.resize is ResizeFilter.AREA else geometry.reference_multiple
-        )
-        fitted = fitting.bring_to_size(
-            picture, geometry.reference_area, multiple, geometry, numerics.resize
-        )
-        fit = fitting.describe_fit(picture, fitted, geometry, numerics.resize)
-        return Fitted(fitting.to_tensor(fitted), fit)
+        fitted = self.family.fit_reference(picture, numerics.resize)
+        fit = fitting.describe_fit(picture, fitted, self.family.geometry)
+        return Fitted(fitting.to_tensor(fitted), self.family.with_note(fit, numerics.resize))
 
     def encode(self, pixels: Sequence[torch.Tensor]) -> Sequence[torch.Tensor]:
         """Encode pictures of one size.

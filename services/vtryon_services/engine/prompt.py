@@ -1,4 +1,4 @@
-"""The prompt's template, and whether tokenizer, picture processor and text encoder fit it."""
+"""Whether tokenizer, picture processor and text encoder fit the prompt's template."""
 
 from __future__ import annotations
 
@@ -12,18 +12,6 @@ from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLIm
 from vtryon_services.engine.checkpoint import Checkpoint
 from vtryon_services.engine.refusals import corrupt, library_errors, unsupported
 
-# Source: Qwen-Image-Edit's prompt template, as published with diffusers' QwenImageEditPlusPipeline;
-# the model was trained with exactly these words. The first 64 tokens are its fixed preamble.
-TEMPLATE = (
-    "<|im_start|>system\nDescribe the key features of the input image (color, shape, size, "
-    "texture, objects, background), then explain how the user's text instruction should alter or "
-    "modify the image. Generate a new image that meets the user's requirements while maintaining "
-    "consistency with the original input where appropriate.<|im_end|>\n"
-    "<|im_start|>user\n{}<|im_end|>\n<|im_start|>assistant\n"
-)
-PREAMBLE_TOKENS = 64
-PICTURE_TOKEN = "<|image_pad|>"  # noqa: S105
-
 
 def check_together(
     checkpoint: Checkpoint,
@@ -36,17 +24,17 @@ def check_together(
     Raises:
         SettingsError: naming both values.
     """
+    preamble, picture_token = checkpoint.family.preamble, checkpoint.family.picture_token
     with library_errors("tokenizer"):
-        preamble = TEMPLATE.partition("{}")[0]
-        found, picture = (tokenizer(text)["input_ids"] for text in (preamble, PICTURE_TOKEN))
-    if len(found) != PREAMBLE_TOKENS:
+        found, picture = (tokenizer(text)["input_ids"] for text in (preamble.text, picture_token))
+    if len(found) != preamble.tokens:
         raise unsupported(
             f"the tokenizer makes {len(found)} tokens of the template's preamble; "
-            f"the model family needs {PREAMBLE_TOKENS}"
+            f"the model family needs {preamble.tokens}"
         )
     if picture != [config.image_token_id]:
         raise corrupt(
-            f"{PICTURE_TOKEN} is {picture} to the tokenizer, and {config.image_token_id} by "
+            f"{picture_token} is {picture} to the tokenizer, and {config.image_token_id} by "
             "text_encoder/config.json"
         )
     if len(tokenizer) > config.text_config.vocab_size:

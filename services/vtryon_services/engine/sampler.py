@@ -16,9 +16,10 @@ from vtryon.types import RopeLayout, Stage
 from vtryon_services.engine import latents as packing
 from vtryon_services.engine.attention import install
 from vtryon_services.engine.checkpoint import Checkpoint
+from vtryon_services.engine.families.family import Family
 from vtryon_services.engine.flow_match import FlowMatchSchedule
 from vtryon_services.engine.forward import Forward, Prediction, divide
-from vtryon_services.engine.geometry import Geometry, size_of_area
+from vtryon_services.engine.geometry import size_of_area
 from vtryon_services.engine.guidance import guide
 from vtryon_services.engine.outputs import not_finite
 from vtryon_services.engine.placement import Placement
@@ -125,7 +126,7 @@ class Sampler(Scheduled):
         self,
         transformer: QwenImageTransformer2DModel,
         schedule: FlowMatchSchedule,
-        geometry: Geometry,
+        family: Family,
         digest: str,
     ) -> None:
         install(transformer)
@@ -133,7 +134,8 @@ class Sampler(Scheduled):
         self.device: torch.device = transformer.device  # looked up by diffusers, at some cost
         self._forward = Forward(transformer)
         self._schedule = schedule
-        self.geometry = geometry
+        self.family = family
+        self.geometry = family.geometry
         self.digest = digest
         self.channels: int = transformer.config.in_channels // 4
         self.width: int = transformer.config.joint_attention_dim
@@ -150,7 +152,7 @@ class Sampler(Scheduled):
         schedule = load_schedule(checkpoint)
         transformer = load_transformer(checkpoint, placement)
         digest = checkpoint.digest(Stage.SAMPLING)
-        sampler = cls(transformer, schedule, checkpoint.geometry, digest)
+        sampler = cls(transformer, schedule, checkpoint.family, digest)
         if compiled:
             sampler._compile()
         return sampler

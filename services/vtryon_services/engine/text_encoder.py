@@ -11,29 +11,21 @@ from PIL import Image
 from transformers import (
     Qwen2_5_VLConfig,
     Qwen2_5_VLForConditionalGeneration,
-    Qwen2_5_VLModel,
     Qwen2Tokenizer,
 )
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
 from vtryon.errors import RequestError
-from vtryon.types import ResizeFilter, Stage
-from vtryon_services.engine import fitting
+from vtryon.types import Stage
 from vtryon_services.engine.checkpoint import Checkpoint
-from vtryon_services.engine.geometry import Geometry
+from vtryon_services.engine.families.family import Family
 from vtryon_services.engine.numerics import Resolved
 from vtryon_services.engine.outputs import check_output
 from vtryon_services.engine.placement import Placement
-from vtryon_services.engine.prompt import (
-    PICTURE_TOKEN,
-    PREAMBLE_TOKENS,
-    TEMPLATE,
-    check_together,
-)
+from vtryon_services.engine.prompt import check_together
 from vtryon_services.engine.refusals import library_errors
 from vtryon_services.engine.windows import merge_windows_
 
-_PICTURE = "Picture {}: <|vision_start|>{}<|vision_end|>"
 # Text may not switch the template's roles or fake a picture.
 _CONTROL_TOKEN = re.compile(r"<\|\w+\|>")
 
@@ -64,13 +56,13 @@ class PromptEncoder:
         model: Qwen2_5_VLForConditionalGeneration,
         tokenizer: Qwen2Tokenizer,
         processor: Qwen2VLImageProcessorPil,
-        geometry: Geometry,
+        family: Family,
         digest: str,
     ) -> None:
         self.model = model.model
         self._tokenizer = tokenizer
         self._processor = processor
-        self._geometry = geometry
+        self.family = family
         self.digest = digest
 
     @classmethod
@@ -92,7 +84,7 @@ class PromptEncoder:
         model = checkpoint.load_text_encoder(Qwen2_5_VLForConditionalGeneration, placement)
         merge_windows_(model.model.visual)
         digest = checkpoint.digest(Stage.TEXT_ENCODER)
-        return cls(model, tokenizer, processor, checkpoint.geometry, digest)
+        return cls(model, tokenizer, processor, checkpoint.family, digest)
 
     def prepare(
         self, prompts: Sequence[str], images: Sequence[Image.Image], numerics: Resolved
@@ -100,8 +92,10 @@ class PromptEncoder:
         """Check prompts and prepare the pictures that they all speak of.
 
         Raises:
-            RequestError: a prompt holds the model's own control tokens.
+            RequestError: a prompt holds the model's own control tokens, or the model can't use so
+                many pictures.
         """
+        self.family.check_pictures(len(images))
         for text in prompts:
             _check_prompt(text)
         seen = self.see(images, numerics)
@@ -111,7 +105,7 @@ class PromptEncoder:
         """Prepare pictures for the vision tower."""
         if not images:
             return Seen(torch.empty(0), torch.empty(0, 3, dtype=torch.int64))
-        fitted = [self._fit(image, numerics.resize) for image in images]
+        fitted = [self.family.fit_condition(image, numerics.resize) for image in images]
         processed = self._processor(images=fitted, return_tensors="pt")
         return Seen(processed["pixel_values"], processed["image_grid_thw"])
 
@@ -125,7 +119,7 @@ class PromptEncoder:
         Raises:
             StageError: the model returns NaN.
         """
-        texts = [TEMPLATE.format(self._introduce(one.seen.grids) + one.prompt) for one in asked]
+        texts = [self.write(one) for one in asked]
         padded = len(texts) > 1
         tokens = self._tokenizer(texts, padding=padded, padding_side="right", return_tensors="pt")
         device, mask = self.model.device, tokens["attention_mask"]
@@ -133,37 +127,23 @@ class PromptEncoder:
         given = {"input_ids": ids, "attention_mask": mask.to(device)}
         seen = [one.seen for one in asked if len(one.seen.grids)]
         if seen:
-            pixels = torch.cat([one.pixels for one in seen])
-            given["pixel_values"] = pixels.to(device, self.model.dtype)
-            given["image_grid_thw"] = torch.cat([one.grids for one in seen]).to(device)
-            given["mm_token_type_ids"] = picture_tokens(self.model, ids)
+            pixels = torch.cat([one.pixels for one in seen]).to(device, self.model.dtype)
+            grids = torch.cat([one.grids for one in seen]).to(device)
+            picture_token = self.model.config.image_token_id
+            given |= self.family.picture_inputs(ids, pixels, grids, picture_token)
         hidden = self.model(**given).last_hidden_state.cpu()
         lengths = mask.sum(1).tolist()
-        found = [row[PREAMBLE_TOKENS:length] for row, length in zip(hidden, lengths, strict=True)]
+        start = self.family.preamble.tokens
+        found = [row[start:length] for row, length in zip(hidden, lengths, strict=True)]
         for one in found:
             check_output(one, "text encoder")
         return found
 
-    def _fit(self, image: Image.Image, resize: ResizeFilter) -> Image.Image:
-        area = self._geometry.condition_area
-        multiple = 1 if resize is ResizeFilter.AREA else 32
-        return fitting.bring_to_size(image, area, multiple, self._geometry, resize)
-
-    def _introduce(self, grids: torch.Tensor) -> str:
+    def write(self, asked: PromptInputs) -> str:
+        """Write the text that is tokenized: the prompt in the model's template."""
         merge = self._processor.merge_size**2
-        counts = [int(grid.prod()) // merge for grid in grids]
-        return "".join(
-            _PICTURE.format(number, PICTURE_TOKEN * count) for number, count in enumerate(counts, 1)
-        )
-
-
-def picture_tokens(model: Qwen2_5_VLModel, tokens: torch.Tensor) -> torch.Tensor:
-    """Mark picture tokens with 1, and text tokens with 0.
-
-    transformers 5 assigns three-dimensional rotary positions only to marked tokens; without the
-    marks every token silently has the positions of text.
-    """
-    return (tokens == model.config.image_token_id).int()
+        patches = [int(grid.prod()) // merge for grid in asked.seen.grids]
+        return self.family.write_prompt(asked.prompt, patches)
 
 
 def _check_prompt(prompt: str) -> None:

@@ -178,7 +178,8 @@ def _transformer(checkpoint: Checkpoint, placement: Placement) -> ExportGraph:
 
 
 def _language_model(checkpoint: Checkpoint, placement: Placement) -> ExportGraph:
-    model = PromptEncoder.load(checkpoint, placement).model
+    encoder = PromptEncoder.load(checkpoint, placement)
+    model = encoder.model
     if model.language_model.has_sliding_layers:
         raise SettingsError(
             "the text encoder attends by a sliding window, which its graph does not",
@@ -217,7 +218,7 @@ def _language_model(checkpoint: Checkpoint, placement: Placement) -> ExportGraph
         "language_model",
         Stage.TEXT_ENCODER,
         "Tokens of a prompt and patches of its pictures to embeddings.",
-        LanguageModel(model),
+        LanguageModel(model, encoder.family.preamble.tokens),
         draw,
         {
             "tokens": {0: "prompts", 1: "tokens"},

@@ -15,9 +15,8 @@ from torch.nn.functional import scaled_dot_product_attention
 from transformers.models.qwen2_5_vl import modeling_qwen2_5_vl as qwen
 from transformers.vision_utils import get_vision_position_ids, get_vision_window_index
 
+from vtryon_services.engine.families.qwen_image_edit import picture_tokens
 from vtryon_services.engine.image_vae import ImageVae
-from vtryon_services.engine.prompt import PREAMBLE_TOKENS
-from vtryon_services.engine.text_encoder import picture_tokens
 
 Tensors = dict[str, torch.Tensor]
 
@@ -131,8 +130,9 @@ def _modulate(
 class LanguageModel(nn.Module):
     """Qwen2.5-VL up to its last hidden state, pictures included."""
 
-    def __init__(self, model: qwen.Qwen2_5_VLModel) -> None:
+    def __init__(self, model: qwen.Qwen2_5_VLModel, dropped: int) -> None:
         super().__init__()
+        self.dropped = dropped  # tokens of the template's preamble
         for block in model.visual.blocks:
             block.attn = _MaskedAttention(block.attn)
         self.model = model
@@ -179,7 +179,7 @@ class LanguageModel(nn.Module):
             position_ids=positions,
             use_cache=False,
         ).last_hidden_state
-        return hidden[:, PREAMBLE_TOKENS:].float()
+        return hidden[:, self.dropped :].float()
 
 
 class _MaskedAttention(nn.Module):
@@ -223,7 +223,10 @@ def text_positions(
     """
     positions: torch.Tensor
     positions, _ = model.get_rope_index(
-        tokens, picture_tokens(model, tokens), image_grid_thw=grids, attention_mask=attention
+        tokens,
+        picture_tokens(tokens, model.config.image_token_id),
+        image_grid_thw=grids,
+        attention_mask=attention,
     )
     return positions
 

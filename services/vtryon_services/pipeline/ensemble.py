@@ -70,6 +70,7 @@ class EnsembleFlow:
         Raises:
             VtryonError: it failed, and there is no other attempt.
         """
+        self._ensemble.check_pictures(len(self._subjects))
         received = await self._incoming.receive()
         # An ensemble can't be entered in the middle: it begins anew, and draws the same.
         pictures = received[: len(self._subjects)]

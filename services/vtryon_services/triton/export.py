@@ -258,6 +258,7 @@ def _parameters(model: Model, checkpoint: Checkpoint, options: Options) -> dict[
         "dtype": options.dtype,
         "threads": str(options.threads),
         "digest": checkpoint.digest(stage_of(model)),
+        "family": checkpoint.family.pipeline,
         "geometry": checkpoint.geometry.model_dump_json(exclude={"preview"}),
     }
     if model is Model.SAMPLING:

@@ -110,6 +110,7 @@ class SamplingModel:
         check_ranges(start, SamplingRanges, PreviewsRange, SizeRanges, ResumeRanges)
         max_area = self._engine.geometry.max_target_area
         _check_given(given, start, max_area, request.parameters.keys())
+        self._engine.family.check_pictures(len(given.references))
         plan = plan_of(start, self._engine)
         guided = plan.guidance.is_on and given.negative is not None
         sampling_request = SamplingRequest(

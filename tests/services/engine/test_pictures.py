@@ -16,6 +16,7 @@ from vtryon.errors import Reason, RequestError
 from vtryon.types import FitMethod, ImageFormat, ResizeFilter
 from vtryon_services.engine import fitting, pictures
 from vtryon_services.engine.checkpoint import SHIPPED_CHECKPOINT, Checkpoint
+from vtryon_services.engine.families.qwen_image_edit import QwenImageEditPlus
 from vtryon_services.engine.geometry import Geometry, Size, size_of_area
 from vtryon_services.engine.latent_encoder import VaeEncoder
 from vtryon_services.engine.numerics import resolve
@@ -150,7 +151,7 @@ def test_padding_keeps_the_aspect_and_fills_with_the_border() -> None:
     fitted = fitting.bring_to_size(wide, 0, 32, geometry, ResizeFilter.LANCZOS)
     assert fitted.size == (96, 128)
     assert (np.asarray(fitted) == (9, 8, 7)).all()
-    fit = fitting.describe_fit(wide, fitted, geometry, ResizeFilter.LANCZOS)
+    fit = fitting.describe_fit(wide, fitted, geometry)
     assert fit.changed
     assert fit.method is FitMethod.PAD
 
@@ -187,8 +188,7 @@ async def test_comfys_references_are_rounded_to_sixteen(tmp_path) -> None:
     [((800, 1328), "792×1320", (800, 1312)), ((1000, 750), "1184×888", (1184, 880))],
 )
 def test_where_comfy_has_another_reference_size_the_fit_says_so(size, theirs, ours) -> None:
-    geometry = Geometry()
-    engine = VaeEncoder(None, geometry, "")  # type: ignore[arg-type]
+    engine = VaeEncoder(None, QwenImageEditPlus(Geometry()), "")  # type: ignore[arg-type]
     for profile in vtryon.Profile:
         numerics = resolve(vtryon.Numerics(profile=profile))
         pixels, fit = engine.fit(Image.new("RGB", size), numerics)
@@ -200,7 +200,7 @@ def test_where_comfy_has_another_reference_size_the_fit_says_so(size, theirs, ou
 
 
 def test_the_same_reference_size_as_comfy_needs_no_note() -> None:
-    engine = VaeEncoder(None, Geometry(), "")  # type: ignore[arg-type]
+    engine = VaeEncoder(None, QwenImageEditPlus(Geometry()), "")  # type: ignore[arg-type]
     numerics = resolve(vtryon.Numerics(profile=vtryon.Profile.COMFY))
     assert not engine.fit(Image.new("RGB", (512, 512)), numerics).fit.note
 
@@ -209,7 +209,7 @@ def test_comfys_pictures_for_the_text_encoder_are_not_rounded() -> None:
     checkpoint = Checkpoint.open(SHIPPED_CHECKPOINT)
     encoder = PromptEncoder.load(checkpoint, Placement.of("cpu", "fp32"))
     # In place of the shipped checkpoint's small pictures of one size: 384² at their own aspect.
-    encoder._geometry = Geometry()
+    encoder.family = QwenImageEditPlus(Geometry())
     encoder._processor = type(encoder._processor)()
     grids = [
         encoder.see([Image.new("RGB", (100, 75))], resolve(vtryon.Numerics(profile=profile))).grids

@@ -14,7 +14,6 @@ from vtryon_services.engine.checkpoint import Checkpoint
 from vtryon_services.engine.geometry import Geometry
 from vtryon_services.engine.numerics import resolve
 from vtryon_services.engine.placement import Placement
-from vtryon_services.engine.prompt import TEMPLATE
 from vtryon_services.engine.text_encoder import PromptEncoder, PromptInputs
 from vtryon_services.models.modules import text_positions
 
@@ -77,8 +76,7 @@ def language_model_calls(encoder: PromptEncoder) -> Iterator[list[dict]]:
 
 
 def tokens_of(encoder: PromptEncoder, items: list[PromptInputs]) -> list[list[int]]:
-    texts = [TEMPLATE.format(encoder._introduce(one.seen.grids) + one.prompt) for one in items]
-    return [encoder._tokenizer(text)["input_ids"] for text in texts]
+    return [encoder._tokenizer(encoder.write(one))["input_ids"] for one in items]
 
 
 def test_the_rule_by_hand() -> None:

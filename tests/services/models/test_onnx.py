@@ -25,7 +25,6 @@ from vtryon_services.engine.geometry import Geometry
 from vtryon_services.engine.image_vae import ImageVae
 from vtryon_services.engine.numerics import resolve
 from vtryon_services.engine.placement import Placement
-from vtryon_services.engine.prompt import TEMPLATE
 from vtryon_services.engine.sampler import Sampler
 from vtryon_services.engine.text_encoder import PromptEncoder
 from vtryon_services.models import onnx_export
@@ -140,7 +139,7 @@ def test_the_language_model_with_its_vision_tower(checkpoint, repository) -> Non
     asked = encoder.prepare(prompts, images, resolve(Numerics()))
     expected = encoder.embed(asked)
     seen = asked[0].seen
-    texts = [TEMPLATE.format(encoder._introduce(seen.grids) + prompt) for prompt in prompts]
+    texts = [encoder.write(one) for one in asked]
     given = encoder._tokenizer(texts, padding=True, padding_side="right", return_tensors="pt")
     grids = torch.cat([seen.grids, seen.grids])
     found = run(

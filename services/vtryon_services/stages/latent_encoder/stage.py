@@ -82,3 +82,4 @@ class LatentEncoderStage:
                 f"the latent encoder takes 1 to {self._max_pictures} payloads, of kind IMAGE",
                 reason=Reason.PAYLOAD_INVALID,
             )
+        self._backend.check_pictures(len(start.payloads))

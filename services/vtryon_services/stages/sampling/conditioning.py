@@ -27,7 +27,8 @@ def check_declared(start: SampleStart, backend: SamplingBackend, max_references:
         RequestError: something is missing, doubled, too large, or of another shape.
     """
     _check_area(start, backend.max_target_area)
-    _check_counts(start, max_references)
+    references = _check_counts(start, max_references)
+    backend.check_pictures(references)
     target = (backend.channels, start.height // 8, start.width // 8)
     for payload in start.payloads:
         shape = payload.tensor.shape if payload.tensor else ()
@@ -48,7 +49,8 @@ def _check_area(start: SampleStart, max_target_area: int) -> None:
         )
 
 
-def _check_counts(start: SampleStart, max_references: int) -> None:
+def _check_counts(start: SampleStart, max_references: int) -> int:
+    """Check the number of payloads of each kind; give that of the references."""
     counts = Counter(payload.kind for payload in start.payloads)
     if unknown := set(counts) - _EMBEDDINGS - _LATENTS:
         raise payload_invalid(
@@ -70,6 +72,7 @@ def _check_counts(start: SampleStart, max_references: int) -> None:
         raise RequestError("a seed and a NOISE payload exclude each other")
     if bool(counts[PayloadKind.RESUME_LATENTS]) != (start.resume is not None):
         raise RequestError("resume and a RESUME_LATENTS payload go together")
+    return counts[PayloadKind.REFERENCE_LATENTS]
 
 
 def _check_embeddings(payload: Payload, shape: tuple[int, ...], width: int) -> None:

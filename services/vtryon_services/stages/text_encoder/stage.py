@@ -76,6 +76,7 @@ class TextEncoderStage:
                 f"the text encoder takes up to {self._max_pictures} payloads of kind IMAGE",
                 reason=Reason.PAYLOAD_INVALID,
             )
+        self._backend.check_pictures(len(kinds))
 
 
 def _bytes_of(embeddings: Embeddings) -> int:

@@ -1,0 +1,1 @@
+"""Model families: all that is particular to a model, one module per family."""
