@@ -15,7 +15,7 @@ from PIL import Image
 from vtryon.errors import Reason, RequestError
 from vtryon.events import Fit
 from vtryon.types import FitMethod, Profile, ResizeFilter
-from vtryon_services.engine.defaults import Defaults
+from vtryon_services.engine.defaults import DEFAULTS
 from vtryon_services.engine.families.family import Family, Preamble
 from vtryon_services.engine.geometry import Geometry, Size
 from vtryon_services.engine.refusals import unsupported
@@ -126,8 +126,8 @@ class QwenImageEdit(QwenImageEditPlus):
                 f"{area}; {self.pipeline} brings a picture to one size for both encoders: take "
                 "condition_area out"
             )
-        # Source: the defaults of diffusers' QwenImageEditPipeline.
-        own = {Profile.DIFFUSERS: Defaults(steps=50, true_cfg_scale=4.0)}
+        # Source: the published example of the model; its scale is that of 2509.
+        own = {Profile.DIFFUSERS: DEFAULTS[Profile.DIFFUSERS].model_copy(update={"steps": 50})}
         update = {"condition_area": area, "defaults": own | read.defaults}
         super().__init__(read.model_copy(update=update))
 
