@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from diffusers import QwenImageEditPipeline
@@ -15,8 +17,15 @@ import vtryon
 from vtryon import Conditioning, SampleStart
 from vtryon.errors import Reason, RequestError
 from vtryon.jobs import JobState
+from vtryon.types import Payload, PayloadKind, TryOnOptions, TryOnStart
+from vtryon.wire.retry import RetryBudget
 from vtryon_loadtests.diffusers_pipeline import diffusers_pipeline, draw, reference_area
+from vtryon_services.backends.ensemble import TritonTryOn
+from vtryon_services.backends.triton import TritonLatentEncoder, TritonSampling, TritonTextEncoder
 from vtryon_services.engine.geometry import Geometry
+from vtryon_services.pipeline.attempts import FailoverPolicy
+from vtryon_services.pipeline.ensemble import EnsembleFlow
+from vtryon_services.triton.contract import STAGE_MODELS
 
 AREA = 96 * 128
 GEOMETRY = Geometry(reference_area=AREA, max_target_area=512 * 512)
@@ -115,3 +124,30 @@ async def test_every_stage_refuses_another_number_before_it_accepts(first) -> No
             events += [event async for event in run]
         assert not events
         assert caught.value.reason is Reason.PAYLOAD_INVALID
+
+
+async def test_triton_s_backends_and_its_ensemble_refuse_by_what_was_exported() -> None:
+    described = {
+        "digest": "",
+        "channels": "16",
+        "width": "128",
+        "family": "QwenImageEditPipeline",
+        "geometry": Geometry().model_dump_json(exclude={"condition_area", "preview"}),
+        "scheduler": "{}",
+    }
+    pool: Any = None
+    for backend in (TritonLatentEncoder, TritonTextEncoder, TritonSampling):
+        with pytest.raises(RequestError, match="exactly one picture"):
+            backend(pool, described).check_pictures(2)
+    ensemble = TritonTryOn(pool, dict.fromkeys(STAGE_MODELS, described))
+    payloads = [Payload(kind, 1) for kind in (PayloadKind.PERSON_IMAGE, PayloadKind.GARMENT_IMAGE)]
+    nothing: Any = None
+    flow = EnsembleFlow(
+        ensemble,
+        TryOnStart(options=TryOnOptions()),
+        SimpleNamespace(payloads=payloads),  # type: ignore[arg-type]
+        nothing,
+        FailoverPolicy(RetryBudget(), 1, 0),
+    )
+    with pytest.raises(RequestError, match="exactly one picture"):
+        await anext(flow.events())
