@@ -8,6 +8,7 @@ from collections.abc import Iterator
 
 from vtryon import extras
 from vtryon.catalog import JOBS
+from vtryon.checkpoint_source import HubRepository, parse_source
 from vtryon.checks import Finding
 from vtryon.errors import SettingsError
 from vtryon.types import Stage
@@ -37,6 +38,25 @@ def backends() -> Iterator[Finding]:
         yield Finding("checkpoint mannequin", True, f"sha256 {digest[:12]}", True)
     except SettingsError as error:
         yield Finding("checkpoint mannequin", False, str(error), True, "install vtryon again")
+    if text := os.environ.get("VTRYON_CHECKPOINT"):
+        yield _checkpoint(text)
+
+
+def _checkpoint(text: str) -> Finding:
+    """Look for the checkpoint that is set; a hub's repository is not downloaded for that."""
+    from vtryon_services.engine.checkpoint import Checkpoint
+    from vtryon_services.engine.hub import cached
+
+    name = "checkpoint of VTRYON_CHECKPOINT"
+    try:
+        source = parse_source(text)
+        if isinstance(source, HubRepository) and not cached(source):
+            found = f"{source} is not whole in the hub's cache"
+            return Finding(name, False, found, remedy="the first start downloads it")
+        Checkpoint.open(source)
+    except SettingsError as error:
+        return Finding(name, False, error.message, remedy="set VTRYON_CHECKPOINT to another one")
+    return Finding(name, True, f"{source} can be opened")
 
 
 def triton() -> Iterator[Finding]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import pkgutil
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -36,10 +35,10 @@ def serve(
         ),
     ] = None,
     checkpoint: Annotated[
-        Path | None,
+        str | None,
         typer.Option(
-            help="Checkpoint folder in diffusers layout. Default: the small checkpoint in the "
-            "package."
+            help="Checkpoint: a folder in diffusers layout, or hf://org/name[@revision]. Default: "
+            "the small checkpoint in the package."
         ),
     ] = None,
     device: Annotated[

@@ -19,6 +19,7 @@ import structlog
 
 from vtryon import extras
 from vtryon.catalog import CATALOG, JOBS
+from vtryon.checkpoint_source import Source
 from vtryon.errors import SettingsError
 from vtryon.types import Stage
 from vtryon_services.rpc.adapter import Service
@@ -131,7 +132,7 @@ async def _load(stage: Stage, settings: ServiceSettings) -> Service:
     try:
         if checkpoint is not None:
             size = await asyncio.to_thread(_bytes_of, checkpoint)
-            _log.info("loading", **facts, checkpoint=str(checkpoint), bytes=size)
+            _log.info("loading", **facts, checkpoint=str(checkpoint), **size)
         while not (await asyncio.wait({loading}, timeout=_PROGRESS_SECONDS))[0]:
             _log.info("still loading", **facts, seconds=round(time.monotonic() - started))
         service = await loading
@@ -143,5 +144,8 @@ async def _load(stage: Stage, settings: ServiceSettings) -> Service:
     return service
 
 
-def _bytes_of(folder: Path) -> int:
-    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+def _bytes_of(checkpoint: Source) -> dict[str, int]:
+    if not isinstance(checkpoint, Path):
+        return {}  # it may not be downloaded yet
+    files = (path for path in checkpoint.rglob("*") if path.is_file())
+    return {"bytes": sum(path.stat().st_size for path in files)}

@@ -188,7 +188,7 @@ INDEX = "model_index.json"
 BROKEN: dict[str, Broken] = {
     # What is named is no folder in diffusers layout.
     "no folder": Broken(lambda folder: folder / "no", NOT_FOUND, ("no such folder",)),
-    "a hub's name": Broken(lambda _: Path("org/name"), NOT_FOUND, ("org/name", "hf download")),
+    "a hub's name": Broken(lambda _: Path("org/name"), NOT_FOUND, ("org/name", "hf://org/name")),
     "a GGUF file": Broken(elsewhere("q4.gguf"), UNSUPPORTED, ("q4.gguf", "GGUF")),
     "a single file": Broken(
         elsewhere("fp8.safetensors"), UNSUPPORTED, ("fp8.safetensors", "diffusers layout")

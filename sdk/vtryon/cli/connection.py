@@ -30,7 +30,11 @@ TlsCaOption = Annotated[
     typer.Option(help="PEM certificates of the authorities that sign the endpoint's certificate."),
 ]
 CheckpointOption = Annotated[
-    Path | None, typer.Option(help="Checkpoint folder in diffusers layout, for the embedded mesh.")
+    str | None,
+    typer.Option(
+        help="Checkpoint for the embedded mesh: a folder in diffusers layout, or "
+        "hf://org/name[@revision]."
+    ),
 ]
 
 
@@ -41,7 +45,7 @@ class Connection:
     endpoint: str | None
     tls: bool
     tls_ca: Path | None
-    checkpoint: Path | None
+    checkpoint: str | None
 
     @asynccontextmanager
     async def client(self) -> AsyncIterator[Client]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+
 from vtryon.types import Stage
 from vtryon_services.backends import scripted
 from vtryon_services.backends.protocols import (
@@ -10,7 +12,7 @@ from vtryon_services.backends.protocols import (
     SamplingBackend,
     TextEncoderBackend,
 )
-from vtryon_services.engine import layout
+from vtryon_services.engine.hub import find_folder
 from vtryon_services.rpc.concurrency import ConcurrencyLimiter
 from vtryon_services.runtime.settings import StageSettings
 
@@ -23,7 +25,7 @@ async def load_latent_encoder(settings: StageSettings) -> LatentEncoderBackend:
         from vtryon_services.backends.triton import TritonLatentEncoder
 
         return await TritonLatentEncoder.load(settings)
-    _check_checkpoint(settings)
+    await _find_checkpoint(settings)
     from vtryon_services.backends.torch import TorchLatentEncoder
 
     return await TorchLatentEncoder.load(settings)
@@ -37,7 +39,7 @@ async def load_text_encoder(settings: StageSettings) -> TextEncoderBackend:
         from vtryon_services.backends.triton import TritonTextEncoder
 
         return await TritonTextEncoder.load(settings)
-    _check_checkpoint(settings)
+    await _find_checkpoint(settings)
     from vtryon_services.backends.torch import TorchTextEncoder
 
     return await TorchTextEncoder.load(settings)
@@ -52,7 +54,7 @@ async def load_sampling(settings: StageSettings) -> SamplingBackend:
         from vtryon_services.backends.triton import TritonSampling
 
         return await TritonSampling.load(settings)
-    _check_checkpoint(settings)
+    await _find_checkpoint(settings)
     from vtryon_services.backends.torch import TorchSampling
 
     return await TorchSampling.load(settings)
@@ -66,13 +68,13 @@ async def load_decoding(settings: StageSettings) -> DecodingBackend:
         from vtryon_services.backends.triton import TritonDecoding
 
         return await TritonDecoding.load(settings)
-    _check_checkpoint(settings)
+    await _find_checkpoint(settings)
     from vtryon_services.backends.torch import TorchDecoding
 
     return await TorchDecoding.load(settings)
 
 
-def _check_checkpoint(settings: StageSettings) -> None:
-    """Reject a folder that is no checkpoint before the import of torch, which takes seconds."""
+async def _find_checkpoint(settings: StageSettings) -> None:
+    """Download a checkpoint, or reject a bad folder before the import of torch (seconds)."""
     if settings.checkpoint is not None:
-        layout.check_root(settings.checkpoint)
+        await asyncio.to_thread(find_folder, settings.checkpoint)

@@ -24,6 +24,7 @@ from diffusers.utils import logging as diffusers_logging
 from torch import nn
 from transformers.utils import logging as transformers_logging
 
+from vtryon.checkpoint_source import HubRepository, Source
 from vtryon.types import Stage
 from vtryon_services.engine import layout
 from vtryon_services.engine.configs import Config, read_config, read_json
@@ -31,6 +32,7 @@ from vtryon_services.engine.content import content_digest, sha256_of
 from vtryon_services.engine.families.family import Family
 from vtryon_services.engine.families.table import find_family
 from vtryon_services.engine.geometry import Geometry
+from vtryon_services.engine.hub import find_folder
 from vtryon_services.engine.placement import Placement
 from vtryon_services.engine.refusals import corrupt, library_errors, not_found, unsupported
 from vtryon_services.engine.weights import Weights
@@ -74,20 +76,29 @@ class Checkpoint:
     """
 
     folder: Path
+    source: Source
 
     @classmethod
-    def open(cls, folder: Path) -> Checkpoint:
+    def open(cls, source: Source) -> Checkpoint:
         """Check the layout, the model class in the index, and the headers of all weights.
 
-        A missing part is rejected when it is loaded: a stage needs only its own parts.
+        A repository of a model hub is downloaded first. A missing part is rejected when it is
+        loaded: a stage needs only its own parts.
         """
-        layout.check_root(folder)
-        checkpoint = cls(folder)
+        folder = find_folder(source)
+        checkpoint = cls(folder, source)
         checkpoint._check_index()
         for name in _WITH_WEIGHTS:
             if (folder / name).is_dir() and checkpoint._index.get(name):
                 Weights.find(name, checkpoint.part(name))
         return checkpoint
+
+    @property
+    def location(self) -> str:
+        """The source as another process can open it: an absolute path, or a hub's commit."""
+        if isinstance(self.source, HubRepository):
+            return str(HubRepository(self.source.name, self.folder.name))
+        return str(self.folder.resolve())
 
     @cached_property
     def family(self) -> Family:

@@ -6,16 +6,15 @@ change the picture.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Mapping
 from fnmatch import fnmatch
 from pathlib import Path
 
+from vtryon.checkpoint_source import looks_like_repository
 from vtryon.errors import SettingsError
 from vtryon_services.engine.refusals import not_found, unsafe, unsupported
 
 _PICKLES = {".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt"}
-_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 _MODEL = ("config.json", "*.safetensors", "*.safetensors.index.json")
 _TOKENIZER = (
     "tokenizer.json",
@@ -112,6 +111,11 @@ def check_part(part: str, folder: Path) -> None:
         _check_regular(path, f"{part}/{path.name}")
 
 
+def used_patterns() -> list[str]:
+    """Give patterns of all files that a checkpoint may use, by their paths in it."""
+    return [*ROOT_FILES, *(f"{part}/{one}" for part, names in PART_FILES.items() for one in names)]
+
+
 def used_files(part: str, folder: Path) -> Iterator[Path]:
     """Give the files of a part that decide a result, in the order of their names."""
     for path in sorted(folder.iterdir()):
@@ -171,11 +175,10 @@ def _no_folder(path: Path) -> SettingsError:
             "model_index.json, transformer/, text_encoder/, vae/ and so on: name that folder, or "
             "convert the file"
         )
-    if _HUB_ID.fullmatch(str(path)):
+    if looks_like_repository(path):
         return not_found(
-            f"no checkpoint in {path.name}: there is no folder {path} here. A name on a model hub "
-            f"is not downloaded: run `hf download {path} --local-dir {path.name}`, then name "
-            f"the folder {path.name}"
+            f"no checkpoint in {path.name}: there is no folder {path} here. A repository of a "
+            f"model hub is named hf://{path}"
         )
     return not_found(f"no checkpoint in {path.name or path}: there is no such folder")
 

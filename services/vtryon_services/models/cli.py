@@ -75,10 +75,10 @@ def make(
 def export_triton(
     out: Annotated[Path, typer.Argument(help="Output folder; must be empty or missing.")],
     checkpoint: Annotated[
-        Path | None,
+        str | None,
         typer.Option(
-            help="Checkpoint folder in diffusers layout. Default: the small checkpoint in the "
-            "package."
+            help="Checkpoint: a folder in diffusers layout, or hf://org/name[@revision]. Default: "
+            "the small checkpoint in the package."
         ),
     ] = None,
     device: Annotated[str, typer.Option(help='"cpu", or "cuda" for a GPU per instance.')] = "cpu",
@@ -176,10 +176,10 @@ def export_onnx(
     ],
     out: Annotated[Path, typer.Argument(help="Model repository to add to.")],
     checkpoint: Annotated[
-        Path | None,
+        str | None,
         typer.Option(
-            help="Checkpoint folder in diffusers layout. Default: the small checkpoint in the "
-            "package."
+            help="Checkpoint: a folder in diffusers layout, or hf://org/name[@revision]. Default: "
+            "the small checkpoint in the package."
         ),
     ] = None,
     device: Annotated[
@@ -227,16 +227,18 @@ def export_onnx(
         raise typer.Exit(2) from None
 
 
-def _open(folder: Path | None) -> Checkpoint:
+def _open(text: str | None) -> Checkpoint:
     """Open a checkpoint; reject a bad folder before the import of torch, which takes seconds.
 
     Raises:
-        SettingsError: the folder is not a checkpoint that can be used.
+        SettingsError: there is no checkpoint that can be used.
     """
-    from vtryon_services.engine import layout
+    from vtryon.checkpoint_source import parse_source
+    from vtryon_services.engine.hub import find_folder
 
-    if folder is not None:
-        layout.check_root(folder)
+    source = None if text is None else parse_source(text)
+    if source is not None:
+        find_folder(source)
     from vtryon_services.engine.checkpoint import SHIPPED_CHECKPOINT, Checkpoint
 
-    return Checkpoint.open(folder or SHIPPED_CHECKPOINT)
+    return Checkpoint.open(source or SHIPPED_CHECKPOINT)

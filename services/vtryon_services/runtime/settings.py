@@ -24,6 +24,7 @@ from pydantic_settings import (
 from vtryon.catalog import CATALOG
 from vtryon.errors import SettingsError
 from vtryon_services.runtime.addresses import Addresses
+from vtryon_services.runtime.sources import OptionalSource
 
 PREFIX = "VTRYON_"
 # Read by the command-line client, and no service's business.
@@ -267,10 +268,10 @@ class StageSettings(ServiceSettings):
         description="Minimum input size in bytes that is sent to a Triton server on the same "
         "machine through shared memory. 0: never.",
     )
-    checkpoint: Path | None = Field(
+    checkpoint: OptionalSource = Field(
         default=None,
-        description="Checkpoint folder in diffusers layout. Unset: the small checkpoint in the "
-        "package.",
+        description="Checkpoint: a folder in diffusers layout, or `hf://org/name[@revision]` of a "
+        "model hub. Unset: the small checkpoint in the package.",
     )
     device: str = Field(default="cpu", description='torch device: "cpu", "cuda" or "cuda:1".')
     dtype: Literal["fp32", "bf16", "fp16"] = Field(

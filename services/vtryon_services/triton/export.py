@@ -249,11 +249,10 @@ def _write_warm_up(folder: Path, model: Model) -> None:
 def _parameters(model: Model, checkpoint: Checkpoint, options: Options) -> dict[str, str]:
     """Parameters for the loading model and for its clients."""
     channels, width = sizes_of(checkpoint)
-    folder = checkpoint.folder.resolve()
     values = {
         "channels": str(channels),
         "width": str(width),
-        "checkpoint": "" if checkpoint.folder == SHIPPED_CHECKPOINT else str(folder),
+        "checkpoint": "" if checkpoint.folder == SHIPPED_CHECKPOINT else checkpoint.location,
         "device": options.device,
         "dtype": options.dtype,
         "threads": str(options.threads),

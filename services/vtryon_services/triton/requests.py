@@ -9,12 +9,12 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
 from PIL import Image
 
+from vtryon.checkpoint_source import parse_source
 from vtryon.errors import (
     Reason,
     RequestError,
@@ -213,7 +213,9 @@ class ModelSettings:
         torch.set_num_threads(int(self.values["threads"]) or torch.get_num_threads())
         checkpoint = self.values["checkpoint"]
         self.digest = self.values["digest"]
-        self.checkpoint = Checkpoint.open(Path(checkpoint) if checkpoint else SHIPPED_CHECKPOINT)
+        self.checkpoint = Checkpoint.open(
+            parse_source(checkpoint) if checkpoint else SHIPPED_CHECKPOINT
+        )
         device = self.values["device"]
         if device == "cuda":  # the GPU that Triton has given to this instance
             device = f"cuda:{arguments['model_instance_device_id']}"
