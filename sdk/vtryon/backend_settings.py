@@ -11,6 +11,7 @@ ONLY_OF = {
     "checkpoint": "torch",
     "device": "torch",
     "dtype": "torch",
+    "keep_fp8": "torch",
     "threads": "torch",
     "compiled": "torch",
     "triton_url": "triton",

@@ -132,9 +132,10 @@ def lora(folder: Path) -> None:
     )
 
 
-def as_float8(found: dict[str, torch.Tensor]) -> None:
+def as_blocks_of_float8(found: dict[str, torch.Tensor]) -> None:
     name = "transformer_blocks.0.attn.to_q.weight"
     found[name] = found[name].to(torch.float8_e4m3fn)
+    found[f"{name}_scale"] = torch.ones(128, 4)
 
 
 def cut(file: str) -> Break:
@@ -328,7 +329,9 @@ BROKEN: dict[str, Broken] = {
         UNSUPPORTED,
         ("img_in.comfy_quant",),
     ),
-    "float8": Broken(tensors(TRANSFORMER, as_float8), UNSUPPORTED, ("F8_E4M3", "to_q.weight")),
+    "fp8 scaled by blocks": Broken(
+        tensors(TRANSFORMER, as_blocks_of_float8), UNSUPPORTED, ("to_q.weight_scale", "(128, 4)")
+    ),
     "whole numbers": Broken(
         add(TRANSFORMER, "img_in.weight", torch.zeros(128, 64, dtype=torch.int8)),
         UNSUPPORTED,

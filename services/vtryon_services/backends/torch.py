@@ -298,7 +298,8 @@ async def _load_engine(settings: StageSettings, load: Callable[[Checkpoint, Plac
         if settings.threads:
             torch.set_num_threads(settings.threads)
         checkpoint = Checkpoint.open(settings.checkpoint or SHIPPED_CHECKPOINT)
-        return load(checkpoint, Placement.of(settings.device, settings.dtype))
+        placement = Placement.of(settings.device, settings.dtype, keep_fp8=settings.keep_fp8)
+        return load(checkpoint, placement)
 
     return await _run(work)
 

@@ -137,26 +137,13 @@ class Checkpoint:
         self, name: str, model: type[M], placement: Placement, keep: Collection[str] = ()
     ) -> M:
         """Load a part of diffusers, whole or some of its children; see `Weights.load`."""
-        return self.weights(name).load(model, self.config(name), placement, keep)
+        config = self.config(name)
 
-    def load_text_encoder(self, model: type[M], placement: Placement) -> M:
-        """Load `text_encoder/` by transformers, which knows the older names of its weights."""
-        config, weights = self.config("text_encoder"), self.weights("text_encoder")
-        with library_errors("text_encoder"):
-            loaded, info = model.from_pretrained(  # type: ignore[attr-defined]
-                self.folder / "text_encoder",
-                local_files_only=True,
-                use_safetensors=True,
-                output_loading_info=True,
-                dtype=placement.dtype,
-            )
-        unexpected = set(info["unexpected_keys"])
-        if config.get("tie_word_embeddings"):
-            unexpected.discard("lm_head.weight")  # the same as the embeddings
-        weights.check_names({*info["missing_keys"], *map(str, info["mismatched_keys"])}, unexpected)
-        with library_errors("text_encoder"):
-            made: M = loaded.eval().requires_grad_(False).to(placement.device)
-        return made
+        def build() -> M:
+            made: M = model.from_config(config)  # type: ignore[attr-defined]
+            return made
+
+        return self.weights(name).load(build, placement, keep)
 
     def digest(self, stage: Stage) -> str:
         """Return the sha256 of everything that affects a stage's results, by content.

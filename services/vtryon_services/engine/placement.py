@@ -18,13 +18,18 @@ DTYPES: dict[DtypeName, torch.dtype] = {
 
 @dataclass(frozen=True, slots=True)
 class Placement:
-    """A device, and the element type of the weights."""
+    """A device, and the element type of the weights.
+
+    Attributes:
+        keep_fp8: linear layers stored in fp8 stay so in memory, and are dequantised one by one.
+    """
 
     device: torch.device
     dtype: torch.dtype
+    keep_fp8: bool = True
 
     @classmethod
-    def of(cls, device: str, dtype: DtypeName) -> Placement:
+    def of(cls, device: str, dtype: DtypeName, *, keep_fp8: bool = True) -> Placement:
         """Check that the device is there.
 
         Raises:
@@ -35,4 +40,4 @@ class Placement:
         except (RuntimeError, AssertionError) as error:
             reason = str(error).splitlines()[0]
             raise SettingsError(f"the device {device!r} can't be used: {reason}") from error
-        return cls(torch.device(device), DTYPES[dtype])
+        return cls(torch.device(device), DTYPES[dtype], keep_fp8)

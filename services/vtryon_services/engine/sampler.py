@@ -17,6 +17,7 @@ from vtryon_services.engine import latents as packing
 from vtryon_services.engine.attention import install
 from vtryon_services.engine.checkpoint import Checkpoint
 from vtryon_services.engine.families.family import Family
+from vtryon_services.engine.float8 import is_kept
 from vtryon_services.engine.flow_match import FlowMatchSchedule
 from vtryon_services.engine.forward import Forward, Prediction, divide
 from vtryon_services.engine.geometry import size_of_area
@@ -160,6 +161,11 @@ class Sampler(Scheduled):
     @torch.inference_mode()
     def _compile(self) -> None:
         """Compile the blocks for one row, for equal rows and for unequal ones, of any lengths."""
+        if is_kept(self.transformer):
+            raise SettingsError(
+                "compiled blocks do not dequantise weights: set VTRYON_SAMPLING_KEEP_FP8=false to "
+                "dequantise them when they are loaded, or VTRYON_SAMPLING_COMPILED=false"
+            )
         for block in self.transformer.transformer_blocks:
             block.compile(dynamic=True)
         one, other = (self._blank_row(text, (5, 7), (3, 4)) for text in (11, 13))

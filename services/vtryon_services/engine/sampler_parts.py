@@ -32,7 +32,10 @@ def load_transformer(checkpoint: Checkpoint, placement: Placement) -> QwenImageT
     weights = checkpoint.weights("transformer")
     config = _with_marker(checkpoint.config("transformer"), weights)
     _check_transformer({**signature_defaults(QwenImageTransformer2DModel), **config})
-    return weights.load(QwenImageTransformer2DModel, config, placement)
+    return weights.load(
+        lambda: QwenImageTransformer2DModel.from_config(config),
+        placement,
+    )
 
 
 def _with_marker(config: Config, weights: Weights) -> Config:

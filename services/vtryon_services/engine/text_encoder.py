@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 from transformers import (
     Qwen2_5_VLConfig,
-    Qwen2_5_VLForConditionalGeneration,
+    Qwen2_5_VLModel,
     Qwen2Tokenizer,
 )
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
@@ -53,13 +53,13 @@ class PromptEncoder:
 
     def __init__(
         self,
-        model: Qwen2_5_VLForConditionalGeneration,
+        model: Qwen2_5_VLModel,
         tokenizer: Qwen2Tokenizer,
         processor: Qwen2VLImageProcessorPil,
         family: Family,
         digest: str,
     ) -> None:
-        self.model = model.model
+        self.model = model
         self._tokenizer = tokenizer
         self._processor = processor
         self.family = family
@@ -79,10 +79,11 @@ class PromptEncoder:
                 checkpoint.part("processor"), local_files_only=True
             )
         with library_errors("text_encoder/config.json"):
-            config = Qwen2_5_VLConfig.from_pretrained(checkpoint.part("text_encoder"))
+            config = Qwen2_5_VLConfig.from_dict(checkpoint.config("text_encoder"))
         check_together(checkpoint, config, tokenizer, processor)
-        model = checkpoint.load_text_encoder(Qwen2_5_VLForConditionalGeneration, placement)
-        merge_windows_(model.model.visual)
+        weights = checkpoint.weights("text_encoder")
+        model = weights.load(lambda: Qwen2_5_VLModel(config), placement)
+        merge_windows_(model.visual)
         digest = checkpoint.digest(Stage.TEXT_ENCODER)
         return cls(model, tokenizer, processor, checkpoint.family, digest)
 

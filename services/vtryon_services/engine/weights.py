@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import TypeVar
 
 import torch
 from accelerate import init_empty_weights
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from torch import nn
 
 from vtryon.errors import SettingsError
+from vtryon_services.engine import float8
+from vtryon_services.engine.headers import Stored, read_header
 from vtryon_services.engine.layout import is_harmless, refuse_file
 from vtryon_services.engine.placement import Placement
 from vtryon_services.engine.refusals import corrupt, few, library_errors, not_found, unsupported
@@ -24,18 +26,17 @@ M = TypeVar("M", bound=nn.Module)
 ZERO_COND_MARKER = "__index_timestep_zero__"
 _FLOATS = {"F16", "BF16", "F32", "F64"}
 _LORA = re.compile(r"lora_|\.lora\.|lokr_|hada_|\.diff_b$|\.alpha$")
-_SCALES = re.compile(r"scale_weight|weight_scale|scale_input|input_scale|scaled_fp8|comfy_quant")
-_QUANTISED = re.compile(r"\.absmax$|quant_map|bitsandbytes|\.qweight$|\.qzeros$")
+_QUANTISED = re.compile(
+    r"\.absmax$|quant_map|bitsandbytes|\.qweight$|\.qzeros$|weight_scale|pre_quant_scale|scaled_fp8"
+)
+# As transformers 4 named the text encoder's tensors.
+_OLDER = (
+    (re.compile(r"^visual\."), "model.visual."),
+    (re.compile(r"^model\.(?!language_model\.|visual\.)"), "model.language_model."),
+)
+_LOGITS = "lm_head.weight"
 _COMFY = ("model.diffusion_model.", "first_stage_model.", "conditioner.")
 _STEMS = {"vae": "diffusion_pytorch_model", "transformer": "diffusion_pytorch_model"}
-
-
-class Stored(NamedTuple):
-    """A tensor in a file."""
-
-    file: Path
-    dtype: str
-    shape: tuple[int, ...]
 
 
 @dataclass(frozen=True)
@@ -55,7 +56,7 @@ class Weights:
         """
         tensors: dict[str, Stored] = {}
         for path in _files(part, folder):
-            own = _read_header(f"{part}/{path.name}", path)
+            own = read_header(f"{part}/{path.name}", path)
             if doubled := sorted(own.keys() & tensors.keys()):
                 raise corrupt(f"{part} has {few(doubled)} in two files")
             tensors.update(own)
@@ -68,9 +69,10 @@ class Weights:
                     f"{part} lacks {few(sorted(lost))} where {index.name} lists them: "
                     "download it again"
                 )
-        for name, stored in tensors.items():
+        scaled = float8.attach_scales(part, tensors)
+        for name, stored in scaled.items():
             _check_tensor(f"{part}/{stored.file.name}", name, stored.dtype)
-        return cls(part, tensors)
+        return cls(part, _renamed(scaled) if part == "text_encoder" else scaled)
 
     @property
     def files(self) -> list[Path]:
@@ -82,34 +84,41 @@ class Weights:
         """The weights' names, without the marker that stands for a setting."""
         return self.tensors.keys() - {ZERO_COND_MARKER}
 
+    @property
+    def is_float8(self) -> bool:
+        """Whether some are stored in fp8."""
+        return any(stored.dtype in float8.FLOAT8 for stored in self.tensors.values())
+
     def load(
         self,
-        model: type[M],
-        config: Mapping[str, Any],
+        build: Callable[[], M],
         placement: Placement,
         keep: Collection[str] = (),
     ) -> M:
-        """Create a diffusers model with these weights, each read once, onto its device.
+        """Create a model with these weights, each read once, onto its device.
 
         Args:
-            model: its class.
-            config: of the class; its fields have been checked.
-            placement: device and element type.
+            build: creates the model, of a configuration whose fields have been checked.
+            placement: device and element type, and whether fp8 stays fp8 in memory.
             keep: the child modules to load; all by default.
 
         Raises:
             SettingsError: names or shapes differ from the configured model's.
         """
         with library_errors(self.part), init_empty_weights():
-            made: M = model.from_config(dict(config))  # type: ignore[attr-defined]
+            made = build()
         shapes = {name: tuple(one.shape) for name, one in made.state_dict().items()}
         self.check_names(shapes.keys() - self.names, self.names - shapes.keys())
         self._check_shapes(shapes)
         for name, _ in list(made.named_children()):
             if keep and name not in keep:
                 setattr(made, name, nn.Identity())
+        if placement.keep_fp8:
+            float8.keep_(made, self.tensors)
         with library_errors(self.part):
-            made.load_state_dict(self._read(made.state_dict(), placement), assign=True)
+            wanted = made.state_dict()
+            made.load_state_dict(self._read(wanted, placement), assign=True)
+            del wanted
             return made.eval().requires_grad_(False).to(placement.device)
 
     def check_names(self, missing: Iterable[str], unexpected: Iterable[str]) -> None:
@@ -139,12 +148,52 @@ class Weights:
     def _read(self, wanted: Collection[str], placement: Placement) -> dict[str, torch.Tensor]:
         found: dict[str, torch.Tensor] = {}
         own = placement.device.type == "cpu"  # not a view of the file, which may be replaced
+        one, scales = torch.ones((), device=placement.device), self._scales(wanted, placement)
         for path in self.files:
             with safe_open(path, framework="pt", device=str(placement.device)) as file:
-                for name in file.keys():  # noqa: SIM118
-                    if name in wanted:
-                        found[name] = file.get_tensor(name).to(placement.dtype, copy=own)
+                for name, stored in self.tensors.items():
+                    if stored.file != path or name not in wanted:
+                        continue
+                    tensor = file.get_tensor(stored.key)
+                    if stored.dtype not in float8.FLOAT8:
+                        found[name] = tensor.to(placement.dtype, copy=own)
+                        continue
+                    scale = scales.get(name, one).clone()
+                    kept = f"{name.removesuffix('.weight')}.scale"
+                    if kept in wanted:
+                        found[name], found[kept] = tensor.clone(), scale
+                    else:
+                        found[name] = float8.dequantise(tensor, scale, placement.dtype)
         return found
+
+    def _scales(self, wanted: Collection[str], placement: Placement) -> dict[str, torch.Tensor]:
+        scaled = [(name, one, one.scale) for name, one in self.tensors.items() if name in wanted]
+        found = {}
+        for path in {scale.file for _, _, scale in scaled if scale}:
+            with safe_open(path, framework="pt", device=str(placement.device)) as file:
+                for name, stored, scale in scaled:
+                    if scale and scale.file == path:
+                        values = file.get_tensor(scale.key)
+                        found[name] = float8.spread(values, len(stored.shape))
+        return found
+
+
+def _renamed(tensors: Mapping[str, Stored]) -> dict[str, Stored]:
+    """Name the text encoder's tensors as its model does, without those of the logits.
+
+    Raises:
+        SettingsError: two tensors have one name.
+    """
+    found: dict[str, Stored] = {}
+    for key, stored in tensors.items():
+        name = key
+        for older, newer in _OLDER:
+            name = older.sub(newer, name)
+        if name in found:
+            raise corrupt(f"text_encoder has {key} and {found[name].key}, two names of a tensor")
+        if name != _LOGITS:  # never computed
+            found[name.removeprefix("model.")] = stored
+    return found
 
 
 def _files(part: str, folder: Path) -> list[Path]:
@@ -212,24 +261,12 @@ def _no_weights(part: str, stem: str, others: list[str]) -> SettingsError:
 
 def _not_chosen(part: str, name: str, path: Path) -> SettingsError:
     label = f"{part}/{name}"
-    if any(_LORA.search(key) for key in _read_header(label, path)):
+    if any(_LORA.search(key) for key in read_header(label, path)):
         return unsupported(
             f"{label} is a LoRA, which would not be applied: merge it into the weights "
             "(fuse_lora of diffusers), or move it out of the checkpoint"
         )
     return refuse_file(path, label)
-
-
-def _read_header(label: str, path: Path) -> dict[str, Stored]:
-    try:
-        with safe_open(path, framework="pt") as file:
-            parts = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118
-            return {
-                name: Stored(path, part.get_dtype(), tuple(part.get_shape()))
-                for name, part in parts.items()
-            }
-    except (SafetensorError, OSError) as error:
-        raise corrupt(f"{label} is no whole safetensors file") from error
 
 
 def _check_tensor(label: str, name: str, dtype: str) -> None:
@@ -244,12 +281,7 @@ def _check_tensor(label: str, name: str, dtype: str) -> None:
         raise unsupported(
             f"{label} holds a LoRA ({name}), which would not be applied: merge it into the weights"
         )
-    if dtype.startswith("F8") or _SCALES.search(name):
-        raise unsupported(
-            f"{label} holds scaled or 8-bit floating-point weights ({name}, {dtype}), whose "
-            "scales would not be applied: convert it to bf16, or take the bf16 weights"
-        )
-    if dtype not in _FLOATS or _QUANTISED.search(name):
+    if dtype not in {*_FLOATS, *float8.FLOAT8} or _QUANTISED.search(name):
         raise unsupported(
             f"{label} holds quantised weights ({name}, {dtype}), which are not computed with: "
             "dequantise it to bf16, or take the bf16 weights"

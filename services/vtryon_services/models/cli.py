@@ -209,7 +209,7 @@ def export_onnx(
         from vtryon_services.models.graphs import make_graph
         from vtryon_services.models.onnx_export import export_onnx as export
 
-        placement = Placement.of(device, dtype)
+        placement = Placement.of(device, dtype, keep_fp8=False)
         for one in stages:
             with console.status(f"exporting {one}"):
                 graph = make_graph(one, opened, placement)

@@ -277,6 +277,12 @@ class StageSettings(ServiceSettings):
     dtype: Literal["fp32", "bf16", "fp16"] = Field(
         default="fp32", description="Element type of the weights and of most arithmetic."
     )
+    keep_fp8: bool = Field(
+        default=True,
+        description="Keep linear layers that are stored in fp8 so in memory, and dequantise each "
+        "one as it is computed. If false, they are dequantised once, when loaded: twice the memory "
+        "or more, faster steps.",
+    )
     threads: int = Field(default=0, ge=0, description="torch CPU threads. 0: torch's own default.")
     compiled: bool = Field(
         default=False,

@@ -19,6 +19,7 @@ VALUES = {
     "checkpoint": "/models/mine",
     "device": "cuda",
     "dtype": "bf16",
+    "keep_fp8": "false",
     "threads": "2",
     "compiled": "true",
     "triton_url": "triton:8001",
