@@ -1,14 +1,16 @@
-"""Where a checkpoint is: in a folder, or in a repository of a model hub."""
+"""Where a checkpoint is: in a folder, in ComfyUI's, or in a repository of a model hub."""
 
 from __future__ import annotations
 
 import re
 from dataclasses import dataclass
 from pathlib import Path
+from urllib.parse import parse_qsl, quote, urlencode
 
 from vtryon.errors import SettingsError
 
-_HUB = "hf://"
+_HUB, _COMFYUI = "hf://", "comfyui:"
+_CHOICES = ("transformer", "text_encoder", "vae", "tokenizer", "pipeline")
 _NAME = r"[A-Za-z0-9_][A-Za-z0-9_.-]*"
 _REPOSITORY = re.compile(rf"(?P<name>{_NAME}/{_NAME})(?:@(?P<revision>[A-Za-z0-9_][\w./-]*))?")
 
@@ -29,20 +31,41 @@ class HubRepository:
         return f"{_HUB}{self.name}" + (f"@{self.revision}" if self.revision else "")
 
 
-Source = Path | HubRepository
-"""A folder, or a repository of a model hub."""
+@dataclass(frozen=True, slots=True)
+class ComfyFolder:
+    """ComfyUI's `models` folder.
+
+    Attributes:
+        choices: part and file of those that are named, each part once; of `tokenizer` a folder or
+            repository, of `pipeline` a class of diffusers.
+    """
+
+    folder: Path
+    choices: tuple[tuple[str, str], ...] = ()
+
+    def __str__(self) -> str:
+        choices = urlencode(self.choices, safe="/:@", quote_via=quote)
+        return f"{_COMFYUI}{self.folder}" + (f"?{choices}" if choices else "")
+
+
+Source = Path | HubRepository | ComfyFolder
+"""A folder in diffusers layout, a repository of a model hub, or ComfyUI's folder."""
 
 
 def parse_source(text: str | Source) -> Source:
-    """Read a checkpoint's source as users write it: a folder's path, or hf://org/name[@revision].
+    """Read a checkpoint's source as users write it.
+
+    A folder's path, hf://org/name[@revision], or comfyui:FOLDER[?transformer=NAME&vae=NAME…].
 
     Raises:
-        SettingsError: it starts with hf:// and is no name of a repository, or is no text at all.
+        SettingsError: no name follows hf://, comfyui: has unknown choices, or it is no text.
     """
-    if isinstance(text, Path | HubRepository):
+    if isinstance(text, Path | HubRepository | ComfyFolder):
         return text
     if not isinstance(text, str):
         raise SettingsError(f"{text!r} is no checkpoint: a folder's path, or hf://org/name")
+    if text.startswith(_COMFYUI):
+        return _parse_comfyui(text)
     if not text.startswith(_HUB):
         return Path(text)
     found = _REPOSITORY.fullmatch(text.removeprefix(_HUB))
@@ -52,6 +75,19 @@ def parse_source(text: str | Source) -> Source:
             "branch, a tag or a commit"
         )
     return HubRepository(found["name"], found["revision"])
+
+
+def _parse_comfyui(text: str) -> ComfyFolder:
+    folder, _, query = text.removeprefix(_COMFYUI).partition("?")
+    choices = parse_qsl(query, keep_blank_values=True)
+    names = [name for name, _ in choices]
+    whole = all(value for _, value in choices) and bool(choices) == bool(query)
+    if not folder or not whole or len({*names}) < len(names) or {*names} - {*_CHOICES}:
+        raise SettingsError(
+            f"{text} is no folder of ComfyUI's: write comfyui:FOLDER, or comfyui:FOLDER?PART=NAME "
+            f"with a name for some of {', '.join(_CHOICES)}, once each and joined by &"
+        )
+    return ComfyFolder(Path(folder), tuple(choices))
 
 
 def looks_like_repository(path: Path) -> bool:

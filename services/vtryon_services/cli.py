@@ -37,8 +37,8 @@ def serve(
     checkpoint: Annotated[
         str | None,
         typer.Option(
-            help="Checkpoint: a folder in diffusers layout, or hf://org/name[@revision]. Default: "
-            "the small checkpoint in the package."
+            help="Checkpoint: a folder in diffusers layout, hf://org/name[@revision], or "
+            "comfyui:FOLDER. Default: the small checkpoint in the package."
         ),
     ] = None,
     device: Annotated[

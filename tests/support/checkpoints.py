@@ -14,7 +14,7 @@ from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 
 from vtryon_services.engine.checkpoint import SHIPPED_CHECKPOINT
 from vtryon_services.engine.geometry import Geometry
-from vtryon_services.models.architectures import SCHEDULER
+from vtryon_services.engine.published import SCHEDULER
 from vtryon_services.models.make import let_processor_see
 
 PARTS = ("vae", "text_encoder", "tokenizer", "processor", "transformer", "scheduler")

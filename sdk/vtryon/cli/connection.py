@@ -32,8 +32,8 @@ TlsCaOption = Annotated[
 CheckpointOption = Annotated[
     str | None,
     typer.Option(
-        help="Checkpoint for the embedded mesh: a folder in diffusers layout, or "
-        "hf://org/name[@revision]."
+        help="Checkpoint for the embedded mesh: a folder in diffusers layout, "
+        "hf://org/name[@revision], or comfyui:FOLDER."
     ),
 ]
 

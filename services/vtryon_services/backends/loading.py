@@ -12,7 +12,7 @@ from vtryon_services.backends.protocols import (
     SamplingBackend,
     TextEncoderBackend,
 )
-from vtryon_services.engine.hub import find_folder
+from vtryon_services.engine.sources import check_source
 from vtryon_services.rpc.concurrency import ConcurrencyLimiter
 from vtryon_services.runtime.settings import StageSettings
 
@@ -77,4 +77,4 @@ async def load_decoding(settings: StageSettings) -> DecodingBackend:
 async def _find_checkpoint(settings: StageSettings) -> None:
     """Download a checkpoint, or reject a bad folder before the import of torch (seconds)."""
     if settings.checkpoint is not None:
-        await asyncio.to_thread(find_folder, settings.checkpoint)
+        await asyncio.to_thread(check_source, settings.checkpoint)

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
@@ -24,7 +24,7 @@ from diffusers.utils import logging as diffusers_logging
 from torch import nn
 from transformers.utils import logging as transformers_logging
 
-from vtryon.checkpoint_source import HubRepository, Source
+from vtryon.checkpoint_source import ComfyFolder, HubRepository, Source
 from vtryon.types import Stage
 from vtryon_services.engine import layout
 from vtryon_services.engine.configs import Config, read_config, read_json
@@ -32,9 +32,9 @@ from vtryon_services.engine.content import content_digest, sha256_of
 from vtryon_services.engine.families.family import Family
 from vtryon_services.engine.families.table import find_family
 from vtryon_services.engine.geometry import Geometry
-from vtryon_services.engine.hub import find_folder
 from vtryon_services.engine.placement import Placement
 from vtryon_services.engine.refusals import corrupt, library_errors, not_found, unsupported
+from vtryon_services.engine.sources import find_folder
 from vtryon_services.engine.weights import Weights
 
 SHIPPED_CHECKPOINT = Path(__file__).parents[1] / "mannequin" / "checkpoint"
@@ -85,6 +85,10 @@ class Checkpoint:
         A repository of a model hub is downloaded first. A missing part is rejected when it is
         loaded: a stage needs only its own parts.
         """
+        if isinstance(source, ComfyFolder):
+            from vtryon_services.engine.comfy_checkpoint import ComfyCheckpoint  # stands on this
+
+            return ComfyCheckpoint.of(source)
         folder = find_folder(source)
         checkpoint = cls(folder, source)
         checkpoint._check_index()
@@ -152,15 +156,23 @@ class Checkpoint:
         """
         digest = hashlib.sha256(self.geometry.model_dump_json().encode())
         digest.update(f"{self.family.pipeline}\n".encode())
-        paths = [
-            path
-            for name in STAGE_PARTS[stage]
-            for path in layout.used_files(name, self.folder / name)
-        ]
+        used = [one for name in STAGE_PARTS[stage] for one in self._used(name)]
+        for name in STAGE_PARTS[stage]:
+            digest.update(self._settings(name).encode())
         with ThreadPoolExecutor(_DIGESTS_AT_ONCE) as pool, library_errors("the checkpoint"):
-            for path, own in zip(paths, pool.map(content_digest, paths), strict=True):
-                digest.update(f"{self._label(path)}:{own}\n".encode())
+            digests = pool.map(content_digest, [path for _, path in used])
+            for (label, _), own in zip(used, digests, strict=True):
+                digest.update(f"{label}:{own}\n".encode())
         return digest.hexdigest()
+
+    def _used(self, name: str) -> Iterator[tuple[str, Path]]:
+        """Give label and path of a part's files that decide a result."""
+        for path in layout.used_files(name, self.folder / name):
+            yield self._label(path), path
+
+    def _settings(self, _name: str) -> str:
+        """Give settings of a part that are in none of its files."""
+        return ""
 
     @cached_property
     def _index(self) -> dict[str, Any]:

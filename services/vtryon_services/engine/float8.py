@@ -21,7 +21,7 @@ from vtryon_services.engine.refusals import corrupt, few, unsupported
 
 FLOAT8 = {"F8_E4M3": torch.float8_e4m3fn, "F8_E5M2": torch.float8_e5m2}
 _FORMATS = {"float8_e4m3fn": "F8_E4M3", "float8_e5m2": "F8_E5M2"}
-_MARKER = "scaled_fp8"
+MARKER = "scaled_fp8"
 _WEIGHT_SCALES = ("scale_weight", "weight_scale")
 _INPUT_SCALES = ("scale_input", "input_scale")
 _QUANT = "comfy_quant"
@@ -90,24 +90,22 @@ def attach_scales(part: str, tensors: Mapping[str, Stored]) -> dict[str, Stored]
     found = dict(tensors)
     for name, stored in tensors.items():
         owner, _, kind = name.rpartition(".")
-        if name == _MARKER:
+        if name == MARKER:
             del found[name]
-        elif kind in {*_WEIGHT_SCALES, *_INPUT_SCALES, _QUANT}:
-            del found[name]
-            weight = tensors.get(f"{owner}.weight")
-            if weight is None or weight.dtype not in FLOAT8:
-                raise _not_of_float8(part, name, weight)
-            if kind == _QUANT:
-                _check_quant(part, name, markers[name], weight)
-            elif kind in _WEIGHT_SCALES:
-                _check_scale(part, name, stored, weight)
-                if found[f"{owner}.weight"].scale is not None:
-                    raise corrupt(f"{part}: {owner} has two scales of its weight")
-                found[f"{owner}.weight"] = weight._replace(scale=stored)
+        if kind not in {*_WEIGHT_SCALES, *_INPUT_SCALES, _QUANT}:
+            continue
+        del found[name]
+        weight = tensors.get(f"{owner}.weight")
+        if weight is None or weight.dtype not in FLOAT8:
+            raise _not_of_float8(part, name, weight)
+        if kind == _QUANT:
+            _check_quant(part, name, markers[name], weight)
+        elif kind in _WEIGHT_SCALES:
+            found[f"{owner}.weight"] = _scaled(part, name, stored, found[f"{owner}.weight"])
     return found
 
 
-def _check_scale(part: str, name: str, scale: Stored, weight: Stored) -> None:
+def _scaled(part: str, name: str, scale: Stored, weight: Stored) -> Stored:
     rows = weight.shape[0] if weight.shape else 1
     fits = scale.elements == 1 or scale.shape in {(rows,), (rows, *[1] * (len(weight.shape) - 1))}
     if not fits or scale.dtype not in _SCALE_TYPES:
@@ -116,6 +114,9 @@ def _check_scale(part: str, name: str, scale: Stored, weight: Stored) -> None:
             f"are known for the whole tensor or for each of its {rows} rows, in floating point: "
             "take the bf16 weights, or those scaled so"
         )
+    if weight.scale is not None:
+        raise corrupt(f"{part}: {name} is a second scale of its weight")
+    return weight._replace(scale=scale)
 
 
 def _markers(tensors: Mapping[str, Stored]) -> dict[str, torch.Tensor]:

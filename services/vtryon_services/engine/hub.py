@@ -3,31 +3,21 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import structlog
 
 from vtryon import extras
-from vtryon.checkpoint_source import HubRepository, Source
+from vtryon.checkpoint_source import HubRepository
 from vtryon.errors import SettingsError
 from vtryon_services.engine import layout
 from vtryon_services.engine.refusals import not_found
 
 _lock = threading.Lock()
-_found: dict[HubRepository, Path] = {}
+_found: dict[tuple[HubRepository, str], Path] = {}
 _log = structlog.get_logger("vtryon.checkpoint")
-
-
-def find_folder(source: Source) -> Path:
-    """Give the folder of a checkpoint, its layout checked, before the import of torch.
-
-    Raises:
-        SettingsError: there is no checkpoint, or it has unused files.
-    """
-    folder = snapshot(source) if isinstance(source, HubRepository) else source
-    layout.check_root(folder)
-    return folder
 
 
 def snapshot(repository: HubRepository) -> Path:
@@ -40,11 +30,7 @@ def snapshot(repository: HubRepository) -> Path:
         SettingsError: no such repository or revision, no access, not cached while offline, or the
         client is not installed.
     """
-    with _lock:
-        if repository not in _found:
-            _log.info("looking for a checkpoint", source=str(repository))
-            _found[repository] = _download(repository)
-        return _found[repository]
+    return _once(repository, "checkpoint", _download)
 
 
 def cached(repository: HubRepository) -> bool:
@@ -62,9 +48,31 @@ def cached(repository: HubRepository) -> bool:
     return True
 
 
+def tokenizer(repository: HubRepository) -> Path:
+    """Give the folder of a repository's tokenizer, and download that alone.
+
+    Raises:
+        SettingsError: as for `snapshot`.
+    """
+    patterns = [f"tokenizer/{name}" for name in layout.PART_FILES["tokenizer"]]
+    return _once(repository, "tokenizer", lambda one: _fetch(one, patterns)) / "tokenizer"
+
+
+def _once(repository: HubRepository, kind: str, download: Callable[[HubRepository], Path]) -> Path:
+    with _lock:
+        if (repository, kind) not in _found:
+            _log.info(f"looking for a {kind}", source=str(repository))
+            _found[repository, kind] = download(repository)
+        return _found[repository, kind]
+
+
 def _download(repository: HubRepository, **options: Any) -> Path:
+    return _checked(repository, _fetch(repository, layout.used_patterns(), **options))
+
+
+def _fetch(repository: HubRepository, patterns: list[str], **options: Any) -> Path:
     try:
-        from huggingface_hub import errors, snapshot_download
+        from huggingface_hub import snapshot_download
     except ImportError as error:
         raise SettingsError(
             f"{repository} needs the package huggingface_hub, which is not installed: "
@@ -74,34 +82,32 @@ def _download(repository: HubRepository, **options: Any) -> Path:
         folder = snapshot_download(
             repository.name,
             revision=repository.revision,
-            allow_patterns=layout.used_patterns(),
+            allow_patterns=patterns,
             **options,
         )
-    # Subclasses come before their bases.
-    except errors.GatedRepoError as error:
-        raise not_found(
-            f"{repository} is gated: accept its terms on its page, then log in by `hf auth login`, "
-            "or set HF_TOKEN"
-        ) from error
-    except errors.RepositoryNotFoundError as error:
-        raise not_found(
-            f"{repository} is not on the hub, or is private: correct the name, or log in by "
-            "`hf auth login`, or set HF_TOKEN"
-        ) from error
-    except errors.RevisionNotFoundError as error:
-        raise not_found(
-            f"{repository}: the repository has no such revision; name one of its branches, tags "
-            "or commits"
-        ) from error
-    except errors.LocalEntryNotFoundError as error:
-        raise not_found(
-            f"{repository} is not whole in the hub's cache, and the hub can't be reached: unset "
-            f"HF_HUB_OFFLINE, or run `hf download {repository.name}` where there is a network"
-        ) from error
-    except (errors.HfHubHTTPError, OSError) as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise not_found(f"{repository} can't be downloaded ({reason})") from error
-    return _checked(repository, Path(folder))
+    except Exception as error:  # of several HTTP clients, too
+        raise not_found(f"{repository} {_why(repository, error)}") from error
+    return Path(folder)
+
+
+def _why(repository: HubRepository, error: Exception) -> str:
+    """Say why a repository is not to be had; subclasses come before their bases."""
+    from huggingface_hub import errors
+
+    log_in = "log in by `hf auth login`, or set HF_TOKEN"
+    if isinstance(error, errors.GatedRepoError):
+        return f"is gated: accept its terms on its page, then {log_in}"
+    if isinstance(error, errors.RepositoryNotFoundError):
+        return f"is not on the hub, or is private: correct the name, or {log_in}"
+    if isinstance(error, errors.RevisionNotFoundError):
+        return "has no such revision: name one of its branches, tags or commits"
+    if isinstance(error, errors.LocalEntryNotFoundError):
+        return (
+            "is not whole in the hub's cache, and the hub can't be reached: unset HF_HUB_OFFLINE, "
+            f"or run `hf download {repository.name}` where there is a network"
+        )
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    return f"can't be downloaded ({lines[0]}): correct that, then start again"
 
 
 def _checked(repository: HubRepository, folder: Path) -> Path:

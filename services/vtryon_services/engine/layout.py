@@ -173,7 +173,7 @@ def _no_folder(path: Path) -> SettingsError:
         return unsupported(
             f"{path.name} is {kind}; a checkpoint is a folder in diffusers layout, with "
             "model_index.json, transformer/, text_encoder/, vae/ and so on: name that folder, or "
-            "convert the file"
+            "ComfyUI's by comfyui:FOLDER"
         )
     if looks_like_repository(path):
         return not_found(
@@ -188,6 +188,8 @@ def _no_index(folder: Path) -> SettingsError:
     start = f"no checkpoint in {name}: it has no model_index.json"
     if snapshots := sorted((folder / "snapshots").glob("*/model_index.json")):
         return not_found(f"{start}; name its snapshots/{snapshots[-1].parent.name}")
+    if any((folder / one).is_dir() for one in ("diffusion_models", "text_encoders", "unet")):
+        return not_found(f"{start}. ComfyUI's folder is named comfyui:{name}")
     if models := sorted(path.name for path in folder.glob("*") if path.suffix == ".gguf"):
         return unsupported(f"{start}; {models[0]} is a GGUF file, which is not loaded")
     if models := sorted(path.name for path in folder.rglob("*.safetensors")):

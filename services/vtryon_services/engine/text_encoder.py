@@ -68,16 +68,13 @@ class PromptEncoder:
     @classmethod
     def load(cls, checkpoint: Checkpoint, placement: Placement) -> PromptEncoder:
         """Load `text_encoder/`, `tokenizer/` and the picture half of `processor/`."""
-        for part in ("tokenizer", "processor"):
-            checkpoint.config(part)
+        checkpoint.config("tokenizer")
         with library_errors("tokenizer"):
             tokenizer = Qwen2Tokenizer.from_pretrained(
                 checkpoint.part("tokenizer"), local_files_only=True
             )
         with library_errors("processor"):
-            processor = Qwen2VLImageProcessorPil.from_pretrained(
-                checkpoint.part("processor"), local_files_only=True
-            )
+            processor = Qwen2VLImageProcessorPil.from_dict(checkpoint.config("processor"))
         with library_errors("text_encoder/config.json"):
             config = Qwen2_5_VLConfig.from_dict(checkpoint.config("text_encoder"))
         check_together(checkpoint, config, tokenizer, processor)

@@ -69,6 +69,27 @@ class Weights:
                     f"{part} lacks {few(sorted(lost))} where {index.name} lists them: "
                     "download it again"
                 )
+        return cls._of(part, tensors)
+
+    @classmethod
+    def of_files(
+        cls,
+        part: str,
+        paths: Iterable[Path],
+        rename: Callable[[Mapping[str, Stored]], dict[str, Stored]],
+    ) -> Weights:
+        """Read the headers of a part's files, whose tensors are renamed.
+
+        Raises:
+            SettingsError: they are damaged, or have tensors other than floating-point weights.
+        """
+        tensors: dict[str, Stored] = {}
+        for path in paths:
+            tensors |= read_header(f"{part}/{path.name}", path)
+        return cls._of(part, rename(tensors))
+
+    @classmethod
+    def _of(cls, part: str, tensors: Mapping[str, Stored]) -> Weights:
         scaled = float8.attach_scales(part, tensors)
         for name, stored in scaled.items():
             _check_tensor(f"{part}/{stored.file.name}", name, stored.dtype)
@@ -274,8 +295,8 @@ def _check_tensor(label: str, name: str, dtype: str) -> None:
         return
     if name.startswith(_COMFY):
         raise unsupported(
-            f"{label} has names of a single file of ComfyUI's ({name}): take the model in "
-            "diffusers layout"
+            f"{label} has names of a single file of ComfyUI's ({name}): name ComfyUI's folder by "
+            "comfyui:FOLDER, or take the model in diffusers layout"
         )
     if _LORA.search(name):
         raise unsupported(

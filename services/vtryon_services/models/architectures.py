@@ -10,16 +10,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-SCHEDULER: Mapping[str, Any] = {
-    "use_dynamic_shifting": True,
-    "base_shift": 0.5,
-    "max_shift": 0.9,
-    "base_image_seq_len": 256,
-    "max_image_seq_len": 8192,
-    "shift_terminal": 0.02,
-    "time_shift_type": "exponential",
-}
-_ROPE = {"rope_type": "default", "rope_theta": 1e6, "mrope_section": [16, 24, 24]}
+from vtryon_services.engine.published import ROPE, VISION
+
 _VISION = {
     "depth": 32,
     "hidden_size": 1280,
@@ -28,8 +20,7 @@ _VISION = {
     "patch_size": 14,
     "spatial_merge_size": 2,
     "temporal_patch_size": 2,
-    "window_size": 112,
-    "fullatt_block_indexes": [7, 15, 23, 31],
+    **VISION,
 }
 
 
@@ -53,7 +44,7 @@ ARCHITECTURES: Mapping[str, Architecture] = {
             "num_attention_heads": 28,
             "num_key_value_heads": 4,
             "vocab_size": 152064,
-            "rope_parameters": _ROPE,
+            "rope_parameters": ROPE,
         },
         vision={**_VISION, "out_hidden_size": 3584},
     ),
@@ -67,7 +58,7 @@ ARCHITECTURES: Mapping[str, Architecture] = {
             "num_attention_heads": 16,
             "num_key_value_heads": 2,
             "vocab_size": 151936,
-            "rope_parameters": _ROPE,
+            "rope_parameters": ROPE,
         },
         vision={**_VISION, "out_hidden_size": 2048},
     ),
@@ -88,7 +79,7 @@ ARCHITECTURES: Mapping[str, Architecture] = {
             "num_attention_heads": 2,
             "num_key_value_heads": 1,
             "vocab_size": 1024,
-            "rope_parameters": {**_ROPE, "mrope_section": [4, 6, 6]},
+            "rope_parameters": {**ROPE, "mrope_section": [4, 6, 6]},
         },
         vision={
             **_VISION,

@@ -77,8 +77,8 @@ def export_triton(
     checkpoint: Annotated[
         str | None,
         typer.Option(
-            help="Checkpoint: a folder in diffusers layout, or hf://org/name[@revision]. Default: "
-            "the small checkpoint in the package."
+            help="Checkpoint: a folder in diffusers layout, hf://org/name[@revision], or "
+            "comfyui:FOLDER. Default: the small checkpoint in the package."
         ),
     ] = None,
     device: Annotated[str, typer.Option(help='"cpu", or "cuda" for a GPU per instance.')] = "cpu",
@@ -178,8 +178,8 @@ def export_onnx(
     checkpoint: Annotated[
         str | None,
         typer.Option(
-            help="Checkpoint: a folder in diffusers layout, or hf://org/name[@revision]. Default: "
-            "the small checkpoint in the package."
+            help="Checkpoint: a folder in diffusers layout, hf://org/name[@revision], or "
+            "comfyui:FOLDER. Default: the small checkpoint in the package."
         ),
     ] = None,
     device: Annotated[
@@ -234,11 +234,11 @@ def _open(text: str | None) -> Checkpoint:
         SettingsError: there is no checkpoint that can be used.
     """
     from vtryon.checkpoint_source import parse_source
-    from vtryon_services.engine.hub import find_folder
+    from vtryon_services.engine.sources import check_source
 
     source = None if text is None else parse_source(text)
     if source is not None:
-        find_folder(source)
+        check_source(source)
     from vtryon_services.engine.checkpoint import SHIPPED_CHECKPOINT, Checkpoint
 
     return Checkpoint.open(source or SHIPPED_CHECKPOINT)

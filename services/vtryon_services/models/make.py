@@ -24,7 +24,8 @@ from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 
 from vtryon_services.engine.checkpoint import SHIPPED_CHECKPOINT, write_digests
 from vtryon_services.engine.geometry import FILE_NAME, Geometry
-from vtryon_services.models.architectures import ARCHITECTURES, SCHEDULER, Architecture
+from vtryon_services.engine.published import SCHEDULER
+from vtryon_services.models.architectures import ARCHITECTURES, Architecture
 
 _SPREAD = 0.02  # of the weights: outputs stay finite through any depth
 _FROM_SHIPPED = ("tokenizer", "processor")

@@ -270,8 +270,8 @@ class StageSettings(ServiceSettings):
     )
     checkpoint: OptionalSource = Field(
         default=None,
-        description="Checkpoint: a folder in diffusers layout, or `hf://org/name[@revision]` of a "
-        "model hub. Unset: the small checkpoint in the package.",
+        description="Checkpoint: a folder in diffusers layout, `hf://org/name[@revision]` of a "
+        "model hub, or `comfyui:FOLDER`. Unset: the small checkpoint in the package.",
     )
     device: str = Field(default="cpu", description='torch device: "cpu", "cuda" or "cuda:1".')
     dtype: Literal["fp32", "bf16", "fp16"] = Field(

@@ -19,4 +19,4 @@ def _source(value: str | Source | None) -> Source | None:
 
 
 OptionalSource = Annotated[Source | None, NoDecode, BeforeValidator(_source)]
-"""A folder, hf://org/name[@revision], or None: the checkpoint in the package."""
+"""A folder, hf://org/name[@revision], comfyui:FOLDER, or None: the checkpoint in the package."""

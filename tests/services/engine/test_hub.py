@@ -7,11 +7,12 @@ import pytest
 from huggingface_hub import constants
 from tests.support.fake_hub import COMMIT, fake_hub
 
-from vtryon.checkpoint_source import HubRepository, parse_source
+from vtryon.checkpoint_source import ComfyFolder, HubRepository, parse_source
 from vtryon.errors import Reason, SettingsError
 from vtryon_services.checks import _checkpoint
 from vtryon_services.engine import content, hub
 from vtryon_services.engine.checkpoint import SHIPPED_CHECKPOINT, STAGE_PARTS, Checkpoint
+from vtryon_services.engine.comfyui import _find_tokenizer
 
 NAME = HubRepository("org/name")
 
@@ -103,6 +104,13 @@ def test_what_is_not_there_is_refused_by_name(served, monkeypatch) -> None:
     assert "first start downloads it" in _checkpoint("hf://org/name").remedy
 
 
+def test_a_tokenizer_is_downloaded_alone(served, tmp_path) -> None:
+    source = ComfyFolder(tmp_path, (("tokenizer", "hf://org/name"),))
+    for _ in range(2):
+        assert (_find_tokenizer(source) / "tokenizer.json").is_file()
+    assert sorted(served.fetched) == ["tokenizer/tokenizer.json", "tokenizer/tokenizer_config.json"]
+
+
 def test_a_repository_of_another_layout_is_refused(served) -> None:
     (served.folder / "model_index.json").unlink()
     assert "hf://org/name has no model_index.json" in refused(NAME)
@@ -112,4 +120,4 @@ def test_an_absent_client_is_said_with_its_extra(monkeypatch) -> None:
     monkeypatch.setattr(hub, "_found", {})
     monkeypatch.setitem(sys.modules, "huggingface_hub", None)
     with pytest.raises(SettingsError, match=r"huggingface_hub.*vtryon\[server\]"):
-        hub.find_folder(NAME)
+        hub.snapshot(NAME)
