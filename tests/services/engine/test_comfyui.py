@@ -17,9 +17,11 @@ from tests.services.engine.test_float8 import quantise
 from tests.support.checkpoints import qwen_scheduler
 from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 
+import vtryon
 from vtryon.checkpoint_source import ComfyFolder, parse_source
 from vtryon.errors import Reason, SettingsError
 from vtryon.types import Stage
+from vtryon_services.embedded import embedded_mesh
 from vtryon_services.engine.checkpoint import SHIPPED_CHECKPOINT, STAGE_PARTS, Checkpoint
 from vtryon_services.engine.image_vae import ImageVae
 from vtryon_services.engine.numerics import resolve
@@ -226,11 +228,11 @@ def test_a_file_that_does_not_say_which_model_it_is_needs_a_pipeline(models) -> 
     (models / TRANSFORMER).rename(models / "diffusion_models" / "qwen_image_edit_fp8.safetensors")
     error = refused(models)
     assert error.reason is Reason.CHECKPOINT_UNSUPPORTED
-    assert "pipeline=QwenImageEditPlusPipeline for 2509 and 2511" in error.message
-    assert "pipeline=QwenImageEditPipeline for the first one" in error.message
-    assert "the engine computes" in refused(models, pipeline="QwenImagePipeline").message
+    assert "class_name=QwenImageEditPlusPipeline for 2509 and 2511" in error.message
+    assert "class_name=QwenImageEditPipeline for the first one" in error.message
+    assert "the engine computes" in refused(models, class_name="QwenImagePipeline").message
     first, plus = (
-        Checkpoint.open(ComfyFolder(models, (("pipeline", name),)))
+        Checkpoint.open(ComfyFolder(models, (("class_name", name),)))
         for name in ("QwenImageEditPipeline", "QwenImageEditPlusPipeline")
     )
     assert first.family.pipeline == "QwenImageEditPipeline"
@@ -287,3 +289,15 @@ def test_what_shapes_cannot_tell_is_refused(models, name, shape, word) -> None:
 def test_a_plain_path_to_it_is_answered_with_its_name(models) -> None:
     with pytest.raises(SettingsError, match="comfyui:models"):
         Checkpoint.open(models)
+
+
+async def test_the_mesh_draws_the_same_picture(models, diffusers, tmp_path) -> None:
+    person, garment = (Image.new("RGB", (64, 64), one) for one in ("#c81e5a", "#0a825a"))
+    drawn = []
+    for source in (str(diffusers), f"comfyui:{models}"):
+        async with embedded_mesh(checkpoint=source) as target, vtryon.Client(target) as client:
+            result = await client.try_on(
+                person, garment, "a red shirt", steps=1, seed=3, width=64, height=64
+            )
+            drawn.append(result.picture.to_pil().tobytes())
+    assert drawn[0] == drawn[1]
