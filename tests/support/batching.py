@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Executor, Future
 from functools import cache
 from typing import Any
@@ -15,6 +15,7 @@ from vtryon.errors import VtryonError
 from vtryon_services.engine.batching.batcher import Stepped
 from vtryon_services.engine.checkpoint import SHIPPED_CHECKPOINT, Checkpoint
 from vtryon_services.engine.flow_match import FlowMatchSchedule
+from vtryon_services.engine.loras.files import LoadedLora
 from vtryon_services.engine.plan import QueuePosition
 from vtryon_services.engine.sampler import Sampler
 
@@ -67,11 +68,10 @@ class Recorder:
         self.over, self.error = True, error
 
 
-@cache
-def random_sampler() -> Sampler:
-    """Make a sampler of two layers with random weights, 4 latent channels, 32 wide."""
+def random_transformer(*, zero_cond_t: bool = True) -> QwenImageTransformer2DModel:
+    """Make a transformer of two layers with random weights, 4 latent channels, 32 wide."""
     torch.manual_seed(0)
-    transformer = QwenImageTransformer2DModel(
+    return QwenImageTransformer2DModel(
         in_channels=16,
         out_channels=4,
         num_layers=2,
@@ -79,8 +79,20 @@ def random_sampler() -> Sampler:
         num_attention_heads=2,
         joint_attention_dim=32,
         axes_dims_rope=(4, 6, 6),
-        zero_cond_t=True,
+        zero_cond_t=zero_cond_t,
     ).eval()
+
+
+def sampler_of(
+    transformer: QwenImageTransformer2DModel, loras: Sequence[LoadedLora] = ()
+) -> Sampler:
+    """Make a sampler with the shipped schedule and geometry."""
     checkpoint = Checkpoint.open(SHIPPED_CHECKPOINT)
     schedule = FlowMatchSchedule.from_config(checkpoint.config("scheduler"))
-    return Sampler(transformer, schedule, checkpoint.family, "random")
+    return Sampler(transformer, schedule, checkpoint.family, "random", loras)
+
+
+@cache
+def random_sampler() -> Sampler:
+    """Make a sampler of `random_transformer`; all tests share it."""
+    return sampler_of(random_transformer())

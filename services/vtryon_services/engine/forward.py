@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import torch
@@ -12,6 +12,7 @@ from torch.nn.functional import pad
 from torch.nn.utils.rnn import pad_sequence
 
 from vtryon.types import RopeLayout
+from vtryon_services.engine.loras.layers import LoraLayers
 from vtryon_services.engine.rope import Rope, Shape
 
 # Rows go together as long as padding adds no more than this share of tokens. Measured by
@@ -22,6 +23,9 @@ PADDING = 0.25
 @dataclass(frozen=True, slots=True, eq=False)
 class Prediction:
     """One prediction that is wanted.
+
+    Attributes:
+        loras: strengths of the LoRAs that apply, by name.
 
     Shapes:
         target: (target tokens, 64), float32; references: (reference tokens, 64).
@@ -34,6 +38,7 @@ class Prediction:
     shapes: tuple[Shape, ...]
     sigma: float
     layout: RopeLayout
+    loras: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def pictures(self) -> int:
@@ -81,8 +86,11 @@ def divide(rows: Sequence[Prediction], limit: int, padding: float = PADDING) -> 
 class Forward:
     """The transformer's forward for a batch of rows."""
 
-    def __init__(self, transformer: QwenImageTransformer2DModel) -> None:
+    def __init__(
+        self, transformer: QwenImageTransformer2DModel, loras: LoraLayers | None = None
+    ) -> None:
         self._model = transformer
+        self._loras = loras
         self._rope = Rope(tuple(transformer.config.axes_dims_rope))
 
     def __call__(self, rows: Sequence[Prediction], batch: ForwardBatch) -> list[torch.Tensor]:
@@ -96,6 +104,8 @@ class Forward:
         tokens = [torch.cat([row.target.to(dtype), row.references]) for row in chosen]
         sigmas = torch.tensor([row.sigma for row in chosen], dtype=dtype)
         rotary, mask = self._positions(chosen, batch)
+        if self._loras is not None:
+            self._loras.select([row.loras for row in chosen], model.device)
         predicted = model(
             hidden_states=_stack(tokens),
             timestep=sigmas.to(model.device, non_blocking=True),

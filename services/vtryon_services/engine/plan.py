@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from math import inf
 
 from vtryon.sampling_options import SamplingOptions
@@ -24,6 +24,7 @@ class SamplingPlan:
         width, height: of the target in pixels.
         sigmas: non-increasing noise levels, one more than steps; the last one 0.
         first_step: number of steps completed by an earlier attempt.
+        loras: strengths of the LoRAs that apply, by name.
     """
 
     numerics: Resolved
@@ -33,6 +34,7 @@ class SamplingPlan:
     seed: int
     guidance: Guidance = UNGUIDED
     first_step: int = 0
+    loras: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def steps(self) -> int:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
+from pathlib import Path
 from typing import NamedTuple
 
 import torch
@@ -22,6 +23,9 @@ from vtryon_services.engine.flow_match import FlowMatchSchedule
 from vtryon_services.engine.forward import Forward, Prediction, divide
 from vtryon_services.engine.geometry import size_of_area
 from vtryon_services.engine.guidance import guide
+from vtryon_services.engine.loras.choice import LoraFacts
+from vtryon_services.engine.loras.files import LoadedLora, read_loras
+from vtryon_services.engine.loras.layers import LoraLayers
 from vtryon_services.engine.outputs import not_finite
 from vtryon_services.engine.placement import Placement
 from vtryon_services.engine.plan import SamplingPlan
@@ -81,9 +85,9 @@ class Sample:
     def rows(self) -> list[Prediction]:
         """Return the predictions of the next step: one, or two under guidance."""
         embeddings = [self.positive] if self.negative is None else [self.positive, self.negative]
-        layout = self.plan.numerics.rope_layout
+        layout, loras = self.plan.numerics.rope_layout, self.plan.loras
         return [
-            Prediction(self.tokens, self.references, one, self.shapes, self.sigma, layout)
+            Prediction(self.tokens, self.references, one, self.shapes, self.sigma, layout, loras)
             for one in embeddings
         ]
 
@@ -129,11 +133,13 @@ class Sampler(Scheduled):
         schedule: FlowMatchSchedule,
         family: Family,
         digest: str,
+        loras: Sequence[LoadedLora] = (),
     ) -> None:
         install(transformer)
+        self.loras: Mapping[str, LoraFacts] = {lora.name: lora.facts for lora in loras}
         self.transformer = transformer
         self.device: torch.device = transformer.device  # looked up by diffusers, at some cost
-        self._forward = Forward(transformer)
+        self._forward = Forward(transformer, LoraLayers(transformer, loras) if loras else None)
         self._schedule = schedule
         self.family = family
         self.geometry = family.geometry
@@ -143,17 +149,28 @@ class Sampler(Scheduled):
 
     @classmethod
     def load(
-        cls, checkpoint: Checkpoint, placement: Placement, *, compiled: bool = False
+        cls,
+        checkpoint: Checkpoint,
+        placement: Placement,
+        *,
+        compiled: bool = False,
+        loras: Mapping[str, Path] | None = None,
     ) -> Sampler:
         """Load `transformer/` and `scheduler/`; compile the blocks where that is asked for.
 
+        Requests can choose the LoRAs by name.
+
         Raises:
-            SettingsError: the checkpoint does not hold, or the blocks can't be compiled here.
+            SettingsError: the checkpoint or a LoRA does not hold, or the blocks can't be compiled
+                here.
         """
+        if compiled and loras:
+            raise SettingsError("compiled blocks apply no LoRAs: unset `compiled`, or load no LoRA")
         schedule = load_schedule(checkpoint)
         transformer = load_transformer(checkpoint, placement)
         digest = checkpoint.digest(Stage.SAMPLING)
-        sampler = cls(transformer, schedule, checkpoint.family, digest)
+        read = read_loras(loras or {}, transformer, placement)
+        sampler = cls(transformer, schedule, checkpoint.family, digest, read)
         if compiled:
             sampler._compile()
         return sampler

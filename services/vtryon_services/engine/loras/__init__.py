@@ -1,0 +1,1 @@
+"""LoRAs: low-rank additions to the transformer's linear layers, chosen by each request."""
