@@ -49,6 +49,7 @@ from vtryon.tensors import Tensor
 from vtryon.types import (
     GuidanceNorm,
     ImageFormat,
+    Lora,
     Numerics,
     PreviewPolicy,
     Priority,
@@ -90,6 +91,7 @@ __all__ = [
     "Jobs",
     "LatentEncoder",
     "Ledger",
+    "Lora",
     "Numerics",
     "OverloadedError",
     "Picture",

@@ -14,6 +14,7 @@ ONLY_OF = {
     "keep_fp8": "torch",
     "threads": "torch",
     "compiled": "torch",
+    "loras": "torch",
     "triton_url": "triton",
     "triton_shared_memory_bytes": "triton",
     "scripted_seconds": "scripted",

@@ -10,7 +10,7 @@ from urllib.parse import parse_qsl, quote, urlencode
 from vtryon.errors import SettingsError
 
 _HUB, _COMFYUI = "hf://", "comfyui:"
-_CHOICES = ("transformer", "text_encoder", "vae", "tokenizer", "pipeline")
+_CHOICES = ("transformer", "text_encoder", "vae", "tokenizer", "class_name")
 _NAME = r"[A-Za-z0-9_][A-Za-z0-9_.-]*"
 _REPOSITORY = re.compile(rf"(?P<name>{_NAME}/{_NAME})(?:@(?P<revision>[A-Za-z0-9_][\w./-]*))?")
 
@@ -37,7 +37,7 @@ class ComfyFolder:
 
     Attributes:
         choices: part and file of those that are named, each part once; of `tokenizer` a folder or
-            repository, of `pipeline` a class of diffusers.
+            repository, of `class_name` a pipeline's class.
     """
 
     folder: Path

@@ -11,6 +11,7 @@ from vtryon.sampling_options import SamplingArguments
 from vtryon.stages import image_payloads
 from vtryon.types import (
     ImageFormat,
+    Lora,
     Numerics,
     PayloadKind,
     PreviewPolicy,
@@ -41,6 +42,7 @@ class TryOnArguments(SamplingArguments, total=False):
         priority: INTERACTIVE by default.
         format: of the result; PNG by default.
         quality: of a JPEG or WebP, 1 to 100.
+        loras: LoRAs of the sampler's setting `loras` that apply, each with a strength; up to 8.
     """
 
     negative_prompt: str | None
@@ -52,6 +54,7 @@ class TryOnArguments(SamplingArguments, total=False):
     priority: Priority | str | None
     format: ImageFormat | str | None
     quality: int | None
+    loras: Sequence[Lora]
 
 
 def make_options(
@@ -86,6 +89,7 @@ def make_options(
         previews=_previews(fields.pop("previews", True)),
         priority=choice("priority", Priority, fields.pop("priority", None)),
         format=choice("format", ImageFormat, fields.pop("format", None)),
+        loras=_loras(fields.pop("loras", ())),
         **fields,
     )
 
@@ -111,6 +115,13 @@ def _numerics(profile: Profile | str | None, numerics: Numerics | None) -> Numer
     if numerics is not None:
         raise RequestError("give a profile or numerics, not both")
     return Numerics(profile=choice("profile", Profile, profile))
+
+
+def _loras(wanted: Sequence[Lora]) -> tuple[Lora, ...]:
+    loras = sequence("loras", wanted, "Lora")
+    for lora in loras:
+        check_kind("loras", lora, Lora, "Lora items", 'such as Lora("silk", 0.7)')
+    return loras
 
 
 def _previews(wanted: PreviewPolicy | bool) -> PreviewPolicy | None:

@@ -182,6 +182,20 @@ class PreviewPolicy(ProtoType):
 
 
 @dataclass(frozen=True, slots=True)
+class Lora(ProtoType):
+    """A LoRA that applies to a request.
+
+    Attributes:
+        name: by which the sampler's setting `loras` has it.
+        strength: −100 to 100; None is 1.
+    """
+
+    proto = sampling_pb2.Lora
+    name: str
+    strength: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class ResumePoint(ProtoType):
     """Where an earlier attempt stopped; `ResumeChunk.point` creates one.
 
@@ -230,6 +244,7 @@ class SampleStart(SamplingOptions):
     priority: Priority | None = None
     resume: ResumePoint | None = None
     resume_every: int = 0
+    loras: tuple[Lora, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -256,6 +271,7 @@ class TryOnOptions(SamplingOptions):
     priority: Priority | None = None
     format: ImageFormat | None = None
     quality: int | None = None
+    loras: tuple[Lora, ...] = ()
 
 
 def settled(options: TryOnOptions, seed: int) -> TryOnOptions:

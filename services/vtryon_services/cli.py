@@ -14,6 +14,8 @@ from vtryon.cli.console import PlainConsole
 from vtryon.errors import SettingsError
 from vtryon.types import Stage
 
+_FLAGS = {"loras": "lora"}  # settings whose option has another name
+
 
 def serve(
     stages: Annotated[
@@ -48,6 +50,14 @@ def serve(
         str | None,
         typer.Option(help="Element type of the weights: fp32, bf16 or fp16. Default: fp32."),
     ] = None,
+    lora: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="[NAME=]PATH",
+            help="LoRA file that requests can choose by name. Default name: the file's. "
+            "Repeatable.",
+        ),
+    ] = None,
     profile: Annotated[
         str | None, typer.Option(help="development or production. Default: development.")
     ] = None,
@@ -68,6 +78,7 @@ def serve(
         "checkpoint": checkpoint,
         "device": device,
         "dtype": dtype,
+        "loras": lora or None,
         "profile": profile,
         "topology": topology,
     }
@@ -106,9 +117,10 @@ def _refuse_unread(stages: Sequence[str], given: dict[str, Any]) -> None:
     known = {"backend"}.union(*(settings_of(name).model_fields for name in stages))
     for name, value in given.items():
         if name not in known:
+            shown = " ".join(value) if isinstance(value, list) else value
             raise SettingsError(
-                f"--{name} {value}: {', '.join(stages)} has no such setting: leave it out, or "
-                "give it to the service that has it (`vtryon serve --help`)"
+                f"--{_FLAGS.get(name, name)} {shown}: {', '.join(stages)} has no such setting: "
+                "leave it out, or give it to the service that has it (`vtryon serve --help`)"
             )
 
 

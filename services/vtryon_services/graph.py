@@ -80,6 +80,7 @@ def sample_start(options: TryOnOptions, given: Sequence[Payload]) -> SampleStart
         **sampling_fields(options),
         previews=options.previews,
         priority=options.priority,
+        loras=options.loras,
     )
 
 

@@ -61,6 +61,7 @@ DRAWN = {
     "comfy": {"steps": 5, "seed": 4, "profile": vtryon.Profile.COMFY},
     "from the person": {"steps": 4, "seed": 5, "strength": 0.6},
     "own levels": {"seed": 6, "sigmas": (1.0, 0.7, 0.2)},
+    "a LoRA": {"steps": 4, "seed": 7, "loras": (vtryon.Lora("silk", 0.6),)},
 }
 
 

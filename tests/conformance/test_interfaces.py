@@ -27,6 +27,7 @@ from tests.conformance.interfaces import (
 from tests.support.bad_input import OPTIONS, PICTURE, PICTURES
 from tests.support.jobs import jobs_served
 from tests.support.kafka import Kafka, bridge_settings
+from tests.support.loras import make_lora
 
 from vtryon_services.bridges.kafka.bridge import begin as begin_kafka
 from vtryon_services.bridges.rest.server import begin
@@ -49,9 +50,11 @@ async def interfaces(
 ) -> AsyncIterator[dict[str, Interface]]:
     """The mesh with jobs, and the bridges in front."""
     folder = tmp_path_factory.mktemp("conformance")
+    make_lora(folder / "silk.safetensors")
     async with jobs_served(
         folder,
         backend="torch",
+        loras={"silk": folder / "silk.safetensors"},
         retry_seconds=0.1,
         max_attempts=1,
         outbox=True,

@@ -12,7 +12,7 @@ from tests.support.processes import VTRYON, ServedMesh
 
 from vtryon.cli.requests import read_request
 from vtryon.errors import RequestError
-from vtryon.types import GuidanceNorm, Numerics, Profile, Stage
+from vtryon.types import GuidanceNorm, Lora, Numerics, Profile, Stage
 
 WEIGHTS = {"transformer": "qwen_fp8[bold].safetensors", "vae": "v.safetensors"}
 
@@ -48,8 +48,9 @@ def test_a_request_file_is_read_whole(request_file) -> None:
             seed=2**64 - 1,
             sigmas=[0.8, 0.4],
             numerics={"profile": "comfy", "shift": 3, "guidance_norm": "x0"},
+            loras=[{"name": "silk", "strength": 0.5}, {"name": "quick"}],
             pictures=["a.png"],
-            checkpoint={**WEIGHTS, "weight_dtype": "fp8", "zero_cond_t": True, "loras": []},
+            checkpoint={**WEIGHTS, "weight_dtype": "fp8", "zero_cond_t": True},
         )
     )
     assert found.options == {
@@ -58,6 +59,7 @@ def test_a_request_file_is_read_whole(request_file) -> None:
         "seed": 2**64 - 1,
         "sigmas": (0.8, 0.4),
         "numerics": Numerics(Profile.COMFY, shift=3.0, guidance_norm=GuidanceNorm.X0),
+        "loras": (Lora("silk", 0.5), Lora("quick")),
     }
     assert found.weights == {**WEIGHTS, "weight_dtype": "fp8"}
     assert (found.pictures, found.zero_cond_t) == (("a.png",), True)
@@ -72,7 +74,10 @@ def test_a_request_file_is_read_whole(request_file) -> None:
         ({"numerics": {"profile": "none"}}, "numerics: profile: 'none'"),
         ({"numerics": 3}, "numerics is not a JSON object"),
         ({"checkpoint": {"lora": []}}, "checkpoint: unknown 'lora'"),
-        ({"checkpoint": {"loras": ["x"]}}, "loras: a LoRA has a name"),
+        ({"loras": ["x"]}, "loras: a LoRA has a name"),
+        ({"loras": {"x": 1}}, "loras: .* is not a list of LoRAs"),
+        ({"loras": [{"name": "x", "weight": 1}]}, "loras: a LoRA has a name"),
+        ({"loras": [{"name": "x", "strength": "1"}]}, "loras: '1' is not a number"),
         ({"checkpoint": {"zero_cond_t": 1}}, "zero_cond_t: not true or false"),
         ({"checkpoint": {"digests": {"sampler": "x"}}}, "digests: 'sampler'"),
         ({"pictures": "a.png"}, "pictures: not a list"),
@@ -111,11 +116,11 @@ def test_weights_that_can_not_be_compared_are_said_and_fail_when_strict(
 def test_loras_are_refused_by_name_unless_they_are_ignored(
     request_file, served_mesh: ServedMesh
 ) -> None:
-    loras = [{"name": "quick.safetensors", "strength": 1.0}]
-    path = request_file(checkpoint={"loras": loras})
+    loras = [{"name": "quick", "strength": 1.0}]
+    path = request_file(loras=loras)
     refused = try_on(path, served_mesh)
     assert refused.returncode == 2
-    assert "quick.safetensors" in refused.stderr
+    assert "the sampler has no LoRA 'quick'; those of its setting `loras`: none" in refused.stderr
     assert not (path.parent / "out.png").exists()
     assert try_on(path, served_mesh, "--ignore-loras").returncode == 0
     none = try_on(request_file(), served_mesh, "--ignore-loras")

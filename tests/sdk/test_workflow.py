@@ -17,10 +17,10 @@ from vtryon import types
 from vtryon.options import TryOnArguments, make_options
 from vtryon.sampling_options import MAX_STEPS, MAX_TRUE_CFG_SCALE
 from vtryon.schedules import denoised_sigmas
-from vtryon.types import GuidanceNorm, Numerics, Profile
+from vtryon.types import GuidanceNorm, Lora, Numerics, Profile
 from vtryon.workflow.graph import Graph
 from vtryon.workflow.meaning import Reading
-from vtryon.workflow.request import Lora, WorkflowRequest
+from vtryon.workflow.request import WorkflowRequest
 from vtryon_services.engine.numerics import resolve
 from vtryon_services.validation.ranges import check_options
 
@@ -58,7 +58,7 @@ def test_published_templates_are_read(name: str) -> None:
 
 def test_loras_and_joined_texts_are_read() -> None:
     request = read("image_qwen_image_edit_2509_relight", "FluxKontextImageScale")
-    assert [lora.name.split(".")[0] for lora in request.loras] == [
+    assert [lora.name.split(".")[0] for lora in request.options["loras"]] == [
         "Qwen-Image-Edit-2509-Lightning-4steps-V1",
         "Qwen-Image-Edit-2509-Relight",
     ]
@@ -154,7 +154,7 @@ def test_sizes_and_loras() -> None:
     graph["15"] = {"class_type": "LoraLoaderModelOnly", "inputs": lora}
     request = Reading(Graph.read(graph)).read()
     assert (request.options["width"], request.options["height"]) == (768, 1024)
-    assert request.loras == [Lora("quick", 0.5)]
+    assert request.options["loras"] == (Lora("quick", 0.5),)
 
 
 REFUSED = {

@@ -36,6 +36,8 @@ OPTIONS = {
     "quality for a PNG": ({"quality": 80}, "request"),
     "quality zero": ({"quality": 0, "format": vtryon.ImageFormat.JPEG}, "quality"),
     "many previews": ({"previews": vtryon.PreviewPolicy(201)}, "previews.every_steps"),
+    "too strong a LoRA": ({"loras": (vtryon.Lora("wool", 101.0),)}, "loras.0.strength"),
+    "a LoRA twice": ({"loras": (vtryon.Lora("wool"), vtryon.Lora("wool", 0.5))}, "loras"),
     "a shift for the dynamic schedule": ({"numerics": vtryon.Numerics(shift=2.0)}, None),
     "a shift of zero": ({"numerics": vtryon.Numerics(vtryon.Profile.COMFY, shift=0.0)}, None),
 }

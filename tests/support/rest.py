@@ -23,12 +23,12 @@ def plainly(value: object) -> object:
         return value.value
     if is_dataclass(value) and not isinstance(value, type):
         return {key: plainly(one) for key, one in asdict(value).items() if one is not None}
-    return value
+    return [plainly(one) for one in value] if isinstance(value, (list, tuple)) else value
 
 
 def form_field(value: object) -> object:
     """A value as a form has it."""
     plain = plainly(value)
-    if isinstance(plain, dict):
+    if isinstance(plain, dict) or (isinstance(plain, list) and dict in map(type, plain)):
         return json.dumps(plain)
     return [str(one) for one in plain] if isinstance(plain, (list, tuple)) else str(plain)

@@ -16,6 +16,7 @@ from vtryon.options import DEFAULT_PROMPT
 from vtryon.sampling_options import SAMPLING_OPTIONS
 from vtryon.types import (
     GuidanceNorm,
+    Lora,
     PreviewPolicy,
     Priority,
     Profile,
@@ -45,6 +46,10 @@ HELP: dict[str, tuple[Any, str]] = {
     "resize": (ResizeFilter, "Filter for resizing pictures. Default: the profile's."),
     "rope_layout": (RopeLayout, "Layout of rotary positions. Default: the profile's."),
     "priority": (Priority, "Scheduling priority. Default: interactive."),
+    "loras": (
+        Lora,
+        "LoRA of the server that applies; strength -100 to 100, default 1. Repeatable, up to 8.",
+    ),
     "quality": (int, "Quality of a JPEG or WebP result, 1 to 100."),
     "preview_every": (int, "With --previews: one after every n-th step, 1 to 200, and the last."),
     "preview_max_pixels": (int, "With --previews: maximum pixels of one, 1 to 1048576."),
@@ -59,6 +64,7 @@ SAMPLING = (
     "guidance_norm",
     "rope_layout",
     "priority",
+    "loras",
 )
 ALL = ("prompt", "negative_prompt", *SAMPLING, "resize", "quality")
 PREVIEWS = ("preview_every", "preview_max_pixels")
@@ -74,7 +80,7 @@ def with_options(*names: str) -> Callable[[C], C]:
         @functools.wraps(command)
         def run(**values: Any) -> None:
             own = {name: values.pop(name) for name in names}
-            command(**values, options={name: one for name, one in own.items() if one is not None})
+            command(**values, options={name: one for name, one in own.items() if _is_set(one)})
 
         signature = inspect.signature(command, eval_str=True)
         parameters = list(signature.parameters.values())
@@ -102,11 +108,18 @@ def preview_policy(folder: Path | None, given: MutableMapping[str, Any]) -> Prev
     return None
 
 
+def _is_set(value: Any) -> bool:
+    return value is not None and value != []
+
+
 def _parameter(name: str) -> inspect.Parameter:
     kind, text = HELP[name]
     option = typer.Option(help=text, min=1 if name in PREVIEWS else None)
     if kind is Any:
         option = typer.Option(help=text, parser=_numbers, metavar="NUMBERS")
+    elif kind is Lora:
+        option = typer.Option("--lora", help=text, parser=strict.lora_of, metavar="NAME[=STRENGTH]")
+        kind = list[Lora]
     wanted = kind if kind is Any else kind | None
     annotation = Annotated[wanted, option]  # type: ignore[valid-type]
     return inspect.Parameter(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +15,12 @@ from vtryon.types import (
     Numerics,
     Stage,
 )
-from vtryon.workflow.request import Lora, WorkflowRequest
+from vtryon.workflow.request import WorkflowRequest
 
 _NUMERICS = {"profile": strict.profile, **strict.NUMERICS}
 _OPTIONS = {name: kind for name, kind in strict.OPTIONS.items() if name not in _NUMERICS}
 _WEIGHTS = ("transformer", "text_encoder", "vae", "weight_dtype")
-_CHECKPOINT = {*_WEIGHTS, "loras", "zero_cond_t", "digests"}
+_CHECKPOINT = {*_WEIGHTS, "zero_cond_t", "digests"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,24 +39,19 @@ class RequestFile:
     options: Mapping[str, Any] = field(default_factory=dict)
     pictures: tuple[str, ...] = ()
     weights: Mapping[str, str] = field(default_factory=dict)
-    loras: tuple[Lora, ...] = ()
     zero_cond_t: bool = False
     digests: Mapping[Stage, str] = field(default_factory=dict)
 
-    def check_loras(self, *, ignored: bool) -> None:
-        """Refuse LoRAs unless the caller says to draw without them.
+    def without_loras(self) -> RequestFile:
+        """Remove the LoRAs, for a checkpoint that has them merged.
 
         Raises:
-            RequestError: LoRAs are named and not ignored, or ignored and not named.
+            RequestError: there are none.
         """
-        names = ", ".join(lora.name for lora in self.loras)
-        if names and not ignored:
-            raise RequestError(
-                f"{self.name} applies the LoRAs {names}, which are not supported; if the "
-                "checkpoint has them merged, or to draw without them, use --ignore-loras"
-            )
-        if ignored and not names:
+        others = {name: value for name, value in self.options.items() if name != "loras"}
+        if not self.options.get("loras"):
             raise RequestError(f"--ignore-loras: {self.name} names no LoRAs")
+        return replace(self, options=others)
 
     def departures(self, pictures: Sequence[Path]) -> list[str]:
         """List the parts of the file that can't be honoured, or not verifiably."""
@@ -97,7 +92,6 @@ def describe(request: WorkflowRequest) -> dict[str, Any]:
     checkpoint = {
         **request.models,
         "weight_dtype": request.weight_dtype,
-        "loras": plain(request.loras),
         "zero_cond_t": request.zero_cond_t,
     }
     described = {
@@ -130,7 +124,6 @@ def read_request(path: Path) -> RequestFile:
         {
             **dict.fromkeys(_WEIGHTS, strict.text),
             "pictures": _texts,
-            "loras": lambda value: tuple(map(_lora, _items(value))),
             "zero_cond_t": _flag,
             "digests": _digests,
         },
@@ -180,12 +173,6 @@ def _flag(value: Any) -> bool:
     if not isinstance(value, bool):
         raise ValueError("not true or false")
     return value
-
-
-def _lora(value: Any) -> Lora:
-    if not isinstance(value, dict) or set(value) != {"name", "strength"}:
-        raise ValueError("a LoRA has a name and a strength")
-    return Lora(strict.text(value["name"]), strict.number(value["strength"]))
 
 
 def _digests(value: Any) -> dict[Stage, str]:

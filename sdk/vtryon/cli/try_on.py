@@ -148,7 +148,8 @@ def _read_request(path: Path | None, *, strict: bool, ignore_loras: bool) -> Req
             raise RequestError(f"{', '.join(unused)} is for a --request, and none is given")
         return None
     found = read_request(path)
-    found.check_loras(ignored=ignore_loras)
+    if ignore_loras:
+        found = found.without_loras()
     return found
 
 

@@ -15,6 +15,7 @@ from typing import Any, TypeVar
 from vtryon.sampling_options import SAMPLING_OPTIONS
 from vtryon.types import (
     GuidanceNorm,
+    Lora,
     Numerics,
     Priority,
     Profile,
@@ -81,6 +82,36 @@ def numbers(value: Any) -> tuple[float, ...]:
     return tuple(map(number, value))
 
 
+def loras(value: Any) -> tuple[Lora, ...]:
+    """Take a list of LoRAs: objects with a name, and a strength where it is not 1.
+
+    Raises:
+        ValueError: it is something else.
+    """
+    if not isinstance(value, (list, tuple)):
+        raise ValueError(f"{_shown(value)} is not a list of LoRAs")
+    return tuple(map(_lora, value))
+
+
+def _lora(value: Any) -> Lora:
+    if not isinstance(value, dict) or not {"name"} <= set(value) <= {"name", "strength"}:
+        raise ValueError("a LoRA has a name and a strength")
+    strength = value.get("strength")
+    return Lora(text(value["name"]), None if strength is None else number(strength))
+
+
+def lora_of(written: str) -> Lora:
+    """Parse NAME or NAME=STRENGTH.
+
+    Raises:
+        ValueError: the strength is not a number.
+    """
+    name, separator, strength = written.strip().rpartition("=")
+    if not separator:
+        return Lora(strength)
+    return Lora(name, _number_of(strength, decimal_comma=False))
+
+
 def profile(value: Any) -> Profile:
     """Take the name of a profile.
 
@@ -119,6 +150,7 @@ OPTIONS: Mapping[str, Callable[[Any], Any]] = {
     "profile": profile,
     "priority": _name_of(Priority),
     "quality": whole,
+    "loras": loras,
     **NUMERICS,
 }
 
@@ -155,6 +187,8 @@ def from_cell(name: str, cell: str, *, decimal_comma: bool = False) -> Any:
         return _number_of(cell, decimal_comma=decimal_comma)
     if kind is numbers:
         return tuple(_number_of(one, decimal_comma=False) for one in cell.split())
+    if kind is loras:
+        return tuple(map(lora_of, cell.split()))
     return kind(cell)
 
 

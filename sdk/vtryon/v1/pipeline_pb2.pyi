@@ -135,6 +135,7 @@ class TryOnOptions(_message.Message):
     FORMAT_FIELD_NUMBER: _builtins.int
     QUALITY_FIELD_NUMBER: _builtins.int
     GUIDANCE_RESCALE_FIELD_NUMBER: _builtins.int
+    LORAS_FIELD_NUMBER: _builtins.int
     prompt: _builtins.str
     """At most 2000 characters, no NUL."""
     negative_prompt: _builtins.str
@@ -160,6 +161,8 @@ class TryOnOptions(_message.Message):
     def sigmas(self) -> _containers.RepeatedScalarFieldContainer[_builtins.float]: ...
     @_builtins.property
     def previews(self) -> _stream_pb2.PreviewPolicy: ...
+    @_builtins.property
+    def loras(self) -> _containers.RepeatedCompositeFieldContainer[_sampling_pb2.Lora]: ...
     def __init__(
         self,
         *,
@@ -178,10 +181,11 @@ class TryOnOptions(_message.Message):
         format: _image_pb2.ImageFormat.ValueType = ...,
         quality: _builtins.int | None = ...,
         guidance_rescale: _builtins.float | None = ...,
+        loras: _abc.Iterable[_sampling_pb2.Lora] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_guidance_rescale", b"_guidance_rescale", "_height", b"_height", "_negative_prompt", b"_negative_prompt", "_quality", b"_quality", "_seed", b"_seed", "_steps", b"_steps", "_strength", b"_strength", "_true_cfg_scale", b"_true_cfg_scale", "_width", b"_width", "guidance_rescale", b"guidance_rescale", "height", b"height", "negative_prompt", b"negative_prompt", "numerics", b"numerics", "previews", b"previews", "quality", b"quality", "seed", b"seed", "steps", b"steps", "strength", b"strength", "true_cfg_scale", b"true_cfg_scale", "width", b"width"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_guidance_rescale", b"_guidance_rescale", "_height", b"_height", "_negative_prompt", b"_negative_prompt", "_quality", b"_quality", "_seed", b"_seed", "_steps", b"_steps", "_strength", b"_strength", "_true_cfg_scale", b"_true_cfg_scale", "_width", b"_width", "format", b"format", "guidance_rescale", b"guidance_rescale", "height", b"height", "negative_prompt", b"negative_prompt", "numerics", b"numerics", "previews", b"previews", "priority", b"priority", "prompt", b"prompt", "quality", b"quality", "seed", b"seed", "sigmas", b"sigmas", "steps", b"steps", "strength", b"strength", "true_cfg_scale", b"true_cfg_scale", "width", b"width"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_guidance_rescale", b"_guidance_rescale", "_height", b"_height", "_negative_prompt", b"_negative_prompt", "_quality", b"_quality", "_seed", b"_seed", "_steps", b"_steps", "_strength", b"_strength", "_true_cfg_scale", b"_true_cfg_scale", "_width", b"_width", "format", b"format", "guidance_rescale", b"guidance_rescale", "height", b"height", "loras", b"loras", "negative_prompt", b"negative_prompt", "numerics", b"numerics", "previews", b"previews", "priority", b"priority", "prompt", b"prompt", "quality", b"quality", "seed", b"seed", "sigmas", b"sigmas", "steps", b"steps", "strength", b"strength", "true_cfg_scale", b"true_cfg_scale", "width", b"width"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__guidance_rescale: _TypeAlias = _typing.Literal["guidance_rescale"]  # noqa: Y015
     _WhichOneofArgType__guidance_rescale: _TypeAlias = _typing.Literal["_guidance_rescale", b"_guidance_rescale"]  # noqa: Y015

@@ -27,7 +27,7 @@ from vtryon.v1 import stream_pb2 as vtryon_dot_v1_dot_stream__pb2
 from vtryon.v1 import tensor_pb2 as vtryon_dot_v1_dot_tensor__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x18vtryon/v1/sampling.proto\x12\tvtryon.v1\x1a\x18vtryon/v1/numerics.proto\x1a\x16vtryon/v1/stream.proto\x1a\x16vtryon/v1/tensor.proto\"f\n\rSampleRequest\x12\'\n\x05start\x18\x01 \x01(\x0b\x32\x16.vtryon.v1.SampleStartH\x00\x12!\n\x05\x63hunk\x18\x02 \x01(\x0b\x32\x10.vtryon.v1.ChunkH\x00\x42\t\n\x07request\"\xfb\x03\n\x0bSampleStart\x12$\n\x08payloads\x18\x01 \x03(\x0b\x32\x12.vtryon.v1.Payload\x12%\n\x08numerics\x18\x02 \x01(\x0b\x32\x13.vtryon.v1.Numerics\x12\r\n\x05width\x18\x03 \x01(\r\x12\x0e\n\x06height\x18\x04 \x01(\r\x12\x12\n\x05steps\x18\x05 \x01(\rH\x00\x88\x01\x01\x12\x1b\n\x0etrue_cfg_scale\x18\x06 \x01(\x01H\x01\x88\x01\x01\x12\x11\n\x04seed\x18\x07 \x01(\x04H\x02\x88\x01\x01\x12\x15\n\x08strength\x18\x08 \x01(\x01H\x03\x88\x01\x01\x12\x0e\n\x06sigmas\x18\t \x03(\x01\x12*\n\x08previews\x18\n \x01(\x0b\x32\x18.vtryon.v1.PreviewPolicy\x12%\n\x08priority\x18\x0b \x01(\x0e\x32\x13.vtryon.v1.Priority\x12+\n\x06resume\x18\x0c \x01(\x0b\x32\x16.vtryon.v1.ResumePointH\x04\x88\x01\x01\x12\x14\n\x0cresume_every\x18\r \x01(\r\x12\x1d\n\x10guidance_rescale\x18\x0f \x01(\x01H\x05\x88\x01\x01\x42\x08\n\x06_stepsB\x11\n\x0f_true_cfg_scaleB\x07\n\x05_seedB\x0b\n\t_strengthB\t\n\x07_resumeB\x13\n\x11_guidance_rescaleJ\x04\x08\x0e\x10\x0fR\x07\x61ttempt\"J\n\x0bResumePoint\x12\x0c\n\x04step\x18\x01 \x01(\r\x12\x14\n\x0cmodel_digest\x18\x02 \x01(\t\x12\x17\n\x0f\x65ncoders_digest\x18\x03 \x01(\t2K\n\x0fSamplingService\x12\x38\n\x06Sample\x12\x18.vtryon.v1.SampleRequest\x1a\x10.vtryon.v1.Event(\x01\x30\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x18vtryon/v1/sampling.proto\x12\tvtryon.v1\x1a\x18vtryon/v1/numerics.proto\x1a\x16vtryon/v1/stream.proto\x1a\x16vtryon/v1/tensor.proto\"f\n\rSampleRequest\x12\'\n\x05start\x18\x01 \x01(\x0b\x32\x16.vtryon.v1.SampleStartH\x00\x12!\n\x05\x63hunk\x18\x02 \x01(\x0b\x32\x10.vtryon.v1.ChunkH\x00\x42\t\n\x07request\"\x9b\x04\n\x0bSampleStart\x12$\n\x08payloads\x18\x01 \x03(\x0b\x32\x12.vtryon.v1.Payload\x12%\n\x08numerics\x18\x02 \x01(\x0b\x32\x13.vtryon.v1.Numerics\x12\r\n\x05width\x18\x03 \x01(\r\x12\x0e\n\x06height\x18\x04 \x01(\r\x12\x12\n\x05steps\x18\x05 \x01(\rH\x00\x88\x01\x01\x12\x1b\n\x0etrue_cfg_scale\x18\x06 \x01(\x01H\x01\x88\x01\x01\x12\x11\n\x04seed\x18\x07 \x01(\x04H\x02\x88\x01\x01\x12\x15\n\x08strength\x18\x08 \x01(\x01H\x03\x88\x01\x01\x12\x0e\n\x06sigmas\x18\t \x03(\x01\x12*\n\x08previews\x18\n \x01(\x0b\x32\x18.vtryon.v1.PreviewPolicy\x12%\n\x08priority\x18\x0b \x01(\x0e\x32\x13.vtryon.v1.Priority\x12+\n\x06resume\x18\x0c \x01(\x0b\x32\x16.vtryon.v1.ResumePointH\x04\x88\x01\x01\x12\x14\n\x0cresume_every\x18\r \x01(\r\x12\x1d\n\x10guidance_rescale\x18\x0f \x01(\x01H\x05\x88\x01\x01\x12\x1e\n\x05loras\x18\x10 \x03(\x0b\x32\x0f.vtryon.v1.LoraB\x08\n\x06_stepsB\x11\n\x0f_true_cfg_scaleB\x07\n\x05_seedB\x0b\n\t_strengthB\t\n\x07_resumeB\x13\n\x11_guidance_rescaleJ\x04\x08\x0e\x10\x0fR\x07\x61ttempt\"8\n\x04Lora\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x15\n\x08strength\x18\x02 \x01(\x01H\x00\x88\x01\x01\x42\x0b\n\t_strength\"J\n\x0bResumePoint\x12\x0c\n\x04step\x18\x01 \x01(\r\x12\x14\n\x0cmodel_digest\x18\x02 \x01(\t\x12\x17\n\x0f\x65ncoders_digest\x18\x03 \x01(\t2K\n\x0fSamplingService\x12\x38\n\x06Sample\x12\x18.vtryon.v1.SampleRequest\x1a\x10.vtryon.v1.Event(\x01\x30\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -37,9 +37,11 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_SAMPLEREQUEST']._serialized_start=113
   _globals['_SAMPLEREQUEST']._serialized_end=215
   _globals['_SAMPLESTART']._serialized_start=218
-  _globals['_SAMPLESTART']._serialized_end=725
-  _globals['_RESUMEPOINT']._serialized_start=727
-  _globals['_RESUMEPOINT']._serialized_end=801
-  _globals['_SAMPLINGSERVICE']._serialized_start=803
-  _globals['_SAMPLINGSERVICE']._serialized_end=878
+  _globals['_SAMPLESTART']._serialized_end=757
+  _globals['_LORA']._serialized_start=759
+  _globals['_LORA']._serialized_end=815
+  _globals['_RESUMEPOINT']._serialized_start=817
+  _globals['_RESUMEPOINT']._serialized_end=891
+  _globals['_SAMPLINGSERVICE']._serialized_start=893
+  _globals['_SAMPLINGSERVICE']._serialized_end=968
 # @@protoc_insertion_point(module_scope)

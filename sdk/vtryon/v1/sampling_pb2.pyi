@@ -65,6 +65,7 @@ class SampleStart(_message.Message):
     RESUME_FIELD_NUMBER: _builtins.int
     RESUME_EVERY_FIELD_NUMBER: _builtins.int
     GUIDANCE_RESCALE_FIELD_NUMBER: _builtins.int
+    LORAS_FIELD_NUMBER: _builtins.int
     width: _builtins.int
     """Pixels, multiples of 16, within the checkpoint's limits."""
     height: _builtins.int
@@ -100,6 +101,10 @@ class SampleStart(_message.Message):
     def previews(self) -> _stream_pb2.PreviewPolicy: ...
     @_builtins.property
     def resume(self) -> Global___ResumePoint: ...
+    @_builtins.property
+    def loras(self) -> _containers.RepeatedCompositeFieldContainer[Global___Lora]:
+        """At most 8, each once. With a distilled LoRA and no `numerics`, the profile is LIGHTNING."""
+
     def __init__(
         self,
         *,
@@ -117,10 +122,11 @@ class SampleStart(_message.Message):
         resume: Global___ResumePoint | None = ...,
         resume_every: _builtins.int = ...,
         guidance_rescale: _builtins.float | None = ...,
+        loras: _abc.Iterable[Global___Lora] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_guidance_rescale", b"_guidance_rescale", "_resume", b"_resume", "_seed", b"_seed", "_steps", b"_steps", "_strength", b"_strength", "_true_cfg_scale", b"_true_cfg_scale", "guidance_rescale", b"guidance_rescale", "numerics", b"numerics", "previews", b"previews", "resume", b"resume", "seed", b"seed", "steps", b"steps", "strength", b"strength", "true_cfg_scale", b"true_cfg_scale"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_guidance_rescale", b"_guidance_rescale", "_resume", b"_resume", "_seed", b"_seed", "_steps", b"_steps", "_strength", b"_strength", "_true_cfg_scale", b"_true_cfg_scale", "guidance_rescale", b"guidance_rescale", "height", b"height", "numerics", b"numerics", "payloads", b"payloads", "previews", b"previews", "priority", b"priority", "resume", b"resume", "resume_every", b"resume_every", "seed", b"seed", "sigmas", b"sigmas", "steps", b"steps", "strength", b"strength", "true_cfg_scale", b"true_cfg_scale", "width", b"width"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_guidance_rescale", b"_guidance_rescale", "_resume", b"_resume", "_seed", b"_seed", "_steps", b"_steps", "_strength", b"_strength", "_true_cfg_scale", b"_true_cfg_scale", "guidance_rescale", b"guidance_rescale", "height", b"height", "loras", b"loras", "numerics", b"numerics", "payloads", b"payloads", "previews", b"previews", "priority", b"priority", "resume", b"resume", "resume_every", b"resume_every", "seed", b"seed", "sigmas", b"sigmas", "steps", b"steps", "strength", b"strength", "true_cfg_scale", b"true_cfg_scale", "width", b"width"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__guidance_rescale: _TypeAlias = _typing.Literal["guidance_rescale"]  # noqa: Y015
     _WhichOneofArgType__guidance_rescale: _TypeAlias = _typing.Literal["_guidance_rescale", b"_guidance_rescale"]  # noqa: Y015
@@ -148,6 +154,34 @@ class SampleStart(_message.Message):
     def WhichOneof(self, oneof_group: _WhichOneofArgType__true_cfg_scale) -> _WhichOneofReturnType__true_cfg_scale | None: ...
 
 Global___SampleStart: _TypeAlias = SampleStart  # noqa: Y015
+
+@_typing.final
+class Lora(_message.Message):
+    """A LoRA of the sampler's setting `loras`, and how strongly it applies."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    STRENGTH_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """A name that the sampler does not have is rejected; the error lists those that it has."""
+    strength: _builtins.float
+    """−100 to 100; unset: 1; 0 has no effect."""
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        strength: _builtins.float | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_strength", b"_strength", "strength", b"strength"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_strength", b"_strength", "name", b"name", "strength", b"strength"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__strength: _TypeAlias = _typing.Literal["strength"]  # noqa: Y015
+    _WhichOneofArgType__strength: _TypeAlias = _typing.Literal["_strength", b"_strength"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__strength) -> _WhichOneofReturnType__strength | None: ...
+
+Global___Lora: _TypeAlias = Lora  # noqa: Y015
 
 @_typing.final
 class ResumePoint(_message.Message):

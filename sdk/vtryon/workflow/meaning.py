@@ -6,6 +6,7 @@ A node or a value that can't be honoured is named and rejected, never dropped.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import PureWindowsPath
 
 from vtryon.errors import RequestError
 from vtryon.sampling_options import MAX_STEPS, MAX_TRUE_CFG_SCALE, guides
@@ -18,12 +19,13 @@ from vtryon.types import (
     MIN_SHIFT,
     SIDE_MULTIPLE,
     GuidanceNorm,
+    Lora,
     Numerics,
     Profile,
 )
 from vtryon.workflow.graph import Graph
 from vtryon.workflow.nodes import Node
-from vtryon.workflow.request import Lora, NodeReport, WorkflowRequest
+from vtryon.workflow.request import NodeReport, WorkflowRequest
 from vtryon.workflow.walk import ALL, Walk
 
 _SAVES = ("SaveImage", "PreviewImage", "SaveImageAdvanced", "SaveImageWebsocket")
@@ -60,13 +62,14 @@ class Reading(Walk):
 
     @property
     def notes(self) -> list[str]:
-        """Parts of the request that `vtryon try-on` will not honour."""
-        if not self.request.loras:
+        """Requirements of the request on the server."""
+        names = ", ".join(lora.name for lora in self.request.options.get("loras", ()))
+        if not names:
             return []
-        names = ", ".join(lora.name for lora in self.request.loras)
         words = (
-            f"the graph applies the LoRAs {names}, which are not supported: try-on refuses the "
-            "request unless --ignore-loras says that the checkpoint has them merged"
+            f"the graph applies the LoRAs {names}: the server needs their files under these names "
+            "(`vtryon serve … --lora FILE`), or else --ignore-loras and a checkpoint with them "
+            "merged"
         )
         return [words]
 
@@ -189,13 +192,16 @@ class Reading(Walk):
             options["sigmas"] = denoised_sigmas(steps, denoise, shift)
 
     def _lora(self, node: Node) -> None:
-        lora = Lora(
-            self._text(node, "lora_name"), self._number(node, "strength_model", -100, 100, 1.0)
-        )
-        if not lora.strength:
+        path = PureWindowsPath(self._text(node, "lora_name"))  # which reads both separators
+        name = path.name.removesuffix(".safetensors")
+        strength = self._number(node, "strength_model", -100, 100, 1.0)
+        if not strength:
             return self._tell(node, "nothing: its strength is 0")
-        self.request.loras.insert(0, lora)
-        return self._tell(node, f"the LoRA {lora.name} at {lora.strength:g}")
+        loras = self.request.options.get("loras", ())
+        if any(name == lora.name for lora in loras):
+            raise self._refuse(node, f"applies the LoRA {name} a second time")
+        self.request.options["loras"] = (Lora(name, strength), *loras)
+        return self._tell(node, f"the LoRA {name} at {strength:g}")
 
     def _weight_dtype(self, node: Node) -> None:
         dtype = self._text(node, "weight_dtype", "default")

@@ -7,20 +7,13 @@ from dataclasses import dataclass, field
 from vtryon.options import TryOnArguments
 
 
-@dataclass(frozen=True, slots=True)
-class Lora:
-    """A LoRA that the graph applies to the model."""
-
-    name: str
-    strength: float
-
-
 @dataclass(slots=True)
 class WorkflowRequest:
     """A graph as arguments of `vtryon.Client.try_on`, and its requirements on the checkpoint.
 
     Attributes:
-        options: all but the prompt; `sigmas` are there for a `denoise` below 1 alone.
+        options: all but the prompt; `sigmas` are there for a `denoise` below 1 alone, `loras` have
+            the names of their files, without suffix and folder.
         pictures: file names of the person and the garments in the graph.
         models: names of weights by part: transformer, text_encoder, vae.
         weight_dtype: the precision to which the transformer's weights are cast, if any.
@@ -32,7 +25,6 @@ class WorkflowRequest:
     pictures: list[str] = field(default_factory=list)
     models: dict[str, str] = field(default_factory=dict)
     weight_dtype: str | None = None
-    loras: list[Lora] = field(default_factory=list)
     zero_cond_t: bool = False
 
 

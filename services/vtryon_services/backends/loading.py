@@ -12,9 +12,10 @@ from vtryon_services.backends.protocols import (
     SamplingBackend,
     TextEncoderBackend,
 )
+from vtryon_services.engine.loras.choice import check_files
 from vtryon_services.engine.sources import check_source
 from vtryon_services.rpc.concurrency import ConcurrencyLimiter
-from vtryon_services.runtime.settings import StageSettings
+from vtryon_services.runtime.settings import SamplerSettings, StageSettings
 
 
 async def load_latent_encoder(settings: StageSettings) -> LatentEncoderBackend:
@@ -45,7 +46,7 @@ async def load_text_encoder(settings: StageSettings) -> TextEncoderBackend:
     return await TorchTextEncoder.load(settings)
 
 
-async def load_sampling(settings: StageSettings) -> SamplingBackend:
+async def load_sampling(settings: SamplerSettings) -> SamplingBackend:
     """Make the sampler's backend ready."""
     if settings.backend == "scripted":
         limiter = ConcurrencyLimiter(Stage.SAMPLING, settings.places, settings.max_waiting)
@@ -54,6 +55,7 @@ async def load_sampling(settings: StageSettings) -> SamplingBackend:
         from vtryon_services.backends.triton import TritonSampling
 
         return await TritonSampling.load(settings)
+    check_files(settings.loras)
     await _find_checkpoint(settings)
     from vtryon_services.backends.torch import TorchSampling
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
@@ -13,6 +13,7 @@ from vtryon.tensors import Tensor
 from vtryon.types import ImageFormat, PreviewPolicy
 from vtryon.wire.payloads import Buffer
 from vtryon_services.engine.defaults import Defaults
+from vtryon_services.engine.loras.choice import LoraFacts
 from vtryon_services.engine.numerics import Resolved
 from vtryon_services.engine.plan import QueuePosition, SamplingRequest
 
@@ -128,12 +129,14 @@ class SamplingBackend(Backend, Protocol):
         width: of embeddings.
         max_target_area: pixels of the largest picture.
         can_preview: whether the checkpoint has a preview map.
+        loras: LoRAs that requests can choose, by name.
     """
 
     channels: int
     width: int
     max_target_area: int
     can_preview: bool
+    loras: Mapping[str, LoraFacts]
 
     def check_pictures(self, count: int) -> None:
         """Check the number of pictures at admission; raises `RequestError` if it is wrong."""

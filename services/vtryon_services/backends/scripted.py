@@ -10,7 +10,7 @@ import hashlib
 import struct
 import time
 import zlib
-from collections.abc import AsyncGenerator, Iterable, Sequence
+from collections.abc import AsyncGenerator, Iterable, Mapping, Sequence
 from dataclasses import replace
 
 from PIL import Image
@@ -32,6 +32,7 @@ from vtryon.types import (
 from vtryon.wire.payloads import Buffer
 from vtryon_services.backends.protocols import Backend, Latents, OutputOptions, StepDone
 from vtryon_services.engine.defaults import DEFAULTS, Defaults
+from vtryon_services.engine.loras.choice import LoraFacts
 from vtryon_services.engine.numerics import Resolved
 from vtryon_services.engine.pictures import encode
 from vtryon_services.engine.plan import QueuePosition, SamplingRequest, is_due
@@ -107,6 +108,7 @@ class ScriptedSampling(Backend):
     channels = CHANNELS
     width = EMBEDDING_WIDTH
     can_preview = True
+    loras: Mapping[str, LoraFacts] = {}
     max_target_area = MAX_TARGET_AREA
 
     def __init__(self, seconds: float, limiter: ConcurrencyLimiter) -> None:

@@ -8,7 +8,7 @@ threads.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Callable, Sequence
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 from operator import attrgetter
@@ -32,13 +32,14 @@ from vtryon_services.engine.checkpoint import SHIPPED_CHECKPOINT, Checkpoint
 from vtryon_services.engine.decoder import Decoder
 from vtryon_services.engine.defaults import Defaults
 from vtryon_services.engine.latent_encoder import Fitted, VaeEncoder
+from vtryon_services.engine.loras.choice import LoraFacts
 from vtryon_services.engine.numerics import Resolved
 from vtryon_services.engine.placement import Placement
 from vtryon_services.engine.plan import QueuePosition, SamplingRequest, is_due
 from vtryon_services.engine.sampler import Given, Sampler
 from vtryon_services.engine.text_encoder import PromptEncoder, PromptInputs
 from vtryon_services.runtime.metrics import Watched, count_dropped_preview
-from vtryon_services.runtime.settings import StageSettings
+from vtryon_services.runtime.settings import SamplerSettings, StageSettings
 
 R = TypeVar("R")
 BATCH = 16  # pictures or prompts at once: a larger batch is no quicker per picture
@@ -152,9 +153,10 @@ class TorchSampling(Backend):
     """Denoises with the MMDiT, all requests in one running batch."""
 
     @classmethod
-    async def load(cls, settings: StageSettings) -> TorchSampling:
+    async def load(cls, settings: SamplerSettings) -> TorchSampling:
         """Load the engine that the settings ask for."""
-        engine = await _load_engine(settings, partial(Sampler.load, compiled=settings.compiled))
+        load = partial(Sampler.load, compiled=settings.compiled, loras=settings.loras)
+        engine = await _load_engine(settings, load)
         batcher = StepBatcher(
             engine, _compute, slots=settings.places, max_waiting=settings.max_waiting
         )
@@ -170,6 +172,7 @@ class TorchSampling(Backend):
         self.width = engine.width
         self.max_target_area = engine.geometry.max_target_area
         self.can_preview = engine.geometry.preview is not None
+        self.loras: Mapping[str, LoraFacts] = engine.loras
 
     def defaults(self, numerics: Resolved) -> Defaults:
         """Steps and scale of a request that names none."""

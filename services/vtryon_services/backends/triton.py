@@ -25,6 +25,7 @@ from vtryon_services.engine.families.family import Family
 from vtryon_services.engine.families.table import find_family
 from vtryon_services.engine.flow_match import FlowMatchSchedule
 from vtryon_services.engine.geometry import Geometry
+from vtryon_services.engine.loras.choice import LoraFacts
 from vtryon_services.engine.numerics import Resolved
 from vtryon_services.engine.plan import QueuePosition, SamplingRequest
 from vtryon_services.engine.schedule import Scheduled
@@ -169,6 +170,7 @@ class TritonSampling(_TritonBackend, Scheduled):
         super().__init__(pool, described)
         self.can_preview = can_preview(described)
         self._schedule = FlowMatchSchedule.from_config(json.loads(described["scheduler"]))
+        self.loras: Mapping[str, LoraFacts] = {}
 
     def admit(self, request: SamplingRequest) -> TritonSlot:
         """Take a request on; the model admits or refuses it when it gets the tensors."""

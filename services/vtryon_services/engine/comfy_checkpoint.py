@@ -71,7 +71,7 @@ class ComfyCheckpoint(Checkpoint):
         Raises:
             SettingsError: neither the source nor the file's name says which model it is.
         """
-        named = dict(self.source.choices).get("pipeline")
+        named = dict(self.source.choices).get("class_name")
         if named is not None:
             return named
         name = self.files.transformer.name
@@ -79,8 +79,8 @@ class ComfyCheckpoint(Checkpoint):
             return _PLUS
         raise unsupported(
             f"{name} does not say which edit model it is, and its tensors are those of several: "
-            f"add pipeline={_PLUS} for 2509 and 2511, or "
-            f"pipeline={_FIRST} for the first one, as in comfyui:FOLDER?pipeline=…"
+            f"add class_name={_PLUS} for 2509 and 2511, or "
+            f"class_name={_FIRST} for the first one, as in comfyui:FOLDER?class_name=…"
         )
 
     def part(self, name: str) -> Path:
@@ -146,7 +146,7 @@ class ComfyCheckpoint(Checkpoint):
             # Below the folder of its kind: diffusion_models/NAME.
             found[name] = Path(*path.relative_to(self.folder).parts[1:]).as_posix()
         tokenizer = self.files.tokenizer.resolve()
-        return {**found, "tokenizer": tokenizer, "pipeline": self.family.pipeline}
+        return {**found, "tokenizer": tokenizer, "class_name": self.family.pipeline}
 
 
 def without_prefix(tensors: Mapping[str, Stored]) -> dict[str, Stored]:

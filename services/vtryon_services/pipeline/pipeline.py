@@ -13,6 +13,7 @@ from vtryon.sampling_options import reported_fields
 from vtryon.seeds import draw_seed
 from vtryon.types import (
     MAX_INLINE_BYTES,
+    Numerics,
     Payload,
     PayloadKind,
     Stage,
@@ -97,7 +98,7 @@ class Pipeline:
             yield accepted(
                 STAGE,
                 call,
-                numerics=resolve(chosen.numerics).to_wire(),
+                numerics=_numerics(chosen),
                 **reported_fields(chosen),
                 width=chosen.width,
                 height=chosen.height,
@@ -126,6 +127,13 @@ def _choose(options: TryOnOptions) -> TryOnOptions:
     check_options(options)
     resolve(options.numerics)
     return settled(options, draw_seed())
+
+
+def _numerics(options: TryOnOptions) -> Numerics | None:
+    """Return the request's numerics; None if the sampler chooses the profile, by the LoRAs."""
+    if options.loras and not (options.numerics and options.numerics.profile):
+        return None
+    return resolve(options.numerics).to_wire()
 
 
 def _inline_payloads(request: TryOnInline) -> list[Outgoing]:

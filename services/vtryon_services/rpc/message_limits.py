@@ -31,11 +31,13 @@ MAX_ITEMS: Mapping[str, int] = {
     "vtryon.v1.EncodeLatentsStart.payloads": 64,
     "vtryon.v1.EncodeTextStart.payloads": 64,
     "vtryon.v1.ListJobsRequest.states": 64,
+    "vtryon.v1.SampleStart.loras": 64,
     "vtryon.v1.SampleStart.payloads": 64,
     "vtryon.v1.SampleStart.sigmas": 1024,
     "vtryon.v1.TakeOutcomesRequest.published": 8192,
     "vtryon.v1.Tensor.shape": 64,
     "vtryon.v1.TryOnInlineRequest.garments": 64,
+    "vtryon.v1.TryOnOptions.loras": 64,
     "vtryon.v1.TryOnOptions.sigmas": 1024,
     "vtryon.v1.TryOnStart.payloads": 64,
 }

@@ -24,6 +24,7 @@ from pydantic_settings import (
 from vtryon.catalog import CATALOG
 from vtryon.errors import SettingsError
 from vtryon_services.runtime.addresses import Addresses
+from vtryon_services.runtime.lora_files import LoraFiles
 from vtryon_services.runtime.sources import OptionalSource
 
 PREFIX = "VTRYON_"
@@ -128,7 +129,8 @@ class ProcessSettings(BaseSettings):
         field = str(problem["loc"][0]) if problem["loc"] else "settings"
         own, short = variable_prefix(cls.service) + field.upper(), PREFIX + field.upper()
         read = next((name for name in (own, short) if name in _environment()), own)
-        return f"{field if field in given else read} is {problem['input']!r}: {problem['msg']}"
+        said = problem["msg"].removeprefix("Value error, ")
+        return f"{field if field in given else read} is {problem['input']!r}: {said}"
 
 
 class ServiceSettings(ProcessSettings):
@@ -304,6 +306,16 @@ class StageSettings(ServiceSettings):
         ge=0,
         description="Seconds that the scripted backend sleeps per request, and per step when "
         "sampling.",
+    )
+
+
+class SamplerSettings(StageSettings):
+    """Additional settings of the sampler's model."""
+
+    loras: LoraFiles = Field(
+        default={},
+        description="LoRA files that requests can choose: PATH, named after the file, or "
+        "NAME=PATH; several are separated by commas. They are loaded at start, beside the weights.",
     )
 
 

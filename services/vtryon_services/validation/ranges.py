@@ -74,6 +74,26 @@ class SamplingRanges(_SamplingFields):  # type: ignore[misc]
         return self
 
 
+class LoraRange(_Ranges):
+    """Of a LoRA of a request."""
+
+    name: str = Field(min_length=1, max_length=128)
+    strength: float | None = Field(default=None, ge=-100, le=100, allow_inf_nan=False)
+
+
+class LoraRanges(_Ranges):
+    """Of the LoRAs of a request."""
+
+    loras: tuple[LoraRange, ...] = Field(default=(), max_length=8)
+
+    @field_validator("loras")
+    @classmethod
+    def _each_once(cls, loras: tuple[LoraRange, ...]) -> tuple[LoraRange, ...]:
+        if len({lora.name for lora in loras}) < len(loras):
+            raise ValueError("a LoRA is there twice; add up its strengths")
+        return loras
+
+
 class PreviewsRange(_Ranges):
     """Of whether there are previews."""
 
@@ -150,7 +170,7 @@ def check_options(options: TryOnOptions) -> None:
     Raises:
         RequestError: with a violation per field.
     """
-    check_ranges(options, PromptRanges, SamplingRanges, PreviewsRange, EncodingRanges)
+    check_ranges(options, PromptRanges, SamplingRanges, LoraRanges, PreviewsRange, EncodingRanges)
     if (options.width is None) != (options.height is None):
         raise RequestError("width and height go together; give both or neither")
     if options.width is not None:

@@ -32,6 +32,11 @@ def unused_options(
         *_of_guided(given, norm, guided=negative and (scale is None or guides(scale))),
         *_of_schedule(given),
         *_of_previews(given, can_preview=can_preview),
+        *(
+            UnusedOption("loras", f"the strength of {lora.name} is 0")
+            for lora in given.loras
+            if lora.strength == 0
+        ),
     )
 
 

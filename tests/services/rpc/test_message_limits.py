@@ -54,7 +54,8 @@ def flood(path: tuple) -> bytes:
     *outer, field = path
     kinds_of_two_bytes = field.message_type is not None or field.type == field.TYPE_BYTES
     if kinds_of_two_bytes:
-        body = (varint(field.number << 3 | 2) + b"\0") * (SIZE // 2)
+        item = varint(field.number << 3 | 2) + b"\0"
+        body = item * (SIZE // len(item))
     else:
         body = varint(field.number << 3 | 2) + varint(SIZE) + b"\1" * SIZE
         if field.type == field.TYPE_DOUBLE:

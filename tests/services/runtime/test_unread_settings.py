@@ -13,7 +13,7 @@ from vtryon.errors import SettingsError
 from vtryon.types import Stage
 from vtryon_services.embedded import embedded_mesh
 from vtryon_services.host import load_settings
-from vtryon_services.runtime.settings import StageSettings
+from vtryon_services.runtime.settings import SamplerSettings
 
 VALUES = {
     "checkpoint": "/models/mine",
@@ -22,6 +22,7 @@ VALUES = {
     "keep_fp8": "false",
     "threads": "2",
     "compiled": "true",
+    "loras": "silk=/loras/silk.safetensors",
     "triton_url": "triton:8001",
     "triton_shared_memory_bytes": "1",
     "scripted_seconds": "0.5",
@@ -34,7 +35,7 @@ STAGES = [stage for stage in Stage if stage is not Stage.PIPELINE]
 
 
 def test_the_table_names_settings_of_stages() -> None:
-    assert set(ONLY_OF) == set(VALUES) <= set(StageSettings.model_fields)
+    assert set(ONLY_OF) == set(VALUES) <= set(SamplerSettings.model_fields)
 
 
 @pytest.mark.parametrize(("name", "backend"), UNREAD)

@@ -22,6 +22,7 @@ from vtryon.types import (
     MAX_GARMENTS,
     GuidanceNorm,
     ImageFormat,
+    Lora,
     Numerics,
     PreviewPolicy,
     Priority,
@@ -35,6 +36,7 @@ from vtryon_services.bridges.rest.forms import read_form
 from vtryon_services.validation.ranges import (
     EncodingFields,
     EncodingRanges,
+    LoraRange,
     PreviewRanges,
     PromptRanges,
     SamplingRanges,
@@ -93,14 +95,14 @@ class PreviewsBody(PreviewRanges):
     max_pixels: int = Field(default=0, ge=0, le=1024 * 1024)
 
 
-def in_a_form_as_json(kind: type[B]) -> BeforeValidator:
-    """Read an object that a form has as JSON text, and JSON has as it is."""
+def in_a_form_as_json(kind: type[B], shape: type = dict) -> BeforeValidator:
+    """Read an object, or a list, that a form has as JSON text and JSON has as it is."""
 
     def read(value: object) -> object:
         if not isinstance(value, str):
             return value
         try:
-            return parse_json(kind, value.encode("utf-8", "surrogatepass"))
+            return parse_json(kind, value.encode("utf-8", "surrogatepass"), shape=shape)
         except RequestError as error:
             raise ValueError(error.message) from None
 
@@ -133,14 +135,33 @@ class Profiled(Timed):
         return Numerics(profile=self.profile, **changed)
 
 
+class LoraBody(LoraRange):
+    """A LoRA of the server's setting, and its strength."""
+
+    model_config = ConfigDict(extra="forbid")
+
+
+class LorasBody(RootModel[Annotated[list[LoraBody], Field(max_length=8)]]):
+    """LoRAs that apply."""
+
+
 class Sampled(SamplingRanges, Profiled):
     """Fields of the sampler."""
+
+    loras: Annotated[LorasBody | None, in_a_form_as_json(LorasBody, list)] = Field(
+        default=None,
+        description="LoRAs of the server that apply, up to 8; in a form, as JSON.",
+    )
 
     width: int | None = Field(default=None, ge=16, multiple_of=16)
     height: int | None = Field(default=None, ge=16, multiple_of=16)
     priority: Priority | None = Field(
         default=None, description="`batch` is scheduled after all interactive requests."
     )
+
+    def own_loras(self) -> tuple[Lora, ...]:
+        """Give the LoRAs as the SDK has them."""
+        return tuple(Lora(one.name, one.strength) for one in self.loras.root) if self.loras else ()
 
 
 class Encoded(EncodingFields):
@@ -187,7 +208,7 @@ class TryOnFields(PromptRanges, Sampled, Encoded):
             RequestError: the fields ask for previews that the answer has no place for, or for a
                 quality of a format that has none.
         """
-        own = set(TryOnFields.model_fields) - {"profile", "numerics", "previews"}
+        own = set(TryOnFields.model_fields) - {"profile", "numerics", "previews", "loras"}
         wanted: PreviewPolicy | bool = previews
         if self.previews is not None:
             wanted = PreviewPolicy(self.previews.every_steps, self.previews.max_pixels)
@@ -198,6 +219,7 @@ class TryOnFields(PromptRanges, Sampled, Encoded):
             **self.model_dump(include=own),
             **self.encoding(accepted_format),
             "numerics": self.own_numerics(),
+            "loras": self.own_loras(),
             "previews": wanted,
         }
 

@@ -28,16 +28,23 @@ def parse(kind: type[B], content: dict[str, Any]) -> B:
         raise from_validation(error) from None
 
 
-def parse_json(kind: type[B], text: bytes, max_values: int = MAX_VALUES) -> B:
+def parse_json(kind: type[B], text: bytes, max_values: int = MAX_VALUES, shape: type = dict) -> B:
     """Validate the fields of a JSON object by JSON's types: "5" and true are not numbers.
 
     Slow for a large text: call it in a worker thread.
 
+    Args:
+        kind: the fields, or the items of a list.
+        text: in an encoding of JSON.
+        max_values: limit of the values in it.
+        shape: dict, or list for a JSON array.
+
     Raises:
-        RequestError: the text is not a JSON object, or fields are invalid; names each.
+        RequestError: the text has another shape, or fields are invalid; names each.
     """
-    if not isinstance(read_json_text(text, max_values), dict):
-        raise RequestError("the JSON is no object", reason=Reason.MESSAGE_MALFORMED)
+    if not isinstance(read_json_text(text, max_values), shape):
+        wanted = "object" if shape is dict else "array"
+        raise RequestError(f"the JSON is no {wanted}", reason=Reason.MESSAGE_MALFORMED)
     decoded = text.decode(json.detect_encoding(text), "surrogatepass")
     try:
         return kind.model_validate_json(decoded, strict=True)

@@ -114,6 +114,7 @@ class ImageEdit(PromptRanges, Sampled):
             "width": width,
             "height": height,
             "numerics": self.own_numerics(),
+            "loras": self.own_loras(),
             "priority": self.priority,
             "format": self.output_format,
             # Their range begins at 0, the encoders' at 1.

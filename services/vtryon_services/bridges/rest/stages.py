@@ -126,6 +126,7 @@ async def sample(request: Request, clients: ClientsOf) -> Response:
         height=fields.height or 8 * rows,
         **sampling_fields(fields),
         priority=fields.priority,
+        loras=fields.own_loras(),
     )
     sampling = clients.to(Stage.SAMPLING, request).sampling
     run = sampling.sample(start, given, timeout_seconds=fields.timeout_seconds)

@@ -8,10 +8,10 @@ from pydantic import Field
 
 from vtryon.catalog import CATALOG
 from vtryon.types import Stage
-from vtryon_services.runtime.settings import StageSettings
+from vtryon_services.runtime.settings import SamplerSettings
 
 
-class SamplingSettings(StageSettings):
+class SamplingSettings(SamplerSettings):
     """Read from VTRYON_SAMPLING_… variables."""
 
     service: ClassVar[Stage] = Stage.SAMPLING

@@ -21,6 +21,7 @@ from vtryon.sampling_options import reported_fields
 from vtryon.types import PayloadKind, Priority, SampleStart, Stage
 from vtryon.wire.payloads import cut
 from vtryon_services.backends.protocols import OutputOptions, SamplingBackend, StepDone
+from vtryon_services.engine.loras.choice import digest_with
 from vtryon_services.engine.plan import QueuePosition, SamplingPlan, SamplingRequest, count_tokens
 from vtryon_services.engine.planning import plan_of
 from vtryon_services.graph import numerics_for, unused_numerics
@@ -29,6 +30,7 @@ from vtryon_services.rpc.timings import one_hop
 from vtryon_services.stages.sampling.conditioning import check_declared, receive
 from vtryon_services.stages.sampling.settings import SamplingSettings
 from vtryon_services.validation.ranges import (
+    LoraRanges,
     PreviewsRange,
     ResumeRanges,
     SamplingRanges,
@@ -55,16 +57,17 @@ class SamplingStage:
 
         Closing the generator frees the slot; no step begins afterwards.
         """
-        check_ranges(start, SamplingRanges, PreviewsRange, SizeRanges, ResumeRanges)
+        check_ranges(start, SamplingRanges, LoraRanges, PreviewsRange, SizeRanges, ResumeRanges)
         plan = plan_of(start, self._backend)
+        digest = digest_with(self._backend.digest, plan.loras, self._backend.loras)
         check_declared(start, self._backend, self._max_references)
-        check_sampler(start.resume, self._backend.digest)
+        check_sampler(start.resume, digest)
         slot = self._backend.admit(_sampling_request(start, plan, call))
         try:
             yield accepted(
                 STAGE,
                 call,
-                model_digest=self._backend.digest,
+                model_digest=digest,
                 numerics=numerics_for(STAGE, plan.numerics.to_wire()),
                 **reported_fields(plan.options),
                 sigmas=plan.sigmas,
@@ -85,7 +88,7 @@ class SamplingStage:
                     computed, latents = computed + item.compute_seconds, item.latents
                     told = {"step": item.step, "compute_seconds": item.compute_seconds}
                     call.span.add_event("step", told)
-                    for event in self._events(item, plan):
+                    for event in _events(item, plan, digest):
                         yield event
         finally:
             slot.leave()
@@ -110,20 +113,20 @@ class SamplingStage:
             *unused_numerics(STAGE, start.numerics),
         )
 
-    def _events(self, done: StepDone, plan: SamplingPlan) -> list[Event]:
-        steps = plan.steps
-        events: list[Event] = [
-            StepFinished(done.step, steps, plan.sigmas[done.step], done.compute_seconds)
+
+def _events(done: StepDone, plan: SamplingPlan, digest: str) -> list[Event]:
+    steps = plan.steps
+    events: list[Event] = [
+        StepFinished(done.step, steps, plan.sigmas[done.step], done.compute_seconds)
+    ]
+    if done.preview is not None:
+        events.append(Preview(done.step, steps, done.preview))
+    if done.latents is not None and done.step < steps:
+        data = done.latents.data
+        events += [
+            ResumeChunk(done.step, at, len(data), bytes(piece), digest) for at, piece in cut(data)
         ]
-        if done.preview is not None:
-            events.append(Preview(done.step, steps, done.preview))
-        if done.latents is not None and done.step < steps:
-            data, digest = done.latents.data, self._backend.digest
-            events += [
-                ResumeChunk(done.step, at, len(data), bytes(piece), digest)
-                for at, piece in cut(data)
-            ]
-        return events
+    return events
 
 
 def _sampling_request(start: SampleStart, plan: SamplingPlan, call: Call) -> SamplingRequest:
