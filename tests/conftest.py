@@ -35,7 +35,7 @@ async def client(mesh: str) -> AsyncIterator[vtryon.Client]:
 @pytest.fixture(scope="session")
 async def scripted_mesh() -> AsyncIterator[str]:
     """The whole mesh without a model; a step takes 20 ms."""
-    async with scripted_mesh_of(step_seconds=0.02, places=2) as target:
+    async with scripted_mesh_of(step_seconds=0.02, max_concurrency=2) as target:
         yield target
 
 

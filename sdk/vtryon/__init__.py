@@ -66,7 +66,7 @@ from vtryon.wire.channel import Channel, Tls
 from vtryon.wire.retry import RetryPolicy
 from vtryon.wire.transport import Transport
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 __all__ = [
     "Accepted",

@@ -128,5 +128,5 @@ async def test_every_process_has_metrics_for_prometheus(town: Town, caller) -> N
         assert wanted in found[process.name], process.name
     counted = [line for line in found["decoding"].splitlines() if "rpc_server_duration" in line]
     assert any('rpc_method="Decode"' in line for line in counted)
-    assert any("vtryon_places_taken" in line for line in found["decoding"].splitlines())
+    assert any("vtryon_permits_taken" in line for line in found["decoding"].splitlines())
     assert "PipelineService" in found["edge"]

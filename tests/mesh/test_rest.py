@@ -111,7 +111,7 @@ def road(tmp_path: Path) -> Iterator[Road]:
             served(
                 *("all", "--backend", "scripted"),
                 VTRYON_SAMPLING_SCRIPTED_SECONDS=str(STEP_SECONDS),
-                VTRYON_SAMPLING_PLACES="1",
+                VTRYON_SAMPLING_MAX_CONCURRENCY="1",
             )
         )
         rest = stack.enter_context(served("rest", VTRYON_REST_PIPELINE_TARGET=mesh.target))

@@ -108,7 +108,7 @@ def call(hosts: Hosts, start, host: int, target: str, steps: int, timeout: float
 
 
 def test_a_caller_that_vanishes_gives_its_slot_back(hosts: Hosts, start) -> None:
-    target = serve(hosts, start, 0, "all", VTRYON_SAMPLING_PLACES="1")
+    target = serve(hosts, start, 0, "all", VTRYON_SAMPLING_MAX_CONCURRENCY="1")
     call(hosts, start, 1, target, 200, 100).wait_for("step 3")
     waiting = call(hosts, start, 0, target, 2, 100)
     waiting.wait_for("queued")

@@ -30,7 +30,7 @@ def endpoint() -> Iterator[str]:
     with served(
         *("all", "--backend", "scripted"),
         VTRYON_SAMPLING_SCRIPTED_SECONDS="0.02",
-        VTRYON_SAMPLING_PLACES="4",
+        VTRYON_SAMPLING_MAX_CONCURRENCY="4",
     ) as process:
         yield process.target
 

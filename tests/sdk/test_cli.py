@@ -231,7 +231,7 @@ def test_the_doctor_says_which_configured_servers_do_not_answer(tmp_path) -> Non
     [
         (["nonesuch"], {}, ["no stage nonesuch", "latent-encoder, text-encoder"]),
         (["sampling"], {"VTRYON_SAMPLING_PLACE": "2"}, ["VTRYON_SAMPLING_PLACE is no setting"]),
-        (["sampling"], {"VTRYON_PLACES": "0"}, ["VTRYON_PLACES is '0'"]),
+        (["sampling"], {"VTRYON_MAX_CONCURRENCY": "0"}, ["VTRYON_MAX_CONCURRENCY is '0'"]),
         (["sampling", "--checkpoint", "nowhere"], {}, ["no checkpoint in nowhere"]),
         (["sampling", "--device", "cuda:9"], {}, ["'cuda:9' can't be used"]),
         (["sampling", "--listen", "256.1.1.1:1"], {}, ["can't serve on 256.1.1.1:1"]),

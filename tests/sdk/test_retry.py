@@ -22,7 +22,9 @@ LONG_SECONDS = 100.0
 @pytest.fixture(scope="module")
 async def small() -> AsyncIterator[str]:
     """A mesh with few permits: two requests run, and the pipeline accepts four."""
-    async with scripted_mesh(step_seconds=0.005, places=2, max_waiting=2, max_requests=4) as target:
+    async with scripted_mesh(
+        step_seconds=0.005, max_concurrency=2, max_waiting=2, max_requests=4
+    ) as target:
         yield target
 
 
@@ -198,7 +200,7 @@ async def test_a_call_that_is_left_while_it_waits_lets_the_next_one_go() -> None
 async def test_an_event_that_was_seen_forbids_another_attempt() -> None:
     """A full sampler refuses after `Accepted`: who awaits is served, who iterates is told."""
     async with (
-        scripted_mesh(step_seconds=0.05, places=1, max_waiting=0) as target,
+        scripted_mesh(step_seconds=0.05, max_concurrency=1, max_waiting=0) as target,
         vtryon.Client(target) as client,
     ):
 

@@ -32,8 +32,8 @@ def scripted_mesh(
 
     Args:
         step_seconds: duration of a denoise step, and of each other stage.
-        settings: of the services, such as `places` or `max_waiting`, to provoke queueing or
-            rejection.
+        settings: of the services, such as `max_concurrency` or `max_waiting`, to provoke queueing
+            or rejection.
 
     Raises:
         SettingsError: the extra `server` is not installed.

@@ -49,7 +49,7 @@ async def load_text_encoder(settings: StageSettings) -> TextEncoderBackend:
 async def load_sampling(settings: SamplerSettings) -> SamplingBackend:
     """Make the sampler's backend ready."""
     if settings.backend == "scripted":
-        limiter = ConcurrencyLimiter(Stage.SAMPLING, settings.places, settings.max_waiting)
+        limiter = ConcurrencyLimiter(Stage.SAMPLING, settings.max_concurrency, settings.max_waiting)
         return scripted.ScriptedSampling(settings.scripted_seconds, limiter)
     if settings.backend == "triton":
         from vtryon_services.backends.triton import TritonSampling

@@ -158,7 +158,7 @@ class TorchSampling(Backend):
         load = partial(Sampler.load, compiled=settings.compiled, loras=settings.loras)
         engine = await _load_engine(settings, load)
         batcher = StepBatcher(
-            engine, _compute, slots=settings.places, max_waiting=settings.max_waiting
+            engine, _compute, slots=settings.max_concurrency, max_waiting=settings.max_waiting
         )
         return cls(engine, batcher)
 

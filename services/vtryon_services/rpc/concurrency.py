@@ -62,7 +62,7 @@ class ConcurrencyLimiter:
                 f"{self.taken} requests are served and {len(self._waiting)} are waiting, which "
                 "is the limit; try again later",
                 metadata={
-                    "places": str(self._max_concurrency),
+                    "max_concurrency": str(self._max_concurrency),
                     "max_waiting": str(self._max_waiting),
                 },
                 retry_after_seconds=self._expected_wait_seconds(),
@@ -186,5 +186,5 @@ class Permit:
 
 
 _watched: Watched[ConcurrencyLimiter] = Watched(lambda limiter: str(limiter.stage))
-_watched.gauge("vtryon.places.taken", "Requests being served.", lambda limiter: limiter.taken)
-_watched.gauge("vtryon.places.waiting", "Requests waiting.", lambda limiter: limiter.waiting)
+_watched.gauge("vtryon.permits.taken", "Requests being served.", lambda limiter: limiter.taken)
+_watched.gauge("vtryon.permits.waiting", "Requests waiting.", lambda limiter: limiter.waiting)

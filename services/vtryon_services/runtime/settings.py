@@ -290,7 +290,7 @@ class StageSettings(ServiceSettings):
         default=False,
         description="Compile the sampler's transformer blocks: slower start, faster steps.",
     )
-    places: int = Field(
+    max_concurrency: int = Field(
         default=16,
         ge=1,
         description="Maximum requests computed concurrently; further ones queue, up to "

@@ -35,27 +35,34 @@ def test_an_unknown_shared_name_stops_every_service(monkeypatch) -> None:
 
 
 def test_another_services_variables_are_none_of_its_business(monkeypatch) -> None:
-    monkeypatch.setenv("VTRYON_DECODING_PLACES", "3")
+    monkeypatch.setenv("VTRYON_DECODING_MAX_CONCURRENCY", "3")
     monkeypatch.setenv("VTRYON_TOKEN", "for the command line")
-    assert SamplingSettings.load().places == 16
+    assert SamplingSettings.load().max_concurrency == 16
 
 
 def test_all_bad_values_are_told_at_once(monkeypatch) -> None:
-    monkeypatch.setenv("VTRYON_SAMPLING_PLACES", "none")
+    monkeypatch.setenv("VTRYON_SAMPLING_MAX_CONCURRENCY", "none")
     monkeypatch.setenv("VTRYON_SAMPLING_DTYPE", "int4")
     with pytest.raises(SettingsError) as caught:
         SamplingSettings.load()
-    for part in ("VTRYON_SAMPLING_PLACES is 'none'", "VTRYON_SAMPLING_DTYPE is 'int4'", "'bf16'"):
+    for part in (
+        "VTRYON_SAMPLING_MAX_CONCURRENCY is 'none'",
+        "VTRYON_SAMPLING_DTYPE is 'int4'",
+        "'bf16'",
+    ):
         assert part in caught.value.message
 
 
 @given(st.integers(-(2**40), 2**40))
-def test_a_number_in_range_is_taken_and_others_are_not(places: int) -> None:
-    if places >= 1:
-        assert SamplingSettings.load(places=places).places == places
+def test_a_number_in_range_is_taken_and_others_are_not(max_concurrency: int) -> None:
+    if max_concurrency >= 1:
+        assert (
+            SamplingSettings.load(max_concurrency=max_concurrency).max_concurrency
+            == max_concurrency
+        )
     else:
-        with pytest.raises(SettingsError, match="places"):
-            SamplingSettings.load(places=places)
+        with pytest.raises(SettingsError, match="max_concurrency"):
+            SamplingSettings.load(max_concurrency=max_concurrency)
 
 
 @pytest.mark.parametrize("stage", list(Stage))
@@ -105,17 +112,17 @@ def test_a_short_name_that_no_started_service_has_names_those_that_do(monkeypatc
 
 
 def test_a_wrong_value_is_told_by_the_variable_that_was_read(monkeypatch) -> None:
-    monkeypatch.setenv("VTRYON_PLACES", "0")
+    monkeypatch.setenv("VTRYON_MAX_CONCURRENCY", "0")
     with pytest.raises(SettingsError) as caught:
         SamplingSettings.load()
-    assert caught.value.message.startswith("VTRYON_PLACES is '0': ")
+    assert caught.value.message.startswith("VTRYON_MAX_CONCURRENCY is '0': ")
     assert "greater than or equal to 1" in caught.value.message
-    assert "VTRYON_SAMPLING_PLACES" not in caught.value.message
-    monkeypatch.setenv("VTRYON_SAMPLING_PLACES", "-1")
-    with pytest.raises(SettingsError, match=r"^VTRYON_SAMPLING_PLACES is '-1'"):
+    assert "VTRYON_SAMPLING_MAX_CONCURRENCY" not in caught.value.message
+    monkeypatch.setenv("VTRYON_SAMPLING_MAX_CONCURRENCY", "-1")
+    with pytest.raises(SettingsError, match=r"^VTRYON_SAMPLING_MAX_CONCURRENCY is '-1'"):
         SamplingSettings.load()
-    with pytest.raises(SettingsError, match=r"^places is 0"):
-        SamplingSettings.load(places=0)
+    with pytest.raises(SettingsError, match=r"^max_concurrency is 0"):
+        SamplingSettings.load(max_concurrency=0)
 
 
 def test_the_long_name_wins_over_the_short_one_in_every_service(monkeypatch) -> None:

@@ -121,7 +121,7 @@ async def test_the_batch_and_the_caches_are_counted(receiver, example) -> None:
     assert found.total("vtryon.batch.running") == found.total("vtryon.batch.waiting") == 0
     for stage, hits in (("latent-encoder", 4), ("text-encoder", 2)):
         assert found.total("vtryon.cache.lookups", stage=stage, outcome="hit") == hits
-        assert found.total("vtryon.places.waiting", stage=stage) == 0
+        assert found.total("vtryon.permits.waiting", stage=stage) == 0
     methods = {
         next(item.value.string_value for item in point.attributes if item.key == "rpc.method")
         for point in found.points["rpc.server.duration"]

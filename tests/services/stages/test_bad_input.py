@@ -332,7 +332,9 @@ async def test_a_full_queue_refuses_at_once_and_says_when_to_come_back() -> None
     from vtryon.embedded import embedded_mesh
 
     async with (
-        embedded_mesh(backend="scripted", places=1, scripted_seconds=0.2, max_waiting=1) as target,
+        embedded_mesh(
+            backend="scripted", max_concurrency=1, scripted_seconds=0.2, max_waiting=1
+        ) as target,
         vtryon.Client(target, retry=False) as client,
     ):
         runs = [client.try_on(PICTURE, steps=4) for _ in range(8)]

@@ -26,7 +26,7 @@ class DecodingStage:
 
     def __init__(self, backend: DecodingBackend, settings: DecodingSettings) -> None:
         self._backend = backend
-        self._limiter = ConcurrencyLimiter(STAGE, settings.places, settings.max_waiting)
+        self._limiter = ConcurrencyLimiter(STAGE, settings.max_concurrency, settings.max_waiting)
 
     async def decode(
         self, start: DecodeStart, incoming: Incoming, call: Call

@@ -25,7 +25,7 @@ class LatentEncoderStage:
 
     def __init__(self, backend: LatentEncoderBackend, settings: LatentEncoderSettings) -> None:
         self._backend = backend
-        self._limiter = ConcurrencyLimiter(STAGE, settings.places, settings.max_waiting)
+        self._limiter = ConcurrencyLimiter(STAGE, settings.max_concurrency, settings.max_waiting)
         self._max_pictures = settings.max_pictures
         self._cache: ResultCache[Latents] = ResultCache(
             STAGE.value,

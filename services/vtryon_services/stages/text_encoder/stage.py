@@ -28,7 +28,7 @@ class TextEncoderStage:
 
     def __init__(self, backend: TextEncoderBackend, settings: TextEncoderSettings) -> None:
         self._backend = backend
-        self._limiter = ConcurrencyLimiter(STAGE, settings.places, settings.max_waiting)
+        self._limiter = ConcurrencyLimiter(STAGE, settings.max_concurrency, settings.max_waiting)
         self._max_pictures = settings.max_pictures
         self._cache: ResultCache[Embeddings] = ResultCache(
             STAGE.value, settings.cache_bytes, _bytes_of, per_tenant=settings.cache_per_tenant
