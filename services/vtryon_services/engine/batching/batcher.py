@@ -27,6 +27,9 @@ from vtryon_services.engine.plan import QueuePosition, SamplingRequest
 from vtryon_services.engine.sampler import Given, Sample, Sampler
 
 _log = logging.getLogger("vtryon.batcher")
+# A request that was admitted so long ago and has sent no tensors counts in the queue's length, but
+# no longer in the waits that others are refused for.
+_TENSORS_SECONDS = 2.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -194,8 +197,9 @@ class StepBatcher:
         return self._executor.submit(self._end_all, requests)
 
     def _check_room(self, request: SamplingRequest, entry: QueuedRequest, now: float) -> None:
-        others = list(self._requests)
-        position, steps = self._order.starts(others, self._running, entry, now)
+        position, _ = self._order.starts(list(self._requests), self._running, entry, now)
+        others = self._expected(now)
+        _, steps = self._order.starts(others, self._running, entry, now)
         step_seconds = self._step_seconds([*others, entry])
         wait = None if step_seconds is None else steps * step_seconds
         if position >= self.slots + self._max_waiting:
@@ -216,6 +220,14 @@ class StepBatcher:
                 metadata={"position": str(position)},
                 retry_after_seconds=max(0.05, min(late, wait)),
             )
+
+    def _expected(self, now: float) -> list[QueuedRequest]:
+        """Return the requests that count in predicted waits."""
+        return [
+            entry
+            for entry, batched in self._requests.items()
+            if batched.given is not None or now - entry.arrived < _TENSORS_SECONDS
+        ]
 
     def _step_seconds(self, entries: Sequence[QueuedRequest]) -> float | None:
         """Predict a step of the batch that these make: the first of them, if there are more."""

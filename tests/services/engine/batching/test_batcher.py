@@ -82,6 +82,22 @@ def test_a_deadline_that_cannot_be_met_is_refused_at_the_interface() -> None:
     assert caught.value.retry_after_seconds == pytest.approx(1.0)
 
 
+def test_calls_without_tensors_fill_the_queue_but_refuse_no_deadline() -> None:
+    """One whose tensors are due any moment still counts."""
+    bench = Bench(slots=1, max_waiting=9)
+    bench.learn(0.5)
+    for number in range(1, 9):
+        bench.batcher.admit(bench.request(seconds=2.1 * number))
+    with pytest.raises(OverloadedError, match="8 requests go first"):
+        bench.enter(bench.request(seconds=17.0))
+    bench.clock.now += 2.0
+    bench.enter(bench.request(seconds=17.0))
+    bench.enter()
+    with pytest.raises(OverloadedError) as caught:
+        bench.enter()
+    assert caught.value.reason is Reason.QUEUE_FULL
+
+
 def test_a_waiting_request_is_told_its_place_and_its_time_again_when_they_change() -> None:
     bench = Bench(slots=1)
     bench.learn(0.5)
