@@ -18,7 +18,7 @@ keys of request files, columns of a batch's table, and options of the command li
 reason. By REST and in request files, `schedule`, `shift`, `guidance_norm`, `resize` and
 `rope_layout` are fields of `numerics`; in Python, of `vtryon.Numerics`. `loras` is a list of
 `{"name": …, "strength": …}`, in Python of `vtryon.Lora`; the command line has `--lora` for each,
-and a table `silk=0.7 quick` in one cell.
+and a table `silk=0.7; quick` in one cell.
 
 | option | type | meaning |
 |---|---|---|

@@ -10,7 +10,7 @@ from urllib.parse import parse_qsl, quote, urlencode
 from vtryon.errors import SettingsError
 
 _HUB, _COMFYUI = "hf://", "comfyui:"
-_CHOICES = ("transformer", "text_encoder", "vae", "tokenizer", "class_name")
+_CHOICES = ("transformer", "text_encoder", "vae", "tokenizer", "class_name", "zero_cond_t")
 _NAME = r"[A-Za-z0-9_][A-Za-z0-9_.-]*"
 _REPOSITORY = re.compile(rf"(?P<name>{_NAME}/{_NAME})(?:@(?P<revision>[A-Za-z0-9_][\w./-]*))?")
 
@@ -37,7 +37,8 @@ class ComfyFolder:
 
     Attributes:
         choices: part and file of those that are named, each part once; of `tokenizer` a folder or
-            repository, of `class_name` a pipeline's class.
+            repository, of `class_name` a pipeline's class,
+            of `zero_cond_t` true or false.
     """
 
     folder: Path
@@ -79,7 +80,7 @@ def parse_source(text: str | Source) -> Source:
 
 def _parse_comfyui(text: str) -> ComfyFolder:
     folder, _, query = text.removeprefix(_COMFYUI).partition("?")
-    choices = parse_qsl(query, keep_blank_values=True)
+    choices = parse_qsl(query.replace("+", "%2B"), keep_blank_values=True)
     names = [name for name, _ in choices]
     whole = all(value for _, value in choices) and bool(choices) == bool(query)
     if not folder or not whole or len({*names}) < len(names) or {*names} - {*_CHOICES}:

@@ -184,6 +184,7 @@ class Client:
             garment: the same, or a sequence of up to three; None edits the person by the prompt.
             prompt: the instruction; "picture 1" is the person and "picture 2" the garment.
             options: the prompt and all options as one value; excludes `prompt` and `arguments`.
+                Unset in it, the prompt is empty and there are no previews.
             timeout_seconds: deadline of the whole request, connecting included. None: the server's
                 default, after waiting for a connection as long as `retry` allows.
             request_id: identifies the request in logs and traces.

@@ -21,6 +21,8 @@ from vtryon.v1 import (
 
 MAX_PROMPT_CHARACTERS = 2000
 MAX_GARMENTS = 3
+MAX_LORAS = 8
+MAX_LORA_STRENGTH = 100.0  # ComfyUI's, in both directions
 MIN_SHIFT, MAX_SHIFT = 0.01, 100.0
 SIDE_MULTIPLE, MAX_SIDE = 16, 16384  # pixels of a result; a checkpoint's own limit is lower
 MAX_PICTURE_BYTES = 20 * 1024 * 1024

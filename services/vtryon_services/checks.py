@@ -50,10 +50,11 @@ def _checkpoint(text: str) -> Finding:
     name = "checkpoint of VTRYON_CHECKPOINT"
     try:
         source = parse_source(text)
-        if isinstance(source, HubRepository) and not cached(source):
+        folder = cached(source) if isinstance(source, HubRepository) else source
+        if folder is None:
             found = f"{source} is not whole in the hub's cache"
             return Finding(name, False, found, remedy="the first start downloads it")
-        Checkpoint.open(source)
+        Checkpoint.open(folder)
     except SettingsError as error:
         return Finding(name, False, error.message, remedy="set VTRYON_CHECKPOINT to another one")
     return Finding(name, True, f"{source} can be opened")

@@ -13,17 +13,11 @@ class ResetCall:
     one of 200 calls with a deadline of 1 µs.
     """
 
-    def __init__(self, remaining_seconds: float | None) -> None:
-        self._remaining_seconds = remaining_seconds
-
     def add_done_callback(self, callback: object) -> None:
         """It has ended before anybody listens."""
 
     def cancelled(self) -> bool:
         return True
-
-    def time_remaining(self) -> float | None:
-        return self._remaining_seconds
 
 
 @pytest.mark.parametrize(
@@ -31,10 +25,13 @@ class ResetCall:
     [(0.0, DeadlineError), (2.0, RunCancelledError), (None, RunCancelledError)],
 )
 async def test_a_reset_is_a_deadline_where_no_time_is_left(remaining_seconds, error) -> None:
-    assert type(CallStatus(ResetCall(remaining_seconds)).cancellation()) is error
+    status = CallStatus()
+    status.watch(ResetCall(), remaining_seconds)
+    assert type(status.cancellation()) is error
 
 
 async def test_what_failed_in_sending_comes_first() -> None:
-    status = CallStatus(ResetCall(0.0))
+    status = CallStatus()
+    status.watch(ResetCall(), 0.0)
     status.send_error = OSError("gone")
     assert type(status.cancellation()) is StageError

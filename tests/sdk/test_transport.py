@@ -77,7 +77,7 @@ async def test_the_handler_gets_what_was_sent() -> None:
         vtryon.AccessError("not you", reason=Reason.PERMISSION_DENIED),
         vtryon.UnavailableError("away", metadata={"stage": "sampling"}),
         vtryon.DeadlineError("late", metadata={"completed_steps": "1"}),
-        vtryon.RunCancelledError("left"),
+        vtryon.RunCancelledError("the call was cancelled"),  # a server's text does not arrive
         vtryon.StageError("broken"),
     ],
     ids=lambda error: type(error).__name__,
@@ -457,7 +457,15 @@ async def test_a_channel_of_grpc_with_interceptors_is_a_transport(scripted_mesh:
     async with vtryon.Client(transport=transport) as client:
         await client.wait_ready(LONG_SECONDS)
         assert (await client.try_on(PERSON, steps=1)).picture.data
-    assert transport.counting.paths == [b"/vtryon.v1.PipelineService/TryOn"]
+        with pytest.raises(vtryon.DeadlineError):
+            await client.try_on(PERSON, steps=200, timeout_seconds=0.3)
+        run = client.try_on(PERSON, steps=200)
+        async for _ in run:
+            asyncio.get_running_loop().call_soon(run.cancel)
+            break
+        with pytest.raises(vtryon.RunCancelledError):
+            await run
+    assert set(transport.counting.paths) == {b"/vtryon.v1.PipelineService/TryOn"}
 
 
 async def test_a_transport_without_a_server_is_waited_for_and_named() -> None:

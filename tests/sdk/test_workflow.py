@@ -155,6 +155,13 @@ def test_sizes_and_loras() -> None:
     request = Reading(Graph.read(graph)).read()
     assert (request.options["width"], request.options["height"]) == (768, 1024)
     assert request.options["loras"] == (Lora("quick", 0.5),)
+    again = {"model": ["15", 0], "lora_name": "quick", "strength_model": 0.25}
+    graph["16"] = {"class_type": "LoraLoaderModelOnly", "inputs": again}
+    graph["11"]["inputs"]["model"] = ["16", 0]
+    assert Reading(Graph.read(graph)).read().options["loras"] == (Lora("quick", 0.75),)
+    again["lora_name"] = "other\\quick.safetensors"
+    with pytest.raises(RequestError, match="has the same name"):
+        Reading(Graph.read(graph)).read()
 
 
 REFUSED = {

@@ -25,7 +25,7 @@ from vtryon.errors import (
 from vtryon.files import strict
 from vtryon.pictures import SUFFIXES
 from vtryon.run import Result
-from vtryon.types import ImageFormat, Priority
+from vtryon.types import ImageFormat, Lora, Priority
 
 _ATTEMPTS = 8
 _LONGEST_PAUSE_SECONDS = 30.0
@@ -43,7 +43,7 @@ class BatchCounts:
 class _Models:
     """Models that the mesh uses, once requested."""
 
-    digests: dict[str, str] | None = None
+    digests: dict[tuple[Lora, ...], dict[str, str]] = field(default_factory=dict)
     lock: asyncio.Lock = field(default_factory=asyncio.Lock)
 
 
@@ -113,14 +113,16 @@ class Batch:
     async def _has_same_models(self, entry: BatchEntry) -> bool:
         """Whether the mesh computes with the models that an earlier result has.
 
-        It is asked once, by a try-on of one step. A model without a digest may be another one.
+        It is asked once for each choice of LoRAs, which are part of a model's digest, by a try-on
+        of one step. A model without a digest may be another one.
         """
+        loras = tuple({**self.options, **entry.options}.get("loras", ()))
         async with self.models.lock:
-            if self.models.digests is None:
+            if loras not in self.models.digests:
                 result = await self._try_on(entry, steps=1, strength=None, sigmas=())
-                self.models.digests = _digests(result)
-        same = self.journal.lines[entry.name].digests == self.models.digests
-        return same and all(self.models.digests.values())
+                self.models.digests[loras] = _digests(result)
+        digests = self.models.digests[loras]
+        return self.journal.lines[entry.name].digests == digests and all(digests.values())
 
     async def _draw(self, entry: BatchEntry, key: str) -> JournalLine:
         started = time.monotonic()

@@ -112,6 +112,12 @@ def read_request(path: Path) -> RequestFile:
     content = _mapping(read_json(path), path.name)
     _refuse_unknown(content, {*_OPTIONS, "numerics", "pictures", "checkpoint"}, path.name)
     checkpoint = _mapping(content.get("checkpoint", {}), f"{path.name}: checkpoint")
+    if "loras" in checkpoint:
+        raise RequestError(
+            f"{path.name}: checkpoint.loras: LoRAs are options of the request; write "
+            '"loras": [{"name": NAME, "strength": NUMBER}] beside "checkpoint", with the names '
+            "that the server has for them"
+        )
     _refuse_unknown(checkpoint, _CHECKPOINT, f"{path.name}: checkpoint")
     options = _take(content, _OPTIONS, path.name)
     if "numerics" in content:

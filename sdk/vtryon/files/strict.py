@@ -106,10 +106,10 @@ def lora_of(written: str) -> Lora:
     Raises:
         ValueError: the strength is not a number.
     """
-    name, separator, strength = written.strip().rpartition("=")
+    name, separator, strength = written.rpartition("=")
     if not separator:
-        return Lora(strength)
-    return Lora(name, _number_of(strength, decimal_comma=False))
+        return Lora(written.strip())
+    return Lora(name.strip(), _number_of(strength.strip(), decimal_comma=False))
 
 
 def profile(value: Any) -> Profile:
@@ -188,7 +188,7 @@ def from_cell(name: str, cell: str, *, decimal_comma: bool = False) -> Any:
     if kind is numbers:
         return tuple(_number_of(one, decimal_comma=False) for one in cell.split())
     if kind is loras:
-        return tuple(map(lora_of, cell.split()))
+        return tuple(lora_of(one) for one in cell.split(";") if one.strip())
     return kind(cell)
 
 

@@ -74,6 +74,7 @@ class Jobs:
             garment: the same, or a sequence of up to three.
             prompt: the instruction; "picture 1" is the person and "picture 2" the garment.
             options: the prompt and all options as one value; excludes `prompt` and `arguments`.
+                Unset in it, the prompt is empty and there are no previews.
             request_id: idempotency key of the job.
             timeout_seconds: deadline of the job, including queueing and all attempts.
             labels: metadata to store with the job.

@@ -6,7 +6,7 @@ import inspect
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator, Mapping
 from contextlib import aclosing
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from functools import partial
 from typing import Any, Generic, TypeVar
 
@@ -53,7 +53,7 @@ class _PictureCall(Generic[S]):
     """
 
     start: S
-    data: tuple[bytes, ...]
+    data: tuple[bytes, ...] = field(repr=False)
     metadata: Mapping[str, str]
     timeout_seconds: float | None
 

@@ -140,7 +140,7 @@ class LoopbackCall:
         if self._fault is not None:
             raise self._fault
         status = self._status.result()
-        if status is _CANCELLED:
+        if status.code is grpc.StatusCode.CANCELLED:
             raise asyncio.CancelledError
         if status is not _OK:
             trailing = grpc.aio.Metadata(*status.trailing_metadata)

@@ -148,7 +148,9 @@ class Accepted(_message.Message):
     UNUSED_OPTIONS_FIELD_NUMBER: _builtins.int
     stage: Global___Stage.ValueType
     model_digest: _builtins.str
-    """sha256 of the checkpoint parts that this stage uses."""
+    """sha256 of the checkpoint parts that this stage uses; for a sampler that applies LoRAs, of these
+    parts, the LoRAs' files and their strengths.
+    """
     timeout_seconds: _builtins.float
     """Deadline of this call in seconds: the client's, or the server's default."""
     timeout_is_default: _builtins.bool
@@ -165,7 +167,9 @@ class Accepted(_message.Message):
     request of the same tenant.
     """
     @_builtins.property
-    def numerics(self) -> _numerics_pb2.Numerics: ...
+    def numerics(self) -> _numerics_pb2.Numerics:
+        """Unset by the pipeline for LoRAs without a profile, which may bring one: see the sampler's."""
+
     @_builtins.property
     def sigmas(self) -> _containers.RepeatedScalarFieldContainer[_builtins.float]:
         """Sampling only: the noise levels, steps + 1 of them; the last one is 0."""

@@ -10,7 +10,9 @@ reason.
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Coroutine
+from math import inf
 from typing import Any
 
 import grpc
@@ -20,6 +22,7 @@ from vtryon.wire import status
 
 _OVERWRITTEN = "Internal error from Core"
 _PATIENCE_SECONDS = 1.0
+_CLOCKS_SECONDS = 0.002  # between gRPC's deadline and ours, which begins behind it
 
 
 class CallStatus:
@@ -29,16 +32,21 @@ class CallStatus:
         send_error: the error of sending the requests, if it ended the call.
     """
 
-    def __init__(self, call: Any = None) -> None:
+    def __init__(self) -> None:
         self.send_error: Exception | None = None
         self._call: Any = None
+        self._deadline = inf
         self._ended: asyncio.Future[VtryonError] | None = None
-        if call is not None:
-            self.watch(call)
 
-    def watch(self, call: Any) -> None:
-        """Record the status of this call when it arrives."""
+    def watch(self, call: Any, seconds: float | None = None) -> None:
+        """Record the status of this call when it arrives.
+
+        Args:
+            call: of grpc.aio; one with interceptors does not know its own remaining time.
+            seconds: its timeout.
+        """
         self._call = call
+        self._deadline = inf if seconds is None else time.monotonic() + seconds
         self._ended = asyncio.get_running_loop().create_future()
         call.add_done_callback(self._record)
 
@@ -64,8 +72,7 @@ class CallStatus:
 
     def _ended_by_peer(self) -> VtryonError:
         """Return the error of a reset; a server whose deadline passes first resets as well."""
-        remaining = self._call.time_remaining()
-        if remaining is not None and remaining <= 0:
+        if time.monotonic() >= self._deadline - _CLOCKS_SECONDS:
             return DeadlineError("the deadline of the call has passed")
         return RunCancelledError("the call was cancelled")
 

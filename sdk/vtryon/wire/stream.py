@@ -108,7 +108,7 @@ class StreamCall:
         self._call = open_call(
             self._send(first), timeout=self._timeout_seconds, metadata=self._metadata()
         )
-        self._outcome.watch(self._call)
+        self._outcome.watch(self._call, self._timeout_seconds)
         return self
 
     async def __aexit__(self, *_: object) -> None:

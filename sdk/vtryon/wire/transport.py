@@ -21,7 +21,7 @@ class Transport(Protocol):
 
         A client uses `unary_unary`, `unary_stream`, `stream_unary`, `stream_stream`, `get_state`,
         `wait_for_state_change` and `close`. Of the calls it uses `cancel`, `cancelled`, `code`,
-        `details`, `trailing_metadata`, `time_remaining`, `add_done_callback` and the messages.
+        `details`, `trailing_metadata`, `add_done_callback` and the messages.
         """
 
 

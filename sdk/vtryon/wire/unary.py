@@ -74,7 +74,7 @@ async def _ask_once(
         call = channel.grpc.stream_unary(path, response_deserializer=read)
         sent = _sending(request(), outcome)
     begun = call(sent, timeout=seconds, metadata=_metadata(channel, span))
-    outcome.watch(begun)
+    outcome.watch(begun, seconds)
     with _translated(outcome):
         try:
             return reply.from_proto(await begun)

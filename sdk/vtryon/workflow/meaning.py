@@ -13,6 +13,8 @@ from vtryon.sampling_options import MAX_STEPS, MAX_TRUE_CFG_SCALE, guides
 from vtryon.schedules import denoised_sigmas
 from vtryon.seeds import MAX_SEED
 from vtryon.types import (
+    MAX_LORA_STRENGTH,
+    MAX_LORAS,
     MAX_PROMPT_CHARACTERS,
     MAX_SHIFT,
     MAX_SIDE,
@@ -59,6 +61,7 @@ class Reading(Walk):
     def __init__(self, graph: Graph, without: Sequence[str] = ()) -> None:
         super().__init__(graph, without, _WHY_NOT)
         self.request = WorkflowRequest()
+        self._loras: dict[str, PureWindowsPath] = {}
 
     @property
     def notes(self) -> list[str]:
@@ -194,13 +197,20 @@ class Reading(Walk):
     def _lora(self, node: Node) -> None:
         path = PureWindowsPath(self._text(node, "lora_name"))  # which reads both separators
         name = path.name.removesuffix(".safetensors")
-        strength = self._number(node, "strength_model", -100, 100, 1.0)
+        strength = self._number(node, "strength_model", -MAX_LORA_STRENGTH, MAX_LORA_STRENGTH, 1.0)
         if not strength:
             return self._tell(node, "nothing: its strength is 0")
-        loras = self.request.options.get("loras", ())
-        if any(name == lora.name for lora in loras):
-            raise self._refuse(node, f"applies the LoRA {name} a second time")
-        self.request.options["loras"] = (Lora(name, strength), *loras)
+        if self._loras.setdefault(name, path) != path:
+            raise self._refuse(node, f"lora_name {path}: {self._loras[name]} has the same name")
+        applied = {
+            lora.name: lora.strength or 0.0 for lora in self.request.options.get("loras", ())
+        }
+        applied = {name: 0.0} | applied  # the nodes are read from the last to the first
+        applied[name] += strength
+        if len(applied) > MAX_LORAS or abs(applied[name]) > MAX_LORA_STRENGTH:
+            limits = f"{MAX_LORAS} LoRAs, each of a strength within ±{MAX_LORA_STRENGTH:g}"
+            raise self._refuse(node, f"the LoRA {name}: a request has at most {limits}")
+        self.request.options["loras"] = tuple(Lora(*one) for one in applied.items())
         return self._tell(node, f"the LoRA {name} at {strength:g}")
 
     def _weight_dtype(self, node: Node) -> None:

@@ -11,7 +11,7 @@ from typing import Self
 import numpy as np
 from google.protobuf import json_format
 
-from vtryon.errors import RequestError, SettingsError, StageError
+from vtryon.errors import SettingsError, StageError
 from vtryon.events import Fit
 from vtryon.pictures import Picture
 from vtryon.types import EncodedImage, ImageFormat, TryOnOptions
@@ -122,11 +122,6 @@ class TritonTryOn:
         Raises:
             VtryonError: it failed; the metadata names the stage.
         """
-        if options.loras:
-            raise RequestError(
-                "loras: the Triton ensemble applies none; send the request to a pipeline with the "
-                "topology direct and the sampler's backend torch"
-            )
         key = uuid.uuid4().hex
         answers = self._pool.stream(
             Model.TRYON,

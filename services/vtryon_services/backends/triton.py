@@ -263,6 +263,11 @@ def can_preview(described: Mapping[str, str]) -> bool:
 
 def described_family(described: Mapping[str, str]) -> Family:
     """Make the family of an exported checkpoint, by its metadata."""
+    if "family" not in described:
+        raise SettingsError(
+            "the models of the Triton server are of an older export, without their family: export "
+            "them again, by `vtryon models export-triton`"
+        )
     geometry = Geometry.model_validate_json(described["geometry"])
     return find_family(described["family"])(geometry)
 

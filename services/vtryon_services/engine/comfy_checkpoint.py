@@ -31,7 +31,7 @@ from vtryon_services.engine.weights import ZERO_COND_MARKER, Weights
 
 _PREFIXES = ("model.diffusion_model.", "diffusion_model.")
 _FIRST, _PLUS = "QwenImageEditPipeline", "QwenImageEditPlusPipeline"
-_NAMED_PLUS = re.compile("2509|2511")
+_NAMED_PLUS = re.compile(r"(?<!\d)(2509|2511)(?!\d)")
 _MARKERS = {float8.MARKER, ZERO_COND_MARKER}
 _TOKENS = {"image_token_id": "<|image_pad|>", "video_token_id": "<|video_pad|>"}
 _TOKENS |= {"vision_start_token_id": "<|vision_start|>", "vision_end_token_id": "<|vision_end|>"}
@@ -48,9 +48,8 @@ class ComfyCheckpoint(Checkpoint):
     def of(cls, source: ComfyFolder) -> ComfyCheckpoint:
         """Find the files, and check the headers of all weights."""
         checkpoint = cls(source.folder, source, find_files(source))
-        for name in checkpoint._weights:
-            checkpoint.weights(name)
         find_family(checkpoint._pipeline)
+        checkpoint._check_time()
         return checkpoint
 
     @property
@@ -65,6 +64,38 @@ class ComfyCheckpoint(Checkpoint):
         return find_family(self._pipeline)(Geometry())
 
     @property
+    def _zero_cond_t(self) -> bool | None:
+        """Whether references are modulated at time zero, as the source says; None if it does not.
+
+        Raises:
+            SettingsError: it is neither true nor false.
+        """
+        chosen = dict(self.source.choices).get("zero_cond_t")
+        if chosen not in {None, "true", "false"}:
+            raise unsupported(f"zero_cond_t={chosen}: takes true or false")
+        return None if chosen is None else chosen == "true"
+
+    def _check_time(self) -> None:
+        """Refuse a file whose name says 2511 and whose tensors do not."""
+        name, marked = self.files.transformer.name, self._is_marked
+        found = _NAMED_PLUS.search(name)
+        if found and found[1] == "2511" and not marked and self._zero_cond_t is None:
+            raise unsupported(
+                f"{name} says 2511, and has no tensor {ZERO_COND_MARKER}, by which ComfyUI's files "
+                "of that model are known: add zero_cond_t=true if it is one, else "
+                "zero_cond_t=false, as in comfyui:FOLDER?zero_cond_t=true"
+            )
+        if marked and self._pipeline == _FIRST:
+            raise unsupported(
+                f"{name} has the tensor {ZERO_COND_MARKER} of the 2511 model: take out "
+                f"class_name={_FIRST}"
+            )
+
+    @property
+    def _is_marked(self) -> bool:
+        return ZERO_COND_MARKER in self._weights["transformer"].tensors
+
+    @property
     def _pipeline(self) -> str:
         """The pipeline's class, which no tensor tells but the marker of the 2511 model.
 
@@ -75,7 +106,7 @@ class ComfyCheckpoint(Checkpoint):
         if named is not None:
             return named
         name = self.files.transformer.name
-        if ZERO_COND_MARKER in self._weights["transformer"].tensors or _NAMED_PLUS.search(name):
+        if self._is_marked or _NAMED_PLUS.search(name):
             return _PLUS
         raise unsupported(
             f"{name} does not say which edit model it is, and its tensors are those of several: "
@@ -99,7 +130,8 @@ class ComfyCheckpoint(Checkpoint):
             return dict(published.SCHEDULER)
         tensors = self._weights[name].tensors
         if name == "transformer":
-            return shapes.transformer_config(tensors)
+            chosen = {} if self._zero_cond_t is None else {"zero_cond_t": self._zero_cond_t}
+            return {**shapes.transformer_config(tensors), **chosen}
         if name == "vae":
             return shapes.vae_config(tensors)
         return shapes.text_config(tensors, self._tokens)
@@ -146,6 +178,8 @@ class ComfyCheckpoint(Checkpoint):
             # Below the folder of its kind: diffusion_models/NAME.
             found[name] = Path(*path.relative_to(self.folder).parts[1:]).as_posix()
         tokenizer = self.files.tokenizer.resolve()
+        if self._zero_cond_t is not None:
+            found["zero_cond_t"] = str(self._zero_cond_t).lower()
         return {**found, "tokenizer": tokenizer, "class_name": self.family.pipeline}
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Iterator
 from dataclasses import dataclass
 from fnmatch import fnmatch
 from pathlib import Path
@@ -51,7 +53,7 @@ def _find(source: ComfyFolder, part: str) -> Path:
     folders, pattern = _PLACES[part]
     found = {}
     for folder in (source.folder / name for name in reversed(folders)):
-        for path in sorted(folder.rglob("*.safetensors")):
+        for path in _walk(folder):
             found[path.relative_to(folder).as_posix()] = path
     where = f"{' and '.join(f'{name}/' for name in folders)} of {source.folder.name}"
     chosen = dict(source.choices).get(part)
@@ -64,6 +66,17 @@ def _find(source: ComfyFolder, part: str) -> Path:
         there = few(sorted(found)) or "no safetensors file"
         raise not_found(f"{where} has no {chosen}; there is {there}")
     return found[chosen]
+
+
+def _walk(folder: Path) -> Iterator[Path]:
+    """Give safetensors files, also in folders that are links, as ComfyUI finds them."""
+    entered: set[str] = set()
+    for place, folders, names in os.walk(folder, followlinks=True):
+        if (real := os.path.realpath(place)) in entered:  # a link to a folder above
+            folders.clear()
+            continue
+        entered.add(real)
+        yield from sorted(Path(place, name) for name in names if name.endswith(".safetensors"))
 
 
 def _not_one(where: str, part: str, fitting: list[str], found: list[str]) -> SettingsError:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -33,19 +34,18 @@ def snapshot(repository: HubRepository) -> Path:
     return _once(repository, "checkpoint", _download)
 
 
-def cached(repository: HubRepository) -> bool:
-    """Whether a whole snapshot is in the cache, without asking the hub.
+def cached(repository: HubRepository) -> Path | None:
+    """Find a whole snapshot in the cache, without asking the hub.
 
     Raises:
         SettingsError: the client is not installed.
     """
     try:
-        _download(repository, local_files_only=True)
+        return _download(repository, local_files_only=True)
     except SettingsError as error:
         if error.reason is None:  # none of a checkpoint's
             raise
-        return False
-    return True
+        return None
 
 
 def tokenizer(repository: HubRepository) -> Path:
@@ -106,8 +106,9 @@ def _why(repository: HubRepository, error: Exception) -> str:
             "is not whole in the hub's cache, and the hub can't be reached: unset HF_HUB_OFFLINE, "
             f"or run `hf download {repository.name}` where there is a network"
         )
-    lines = str(error).strip().splitlines() or [type(error).__name__]
-    return f"can't be downloaded ({lines[0]}): correct that, then start again"
+    _log.warning("a download failed", source=str(repository), exc_info=error)
+    words = error.strerror if isinstance(error, OSError) else None
+    return f"can't be downloaded ({words or type(error).__name__}): the log has the cause"
 
 
 def _checked(repository: HubRepository, folder: Path) -> Path:
@@ -116,4 +117,19 @@ def _checked(repository: HubRepository, folder: Path) -> Path:
             f"{repository} has no model_index.json: name a repository in diffusers layout that "
             "holds all parts"
         )
+    for part in _parts(folder / "model_index.json"):
+        if not (folder / part).is_dir():
+            raise not_found(
+                f"{repository} is not whole in the hub's cache: it lacks {part}/. Unset "
+                f"HF_HUB_OFFLINE, or run `hf download {repository.name}`"
+            )
     return folder
+
+
+def _parts(index: Path) -> list[str]:
+    """List the parts that an index has; a broken one is refused where it is opened."""
+    try:
+        listed = json.loads(index.read_bytes())
+        return [part for part in layout.PART_FILES if any(listed.get(part) or ())]
+    except (OSError, ValueError, AttributeError, TypeError):
+        return []

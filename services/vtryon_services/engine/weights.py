@@ -210,10 +210,11 @@ def _renamed(tensors: Mapping[str, Stored]) -> dict[str, Stored]:
         name = key
         for older, newer in _OLDER:
             name = older.sub(newer, name)
-        if name in found:
-            raise corrupt(f"text_encoder has {key} and {found[name].key}, two names of a tensor")
+        own = name.removeprefix("model.")
+        if own in found:
+            raise corrupt(f"text_encoder has {key} and {found[own].key}, two names of a tensor")
         if name != _LOGITS:  # never computed
-            found[name.removeprefix("model.")] = stored
+            found[own] = stored
     return found
 
 

@@ -12,7 +12,7 @@ from contextlib import aclosing
 from dataclasses import replace
 from typing import Any
 
-from vtryon.errors import VtryonError
+from vtryon.errors import RequestError, Violation, VtryonError
 from vtryon.events import (
     Accepted,
     Event,
@@ -71,6 +71,12 @@ class EnsembleFlow:
             VtryonError: it failed, and there is no other attempt.
         """
         self._ensemble.check_pictures(len(self._subjects))
+        if self._options.loras:
+            words = (
+                "a Triton ensemble applies none; send the request to a pipeline with the topology "
+                "direct, and a sampler with the backend torch"
+            )
+            raise RequestError(f"loras: {words}", violations=(Violation("loras", words),))
         received = await self._incoming.receive()
         # An ensemble can't be entered in the middle: it begins anew, and draws the same.
         pictures = received[: len(self._subjects)]

@@ -125,15 +125,19 @@ class Pipeline:
 def _choose(options: TryOnOptions) -> TryOnOptions:
     """Check the options, and choose a seed if none is set."""
     check_options(options)
-    resolve(options.numerics)
+    if not _may_bring_profile(options):
+        resolve(options.numerics)
     return settled(options, draw_seed())
 
 
 def _numerics(options: TryOnOptions) -> Numerics | None:
     """Return the request's numerics; None if the sampler chooses the profile, by the LoRAs."""
-    if options.loras and not (options.numerics and options.numerics.profile):
-        return None
-    return resolve(options.numerics).to_wire()
+    return None if _may_bring_profile(options) else resolve(options.numerics).to_wire()
+
+
+def _may_bring_profile(options: TryOnOptions) -> bool:
+    """Whether the profile may come from a distilled LoRA, which the sampler alone knows."""
+    return bool(options.loras) and not (options.numerics and options.numerics.profile)
 
 
 def _inline_payloads(request: TryOnInline) -> list[Outgoing]:

@@ -16,7 +16,9 @@ def _read(value: object) -> object:
         return value
     files: dict[str, str] = {}
     for item in filter(None, map(str.strip, items)):
-        name, _, path = item.rpartition("=")
+        name, separator, path = item.partition("=")
+        if not separator or "/" in name:  # a path may have a sign as well
+            name, path = "", item
         name = name or Path(path).stem
         if not path:
             raise ValueError(f"{item!r} is not PATH or NAME=PATH")

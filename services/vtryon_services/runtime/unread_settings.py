@@ -47,12 +47,19 @@ def _unread_of_stage(stage: StageSettings) -> Iterator[str]:
 
 
 def _unread_by_all(stages: list[StageSettings], given: Mapping[str, Any]) -> Iterator[str]:
-    backends = {stage.backend: None for stage in stages}
     for name, only in ONLY_OF.items():
+        readers = [stage for stage in stages if _may_read(stage, name)]
+        backends = {stage.backend: None for stage in readers}
         said = _said(name, given)
-        if only not in backends and said:
-            because = f"the backend of {', '.join(stage.service for stage in stages)} is "
+        if readers and only not in backends and said:
+            because = f"the backend of {', '.join(stage.service for stage in readers)} is "
             yield refusal(said, name, because + ", ".join(backends), next(iter(backends)))
+
+
+def _may_read(stage: StageSettings, name: str) -> bool:
+    if name == "compiled" and stage.backend == "torch":
+        return stage.service == Stage.SAMPLING
+    return name in type(stage).model_fields
 
 
 def _unread_by_direct() -> Iterator[str]:

@@ -19,7 +19,13 @@ from pydantic import (
 
 from vtryon.errors import RequestError, Violation
 from vtryon.sampling_options import SAMPLING_OPTIONS, Option
-from vtryon.types import MAX_PROMPT_CHARACTERS, ImageFormat, TryOnOptions
+from vtryon.types import (
+    MAX_LORA_STRENGTH,
+    MAX_LORAS,
+    MAX_PROMPT_CHARACTERS,
+    ImageFormat,
+    TryOnOptions,
+)
 from vtryon.wire.status import MAX_VIOLATIONS
 
 GOOD_REQUEST_ID = re.compile(r"[\x21-\x7e]{1,128}")
@@ -78,13 +84,15 @@ class LoraRange(_Ranges):
     """Of a LoRA of a request."""
 
     name: str = Field(min_length=1, max_length=128)
-    strength: float | None = Field(default=None, ge=-100, le=100, allow_inf_nan=False)
+    strength: float | None = Field(
+        default=None, ge=-MAX_LORA_STRENGTH, le=MAX_LORA_STRENGTH, allow_inf_nan=False
+    )
 
 
 class LoraRanges(_Ranges):
     """Of the LoRAs of a request."""
 
-    loras: tuple[LoraRange, ...] = Field(default=(), max_length=8)
+    loras: tuple[LoraRange, ...] = Field(default=(), max_length=MAX_LORAS)
 
     @field_validator("loras")
     @classmethod

@@ -32,11 +32,7 @@ def unused_options(
         *_of_guided(given, norm, guided=negative and (scale is None or guides(scale))),
         *_of_schedule(given),
         *_of_previews(given, can_preview=can_preview),
-        *(
-            UnusedOption("loras", f"the strength of {lora.name} is 0")
-            for lora in given.loras
-            if lora.strength == 0
-        ),
+        *_of_loras(given),
     )
 
 
@@ -89,6 +85,11 @@ def _of_schedule(given: TryOnOptions | SampleStart) -> Iterator[UnusedOption]:
     for name in ("schedule", "shift"):
         if getattr(given.numerics, name) is not None:
             yield UnusedOption(f"numerics.{name}", "sigmas are given in place of a schedule")
+
+
+def _of_loras(given: TryOnOptions | SampleStart) -> Iterator[UnusedOption]:
+    if names := ", ".join(lora.name for lora in given.loras if lora.strength == 0):
+        yield UnusedOption("loras", f"the strength of {names} is 0")
 
 
 def _of_previews(given: TryOnOptions | SampleStart, *, can_preview: bool) -> Iterator[UnusedOption]:

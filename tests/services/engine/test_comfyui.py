@@ -240,6 +240,34 @@ def test_a_file_that_does_not_say_which_model_it_is_needs_a_pipeline(models) -> 
     assert Checkpoint.open(parse_source(first.location)).family.pipeline == first.family.pipeline
 
 
+def test_a_name_with_2511_needs_the_marker_or_a_choice(models) -> None:
+    """Numbers within a date are no model's."""
+    folder = models / "diffusion_models"
+    dated = (models / TRANSFORMER).rename(folder / "edit_20250915.safetensors")
+    assert "does not say which edit model" in refused(models).message
+    dated.rename(folder / "qwen_edit_2511.safetensors")
+    assert "add zero_cond_t=true if it is one" in refused(models).message
+    assert "takes true or false" in refused(models, zero_cond_t="yes").message
+    chosen = {
+        value: Checkpoint.open(ComfyFolder(models, (("zero_cond_t", value),)))
+        for value in ("true", "false")
+    }
+    assert chosen["true"].config("transformer")["zero_cond_t"] is True
+    assert chosen["false"].config("transformer")["zero_cond_t"] is False
+    assert Sampler.load(chosen["true"], CPU).transformer.config.zero_cond_t
+    assert len({one.digest(Stage.SAMPLING) for one in chosen.values()}) == 2
+    again = Checkpoint.open(parse_source(chosen["true"].location))
+    assert again.config("transformer")["zero_cond_t"] is True
+
+
+def test_files_in_linked_folders_are_found(models, tmp_path) -> None:
+    moved = (models / "vae").rename(tmp_path / "elsewhere")
+    (models / "vae").mkdir()
+    (models / "vae" / "qwen").symlink_to(moved)
+    (moved / "loop").symlink_to(models / "vae")
+    assert Checkpoint.open(ComfyFolder(models)).files.vae.name == "qwen_image_vae.safetensors"
+
+
 def test_what_is_missing_is_named(models, tmp_path, diffusers) -> None:
     shutil.rmtree(models.parent / "comfy")
     error = refused(models)

@@ -154,6 +154,37 @@ def test_alphas_in_metadata_are_read_as_diffusers_writes_them(tmp_path: Path) ->
         torch.testing.assert_close(lora.layers[name].up @ lora.layers[name].down, scale * up @ down)
 
 
+def with_settings(folder: Path, own: Pairs, name: str, **settings: object) -> Path:
+    config = {f"transformer.{key}": value for key, value in {"r": RANK, **settings}.items()}
+    tensors = STYLES["diffusers"][0](own)
+    return write(folder, name, tensors, lora_adapter_metadata=json.dumps(config))
+
+
+def test_rank_stabilised_alphas_are_those_of_diffusers(tmp_path: Path) -> None:
+    ours, theirs = random_transformer(), random_transformer()
+    settings = {"lora_alpha": ALPHA, "use_rslora": True, "target_modules": [*LAYERS]}
+    path = with_settings(tmp_path, pairs(ours), "a", **settings)
+    layers = LoraLayers(ours, read_loras({"a": path}, ours, CPU))
+    layers.select([{"a": 1.0}], torch.device("cpu"))
+    state, metadata = QwenImageLoraLoaderMixin.lora_state_dict(str(path), return_lora_metadata=True)
+    theirs.load_lora_adapter(state, prefix="transformer", metadata=metadata)
+    torch.testing.assert_close(forward(ours), forward(theirs), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [{"use_dora": True}, {"lora_bias": True}, {"init_lora_weights": "pissa"}],
+    ids=lambda settings: next(iter(settings)),
+)
+def test_settings_of_peft_that_are_not_computed_are_refused(
+    settings: dict[str, object], tmp_path: Path
+) -> None:
+    model = random_transformer()
+    path = with_settings(tmp_path, pairs(model), "a", lora_alpha=ALPHA, **settings)
+    with pytest.raises(SettingsError, match=r"dora|lora_bias|pissa"):
+        read_loras({"a": path}, model, CPU)
+
+
 MIX: tuple[Mapping[str, float], ...] = (
     {},
     {"a": 1.0},
@@ -294,6 +325,16 @@ def test_what_does_not_hold_is_refused(tmp_path: Path) -> None:
     assert "holds no tensors" in refused(write(tmp_path, "empty", {}))
     twice = tensors | STYLES["bare"][0](pairs(model, ("img_in",)))
     assert "twice" in refused(write(tmp_path, "twice", twice))
+    fp8 = {**tensors, key: tensors[key].to(torch.float8_e4m3fn)}
+    assert "values of torch.float8_e4m3fn" in refused(write(tmp_path, "fp8", fp8))
+    none = {name: tensor[:0] if name == key else tensor[:, :0] for name, tensor in tensors.items()}
+    assert "halves of (0, 16)" in refused(write(tmp_path, "none", none))
+    many = {**STYLES["lightx2v"][0](pairs(model, ("img_in",))), "img_in.alpha": torch.ones(2)}
+    assert "an alpha of 2 values" in refused(write(tmp_path, "many", many))
+    pattern = with_settings(
+        tmp_path, pairs(model, ("img_in",)), "pattern", alpha_pattern={"attn.to_q(": 3}
+    )
+    assert "its lora_adapter_metadata can't be loaded" in refused(pattern)
     pickled = tmp_path / "a.pt"
     pickled.write_bytes(b"x")
     assert "no other format is loaded" in refused(pickled)
@@ -307,7 +348,10 @@ def test_what_does_not_hold_is_refused(tmp_path: Path) -> None:
     [
         ("Qwen-Image-Edit-2509-Lightning-4steps-V1.0-bf16", 4),
         ("qwen-image-edit-2511-lightning-8steps", 8),
-        ("lightning", 4),
+        ("Qwen-Lightning-8-steps", 8),
+        ("lightning", None),
+        ("lightning-dress_2000steps", None),
+        ("dress-lightning-v1-step40", None),
         ("try-on", None),
     ],
 )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from typing import ClassVar
 
 import pytest
 from hypothesis import given
@@ -12,6 +13,7 @@ from vtryon.sampling_options import SamplingOptions, sampling_fields
 from vtryon.types import Numerics, Profile, SampleStart
 from vtryon_services.engine.defaults import DEFAULTS, Defaults, Guidance
 from vtryon_services.engine.geometry import Geometry
+from vtryon_services.engine.loras.choice import LoraFacts
 from vtryon_services.engine.numerics import Resolved, resolve
 from vtryon_services.engine.planning import plan_of
 from vtryon_services.triton.contract import option_parameters
@@ -19,6 +21,8 @@ from vtryon_services.triton.contract import option_parameters
 
 class Evenly:
     """Noise levels that fall evenly, and the defaults of the profiles."""
+
+    loras: ClassVar[dict[str, LoraFacts]] = {}
 
     def defaults(self, numerics: Resolved) -> Defaults:
         return DEFAULTS[numerics.profile]

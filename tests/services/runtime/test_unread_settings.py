@@ -83,6 +83,15 @@ def test_a_variable_of_a_service_that_is_not_started_is_left_alone(monkeypatch) 
     load_settings([Stage.PIPELINE], {})
 
 
+@pytest.mark.parametrize("name", ["loras", "compiled"])
+def test_what_the_sampler_alone_reads_is_refused_by_its_backend(name, monkeypatch) -> None:
+    monkeypatch.setenv("VTRYON_SAMPLING_BACKEND", "triton")
+    for given in ({name: VALUES[name]}, {}):
+        with pytest.raises(SettingsError, match=f"{name}|{variable(name)}"):
+            load_settings(list(Stage), given)
+        monkeypatch.setenv(variable(name), VALUES[name])
+
+
 def test_only_the_sampler_is_compiled(monkeypatch) -> None:
     monkeypatch.setenv("VTRYON_COMPILED", "true")
     load_settings([Stage.DECODING], {})

@@ -55,7 +55,8 @@ async def raw(client: vtryon.Client, method: StreamMethod, messages: list, *, cl
             await asyncio.sleep(30)
 
     call = client.channel.grpc.stream_stream(method.path)(requests(), timeout=10)
-    outcome, started = CallStatus(call), time.monotonic()
+    outcome, started = CallStatus(), time.monotonic()
+    outcome.watch(call)
     with pytest.raises(grpc.aio.AioRpcError) as caught:
         async for reply in call:
             stream_pb2.Event.FromString(reply)

@@ -20,6 +20,7 @@ from vtryon.errors import RequestError
 from vtryon.options import DEFAULT_PROMPT
 from vtryon.types import (
     MAX_GARMENTS,
+    MAX_LORAS,
     GuidanceNorm,
     ImageFormat,
     Lora,
@@ -141,7 +142,7 @@ class LoraBody(LoraRange):
     model_config = ConfigDict(extra="forbid")
 
 
-class LorasBody(RootModel[Annotated[list[LoraBody], Field(max_length=8)]]):
+class LorasBody(RootModel[Annotated[list[LoraBody], Field(max_length=MAX_LORAS)]]):
     """LoRAs that apply."""
 
 

@@ -27,7 +27,7 @@ def find_family(pipeline: object) -> MakeFamily:
     if named not in FAMILIES:
         about = _NOT_COMPUTED.get(named, "another pipeline")
         raise unsupported(
-            f"model_index.json names {named} ({about}); the engine computes "
+            f"the checkpoint names {named} ({about}); the engine computes "
             f"{' and '.join(FAMILIES)}"
         )
     return FAMILIES[named]

@@ -20,7 +20,7 @@ from vtryon_services.engine.content import content_digest
 from vtryon_services.engine.float8 import Float8Linear
 from vtryon_services.engine.loras.choice import LoraFacts, check_files, label_of
 from vtryon_services.engine.placement import Placement
-from vtryon_services.engine.refusals import corrupt, few, unsupported
+from vtryon_services.engine.refusals import corrupt, few, library_errors, unsupported
 
 _PREFIXES = (
     "base_model.model.",
@@ -42,8 +42,13 @@ _KINDS = (
     (re.compile(r"\.alpha$"), _ALPHA),
 )
 _PEFT_METADATA = "lora_adapter_metadata"
+# Settings of PEFT that change the result, and starts of training that leave the weights alone.
+_NOT_COMPUTED = ("use_dora", "lora_bias", "bias_pattern", "megatron_config", "layer_replication")
+_PLAIN_STARTS = (True, False, None, "gaussian", "orthogonal", "eva", "lora_ga")
+_FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 _LIGHTNING = re.compile(r"lightning", re.IGNORECASE)
-_STEPS = re.compile(r"(\d+)[-_ ]?steps?", re.IGNORECASE)
+_STEPS = re.compile(r"(?<![\dv.])(\d{1,2})[-_ ]?steps?(?![a-z\d])", re.IGNORECASE)
+_MOST_STEPS = 16  # of a distilled model; what is more is no number of sampling steps
 
 
 class LowRank(NamedTuple):
@@ -100,9 +105,9 @@ def _read_lora(
     label = label_of(name, path)
     tensors, metadata = _read(label, path)
     found = _by_layer(label, tensors, shapes)
-    alphas = _peft_alphas(label, metadata, shapes)
+    scaling = _peft_scaling(label, metadata, shapes)
     layers = {
-        layer: _low_rank(f"{label}: {layer}", parts, shapes[layer], alphas.get(layer), placement)
+        layer: _low_rank(f"{label}: {layer}", parts, shapes[layer], scaling, layer, placement)
         for layer, parts in found.items()
     }
     return LoadedLora(name, LoraFacts(content_digest(path), _lightning_steps(path.stem)), layers)
@@ -111,8 +116,8 @@ def _read_lora(
 def _lightning_steps(stem: str) -> int | None:
     if not _LIGHTNING.search(stem):
         return None
-    steps = _STEPS.search(stem)
-    return int(steps[1]) if steps else 4
+    steps = int(found[1]) if (found := _STEPS.search(stem)) else 0
+    return steps if 1 <= steps <= _MOST_STEPS else None
 
 
 def _read(label: str, path: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
@@ -171,23 +176,43 @@ def _no_layer(label: str, others: list[str], total: int) -> SettingsError:
     )
 
 
-def _peft_alphas(
-    label: str, metadata: Mapping[str, str], layers: Iterable[str]
-) -> dict[str, float]:
-    """Read the alphas that PEFT and diffusers store in the file's metadata, by layer."""
+class _Scaling(NamedTuple):
+    """How PEFT scales a LoRA, by the metadata of its file.
+
+    Attributes:
+        alphas: by layer.
+        rank_stabilised: whether by alpha / √rank in place of alpha / rank.
+    """
+
+    alphas: Mapping[str, float]
+    rank_stabilised: bool = False
+
+
+def _peft_scaling(label: str, metadata: Mapping[str, str], layers: Iterable[str]) -> _Scaling:
+    """Read the settings that PEFT and diffusers store in the file's metadata.
+
+    Raises:
+        SettingsError: they can't be read, or change the result in a way that is not computed.
+    """
     if _PEFT_METADATA not in metadata:
-        return {}
-    try:
+        return _Scaling({})
+    with library_errors(f"{label}: its {_PEFT_METADATA}"):
         config = json.loads(metadata[_PEFT_METADATA])
         own = {key.removeprefix("transformer."): value for key, value in config.items()}
+        if changed := sorted(name for name in _NOT_COMPUTED if own.get(name)):
+            raise unsupported(
+                f"{label} was trained with {', '.join(changed)}, which is not computed: merge it "
+                "into the weights by PEFT"
+            )
+        if own.get("init_lora_weights", True) not in _PLAIN_STARTS:
+            raise unsupported(
+                f"{label} was trained from {own['init_lora_weights']}, which changes the weights "
+                "themselves: convert it to a plain LoRA by PEFT"
+            )
         default, patterns = own.get("lora_alpha"), own.get("alpha_pattern") or {}
-        return {
-            layer: float(alpha)
-            for layer in layers
-            if (alpha := _alpha_of(layer, patterns, default)) is not None
-        }
-    except (ValueError, AttributeError, TypeError) as error:
-        raise corrupt(f"{label}: its {_PEFT_METADATA} can't be read") from error
+        found = {layer: _alpha_of(layer, patterns, default) for layer in layers}
+        alphas = {layer: float(alpha) for layer, alpha in found.items() if alpha is not None}
+        return _Scaling(alphas, bool(own.get("use_rslora")))
 
 
 def _alpha_of(layer: str, patterns: Mapping[str, Any], default: Any) -> Any:
@@ -200,23 +225,38 @@ def _alpha_of(layer: str, patterns: Mapping[str, Any], default: Any) -> Any:
 def _low_rank(
     label: str,
     parts: Mapping[str, torch.Tensor],
-    layer: torch.Size,
-    metadata_alpha: float | None,
+    size: torch.Size,
+    scaling: _Scaling,
+    layer: str,
     placement: Placement,
 ) -> LowRank:
     if missing := {_DOWN, _UP} - parts.keys():
         raise corrupt(f"{label} has no {' and no '.join(sorted(missing))} half")
     down, up = parts[_DOWN], parts[_UP]
-    rank, (values_out, values_in) = down.shape[0], layer
+    for one in parts.values():
+        if one.dtype not in _FLOATS:
+            raise unsupported(f"{label} has values of {one.dtype}: convert them to bf16 or fp32")
+    rank, (values_out, values_in) = max(1, len(down)) if down.dim() else 1, size
     wanted = ((rank, values_in), (values_out, rank))
     if (tuple(down.shape), tuple(up.shape)) != wanted:
         raise unsupported(
             f"{label} has halves of {tuple(down.shape)} and {tuple(up.shape)}; this checkpoint's "
             f"layer takes {wanted[0]} and {wanted[1]}: the LoRA was made for another model"
         )
-    alpha = parts[_ALPHA].item() if _ALPHA in parts else metadata_alpha
-    scale = 1.0 if alpha is None else alpha / rank
+    scale = _scale(label, parts.get(_ALPHA), scaling, layer, rank)
     if not (math.isfinite(scale) and down.isfinite().all() and up.isfinite().all()):
         raise corrupt(f"{label} has values that are not finite")
     device, dtype = placement.device, placement.dtype
     return LowRank(down.to(device, dtype), (up.float() * scale).to(device, dtype))
+
+
+def _scale(
+    label: str, tensor: torch.Tensor | None, scaling: _Scaling, layer: str, rank: int
+) -> float:
+    """Return the factor of up · down; 1 for a file that has no alpha."""
+    if tensor is not None and tensor.numel() != 1:
+        raise corrupt(f"{label} has an alpha of {tensor.numel()} values")
+    alpha = scaling.alphas.get(layer) if tensor is None else float(tensor)
+    if alpha is None:
+        return 1.0
+    return alpha / (math.sqrt(rank) if scaling.rank_stabilised else rank)
