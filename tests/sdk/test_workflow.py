@@ -160,7 +160,7 @@ def test_sizes_and_loras() -> None:
     graph["11"]["inputs"]["model"] = ["16", 0]
     assert Reading(Graph.read(graph)).read().options["loras"] == (Lora("quick", 0.75),)
     again["lora_name"] = "other\\quick.safetensors"
-    with pytest.raises(RequestError, match="has the same name"):
+    with pytest.raises(vtryon.RequestError, match="has the same name"):
         Reading(Graph.read(graph)).read()
 
 
