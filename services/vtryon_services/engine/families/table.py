@@ -27,7 +27,6 @@ def find_family(pipeline: object) -> MakeFamily:
     if named not in FAMILIES:
         about = _NOT_COMPUTED.get(named, "another pipeline")
         raise unsupported(
-            f"the checkpoint names {named} ({about}); the engine computes "
-            f"{' and '.join(FAMILIES)}"
+            f"the checkpoint names {named} ({about}); the engine computes {' and '.join(FAMILIES)}"
         )
     return FAMILIES[named]
