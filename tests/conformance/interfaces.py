@@ -27,7 +27,7 @@ from vtryon.options import make_options
 from vtryon.pictures import read_picture
 from vtryon.types import TryOnInline
 from vtryon.v1 import stream_pb2
-from vtryon.wire.call_status import CallStatus as CallOutcome
+from vtryon.wire.call_status import CallStatus
 from vtryon_services.mannequin.triples import held_out
 
 
@@ -126,7 +126,8 @@ class Inline(Grpc):
             call = client.channel.grpc.unary_stream("/vtryon.v1.PipelineService/TryOnInline")(
                 request.SerializeToString()
             )
-            outcome, data = CallOutcome(call), bytearray()
+            outcome, data = CallStatus(), bytearray()
+            outcome.watch(call)
             try:
                 async for raw in call:
                     data += stream_pb2.Event.FromString(raw).chunk.data
